@@ -1,0 +1,330 @@
+"""The one door to JAX's unstable side.
+
+Everything that reads `jax._src`, `jax.extend`, or the parameters of a higher-order primitive lives here, so that the
+two JAX worlds funcbp supports (0.10.2 and the newest) differ in this file and in `record.py` only. It probes for the
+shape of things, never for a version string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import importlib
+import importlib.util
+
+import jax
+from jax import lax
+from jax._src import (
+    ad_util,
+    core,
+    linear_util,
+    sharding_impls,
+    source_info_util,
+    util,
+)
+from jax._src.interpreters import partial_eval
+from jax.extend.core import primitives
+
+Aval = Any
+weakref_cache = util.weakref_lru_cache
+float0 = jax.dtypes.float0
+_PLACES = (
+    *"lax.lax lax.slicing lax.special lax.linalg lax.fft lax.eval_jaxpr lax.control_flow.conditionals".split(),
+    *"pjit custom_batching custom_derivatives random.core random.prng interpreters.partial_eval".split(),
+)
+
+
+def primitive(name: str) -> Any:
+    """The primitive of this name (`tanh_p`), or None where this JAX has no such primitive."""
+    if hasattr(primitives, name):
+        return getattr(primitives, name)
+    modules = (f"jax._src.{place}" for place in _PLACES)
+    found = (importlib.import_module(m) for m in modules if importlib.util.find_spec(m))
+    return next((getattr(m, name) for m in found if hasattr(m, name)), None)
+
+
+def zeros(aval: Aval) -> jax.Array:
+    """An array of zeros of this type: shape, dtype, sharding."""
+    return ad_util.zeros_like_aval(aval)
+
+
+def strong(aval: Aval) -> Aval:
+    """The same type without weakness: what a cotangent of a value of this type has."""
+    return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
+
+
+def to_strong(x: Any) -> Any:
+    """The same numbers, not weakly typed."""
+    return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
+
+
+def sharding_of(x: Any) -> Any:
+    """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
+    sharding = getattr(_type(x), "sharding", None)
+    return None if sharding is None or sharding.mesh.empty else sharding
+
+
+def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
+    """The sharding of x with its axes in another order, or None where no mesh is set."""
+    sharding = sharding_of(x)
+    if sharding is None:
+        return None
+    return sharding.update(spec=jax.P(*(sharding.spec[i] for i in axes)))
+
+
+def _type(x: Any) -> Aval:
+    return x if isinstance(x, core.AbstractValue) else core.typeof(x)
+
+
+def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Sizes after `dilation - 1` holes are put between neighbours."""
+    return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
+
+
+def current_source() -> Any:
+    """Where in the user's program the equation at hand was written."""
+    return source_info_util.current()
+
+
+def user_line(source: Any) -> str:
+    """`file:line (function)` of the user's line, as JAX's own messages write it."""
+    return source_info_util.summarize(source)
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A traced function: inputs, equations, outputs, and the constants it closed over.
+
+    A program is a value: it can be pruned, cut in two and joined with another one without tracing anything again.
+    """
+
+    def __init__(self, jaxpr: Any, consts: Sequence[Any] = ()):
+        self.jaxpr, self.consts = jaxpr, tuple(consts)
+        self.jitted = jax.jit(self.__call__)
+
+    def __call__(self, *args: Any) -> list[Any]:
+        return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
+
+    @property
+    def invars(self) -> list[Any]:
+        return list(self.jaxpr.invars[len(self.consts) :])
+
+    @property
+    def constvars(self) -> list[Any]:
+        return list(self.jaxpr.invars[: len(self.consts)])
+
+    @property
+    def outvars(self) -> list[Any]:
+        return list(self.jaxpr.outvars)
+
+    @property
+    def eqns(self) -> list[Any]:
+        return list(self.jaxpr.eqns)
+
+    def with_outputs(self, outvars: Sequence[Any]) -> Program:
+        """The same inputs and equations with other outputs (any values of the program)."""
+        return Program(_replace(self.jaxpr, self.jaxpr.invars, outvars, self.jaxpr.eqns), self.consts)
+
+    def between(self, sources: Sequence[Any], targets: Sequence[Any]) -> Program:
+        """The part of the program that computes `targets` from `sources`, and nothing else.
+
+        Args:
+            sources: variables of this program; they become the inputs, in this order.
+            targets: variables of this program (or literals); they become the outputs.
+        """
+        given = set(sources)
+        eqns = []
+        wanted = {v for v in targets if not is_literal(v)} - given
+        for eqn in reversed(self.jaxpr.eqns):
+            if any(v in wanted for v in eqn.outvars):
+                eqns.append(eqn)
+                wanted |= {v for v in eqn.invars if not is_literal(v)} - given
+        missing = [v for v in self.invars if v in wanted]
+        assert not missing, f"the targets also need the inputs {missing}"
+        new = _replace(self.jaxpr, [*self.constvars, *sources], targets, eqns[::-1])
+        return Program(new, self.consts)
+
+    def then(self, other: Program, wiring: Sequence[int | None]) -> Program:
+        """First this program, then `other`: input i of `other` is output `wiring[i]` of this one, or a new input."""
+        substitute = {}
+        fresh = []
+        for var, source in zip(other.invars, wiring, strict=True):
+            if source is None:
+                fresh.append(var)
+            else:
+                substitute[var] = self.outvars[source]
+        look = lambda v: v if is_literal(v) else substitute.get(v, v)
+        eqns = [e.replace(invars=[look(v) for v in e.invars]) for e in other.jaxpr.eqns]
+        jaxpr = _replace(
+            self.jaxpr,
+            [*self.constvars, *other.constvars, *self.invars, *fresh],
+            [look(v) for v in other.outvars],
+            [*self.jaxpr.eqns, *eqns],
+        )
+        return Program(jaxpr, (*self.consts, *other.consts))
+
+    def pruned(self, keep_inputs: bool | Sequence[bool] = False) -> tuple[Program, list[bool]]:
+        """Without the equations and inputs that no output needs; and which inputs are left."""
+        n = len(self.consts)
+        keep = [keep_inputs] * len(self.invars) if isinstance(keep_inputs, bool) else list(keep_inputs)
+        jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr, [True] * len(self.jaxpr.outvars), [False] * n + keep)
+        consts = [c for c, u in zip(self.consts, used[:n], strict=True) if u]
+        return Program(jaxpr, consts), list(used[n:])
+
+    def reordered(self, order: Sequence[int]) -> Program:
+        """The same program, its inputs in another order: input i is what was input `order[i]`."""
+        invars = self.invars
+        jaxpr = self.jaxpr
+        new = [*self.constvars, *(invars[i] for i in order)]
+        return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
+
+    def closed(self) -> tuple[Any, tuple[Any, ...]]:
+        """A closed jaxpr whose first inputs are the constants, and the constants."""
+        return partial_eval.close_jaxpr(self.jaxpr), self.consts
+
+
+def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+    effects = core.join_effects(*(e.effects for e in eqns)) if jaxpr.effects else jaxpr.effects
+    return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+
+
+def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
+    """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types."""
+    debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
+    jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
+    return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
+
+
+def is_literal(v: Any) -> bool:
+    return isinstance(v, core.Literal)
+
+
+def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
+    """The function a (closed or open) jaxpr stands for."""
+    return core.jaxpr_as_fun(_close(jaxpr))
+
+
+def in_avals(jaxpr: Any) -> list[Aval]:
+    return list(_close(jaxpr).in_avals)
+
+
+def out_avals(jaxpr: Any) -> list[Aval]:
+    return list(_close(jaxpr).out_avals)
+
+
+def _close(jaxpr: Any) -> Any:
+    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+
+
+# --- higher-order primitives: the only readers of their parameters ----------------------------------------------------
+
+
+def call_jaxpr(params: dict[str, Any]) -> Any:
+    """The program inside a call: `jit`, `closed_call`, `remat2`."""
+    return params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+
+
+def constrained(params: dict[str, Any]) -> Any:
+    """The program inside a `jit`, with the shardings it was given for inputs and outputs as constraints."""
+    shardings = (tuple(params["in_shardings"]), tuple(params["out_shardings"]))
+    if all(isinstance(s, sharding_impls.UnspecifiedValue) for part in shardings for s in part):
+        return params["jaxpr"]
+    return _constrained(params["jaxpr"], *shardings)
+
+
+@weakref_cache
+def _constrained(jaxpr: Any, ins: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
+    def pin(x: Any, s: Any) -> Any:
+        return x if isinstance(s, sharding_impls.UnspecifiedValue) else lax.with_sharding_constraint(x, s)
+
+    def f(*args: Any) -> list[Any]:
+        pinned = [pin(x, s) for x, s in zip(args, ins, strict=True)]
+        return [pin(y, s) for y, s in zip(as_function(jaxpr)(*pinned), outs, strict=True)]
+
+    program = trace(f, in_avals(jaxpr))
+    return core.ClosedJaxpr(program.jaxpr, ()) if not program.consts else jax.make_jaxpr(f)(*in_avals(jaxpr))
+
+
+def is_saved(policy: Any, eqn: Any) -> bool:
+    """Whether a `jax.checkpoint` policy keeps the results of this equation."""
+    if policy is None:
+        return False
+    case = policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
+    return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
+
+
+def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a scan, and how many of its inputs are constants and carries."""
+    if "num_consts" in params:
+        return params["jaxpr"], params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return params["jaxpr"], len(consts), len(carry)
+
+
+def bind_scan(
+    body: Program,
+    consts: Sequence[Any],
+    init: Sequence[Any],
+    xs: Sequence[Any],
+    params: dict[str, Any],
+    reverse: bool,
+) -> tuple[list[Any], list[Any]]:
+    """Run `body(consts, carry, x) -> carry, y` as `jax.lax.scan` would, without tracing it again."""
+    jaxpr, captured = body.closed()
+    consts = [*captured, *consts]
+    n_consts, n_carry = len(consts), len(init)
+    new = dict(params, jaxpr=jaxpr, reverse=reverse)
+    if "num_consts" in params:
+        new |= {"num_consts": n_consts, "num_carry": n_carry}
+    else:
+        from jax._src import flattree as ft
+
+        n_ys = len(body.outvars) - n_carry
+        new["ft_in"] = ft.pack((ft.nones(n_consts), ft.nones(n_carry), ft.nones(len(xs))))
+        new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
+    outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
+    return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
+    return params["branches"]
+
+
+def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Run one of these programs, by index, as `jax.lax.switch` would."""
+    captured = [c for b in branches for c in b.consts]
+    jaxprs, seen = [], 0
+    for b in branches:
+        first, seen = seen, seen + len(b.consts)
+        if captured:  # every branch takes all branches' constants and reads its own
+            own = slice(first, seen)
+            take = lambda *xs, b=b, own=own: core.eval_jaxpr(b.jaxpr, (), *xs[own], *xs[len(captured) :])
+            b = trace(take, [core.typeof(x) for x in (*captured, *operands)])
+        jaxprs.append(b.closed()[0])
+    return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
+
+
+def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a while loop, and how many constants its condition and its body have."""
+    return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
+
+
+def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
+    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
+    new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
+    return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def custom_bwd(
+    bwd: Any, res: Sequence[Any], cts: Sequence[Any], types: Sequence[Aval], symbolic_zeros: bool
+) -> list[Any]:
+    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out."""
+    zero = ad_util.SymbolicZero if symbolic_zeros else zeros
+    full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, types, strict=True)]
+    out = bwd.call_wrapped(*res, *full)
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
+        out = out[0]  # newer JAX: the cotangents and the logs
+    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out]

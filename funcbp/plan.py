@@ -1,0 +1,181 @@
+"""What passes from the forward to the backward program of a body: of a loop, a branch, a compiled call, a region.
+
+A body that arrives as a jaxpr is recorded once, abstractly, which gives its two passes as programs:
+
+    forward:  inputs -> outputs, candidates        (all that the rules would like to keep)
+    backward: candidates, cotangents -> cotangents
+
+A `Plan` decides which values of the forward program are kept. What is there anyway (inputs that do not have to be stored,
+values that are the same in every step of a loop) is not kept again, and what no equation of the backward program reads is
+not kept at all. Whatever is needed and not kept is computed again from what is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import jaxpr as jx
+from .cotangents import Zero
+from .jaxpr import Program
+
+__all__ = ["Passes", "Plan", "backward_of", "by_policy"]
+
+Choose = Callable[[Program, list[Any]], list[Any]]
+
+
+class Passes:
+    """The two passes of one body.
+
+    Attributes:
+        forward: program from inputs to outputs followed by candidates.
+        pull_back: (candidates, cotangents of the outputs) -> cotangents of the inputs, `Zero` allowed on both sides.
+        perturbed: which inputs are perturbed.
+        differentiable: which outputs a perturbed input reaches.
+    """
+
+    def __init__(
+        self,
+        forward: Program,
+        pull_back: Callable[[Sequence[Any], Sequence[Any]], list[Any]],
+        perturbed: Sequence[bool],
+        differentiable: Sequence[bool],
+    ):
+        self.forward, self.pull_back = forward, pull_back
+        self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
+        n = len(self.differentiable)
+        self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
+        self.in_types = [v.aval for v in forward.invars]
+        self.out_types = [v.aval for v in self.outputs]
+        self.candidate_types = [v.aval for v in self.candidates]
+        self._plans: dict[Any, Plan] = {}
+
+    def plan(self, key: Any, make: Callable[[], Plan]) -> Plan:
+        """The plan made for this body before, or a new one."""
+        if key not in self._plans:
+            self._plans[key] = make()
+        return self._plans[key]
+
+
+def backward_of(passes: Passes, nonzero: Sequence[bool]) -> tuple[Program, list[bool]]:
+    """The backward program of a body for outputs with these nonzero cotangents, and which inputs get a nonzero one.
+
+    Its inputs are (*candidates, *nonzero cotangents), its outputs the nonzero cotangents of the inputs.
+    """
+    reached: list[bool] = []
+    n = len(passes.candidates)
+
+    def backward(*args: Any) -> list[Any]:
+        given = iter(args[n:])
+        cts = passes.pull_back(args[:n], [next(given) if z else Zero for z in nonzero])
+        reached[:] = [c is not Zero for c in cts]
+        return [c for c in cts if c is not Zero]
+
+    ct_types = [jx.strong(t) for t, z in zip(passes.out_types, nonzero, strict=True) if z]
+    return jx.trace(backward, [*passes.candidate_types, *ct_types], "backward"), reached
+
+
+class Plan:
+    """What the backward pass of one body reads.
+
+    Args:
+        passes: the body.
+        make: from which output cotangents are nonzero to (backward program, anything), the program's inputs being
+            (*candidates, *others).
+        free: which inputs are there anyway when the backward program runs.
+        steady: which inputs are the same in every step of a loop; what follows from them alone is kept once.
+        choose: which values to keep: (forward, needed) -> variables of the forward program. By default, all that is
+            needed.
+
+    Attributes:
+        free: indices of the inputs that the backward pass reads.
+        once: variables kept once, which follow from the steady inputs.
+        kept: variables kept at every step.
+        forward: program from inputs to outputs, followed by `kept`.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        make: Callable[[Sequence[bool]], tuple[Program, Any]],
+        free: Sequence[bool],
+        steady: Sequence[bool] | None = None,
+        choose: Choose | None = None,
+    ):
+        self.passes, self._make = passes, make
+        full, info = make(passes.differentiable)
+        forward, invars = passes.forward, passes.forward.invars
+        there = {v for v, f in zip(invars, free, strict=True) if f}
+        fixed: set[Any] = set()
+        if steady is not None:
+            fixed = _following(forward, {v for v, s in zip(invars, steady, strict=True) if s})
+        needed = self._needed(full)
+        self.once = [v for v in needed if v in fixed and v not in there]
+        wanted = [v for v in needed if v not in fixed and v not in there]
+        self.kept = wanted if choose is None else choose(forward, wanted)
+        given = {*self.once, *self.kept}
+        read = _read(forward, needed, given) - given
+        self.free = [i for i, v in enumerate(invars) if v in read]
+        assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
+        self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
+        self._backward = {passes.differentiable: (self._join(full), info)}
+
+    def backward(self, nonzero: Sequence[bool]) -> tuple[Program, Any]:
+        """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
+
+        Its inputs are (*free, *once, *kept, *others).
+        """
+        key = tuple(nonzero)
+        if key not in self._backward:
+            program, info = self._make(key)
+            self._backward[key] = (self._join(program), info)
+        return self._backward[key]
+
+    def before(self) -> Program:
+        """From the inputs to the values kept once."""
+        return self.passes.forward.with_outputs(self.once).pruned(keep_inputs=True)[0]
+
+    def _needed(self, backward: Program) -> list[Any]:
+        """The candidates that a backward program reads, each once, without constants."""
+        used = backward.pruned()[1]
+        constants = set(self.passes.forward.constvars)
+        needed = (v for v, u in zip(self.passes.candidates, used, strict=False) if u and not jx.is_literal(v))
+        return [v for v in dict.fromkeys(needed) if v not in constants]
+
+    def _join(self, backward: Program) -> Program:
+        """First compute again what was not kept, then go backward."""
+        candidates, invars = self.passes.candidates, self.passes.forward.invars
+        n_others = len(backward.invars) - len(candidates)
+        backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
+        needed = [v for v, u in zip(candidates, used, strict=False) if u]
+        again = self.passes.forward.between([*(invars[i] for i in self.free), *self.once, *self.kept], needed)
+        return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+
+
+def by_policy(saved: Callable[[Any], bool]) -> Choose:
+    """Keep the results of the equations that `saved` approves of, as far as they are needed."""
+
+    def choose(forward: Program, wanted: list[Any]) -> list[Any]:
+        approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
+        read = _read(forward, wanted, approved)
+        return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
+
+    return choose
+
+
+def _following(program: Program, known: set[Any]) -> set[Any]:
+    """All values of a program that follow from the known ones and the constants alone."""
+    known = {*known, *program.constvars}
+    for eqn in program.eqns:
+        if not eqn.effects and all(jx.is_literal(v) or v in known for v in eqn.invars):
+            known.update(eqn.outvars)
+    return known
+
+
+def _read(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
+    """All values that are read when the targets are computed from the given values and the inputs."""
+    read = {v for v in targets if not jx.is_literal(v)}
+    for eqn in reversed(program.eqns):
+        if any(v in read and v not in given for v in eqn.outvars):
+            read |= {v for v in eqn.invars if not jx.is_literal(v)}
+    return read

@@ -1,0 +1,294 @@
+"""The trace that records: the only user of JAX's trace interface.
+
+`record(f, ...)` runs `f` once, on the values it is called with, under a JAX trace of our own. Each equation that a
+perturbed value enters is run as usual, and what its rule wants to keep is written down as a `Step`. Under plain Python
+the values are concrete arrays, so control flow on them works; under `jit` and `vmap` they are tracers, and the record is
+made while those trace. Equations that no perturbed value enters leave no trace here at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import ad_util, core
+from jax._src.interpreters.partial_eval import DynamicJaxprTrace
+
+from . import jaxpr as jx
+from .cotangents import Zero, is_differentiable
+from .rules.table import Rule
+
+__all__ = ["MissingRuleError", "Record", "Step", "record"]
+
+
+class MissingRuleError(NotImplementedError):
+    """An equation must be differentiated and nobody has written its rule."""
+
+
+class Kept(NamedTuple):
+    """A residual: which of the record's kept arrays it is."""
+
+    index: int
+
+
+class Step(NamedTuple):
+    """One equation of the record: its rule, what the rule keeps, and which values go in and come out."""
+
+    primitive: str
+    rule: Rule
+    params: dict[str, Any]
+    perturbed: tuple[bool, ...]
+    inputs: tuple[int | None, ...]  # which value each primal is; None where it is not perturbed
+    outputs: tuple[int | None, ...]
+    types: tuple[Any, ...]  # of the primals
+    res: Any  # a pytree whose arrays are `Kept`
+    several: bool  # outputs come as a list
+    source: Any
+
+    def residuals(self, kept: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda r: kept[r.index] if isinstance(r, Kept) else r, self.res, is_leaf=_is_kept)
+
+    def where(self) -> str:
+        line = jx.user_line(self.source)
+        return f"`{self.primitive}` at {line}" if line else f"`{self.primitive}`"
+
+
+class Record(NamedTuple):
+    """What was recorded, without its numbers: steps in the order they ran, and the values that go in and come out."""
+
+    steps: tuple[Step, ...]
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+
+
+def _is_kept(x: Any) -> bool:
+    return isinstance(x, Kept)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic))
+
+
+class RecordTracer(core.Tracer):
+    """A perturbed value: the value itself, and its number in the record."""
+
+    __slots__ = ("slot", "value")
+
+    def __init__(self, trace: RecordTrace, value: Any, slot: int):
+        super().__init__(trace, core.typeof(value))
+        self.value, self.slot = value, slot
+
+    def to_concrete_value(self) -> Any:
+        return core.to_concrete_value(self.value)
+
+    def full_lower(self) -> Any:
+        return self
+
+    def get_referent(self) -> Any:
+        return core.get_referent(self.value)
+
+    def _short_repr(self) -> str:
+        return f"RecordTracer({self.value})"
+
+
+class RecordTrace(core.Trace):
+    """Runs each equation in the trace around it, and writes down those that a perturbed value enters."""
+
+    def __init__(self, parent: core.Trace, walker: Any):
+        super().__init__()
+        self.requires_low = False
+        self.parent_trace, self.walker = parent, walker
+        self.staging = isinstance(parent, DynamicJaxprTrace)
+        self.steps: list[Step] = []
+        self.kept: list[Any] = []
+        self._kept_index: dict[int, int] = {}
+        self._slots = 0
+
+    # values
+
+    def new(self, value: Any) -> RecordTracer:
+        self._slots += 1
+        return RecordTracer(self, value, self._slots - 1)
+
+    def mine(self, x: Any) -> bool:
+        return isinstance(x, RecordTracer) and x._trace is self
+
+    def value(self, x: Any) -> Any:
+        return x.value if self.mine(x) else x
+
+    def slot(self, x: Any) -> int | None:
+        return x.slot if self.mine(x) else None
+
+    def stage_value(self, x: Any) -> Any:
+        stage = getattr(self.parent_trace, "stage_value", lambda v: v)
+        return RecordTracer(self, stage(x.value), x.slot) if self.mine(x) else stage(x)
+
+    def keep(self, res: Any) -> Any:
+        """Set the arrays of `res` aside for the backward pass, each one once."""
+
+        def aside(x: Any) -> Any:
+            if not _is_array(x):
+                return x
+            index = self._kept_index.setdefault(id(x), len(self.kept))
+            if index == len(self.kept):
+                self.kept.append(x)
+            return Kept(index)
+
+        return jax.tree.map(aside, res)
+
+    def write(
+        self, name: str, rule: Rule, params: dict[str, Any], tracers: Any, outs: Any, res: Any, several: bool
+    ) -> None:
+        self.steps.append(
+            Step(
+                name,
+                rule,
+                params,
+                tuple(map(self.mine, tracers)),
+                tuple(map(self.slot, tracers)),
+                tuple(map(self.slot, outs)),
+                tuple(core.typeof(x) for x in tracers),
+                self.keep(res),
+                several,
+                jx.current_source(),
+            )
+        )
+
+    # JAX calls these
+
+    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+        perturbed = [self.mine(t) for t in tracers]
+        values = [self.value(t) for t in tracers]
+        avals = tuple(core.typeof(v) for v in values)
+        rule = self.walker.lookup(primitive) if any(perturbed) else None
+        if rule is None or rule.kind in ("zero", "nondiff"):
+            return primitive.bind_with_trace(self.parent_trace, values, avals, params)
+        if rule.body is not None and (self.staging or rule.bwd is None):
+            with core.set_current_trace(self):
+                return rule.body(params)(*tracers)
+        several, differentiable = primitive.multiple_results, None
+        with core.set_current_trace(self.parent_trace):
+            if rule.kind == "control":
+                outs, res, differentiable = rule.fwd(self.walker, perturbed, *values, **params)  # type: ignore[misc]
+            elif rule.fwd is not None:
+                outs, res = rule.fwd(*values, **params)
+            else:
+                outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
+                res = rule.save(values, outs, perturbed, params)
+        outs = list(outs) if several else [outs]
+        if differentiable is None:
+            differentiable = [is_differentiable(o) for o in outs]
+        wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
+        if any(differentiable):
+            self.write(primitive.name, rule, params, tracers, wrapped, res, several)
+        return wrapped if several else wrapped[0]
+
+    def process_custom_jvp_call(
+        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
+    ) -> Any:
+        """The function's own tangent rule is linear in the tangents: record it on them, and it is transposed with the rest.
+
+        A tangent starts as zeros carrying its primal's number; what comes out carries the output's number.
+        """
+        values = [self.value(t) for t in tracers]
+        if not any(map(self.mine, tracers)):
+            avals = tuple(core.typeof(v) for v in values)
+            subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
+            return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+        tangents = []
+        for t, v in zip(tracers, values, strict=True):
+            aval = core.typeof(v).to_tangent_aval()
+            if self.mine(t):
+                tangents.append(RecordTracer(self, self.parent_zeros(aval), t.slot))
+            else:
+                tangents.append(ad_util.SymbolicZero(aval) if symbolic_zeros else ad_util.zeros_like_aval(aval))
+        with core.set_current_trace(self):
+            outs = jvp.call_wrapped(*values, *tangents)
+        n = len(outs) // 2
+        return [
+            RecordTracer(self, self.value(p), t.slot) if self.mine(t) else self.value(p)
+            for p, t in zip(outs[:n], outs[n:], strict=True)
+        ]
+
+    def parent_zeros(self, aval: Any) -> Any:
+        with core.set_current_trace(self.parent_trace):
+            return ad_util.zeros_like_aval(aval)
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
+    ) -> Any:
+        """The function's own `fwd` runs now, and its own `bwd` is the step's rule."""
+        values = [self.value(t) for t in tracers]
+        perturbed = [self.mine(t) for t in tracers]
+        if not any(perturbed):
+            avals = tuple(core.typeof(v) for v in values)
+            subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
+            return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+        with core.set_current_trace(self.parent_trace):
+            res_and_outs = fwd.call_wrapped(*(x for pair in zip(values, perturbed, strict=True) for x in pair))
+        _, res_tree, forwarded = out_trees()
+        n = res_tree.num_leaves - sum(i is not None for i in forwarded)
+        own, outs = iter(res_and_outs[:n]), res_and_outs[n:]
+        res = [next(own) if i is None else values[i] for i in forwarded]
+        types = [core.typeof(o) for o in outs]
+        wrapped = [self.new(o) if is_differentiable(o) else o for o in outs]
+
+        def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+            """The backward rule the user gave to `jax.custom_vjp`."""
+            return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
+
+        self.write(primitive.name, Rule(custom_vjp_bwd), {}, tracers, wrapped, tuple(res), several=True)
+        return wrapped
+
+    def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:
+        with core.set_current_trace(self):
+            return f.call_wrapped(*tracers)
+
+    def process_shard_map(self, primitive: Any, f: Any, tracers: Any, **params: Any) -> Any:
+        if any(map(self.mine, tracers)):
+            raise MissingRuleError(
+                f"funcbp cannot differentiate through `shard_map` yet ({jx.user_line(jx.current_source())}). "
+                "Differentiate inside the mapped function, or use jax.grad for this program."
+            )
+        return self.parent_trace.process_shard_map(primitive, f, [self.value(t) for t in tracers], **params)
+
+
+def record(
+    f: Callable[..., Sequence[Any]], values: Sequence[Any], perturbed: Sequence[bool], walker: Any
+) -> tuple[Record, list[Any], list[Any], Any]:
+    """Run `f`, a function from arrays to (list of arrays, anything), recording what happens to the perturbed inputs.
+
+    Returns:
+        The record, the outputs, the kept arrays, and the second thing `f` returned, with values for recorded tracers.
+
+    Raises:
+        MissingRuleError: an equation between a perturbed input and an output has no rule.
+    """
+    with core.take_current_trace() as parent:
+        trace = RecordTrace(parent, walker)
+        with core.set_current_trace(parent):
+            primals = [trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
+        with core.set_current_trace(trace):
+            outs, rest = f(*primals)
+        out_slots = tuple(map(trace.slot, outs))
+        steps, kept = _reaching(trace, out_slots)
+        rest = jax.tree.map(trace.value, rest)
+        return Record(steps, tuple(map(trace.slot, primals)), out_slots), [trace.value(o) for o in outs], kept, rest
+
+
+def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[Step, ...], list[Any]]:
+    """The steps through which an input can reach an output, and the arrays that those keep."""
+    reached = {s for s in outputs if s is not None}
+    steps = []
+    for step in reversed(trace.steps):
+        if any(o in reached for o in step.outputs):
+            if step.rule.bwd is None:
+                raise MissingRuleError(step.rule.message(step.where()))
+            reached |= {i for i in step.inputs if i is not None}
+            steps.append(step)
+    kept: dict[int, int] = {}
+    renumber = lambda r: Kept(kept.setdefault(r.index, len(kept))) if isinstance(r, Kept) else r
+    steps = [s._replace(res=jax.tree.map(renumber, s.res, is_leaf=_is_kept)) for s in reversed(steps)]
+    return tuple(steps), [trace.kept[i] for i in kept]

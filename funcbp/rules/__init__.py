@@ -1,0 +1,48 @@
+"""The rules of backpropagation: one per operation, one file per family. See `table.py` for what a rule is."""
+
+from . import calls, contraction, control, elementwise, indexing, reduction, shape, sorting
+from .table import (
+    INPUTS,
+    NOTHING,
+    OUTPUT,
+    TABLE,
+    TYPES,
+    Rule,
+    coverage,
+    def_bilinear,
+    def_body,
+    def_control,
+    def_elementwise,
+    def_linear,
+    def_nondiff,
+    def_rule,
+    def_zero,
+    rule,
+)
+
+__all__ = [
+    "INPUTS",
+    "NOTHING",
+    "OUTPUT",
+    "TABLE",
+    "TYPES",
+    "Rule",
+    "calls",
+    "contraction",
+    "control",
+    "coverage",
+    "def_bilinear",
+    "def_body",
+    "def_control",
+    "def_elementwise",
+    "def_linear",
+    "def_nondiff",
+    "def_rule",
+    "def_zero",
+    "elementwise",
+    "indexing",
+    "reduction",
+    "rule",
+    "shape",
+    "sorting",
+]

@@ -1,0 +1,76 @@
+"""Calls: programs inside programs, that run once.
+
+While a program is being traced, a call is run through the recording in its place. Called with concrete values, `jit` is
+kept: both of its passes are compiled, as the user asked for the forward one to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..cotangents import Zero
+from ..jaxpr import as_function, bind_remat, call_jaxpr, constrained, is_saved, primitive, primitives
+from ..plan import Choose, Plan, backward_of, by_policy
+from .table import TABLE, Rule, def_body, def_control, def_linear
+
+# --- jit --------------------------------------------------------------------------------------------------------------
+
+
+def plan_call(walker: Any, jaxpr: Any, perturbed: Sequence[bool], key: Any, choose: Choose | None = None) -> Plan:
+    """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
+    passes = walker.passes(jaxpr, perturbed)
+    make = lambda: Plan(passes, lambda z: backward_of(passes, z), [True] * len(perturbed), choose=choose)
+    return passes.plan(key, make)
+
+
+def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
+    n = len(plan.passes.outputs)
+    return outs[:n], (plan, [primals[i] for i in plan.free], outs[n:]), plan.passes.differentiable
+
+
+def call_back(res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+    """Run the backward program of a body on what was kept; `run(program, args)` says how."""
+    plan, free, kept = res
+    program, reached = plan.backward([c is not Zero for c in ct])
+    outs = iter(run(program, [*free, *kept, *(c for c in ct if c is not Zero)]))
+    return [next(outs) if r else Zero for r in reached]
+
+
+def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the compiled forward program, which also returns what the compiled backward program reads."""
+    plan = plan_call(walker, constrained(params), perturbed, "jit")
+    return call_res(plan, primals, plan.forward.jitted(*primals))
+
+
+def jit_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Run the compiled backward program on what was kept."""
+    return call_back(res, ct, lambda program, args: program.jitted(*args))
+
+
+TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
+for p in (primitives.closed_call_p, primitives.call_p, primitive("composite_p"), primitive("custom_vmap_call_p")):
+    def_body(p, lambda params: as_function(call_jaxpr(params)))
+
+
+# --- jax.checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the region, keeping its inputs and what the user's policy says."""
+    policy = params["policy"]
+    choose = by_policy(lambda eqn: is_saved(policy, eqn))
+    plan = plan_call(walker, params["jaxpr"], perturbed, policy, choose)
+    return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
+
+
+def remat_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
+    return call_back(res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+
+
+def_control(primitives.remat_p, remat_fwd, remat_bwd)
+
+# --- marks and places -------------------------------------------------------------------------------------------------
+
+def_linear(primitives.name_p, lambda ct, x, **_: ct)

@@ -1,0 +1,176 @@
+"""Contractions and convolutions: where the arithmetic of a network is.
+
+The cotangent of each operand is a contraction of the output's cotangent with the other operand: for a dense layer
+net = x W, these are x̄ = δ W' and W̄ = x' δ, the two products of the textbook.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from ..cotangents import Zero
+from ..jaxpr import dilated, permuted_sharding, primitives, sharding_of
+from .table import def_bilinear
+
+
+def dot_general_left(
+    ct: Any,
+    x: Any,
+    y: Any,
+    *,
+    dimension_numbers: Any,
+    precision: Any,
+    preferred_element_type: Any,
+    out_sharding: Any = None,
+    swapped: bool = False,
+) -> Any:
+    """x: b.. i.. c..   y: b.. j.. c..   z: b.. i.. j..     x̄[b,i,c] = Σ_j z̄[b,i,j] y[b,j,c]
+
+    The axes of each operand come in any order; z's are batch, x's own, y's own (`swapped`: batch, y's own, x's own).
+    """
+    (x_contract, y_contract), (x_batch, y_batch) = dimension_numbers
+    x_own = [i for i in range(len(x.shape)) if i not in x_contract and i not in x_batch]
+    y_own = [j for j in range(len(y.shape)) if j not in y_contract and j not in y_batch]
+    batch = list(range(len(x_batch)))
+    first = len(batch) + (0 if swapped else len(x_own))
+    z_y_own = list(range(first, first + len(y_own)))
+    # the product has axes b.., i.., c.. with the contracted ones in y's order: put them where x has them
+    c_by_y = [x_contract[k] for k in np.argsort(y_contract)]
+    axes = [*x_batch, *x_own, *c_by_y]
+    product = lax.dot_general(
+        ct,
+        y,
+        ((z_y_own, y_own), (batch, list(y_batch))),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=permuted_sharding(x, axes),
+    )
+    x_bar = product if axes == sorted(axes) else lax.transpose(product, np.argsort(axes).tolist())
+    return x_bar if x_bar.dtype == x.dtype else lax.convert_element_type(x_bar, x.dtype)
+
+
+def dot_general_right(ct: Any, x: Any, y: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+    """ȳ[b,j,c] = Σ_i z̄[b,i,j] x[b,i,c]: the same with the operands exchanged."""
+    (x_contract, y_contract), (x_batch, y_batch) = dimension_numbers
+    exchanged = (y_contract, x_contract), (y_batch, x_batch)
+    return dot_general_left(ct, y, x, dimension_numbers=exchanged, swapped=True, **params)
+
+
+def_bilinear(primitives.dot_general_p, dot_general_left, dot_general_right)
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+def _split_axis(x: Any, axis: int, groups: int) -> Any:
+    return lax.reshape(x, (*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]))
+
+
+def _merge_axis(x: Any, source: int, target: int) -> Any:
+    """Move axis `source` in front of what is then axis `target`, and merge the two."""
+    order = [i for i in range(x.ndim) if i != source]
+    order.insert(target, source)
+    shape = [n for i, n in enumerate(x.shape) if i != source]
+    shape[target] *= x.shape[source]
+    return lax.reshape(lax.transpose(x, order), shape)
+
+
+def _spatial(x: Any, spec: Any) -> list[int]:
+    return [x.shape[i] for i in spec[2:]]
+
+
+def conv_left(
+    ct: Any,
+    x: Any,
+    w: Any,
+    *,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any,
+    rhs_dilation: Any,
+    dimension_numbers: Any,
+    feature_group_count: int,
+    batch_group_count: int,
+    precision: Any,
+    preferred_element_type: Any,
+    out_sharding: Any = None,
+) -> Any:
+    """z = x ⋆ w:  x̄ is z̄ convolved with w, flipped in space and with input and output channels exchanged.
+
+    Strides of the forward pass space z̄ out (lhs_dilation), and the forward pass's lhs_dilation becomes the stride.
+    """
+    x_spec, w_spec, z_spec = dimension_numbers
+    k = dilated(_spatial(w, w_spec), rhs_dilation)
+    n = dilated(_spatial(x, x_spec), lhs_dilation)
+    m = dilated(_spatial(ct, z_spec), window_strides)
+    low = [a - lo - 1 for a, (lo, _) in zip(k, padding, strict=True)]
+    pads = [(lo, b + a - 1 - c - lo) for lo, a, b, c in zip(low, k, n, m, strict=True)]
+    groups = max(feature_group_count, batch_group_count)
+    if groups > 1:
+        w = _merge_axis(_split_axis(w, w_spec[0], groups), w_spec[0], w_spec[1])
+    w = lax.rev(w, w_spec[2:])
+    exchanged = lax.ConvDimensionNumbers(z_spec, (w_spec[1], w_spec[0], *w_spec[2:]), x_spec)
+    x_bar = lax.conv_general_dilated(
+        ct,
+        w if w.dtype == ct.dtype else lax.convert_element_type(w, ct.dtype),
+        window_strides=lhs_dilation,
+        padding=pads,
+        lhs_dilation=window_strides,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=exchanged,
+        feature_group_count=groups,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=sharding_of(x),
+    )
+    if batch_group_count > 1:
+        x_bar = _merge_axis(_split_axis(x_bar, x_spec[1], batch_group_count), x_spec[1], x_spec[0])
+    return x_bar if x_bar.dtype == x.dtype else lax.convert_element_type(x_bar, x.dtype)
+
+
+def conv_right(
+    ct: Any,
+    x: Any,
+    w: Any,
+    *,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any,
+    rhs_dilation: Any,
+    dimension_numbers: Any,
+    feature_group_count: int,
+    batch_group_count: int,
+    precision: Any,
+    preferred_element_type: Any,
+    out_sharding: Any = None,
+) -> Any:
+    """z = x ⋆ w:  w̄ is x convolved with z̄, with the batch as the channels that are summed over."""
+    if ct.size == 0:
+        return Zero
+    x_spec, w_spec, z_spec = dimension_numbers
+    exchange = lambda spec: (spec[1], spec[0], *spec[2:])
+    k = dilated(_spatial(w, w_spec), rhs_dilation)
+    n = dilated(_spatial(x, x_spec), lhs_dilation)
+    m = dilated(_spatial(ct, z_spec), window_strides)
+    pads = [(lo, c - b + a - lo - 1) for (lo, _), a, b, c in zip(padding, k, n, m, strict=True)]
+    w_bar = lax.conv_general_dilated(
+        x if x.dtype == ct.dtype else lax.convert_element_type(x, ct.dtype),
+        ct,
+        window_strides=rhs_dilation,
+        padding=pads,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=window_strides,
+        dimension_numbers=lax.ConvDimensionNumbers(exchange(x_spec), exchange(z_spec), exchange(w_spec)),
+        feature_group_count=batch_group_count,
+        batch_group_count=feature_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=sharding_of(w),
+    )
+    return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
+
+
+def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)

@@ -1,0 +1,431 @@
+"""Elementwise operations: one formula each.
+
+Conventions at kinks and ties are JAX's:
+
+| where | derivative |
+|---|---|
+| `abs` at 0 | 1 (the rule is `x >= 0`); complex: 0 |
+| `sign`, `floor`, `ceil`, `round` | 0 everywhere |
+| `max`, `min` at a tie | one half to each |
+| `clamp` at a bound | 0 for the operand |
+| `sqrt` at 0 | inf; `rsqrt`, `log` at 0 inf |
+| `x ** y` at x = 0 | 0 for y; y x^(y-1) for x, and 0 for x where y = 0 |
+| `select_n` | to the case selected |
+| `jax.nn.relu` at 0 | 0 (its own `custom_jvp` rule, not that of `max`) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..cotangents import Zero, unbroadcast
+from ..jaxpr import primitive, primitives
+from .table import (
+    OUTPUT,
+    TYPES,
+    def_bilinear,
+    def_elementwise,
+    def_linear,
+    def_nondiff,
+    def_rule,
+    def_zero,
+)
+
+
+def is_complex(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, np.complexfloating)
+
+
+def where(mask: jax.Array, x: Any, y: Any) -> jax.Array:
+    """`x` where the mask holds and `y` elsewhere; a number stands for an array of it."""
+    like = x if hasattr(x, "dtype") else y
+    fill = lambda v: v if hasattr(v, "dtype") else lax.full_like(like, v)
+    return lax.select(mask, fill(x), fill(y))
+
+
+def grown(x: Any, shape: Sequence[int]) -> Any:
+    """x, repeated along the axes it lacks."""
+    return x if jnp.shape(x) == tuple(shape) else jnp.broadcast_to(x, shape)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def add_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x + y:  x̄ = z̄, ȳ = z̄, summed back over axes that were broadcast. Keeps nothing."""
+    return [unbroadcast(ct, x) if p else Zero for x, p in zip(types, perturbed, strict=True)]
+
+
+def sub_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x - y:  x̄ = z̄, ȳ = -z̄. Keeps nothing."""
+    x, y = types
+    return [
+        unbroadcast(ct, x) if perturbed[0] else Zero,
+        lax.neg(unbroadcast(ct, y)) if perturbed[1] else Zero,
+    ]
+
+
+def mul_left(ct: Any, x: Any, y: Any, *, out_dtype: Any = None) -> Any:
+    """z = x y:  x̄ = z̄ y."""
+    return unbroadcast(lax.mul(ct, y) if out_dtype is None else (ct * y.astype(ct.dtype)).astype(x.dtype), x)
+
+
+def mul_right(ct: Any, x: Any, y: Any, *, out_dtype: Any = None) -> Any:
+    """z = x y:  ȳ = z̄ x."""
+    return mul_left(ct, y, x, out_dtype=out_dtype)
+
+
+def div_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, y = primals
+    return jax.typeof(x), y, (x if perturbed[1] else None)
+
+
+def div_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x / y:  x̄ = z̄ / y,  ȳ = -z̄ x / y². Keeps x only where y is perturbed."""
+    x_type, y, x = res
+    return [
+        unbroadcast(lax.div(ct, y), x_type) if perturbed[0] else Zero,
+        unbroadcast(lax.mul(lax.mul(lax.neg(ct), x), lax.integer_pow(y, -2)), y) if perturbed[1] else Zero,
+    ]
+
+
+def rem_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y)."""
+    x, y = res
+    return [
+        unbroadcast(ct, x) if perturbed[0] else Zero,
+        unbroadcast(lax.neg(ct) * _trunc(lax.div(x, y)), y) if perturbed[1] else Zero,
+    ]
+
+
+def _trunc(x: Any) -> Any:
+    return lax.sign(x) * lax.floor(lax.abs(x))
+
+
+def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y = 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0."""
+    x, y, z = res
+    x_bar = y_bar = None
+    if perturbed[0]:
+        power = lax.convert_element_type(y, z.dtype) if not is_integer(y) else y
+        x_bar = unbroadcast(ct * _pow_slope(x, power, z), x)
+    if perturbed[1]:
+        base = lax.convert_element_type(x, z.dtype)
+        log = lax.log(where(lax.eq(base, lax.full_like(base, 0)), 1, base))
+        y_bar = unbroadcast(lax.convert_element_type(ct * log * z, y.dtype), y)
+    return [x_bar, y_bar]
+
+
+def is_integer(x: Any) -> bool:
+    return jax.dtypes.issubdtype(jax.typeof(x).dtype, np.integer)
+
+
+def _pow_slope(x: Any, y: Any, z: Any) -> Any:
+    """y x^(y-1), and 0 where y = 0, of the output's shape and dtype."""
+    shape = z.shape
+    x, y = grown(x, shape), grown(y, shape)
+    is_zero = lax.eq(y, lax.full_like(y, 0))
+    safe = lax.select(is_zero, lax.full_like(y, 1), y)
+    slope = lax.convert_element_type(safe, z.dtype) * lax.pow(x, lax.sub(safe, lax.full_like(y, 1)))
+    return lax.select(is_zero, lax.full_like(slope, 0), slope)
+
+
+def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
+    return (*primals, z)
+
+
+def integer_pow_slope(x: Any, *, y: int) -> Any:
+    """z = x^n:  x̄ = z̄ n x^(n-1)."""
+    if y == 0:
+        return lax.full_like(x, 0)
+    return lax.mul(lax.full_like(x, y), lax.integer_pow(x, y - 1))
+
+
+def extremum(op: Any) -> Any:
+    """The backward rule of `max` or `min`."""
+
+    def extremum_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+        """z = max(x, y) or min:  the cotangent goes to the operand that was chosen, half to each at a tie."""
+        x, y = res
+        z = op(x, y)
+        x_won, y_won = lax.eq(x, z), lax.eq(y, z)
+        half = lax.mul(ct, lax.full_like(ct, 0.5))
+        share = lambda mine, others: where(mine, where(others, half, ct), 0)
+        return [
+            unbroadcast(share(x_won, y_won), x) if perturbed[0] else Zero,
+            unbroadcast(share(y_won, x_won), y) if perturbed[1] else Zero,
+        ]
+
+    return extremum_bwd
+
+
+def select_n_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    return (primals[0],)
+
+
+def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which."""
+    (which,) = res
+    zeros = lax.full_like(ct, 0)
+    n = len(perturbed) - 1
+    return [
+        None,
+        *(
+            lax.select_n(which, *(ct if j == i else zeros for j in range(n))) if perturbed[i + 1] else Zero
+            for i in range(n)
+        ),
+    ]
+
+
+def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = min(max(x, low), high):  x̄ = z̄ strictly between the bounds;  a bound gets z̄ where it was the result."""
+    low, x, high = res
+    lows, highs = grown(low, x.shape), grown(high, x.shape)
+    back = lambda mask, operand: unbroadcast(where(mask, ct, 0), operand)
+    return [
+        back(lax.bitwise_and(lax.gt(lows, x), lax.lt(lows, highs)), low) if perturbed[0] else None,
+        back(lax.bitwise_and(lax.gt(x, lows), lax.lt(x, highs)), x) if perturbed[1] else None,
+        back(lax.lt(highs, x), high) if perturbed[2] else None,
+    ]
+
+
+def_rule(primitives.add_p, add_bwd, save=TYPES)
+def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES)
+def_rule(primitives.sub_p, sub_bwd, save=TYPES)
+def_bilinear(primitives.mul_p, mul_left, mul_right)
+def_rule(primitives.div_p, div_bwd, save=div_save)
+def_rule(primitives.rem_p, rem_bwd)
+def_rule(primitives.pow_p, pow_bwd, save=pow_save)
+def_rule(primitives.max_p, extremum(lax.max))
+def_rule(primitives.min_p, extremum(lax.min))
+def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
+def_rule(primitives.clamp_p, clamp_bwd)
+def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
+def_elementwise(primitives.integer_pow_p, integer_pow_slope)
+def_elementwise(primitives.square_p, lambda x: lax.mul(lax.full_like(x, 2), x))
+
+
+def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|."""
+    x, z = res
+    if not is_complex(x):
+        return [where(lax.ge(x, lax.full_like(x, 0)), ct, lax.neg(ct))]
+    size = where(lax.eq(z, lax.full_like(z, 0)), 1, z)
+    return [lax.complex(ct / size, lax.full_like(ct, 0)) * lax.conj(x)]
+
+
+def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (primals[0], z))
+
+# --- exponentials, logarithms, roots ----------------------------------------------------------------------------------
+
+# Each line: z = f(x), the primitive; then dz/dx from the output z or from the input x, whichever is kept.
+def_elementwise(primitives.exp_p, lambda z, **_: z, save=OUTPUT)
+def_elementwise(primitives.exp2_p, lambda z, **_: lax.mul(lax.full_like(z, np.log(2)), z), save=OUTPUT)
+def_elementwise(primitives.expm1_p, lambda z, **_: lax.add(z, lax.full_like(z, 1)), save=OUTPUT)
+def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5), z), save=OUTPUT)
+def_elementwise(
+    primitives.rsqrt_p, lambda x, z, **_: lax.div(lax.mul(lax.full_like(z, -0.5), z), x), save=lambda p, z, *_: (*p, z)
+)
+def_elementwise(
+    primitives.cbrt_p, lambda x, z, **_: lax.div(z, lax.mul(lax.full_like(x, 3), x)), save=lambda p, z, *_: (*p, z)
+)
+
+
+def log_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+    """z = log x:  x̄ = z̄ / x."""
+    return [lax.div(ct, res[0])]
+
+
+def log2_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+    """z = log₂ x:  x̄ = z̄ / (x log 2)."""
+    return [lax.div(ct, lax.mul(res[0], lax.full_like(res[0], np.log(2))))]
+
+
+def log1p_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+    """z = log(1 + x):  x̄ = z̄ / (1 + x)."""
+    return [lax.div(ct, lax.add(res[0], lax.full_like(res[0], 1)))]
+
+
+def_rule(primitives.log_p, log_bwd)
+def_rule(primitive("log2_p"), log2_bwd)
+def_rule(primitives.log1p_p, log1p_bwd)
+
+# --- trigonometric and hyperbolic -------------------------------------------------------------------------------------
+
+
+def tanh_slope(y: Any, **_: Any) -> Any:
+    """y = tanh x:  dy/dx = (1 - y)(1 + y), accurate in the tails. Keeps y: the derivative needs only the output."""
+    one = lax.full_like(y, 1)
+    return lax.mul(lax.sub(one, y), lax.add(one, y))
+
+
+def logistic_slope(y: Any, **_: Any) -> Any:
+    """y = 1 / (1 + e^-x):  dy/dx = y (1 - y). Keeps y."""
+    return lax.mul(y, lax.sub(lax.full_like(y, 1), y))
+
+
+def one_minus_square_root(x: Any) -> Any:
+    """√(1 - x²) as √((1 - x)(1 + x)), accurate near ±1."""
+    one = lax.full_like(x, 1)
+    return lax.sqrt(lax.mul(lax.sub(one, x), lax.add(one, x)))
+
+
+def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT)
+def_elementwise(primitives.logistic_p, logistic_slope, save=OUTPUT)
+def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
+def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
+def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
+def_elementwise(primitives.asin_p, lambda x, **_: lax.reciprocal(one_minus_square_root(x)))
+def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.reciprocal(one_minus_square_root(x))))
+def_elementwise(primitives.atan_p, lambda x, **_: lax.reciprocal(lax.add(lax.full_like(x, 1), lax.square(x))))
+def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
+def_elementwise(primitives.cosh_p, lambda x, **_: lax.sinh(x))
+def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(x), lax.full_like(x, 1))))
+def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x))
+def_elementwise(primitives.atanh_p, lambda x, **_: lax.reciprocal(tanh_slope(x)))
+
+
+def acosh_slope(x: Any) -> Any:
+    """z = acosh x:  dz/dx = 1 / (√(x - 1) √(x + 1))."""
+    one = lax.full_like(x, 1)
+    return lax.mul(lax.rsqrt(lax.sub(x, one)), lax.rsqrt(lax.add(x, one)))
+
+
+def atan2_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = atan2(x, y):  x̄ = z̄ y / (x² + y²),  ȳ = -z̄ x / (x² + y²)."""
+    x, y = res
+    squares = lax.add(lax.square(x), lax.square(y))
+    return [
+        unbroadcast(ct * lax.div(grown(y, ct.shape), squares), x) if perturbed[0] else Zero,
+        unbroadcast(ct * lax.div(lax.neg(grown(x, ct.shape)), squares), y) if perturbed[1] else Zero,
+    ]
+
+
+def_rule(primitives.atan2_p, atan2_bwd)
+
+# --- special functions ------------------------------------------------------------------------------------------------
+
+TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
+
+
+def erf_slope(x: Any) -> Any:
+    """z = erf x:  dz/dx = 2/√π e^(-x²)."""
+    return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), lax.exp(lax.neg(lax.square(x))))
+
+
+def erf_inv_slope(z: Any) -> Any:
+    """z = erf⁻¹ x:  dz/dx = √π/2 e^(z²)."""
+    return lax.mul(lax.full_like(z, ROOT_PI_OVER_TWO), lax.exp(lax.square(z)))
+
+
+def bessel_i1e_slope(x: Any, z: Any) -> Any:
+    """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
+    tiny = lax.le(lax.abs(x), lax.full_like(x, np.finfo(x.dtype).eps))
+    safe = where(tiny, 1, x)
+    slope = lax.bessel_i0e(safe) - z * (lax.sign(safe) + lax.reciprocal(safe))
+    return where(tiny, 0.5, slope)
+
+
+def igamma_slope(a: Any, x: Any) -> Any:
+    """z = P(a, x):  dz/dx = e^-x x^(a-1) / Γ(a)."""
+    one = lax.full_like(a, 1)
+    return lax.exp(lax.neg(x) + (a - one) * lax.log(x) - lax.lgamma(a))
+
+
+def betainc_slope(a: Any, b: Any, x: Any) -> Any:
+    """z = I_x(a, b):  dz/dx = x^(a-1) (1-x)^(b-1) / B(a, b)."""
+    one = lax.full_like(x, 1)
+    log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
+    return lax.exp((b - one) * lax.log1p(lax.neg(x)) + (a - one) * lax.log(x) - log_beta)
+
+
+def _no_derivative(what: str) -> Any:
+    def raise_(*_: Any) -> Any:
+        raise NotImplementedError(f"The derivative of {what} has no closed form that JAX or funcbp implements.")
+
+    return raise_
+
+
+def_elementwise(primitives.erf_p, erf_slope)
+def_elementwise(primitives.erfc_p, lambda x: lax.neg(erf_slope(x)))
+def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT)
+def_elementwise(primitives.lgamma_p, lambda x: lax.digamma(x))
+def_elementwise(primitives.digamma_p, lambda x: lax.polygamma(lax.full_like(x, 1), x))
+def_elementwise(
+    primitives.polygamma_p,
+    _no_derivative("polygamma with respect to its order"),
+    lambda m, x: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
+)
+def_elementwise(
+    primitives.zeta_p,
+    _no_derivative("zeta with respect to its exponent"),
+    lambda s, q: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
+)
+def_elementwise(primitives.igamma_p, lambda a, x: lax.igamma_grad_a(a, x), igamma_slope)
+def_elementwise(
+    primitives.igammac_p, lambda a, x: lax.neg(lax.igamma_grad_a(a, x)), lambda a, x: lax.neg(igamma_slope(a, x))
+)
+def_elementwise(
+    primitives.bessel_i0e_p, lambda x, z: lax.bessel_i1e(x) - lax.sign(x) * z, save=lambda p, z, *_: (*p, z)
+)
+def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z))
+def_elementwise(
+    primitives.regularized_incomplete_beta_p,
+    _no_derivative("the incomplete beta function with respect to a"),
+    _no_derivative("the incomplete beta function with respect to b"),
+    betainc_slope,
+)
+
+# --- complex numbers --------------------------------------------------------------------------------------------------
+
+# JAX's convention: a cotangent is the transpose of the derivative, not its conjugate transpose.
+def_linear(primitives.real_p, lambda ct, x: lax.complex(ct, lax.full_like(ct, 0)))
+def_linear(primitives.imag_p, lambda ct, x: lax.complex(lax.full_like(ct, 0), lax.neg(ct)))
+def_linear(primitives.conj_p, lambda ct, x, *, input_dtype: lax.conj(ct) if is_complex(x) else lax.real(ct))
+
+
+def complex_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x + iy:  x̄ = Re z̄,  ȳ = -Im z̄."""
+    x, y = types
+    return [
+        unbroadcast(lax.real(ct), x) if perturbed[0] else Zero,
+        unbroadcast(lax.neg(lax.imag(ct)), y) if perturbed[1] else Zero,
+    ]
+
+
+def_rule(primitives.complex_p, complex_bwd, save=TYPES)
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+
+def convert_back(ct: Any, x: Any, **params: Any) -> Any:
+    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part."""
+    if is_complex(ct) and not is_complex(x):
+        ct = lax.real(ct)
+    return lax.convert_element_type(ct, x.dtype)
+
+
+def_linear(primitives.convert_element_type_p, convert_back)
+def_linear(primitives.reduce_precision_p, lambda ct, x, **params: lax.reduce_precision(ct, **params))
+def_linear(primitive("copy_p"), lambda ct, x: ct)
+
+# --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
+
+def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, primitives.stop_gradient_p)
+def_nondiff(
+    *(
+        primitive(f"{name}_p")
+        for name in (
+            *("eq ne lt le gt ge eq_to lt_to le_to is_finite".split()),
+            *("and or xor not shift_left shift_right_logical shift_right_arithmetic population_count clz".split()),
+            *("random_bits random_seed random_split random_fold_in random_wrap random_unwrap random_clone".split()),
+            *("threefry2x32 iota axis_index bitcast_convert_type".split()),
+        )
+    )
+)

@@ -1,0 +1,239 @@
+"""Reading and writing parts of arrays. The backward of a read is an adding write, and of an adding write a read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..cotangents import Zero
+from ..jaxpr import primitive, primitives, zeros
+from .table import def_rule
+
+
+def keep_indices(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    """The types of the operands, and the numbers of the indices."""
+    return tuple(jax.typeof(x) for x in primals), primals[1]
+
+
+# --- slices with a computed start -------------------------------------------------------------------------------------
+
+
+def dynamic_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """z = x[s : s + n]:  x̄ is z̄ written into zeros at s. Keeps s."""
+    x, starts = res
+    return [lax.dynamic_update_slice(zeros(x), ct, starts), *(None for _ in starts)]
+
+
+def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x with u written at s:  x̄ = z̄ with zeros written at s,  ū = z̄[s : s + n]. Keeps s."""
+    (_, u), starts = res
+    return [
+        lax.dynamic_update_slice(ct, zeros(u), starts) if perturbed[0] else Zero,
+        lax.dynamic_slice(ct, starts, u.shape) if perturbed[1] else Zero,
+        *(None for _ in starts),
+    ]
+
+
+def_rule(primitives.dynamic_slice_p, dynamic_slice_bwd, save=lambda p, *_: (jax.typeof(p[0]), tuple(p[1:])))
+def_rule(
+    primitives.dynamic_update_slice_p,
+    dynamic_update_slice_bwd,
+    save=lambda p, *_: ((jax.typeof(p[0]), jax.typeof(p[1])), tuple(p[2:])),
+)
+
+
+# --- gather and scatter -----------------------------------------------------------------------------------------------
+
+
+def scatter_numbers(d: Any) -> lax.ScatterDimensionNumbers:
+    """The scatter that writes where this gather reads."""
+    return lax.ScatterDimensionNumbers(
+        update_window_dims=d.offset_dims,
+        inserted_window_dims=d.collapsed_slice_dims,
+        scatter_dims_to_operand_dims=d.start_index_map,
+        operand_batching_dims=d.operand_batching_dims,
+        scatter_indices_batching_dims=d.start_indices_batching_dims,
+    )
+
+
+def gather_numbers(d: Any) -> lax.GatherDimensionNumbers:
+    """The gather that reads where this scatter writes."""
+    return lax.GatherDimensionNumbers(
+        offset_dims=d.update_window_dims,
+        collapsed_slice_dims=d.inserted_window_dims,
+        start_index_map=d.scatter_dims_to_operand_dims,
+        operand_batching_dims=d.operand_batching_dims,
+        start_indices_batching_dims=d.scatter_indices_batching_dims,
+    )
+
+
+def written_back(x: Any, indices: Any, d: Any, updates: Any, mode: Any, fill: Any = None) -> Any:
+    """Read from `x` what a scatter with these numbers would write `updates` over."""
+    window = iter(d.update_window_dims)
+    alone = {*d.inserted_window_dims, *d.operand_batching_dims}
+    sizes = [1 if i in alone else updates.shape[next(window)] for i in range(x.ndim)]
+    return lax.gather(x, indices, gather_numbers(d), sizes, mode=mode, fill_value=fill)
+
+
+def gather_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Any,
+    unique_indices: bool,
+    indices_are_sorted: bool,
+    mode: Any,
+    fill_value: Any,
+) -> list[Any]:
+    """z = x[indices]:  x̄ adds z̄ up at the indices, so a row read twice gets the sum. Keeps the indices."""
+    (x, _), indices = res
+    x_bar = lax.scatter_add(
+        zeros(x),
+        indices,
+        ct,
+        scatter_numbers(dimension_numbers),
+        indices_are_sorted=indices_are_sorted,
+        unique_indices=unique_indices,
+        mode=mode,
+    )
+    return [x_bar, None]
+
+
+def scatter_add_bwd(
+    res: Any, ct: Any, perturbed: Sequence[bool], *, dimension_numbers: Any, mode: Any, **_: Any
+) -> list[Any]:
+    """z = x, with u added at the indices:  x̄ = z̄,  ū = z̄[indices]. Keeps the indices."""
+    (_, _, u), indices = res
+    return [ct, None, written_back(ct, indices, dimension_numbers, u, mode, 0) if perturbed[2] else Zero]
+
+
+def scatter_sub_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """z = x, with u subtracted at the indices:  x̄ = z̄,  ū = -z̄[indices]."""
+    x_bar, _, u_bar = scatter_add_bwd(res, ct, perturbed, **params)
+    return [x_bar, None, u_bar if u_bar is Zero else lax.neg(u_bar)]
+
+
+def scatter_mul_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: Any,
+    indices_are_sorted: bool,
+    unique_indices: bool,
+    mode: Any,
+    **_: Any,
+) -> list[Any]:
+    """z = x, multiplied by u at the indices:  x̄ = z̄, multiplied by u there;  ū = (z̄ x)[indices]."""
+    x, indices, u = res
+    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    x_bar = lax.scatter_mul(ct, indices, u, dimension_numbers, **how) if perturbed[0] else Zero
+    if not perturbed[2]:
+        return [x_bar, None, Zero]
+    if not unique_indices:
+        raise NotImplementedError(
+            "The derivative of scatter_mul with respect to its updates is implemented, here as in JAX, only with "
+            "unique_indices=True: pass it if no index occurs twice."
+        )
+    return [x_bar, None, written_back(lax.mul(ct, x), indices, dimension_numbers, u, mode, 0)]
+
+
+def scatter_extremum_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: Any,
+    indices_are_sorted: bool,
+    unique_indices: bool,
+    mode: Any,
+    **_: Any,
+) -> list[Any]:
+    """z = max(x, u at the indices):  z̄ is shared equally among x and those updates that attain the result."""
+    x, indices, u, z = res
+    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    back = lambda a: written_back(a, indices, dimension_numbers, u, mode, 0)
+    one, here = np.ones((), ct.dtype), lambda mask: lax.convert_element_type(mask, ct.dtype)
+    u_won = here(lax.eq(u, back(z)))
+    x_won = here(lax.eq(x, z))
+    contenders = x_won + lax.scatter_add(lax.full_like(x, 0), indices, u_won, dimension_numbers, **how)
+    share = ct / lax.max(contenders, one)
+    return [share * x_won, None, u_won * back(share) if perturbed[2] else Zero]
+
+
+def scatter_fwd(
+    x: Any,
+    indices: Any,
+    u: Any,
+    *,
+    update_jaxpr: Any,
+    update_consts: Any,
+    dimension_numbers: Any,
+    indices_are_sorted: bool,
+    unique_indices: bool,
+    mode: Any,
+) -> tuple[Any, Any]:
+    """z = x, with u written at the indices. Where two updates meet, find out which one won, and keep that.
+
+    Each update gets a number; the numbers are scattered as the updates are; whoever reads its own number back has won.
+    The output is then put together from the winners, so that value and derivative agree on any device.
+    """
+    if update_jaxpr is not None:
+        raise NotImplementedError("Neither JAX nor funcbp differentiates x.at[...].apply(f).")
+    d, how = dimension_numbers, dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    types = jax.typeof(x), jax.typeof(u)
+    if unique_indices:
+        return lax.scatter(x, indices, u, d, **how), (types, indices, None, None)
+    shape = [1 if i in d.update_window_dims else n for i, n in enumerate(u.shape)]
+    numbers = lax.reshape(lax.iota(np.uint32, math.prod(shape)), shape) + np.uint32(1)
+    numbers = jnp.broadcast_to(numbers, u.shape)
+    winners = lax.scatter(lax.full(x.shape, 0, np.uint32), indices, numbers, d, **how)
+    won = lax.eq(numbers, written_back(winners, indices, d, u, mode, 0))
+    untouched = lax.eq(winners, lax.full_like(winners, 0))
+    z = lax.scatter_add(
+        jnp.where(untouched, x, lax.full_like(x, 0)), indices, jnp.where(won, u, lax.full_like(u, 0)), d, **how
+    )
+    return z, (types, indices, untouched, won)
+
+
+def scatter_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: Any,
+    indices_are_sorted: bool,
+    unique_indices: bool,
+    mode: Any,
+    **_: Any,
+) -> list[Any]:
+    """x̄ = z̄ where nothing was written;  ū = z̄[indices] for the updates that won."""
+    (_, u), indices, untouched, won = res
+    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    x_bar = u_bar = Zero
+    if perturbed[0]:
+        if untouched is None:
+            x_bar = lax.scatter(ct, indices, zeros(u), dimension_numbers, **how)
+        else:
+            x_bar = lax.select(untouched, ct, lax.full_like(ct, 0))
+    if perturbed[2]:
+        u_bar = written_back(ct, indices, dimension_numbers, u, mode, 0)
+        u_bar = u_bar if won is None else lax.select(won, u_bar, lax.full_like(u_bar, 0))
+    return [x_bar, None, u_bar]
+
+
+def_rule(primitives.gather_p, gather_bwd, save=keep_indices)
+def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices)
+def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices)
+def_rule(primitives.scatter_mul_p, scatter_mul_bwd)
+def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
+def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
+def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd)

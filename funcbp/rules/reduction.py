@@ -1,0 +1,175 @@
+"""Reductions, cumulative reductions and pooling windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..jaxpr import dilated, primitives, sharding_of
+from .table import def_body, def_linear, def_nondiff, def_rule
+
+
+def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:
+    """The cotangent of a reduction, repeated along the axes that were reduced away."""
+    kept = tuple(i for i in range(len(x.shape)) if i not in axes)
+    return lax.broadcast_in_dim(ct, x.shape, kept, out_sharding=sharding_of(x))
+
+
+def reduce_sum_back(ct: Any, x: Any, *, axes: Any, **_: Any) -> Any:
+    """z = Σ x:  x̄ = z̄, everywhere. Keeps nothing."""
+    return spread(ct, x, axes)
+
+
+def reduce_extremum_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: Any, **_: Any) -> list[Any]:
+    """z = max x or min x:  x̄ = z̄ at the extremum, shared equally where several elements attain it."""
+    x, z = res
+    here = lax.convert_element_type(lax.eq(x, spread(z, x, axes)), ct.dtype)
+    count = lax.reduce_sum(here, axes)
+    return [lax.mul(here, spread(lax.div(ct, count), x, axes))]
+
+
+def reduce_prod_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: Any, **_: Any) -> list[Any]:
+    """z = Π x:  x̄ᵢ = z̄ (Π_{j<i} xⱼ) (Π_{j>i} xⱼ), so that zeros among the factors do no harm."""
+    (x,) = res
+    kept = [i for i in range(x.ndim) if i not in axes]
+    order = [*kept, *axes]
+    flat = lax.reshape(lax.transpose(x, order), (*(x.shape[i] for i in kept), math.prod(x.shape[i] for i in axes)))
+    last, n = flat.ndim - 1, flat.shape[-1]
+    if n == 0:
+        return [lax.full_like(x, 0)]
+    one = np.ones((), x.dtype)
+    shift = lambda low, high: lax.pad(flat, one, [(0, 0, 0)] * last + [(low, high, 0)])
+    before = lax.cumprod(shift(1, -1), axis=last)
+    after = lax.cumprod(shift(-1, 1), axis=last, reverse=True)
+    others = lax.transpose(lax.reshape(before * after, [x.shape[i] for i in order]), np.argsort(order))
+    return [lax.mul(others, spread(ct, x, axes))]
+
+
+def cumsum_back(ct: Any, x: Any, *, axis: int, reverse: bool) -> Any:
+    """zᵢ = Σ_{j≤i} xⱼ:  x̄ⱼ = Σ_{i≥j} z̄ᵢ, the cumulative sum the other way round."""
+    return lax.cumsum(ct, axis=axis, reverse=not reverse)
+
+
+def cumulative(combine: Any) -> Any:
+    """A cumulative reduction as a tree of `combine`, each of which has its rule."""
+
+    def body(params: dict[str, Any]) -> Any:
+        return lambda x: lax.associative_scan(combine, x, axis=params["axis"], reverse=params["reverse"])
+
+    return body
+
+
+def window_padding(x: Any, ct: Any, window: Any, strides: Any, padding: Any, base: Any, spacing: Any) -> list[Any]:
+    """The padding with which a window, slid over the output's cotangents, covers the input."""
+    n = dilated(x.shape, base)
+    k = dilated(window, spacing)
+    m = dilated(ct.shape, strides)
+    low = [w - lo - 1 for w, (lo, _) in zip(k, padding, strict=True)]
+    return [(lo, a + w - 1 - b - lo) for lo, a, w, b in zip(low, n, k, m, strict=True)]
+
+
+def reduce_window_sum_back(
+    ct: Any,
+    x: Any,
+    *,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    base_dilation: Any,
+    window_dilation: Any,
+) -> Any:
+    """z = the sums over windows of x:  x̄ sums z̄ over the windows that an element was in."""
+    pads = window_padding(x, ct, window_dimensions, window_strides, padding, base_dilation, window_dilation)
+    config = [(lo, hi, stride - 1) for (lo, hi), stride in zip(pads, window_strides, strict=True)]
+    return lax.reduce_window(
+        lax.pad(ct, np.zeros((), ct.dtype), config),
+        np.zeros((), ct.dtype),
+        lax.add,
+        window_dimensions=window_dimensions,
+        window_strides=base_dilation,
+        padding=[(0, 0)] * ct.ndim,
+        window_dilation=window_dilation,
+    )
+
+
+def pooling_bwd(better: Any) -> Any:
+    """The backward rule of pooling by maximum or minimum; `better` is the comparison that picks the winner."""
+
+    def reduce_window_extremum_bwd(
+        res: Any,
+        ct: Any,
+        perturbed: Sequence[bool],
+        *,
+        window_dimensions: Any,
+        window_strides: Any,
+        padding: Any,
+        base_dilation: Any,
+        window_dilation: Any,
+    ) -> list[Any]:
+        """z = the maxima over windows of x:  each window's z̄ goes to its first winner, and an element sums them."""
+        (x,) = res
+        size = dict(window_dimensions=window_dimensions, window_strides=window_strides)
+        if any(d != 1 for d in (*base_dilation, *window_dilation)):
+            raise NotImplementedError("Pooling by maximum or minimum with dilation has no derivative in JAX or funcbp.")
+        return [primitives.select_and_scatter_add_p.bind(ct, x, select_prim=better, padding=padding, **size)]
+
+    return reduce_window_extremum_bwd
+
+
+def select_and_scatter_add_bwd(
+    res: Any, ct: Any, perturbed: Sequence[bool], *, select_prim: Any, padding: Any, **size: Any
+) -> list[Any]:
+    """z = x's sums over the windows that an element of y won:  x̄ = z̄ at the winner of each window. y gets nothing."""
+    (y,) = res
+    ones = (1,) * y.ndim
+    dilation = dict(base_dilation=ones, window_dilation=ones)
+    gather = primitives.select_and_gather_add_p.bind(
+        ct, y, select_prim=select_prim, padding=padding, **size, **dilation
+    )
+    return [gather, None]
+
+
+def select_and_gather_add_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    select_prim: Any,
+    padding: Any,
+    base_dilation: Any,
+    window_dilation: Any,
+    **size: Any,
+) -> list[Any]:
+    """z = x at the winner of each window of y:  x̄ sums z̄ over the windows that an element won. y gets nothing."""
+    (y,) = res
+    if any(d != 1 for d in (*base_dilation, *window_dilation)):
+        raise NotImplementedError("Pooling by maximum or minimum with dilation has no derivative in JAX or funcbp.")
+    return [primitives.select_and_scatter_add_p.bind(ct, y, select_prim=select_prim, padding=padding, **size), None]
+
+
+def keep_second(primals: Any, *_: Any) -> Any:
+    return (primals[1],)
+
+
+def_linear(primitives.reduce_sum_p, reduce_sum_back)
+def_rule(primitives.reduce_max_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z))
+def_rule(primitives.reduce_min_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z))
+def_rule(primitives.reduce_prod_p, reduce_prod_bwd)
+def_linear(primitives.cumsum_p, cumsum_back)
+def_body(primitives.cumprod_p, cumulative(lax.mul))
+def_body(primitives.cummax_p, cumulative(lax.max))
+def_body(primitives.cummin_p, cumulative(lax.min))
+def_body(primitives.cumlogsumexp_p, cumulative(jnp.logaddexp))
+def_linear(primitives.reduce_window_sum_p, reduce_window_sum_back)
+def_rule(primitives.reduce_window_max_p, pooling_bwd(primitives.ge_p))
+def_rule(primitives.reduce_window_min_p, pooling_bwd(primitives.le_p))
+def_rule(primitives.select_and_scatter_add_p, select_and_scatter_add_bwd, save=keep_second)
+def_rule(primitives.select_and_gather_add_p, select_and_gather_add_bwd, save=keep_second)
+def_nondiff(
+    primitives.argmax_p, primitives.argmin_p, primitives.reduce_and_p, primitives.reduce_or_p, primitives.reduce_xor_p
+)

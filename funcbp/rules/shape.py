@@ -1,0 +1,116 @@
+"""Structural operations: they move numbers and compute none, so their backward moves cotangents to where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from ..cotangents import Zero, instantiate
+from ..jaxpr import primitive, primitives, sharding_of
+from .table import TYPES, def_linear, def_rule, def_zero
+
+
+def broadcast_back(ct: Any, x: Any, *, shape: Any, broadcast_dimensions: Any, sharding: Any = None) -> Any:
+    """z[..b..] = x[..1..]:  x̄ sums z̄ over the axes that x does not have, or has with size 1."""
+    new = [i for i in range(len(shape)) if i not in broadcast_dimensions]
+    grown = [d for d, n in zip(broadcast_dimensions, x.shape, strict=True) if n != shape[d]]
+    ct = lax.reduce_sum(ct, new + grown)
+    kept = [i for i, d in enumerate(broadcast_dimensions) if d in grown]
+    return lax.expand_dims(ct, kept)
+
+
+def broadcast_in_dim_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """As `broadcast_back`; any further operands are sizes."""
+    return [broadcast_back(ct, types[0], **params), *(None for _ in types[1:])]
+
+
+def reshape_back(ct: Any, x: Any, *, new_sizes: Any, dimensions: Any, sharding: Any = None) -> Any:
+    """z = x in another shape:  x̄ = z̄ in x's shape."""
+    if dimensions is None:
+        return lax.reshape(ct, x.shape, out_sharding=sharding_of(x))
+    moved = lax.reshape(ct, [x.shape[d] for d in dimensions])
+    return lax.transpose(moved, np.argsort(dimensions))
+
+
+def slice_back(ct: Any, x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+    """z = x[start:limit:stride]:  x̄ is z̄ in its places, zero elsewhere."""
+    strides = strides or (1,) * len(x.shape)
+    config = []
+    for n, start, size, stride in zip(x.shape, start_indices, ct.shape, strides, strict=True):
+        covered = start + (1 + stride * (size - 1) if size else 0)
+        config.append((start, n - covered, stride - 1))
+    return lax.pad(ct, np.zeros((), ct.dtype), config)
+
+
+def split_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, sizes: Any, axis: int) -> list[Any]:
+    """z₁, z₂, … = the parts of x:  x̄ is their cotangents, joined."""
+    (x,) = types
+    parts = []
+    for c, n in zip(ct, sizes, strict=True):
+        shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
+        parts.append(instantiate(c, x.update(shape=shape)) if c is Zero else c)
+    return [lax.concatenate(parts, axis)]
+
+
+def concatenate_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, dimension: int) -> list[Any]:
+    """z = x₁, x₂, … joined:  each gets its part of z̄."""
+    out, start = [], 0
+    for x, p in zip(types, perturbed, strict=True):
+        stop = start + x.shape[dimension]
+        out.append(lax.slice_in_dim(ct, start, stop, axis=dimension) if p else Zero)
+        start = stop
+    return out
+
+
+def pad_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, padding_config: Any) -> list[Any]:
+    """z = x with padding p around and between:  x̄ is z̄ where x went;  p̄ is the sum of the rest."""
+    x, _ = types
+    back = [(-low, -high, 0) for low, high, _ in padding_config]
+    inner = lax.pad(ct, np.zeros((), ct.dtype), back)
+    x_bar = lax.slice(inner, [0] * ct.ndim, inner.shape, [interior + 1 for *_, interior in padding_config])
+    axes = range(ct.ndim)
+    p_bar = lax.reduce_sum(ct, axes) - lax.reduce_sum(x_bar, axes) if perturbed[1] else Zero
+    return [x_bar if perturbed[0] else Zero, p_bar]
+
+
+def squeeze_back(ct: Any, x: Any, *, dimensions: Any) -> Any:
+    """z = x without axes of size 1:  x̄ = z̄ with them."""
+    return lax.reshape(ct, x.shape, out_sharding=sharding_of(x))
+
+
+def tile_back(ct: Any, x: Any, *, reps: Any, **_: Any) -> Any:
+    """z = x repeated along its axes:  x̄ is the sum over the repetitions."""
+    shape = [k for n, r in zip(x.shape, reps, strict=True) for k in (r, n)]
+    return lax.reduce_sum(lax.reshape(ct, shape), range(0, 2 * len(x.shape), 2))
+
+
+def stack_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, axis: int, **_: Any) -> list[Any]:
+    """z = x₁, x₂, … along a new axis:  each gets its slice of z̄."""
+    return [lax.index_in_dim(ct, i, axis, keepdims=False) if p else Zero for i, p in enumerate(perturbed)]
+
+
+def unstack_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, axis: int, **_: Any) -> list[Any]:
+    """z₁, z₂, … = the slices of x:  x̄ is their cotangents, stacked."""
+    (x,) = types
+    part = x.update(shape=tuple(n for i, n in enumerate(x.shape) if i != axis))
+    return [lax.concatenate([lax.expand_dims(instantiate(c, part), (axis,)) for c in ct], axis)]
+
+
+def_rule(primitives.broadcast_in_dim_p, broadcast_in_dim_bwd, save=TYPES)
+def_linear(primitives.reshape_p, reshape_back)
+def_linear(primitives.squeeze_p, squeeze_back)
+def_linear(
+    primitives.transpose_p, lambda ct, x, *, permutation: lax.transpose(ct, tuple(np.argsort(permutation).tolist()))
+)
+def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions))
+def_linear(primitives.slice_p, slice_back)
+def_rule(primitive("split_p"), split_bwd, save=TYPES)
+def_rule(primitives.concatenate_p, concatenate_bwd, save=TYPES)
+def_rule(primitives.pad_p, pad_bwd, save=TYPES)
+def_linear(primitive("tile_p"), tile_back)
+def_rule(primitive("stack_p"), stack_bwd, save=TYPES)
+def_rule(primitive("unstack_p"), unstack_bwd, save=TYPES)
+def_zero(primitive("empty_p"), primitive("empty2_p"))

@@ -1,0 +1,58 @@
+"""Sorting and selection: a permutation going forward, its inverse going backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from ..cotangents import Zero
+from ..jaxpr import primitives, zeros
+from .table import def_rule
+
+
+def put_along(ct: Any, places: Any, axis: int, x: Any) -> Any:
+    """Zeros of x's type, with `ct` added at these places along an axis."""
+    others = tuple(i for i in range(len(x.shape)) if i != axis)
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(),
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=others,
+        scatter_indices_batching_dims=others,
+    )
+    places = lax.expand_dims(places, (places.ndim,))
+    return lax.scatter_add(
+        zeros(x), places, ct, numbers, unique_indices=True, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    )
+
+
+def sort_fwd(*operands: Any, dimension: int, is_stable: bool, num_keys: int) -> tuple[Any, Any]:
+    """Sort a counter along with the operands: it comes out as the permutation."""
+    shape = operands[0].shape
+    counter = lax.broadcasted_iota("int32", shape, dimension)
+    *outs, places = lax.sort((*operands, counter), dimension=dimension, is_stable=is_stable, num_keys=num_keys)
+    return outs, (places, tuple(jax.typeof(x) for x in operands))
+
+
+def sort_bwd(res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, dimension: int, **_: Any) -> list[Any]:
+    """z = x in sorted order:  x̄ is z̄, each element back in its place. Keeps the permutation."""
+    places, types = res
+    return [
+        put_along(c, places, dimension, x) if p and c is not Zero else Zero
+        for c, p, x in zip(ct, perturbed, types, strict=True)
+    ]
+
+
+def top_k_bwd(
+    res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, k: int, axis: int | None = None, **_: Any
+) -> list[Any]:
+    """z, i = the k largest of x and their places:  x̄ is z̄ at those places, zero elsewhere. Keeps the places."""
+    x, places = res
+    return [put_along(ct[0], places, x.ndim - 1 if axis is None else axis, x)]
+
+
+def_rule(primitives.sort_p, sort_bwd, fwd=sort_fwd)
+def_rule(primitives.top_k_p, top_k_bwd, save=lambda primals, outs, *_: (jax.typeof(primals[0]), outs[1]))

@@ -1,0 +1,216 @@
+"""The contract of a rule, the families that keep the table short, and the table.
+
+A rule is a pair you can print:
+
+    fwd(*primals, **params) -> (outs, res)
+    bwd(res, ct, perturbed, **params) -> one cotangent per primal
+
+`fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the rest
+(types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is `INPUTS`,
+`OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)`.
+
+`bwd` gets the residuals, the cotangent of the output (a list of cotangents, `Zero` where zero, for a primitive with
+several outputs) and which primals are perturbed, and returns a cotangent per primal: an array of the primal's shape and
+dtype, `Zero`, or `None` where no derivative exists. What it returns for an unperturbed primal is dropped, so it need not
+be computed.
+
+Cotangents follow JAX's convention for complex numbers: `bwd` is the transpose of the derivative, without conjugation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ..cotangents import Zero, unbroadcast
+
+__all__ = [
+    "INPUTS",
+    "NOTHING",
+    "OUTPUT",
+    "TABLE",
+    "TYPES",
+    "Rule",
+    "coverage",
+    "def_bilinear",
+    "def_body",
+    "def_control",
+    "def_elementwise",
+    "def_linear",
+    "def_nondiff",
+    "def_rule",
+    "def_zero",
+    "rule",
+]
+
+Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]
+
+
+def INPUTS(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the primals."""
+    return tuple(primals)
+
+
+def OUTPUT(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the output."""
+    return outs
+
+
+def TYPES(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the primals' shapes and dtypes, and no numbers."""
+    return tuple(jax.typeof(x) for x in primals)
+
+
+def NOTHING(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep nothing."""
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How one operation is differentiated. See the module's docstring for the contract.
+
+    `kind` is `"rule"`, `"zero"` (differentiable, derivative zero almost everywhere), `"nondiff"` (no output has a
+    derivative), `"control"` (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also
+    returns which outputs are differentiable, and `bwd` gets the walker first), or `"missing"` (`bwd` is absent, and
+    `message(where)` says so when it turns out to be needed). `body(params)`, where given, is a function to run through
+    the recording in the primitive's place.
+    """
+
+    bwd: Callable[..., Sequence[Any]] | None = None
+    fwd: Callable[..., tuple[Any, Any]] | None = None
+    save: Save = INPUTS
+    kind: str = "rule"
+    body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
+    message: Callable[[str], str] | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.bwd, "__name__", self.kind)
+
+
+TABLE: dict[Any, Rule] = {}
+
+
+def rule(
+    bwd: Callable[..., Sequence[Any]], fwd: Callable[..., tuple[Any, Any]] | None = None, save: Save = INPUTS
+) -> Rule:
+    """A rule of your own, for `Backward(rules={primitive: rule(...)})`.
+
+    Args:
+        bwd: `bwd(res, ct, perturbed, **params)`, one cotangent per primal.
+        fwd: `fwd(*primals, **params) -> (outs, res)`; left out, the primitive is run and `save` is kept.
+        save: what to keep where `fwd` is left out: `INPUTS`, `OUTPUT`, `TYPES`, `NOTHING` or a function.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> straight_through = bp.rule(lambda res, ct, perturbed, **params: (ct,), save=bp.rules.NOTHING)
+        >>> bp.Backward(rules={jax.lax.sign_p: straight_through}).grad(jax.numpy.sign)(0.3)
+        Array(1., dtype=float32, weak_type=True)
+    """
+    return Rule(bwd, fwd, save)
+
+
+def def_rule(primitive: Any, bwd: Callable[..., Sequence[Any]], fwd: Any = None, save: Save = INPUTS) -> None:
+    """Enter a rule in the table. A primitive that this JAX does not have is passed as None and skipped."""
+    if primitive is not None:
+        TABLE[primitive] = Rule(bwd, fwd, save)
+
+
+def def_control(primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+    """A rule that differentiates the programs inside an operation, by the walker it is given."""
+    if primitive is not None:
+        TABLE[primitive] = Rule(bwd, fwd, kind="control")
+
+
+def def_body(primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]]) -> None:
+    """An operation that is differentiated as the program `body(params)`, which is run in its place."""
+    if primitive is not None:
+        TABLE[primitive] = Rule(kind="body", body=body)
+
+
+def def_zero(*primitives: Any) -> None:
+    """Operations with a floating-point output whose derivative is zero almost everywhere, or is defined as zero."""
+    for p in primitives:
+        if p is not None:
+            TABLE[p] = Rule(kind="zero")
+
+
+def def_nondiff(*primitives: Any) -> None:
+    """Operations whose outputs are integers, booleans or keys: no cotangent exists."""
+    for p in primitives:
+        if p is not None:
+            TABLE[p] = Rule(kind="nondiff")
+
+
+def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None:
+    """An elementwise operation by its partial derivatives: x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back over broadcast axes.
+
+    Each of `partials` is a function of what `save` keeps (the primals, or the output), or None where no derivative
+    exists.
+    """
+
+    def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+        types, saved = res
+        args = saved if isinstance(saved, tuple) else (saved,)
+        return [
+            unbroadcast(ct * partial(*args, **params), x) if p and partial is not None else None
+            for partial, p, x in zip(partials, perturbed, types, strict=True)
+        ]
+
+    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+        return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
+
+    bwd.__name__ = f"{primitive}_bwd"
+    def_rule(primitive, bwd, save=keep)
+
+
+def def_linear(primitive: Any, transpose: Callable[..., Any]) -> None:
+    """An operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers."""
+    if primitive is None:
+        return
+
+    def bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+        return [transpose(ct, types[0], **params), *(None for _ in types[1:])]
+
+    bwd.__name__ = f"{primitive}_bwd"
+    def_rule(primitive, bwd, save=TYPES)
+
+
+def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., Any]) -> None:
+    """An operation linear in each of two operands: x̄ = left(z̄, type of x, y), ȳ = right(z̄, x, type of y).
+
+    An operand is kept only where the other one is perturbed.
+    """
+
+    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+        x, y = primals
+        return (x if perturbed[1] else jax.typeof(x), y if perturbed[0] else jax.typeof(y))
+
+    def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+        x, y = res
+        return [
+            left(ct, x, y, **params) if perturbed[0] else Zero,
+            right(ct, x, y, **params) if perturbed[1] else Zero,
+        ]
+
+    bwd.__name__ = f"{primitive}_bwd"
+    def_rule(primitive, bwd, save=keep)
+
+
+def coverage() -> dict[str, str]:
+    """The table: each primitive's name and how it is accounted for.
+
+    Returns:
+        A dict from primitive name to `"hand-written"`, `"zero"` or `"non-differentiable"`, in alphabetical order.
+
+    Example:
+        >>> import funcbp as bp
+        >>> bp.coverage()["tanh"], bp.coverage()["floor"], bp.coverage()["eq"]
+        ('hand-written', 'zero', 'non-differentiable')
+    """
+    words = {"zero": "zero", "nondiff": "non-differentiable"}
+    return dict(sorted((p.name, words.get(r.kind, "hand-written")) for p, r in TABLE.items()))

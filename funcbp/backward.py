@@ -85,7 +85,8 @@ class Pullback:
         cts = [_checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)]
         back = pull_back(walker, record, self.kept, cts)
         out = [
-            instantiate(c, t) if is_differentiable(t) else float0_zeros(t) for c, t in zip(back, in_types, strict=True)
+            jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
+            for c, t in zip(back, in_types, strict=True)
         ]
         return jax.tree.unflatten(in_tree, out)
 
@@ -185,7 +186,7 @@ class Backward:
                     raise TypeError(f"With has_aux=True, {_name(f)} must return a pair (output, aux).")
                 out, aux = out
             outs, out_tree = jax.tree.flatten(out)
-            return [_as_value(o) for o in outs], aux
+            return [_checked(o) for o in outs], aux
 
         rec, outs, kept, aux = record(flat, values, [True] * len(values), self)
         types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
@@ -290,7 +291,6 @@ class Backward:
                 _check_output(y, holomorphic, "jacrev")
             leaves, tree = jax.tree.flatten(value)
             sizes = [y.size for y in leaves]
-            starts = np.cumsum([0, *sizes])
             rows = []
             for i, y in enumerate(leaves):  # the unit cotangents of one output leaf, zero for the others
                 basis = [
@@ -301,7 +301,6 @@ class Backward:
                 ]
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(lambda c, y=y: c.reshape(*y.shape, *c.shape[1:]), cts))
-            del starts
             rows = [r[0] if isinstance(argnums, int) else tuple(r) for r in rows]
             out = jax.tree.unflatten(tree, rows)
             return (out, aux[0]) if has_aux else out
@@ -392,14 +391,16 @@ def _check_callable(f: Any) -> None:
         raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
 
 
-def _as_value(x: Any) -> Any:
-    if isinstance(x, jax.Array):
-        return x
+def _checked(x: Any) -> Any:
     try:
         jax.typeof(x)
     except TypeError as error:
         raise TypeError(f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are.") from error
-    return jnp.asarray(x)
+    return x
+
+
+def _as_value(x: Any) -> Any:
+    return x if isinstance(x, jax.Array) else jnp.asarray(_checked(x))
 
 
 def _split_arguments(
@@ -444,9 +445,9 @@ def _check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
 
 
 def _check_scalar(value: Any, holomorphic: bool) -> None:
-    aval = getattr(value, "aval", None) if isinstance(value, jax.Array) else None
-    if aval is None:
+    if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
+    aval = jax.typeof(value)
     if aval.shape != ():
         raise TypeError(f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}.")
     _check_output(value, holomorphic, "grad")

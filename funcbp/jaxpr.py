@@ -12,6 +12,7 @@ from typing import Any
 
 import importlib
 import importlib.util
+import os
 
 import jax
 from jax import lax
@@ -24,6 +25,7 @@ from jax._src import (
     util,
 )
 from jax._src.interpreters import partial_eval
+from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
 
 Aval = Any
@@ -59,6 +61,12 @@ def to_strong(x: Any) -> Any:
     return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
 
 
+def like(x: Any, aval: Aval) -> Any:
+    """The same numbers, weakly typed if a value of this type is."""
+    weak = aval.weak_type
+    return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
+
+
 def sharding_of(x: Any) -> Any:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(_type(x), "sharding", None)
@@ -80,6 +88,10 @@ def _type(x: Any) -> Aval:
 def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     """Sizes after `dilation - 1` holes are put between neighbours."""
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
+
+
+for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules"):
+    source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
 def current_source() -> Any:

@@ -71,7 +71,7 @@ def backward_of(passes: Passes, nonzero: Sequence[bool]) -> tuple[Program, list[
         reached[:] = [c is not Zero for c in cts]
         return [c for c in cts if c is not Zero]
 
-    ct_types = [jx.strong(t) for t, z in zip(passes.out_types, nonzero, strict=True) if z]
+    ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
     return jx.trace(backward, [*passes.candidate_types, *ct_types], "backward"), reached
 
 

@@ -26,6 +26,10 @@ __all__ = ["MissingRuleError", "Record", "Step", "record"]
 class MissingRuleError(NotImplementedError):
     """An equation must be differentiated and nobody has written its rule."""
 
+    def __init__(self, message: str, located: bool = True):
+        super().__init__(message)
+        self.located = located
+
 
 class Kept(NamedTuple):
     """A residual: which of the record's kept arrays it is."""
@@ -171,7 +175,7 @@ class RecordTrace(core.Trace):
         several, differentiable = primitive.multiple_results, None
         with core.set_current_trace(self.parent_trace):
             if rule.kind == "control":
-                outs, res, differentiable = rule.fwd(self.walker, perturbed, *values, **params)  # type: ignore[misc]
+                outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
             elif rule.fwd is not None:
                 outs, res = rule.fwd(*values, **params)
             else:
@@ -184,6 +188,15 @@ class RecordTrace(core.Trace):
         if any(differentiable):
             self.write(primitive.name, rule, params, tracers, wrapped, res, several)
         return wrapped if several else wrapped[0]
+
+    def run_control(self, primitive: Any, rule: Rule, perturbed: Any, values: Any, params: Any) -> Any:
+        try:
+            return rule.fwd(self.walker, perturbed, *values, **params)  # type: ignore[misc]
+        except MissingRuleError as error:
+            line = jx.user_line(jx.current_source())
+            if error.located or not line:
+                raise
+            raise MissingRuleError(f"{error} It is inside the `{primitive}` at {line}.") from None
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
@@ -285,7 +298,8 @@ def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[
     for step in reversed(trace.steps):
         if any(o in reached for o in step.outputs):
             if step.rule.bwd is None:
-                raise MissingRuleError(step.rule.message(step.where()))
+                where = step.where()
+                raise MissingRuleError(step.rule.message(where), located=" at " in where)
             reached |= {i for i in step.inputs if i is not None}
             steps.append(step)
     kept: dict[int, int] = {}

@@ -140,6 +140,20 @@ def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
     return (*primals, z)
 
 
+def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """z = Σ aₖ xᵏ:  x̄ = z̄ Σ k aₖ x^(k-1),  āₖ = z̄ xᵏ."""
+    x, *coefficients = res
+    x_bar: Any = Zero
+    if perturbed[0]:
+        slopes = [c * k for k, c in enumerate(coefficients[1:], 1)]
+        x_bar = unbroadcast(ct * lax.polynomial(x, slopes, **params), x)  # type: ignore[attr-defined]
+    bars, power = [], ct
+    for c, p in zip(coefficients, perturbed[1:], strict=True):
+        bars.append(unbroadcast(power, c) if p else Zero)
+        power = lax.mul(power, x)
+    return [x_bar, *bars]
+
+
 def integer_pow_slope(x: Any, *, y: int) -> Any:
     """z = x^n:  x̄ = z̄ n x^(n-1)."""
     if y == 0:
@@ -201,6 +215,7 @@ def_rule(primitives.sub_p, sub_bwd, save=TYPES)
 def_bilinear(primitives.mul_p, mul_left, mul_right)
 def_rule(primitives.div_p, div_bwd, save=div_save)
 def_rule(primitives.rem_p, rem_bwd)
+def_rule(primitive("polynomial_p"), polynomial_bwd)
 def_rule(primitives.pow_p, pow_bwd, save=pow_save)
 def_rule(primitives.max_p, extremum(lax.max))
 def_rule(primitives.min_p, extremum(lax.min))
@@ -208,6 +223,7 @@ def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
 def_rule(primitives.clamp_p, clamp_bwd)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
 def_elementwise(primitives.integer_pow_p, integer_pow_slope)
+def_elementwise(primitive("one_minus_square_p"), lambda x: lax.mul(lax.full_like(x, -2), x))
 def_elementwise(primitives.square_p, lambda x: lax.mul(lax.full_like(x, 2), x))
 
 

@@ -152,6 +152,8 @@ def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None
     Each of `partials` is a function of what `save` keeps (the primals, or the output), or None where no derivative
     exists.
     """
+    if primitive is None:
+        return
 
     def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
         types, saved = res

@@ -235,8 +235,8 @@ def _close(jaxpr: Any) -> Any:
 
 
 def call_jaxpr(params: dict[str, Any]) -> Any:
-    """The program inside a call: `jit`, `closed_call`, `remat2`."""
-    return params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+    """The program inside a call: `jit`, `closed_call`, `composite`, `custom_vmap_call`."""
+    return next(params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in params)
 
 
 def constrained(params: dict[str, Any]) -> Any:

@@ -49,7 +49,7 @@ def jit_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool],
 
 
 TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
-for p in (primitives.closed_call_p, primitives.call_p, primitive("composite_p"), primitive("custom_vmap_call_p")):
+for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)))
 
 

@@ -9,7 +9,7 @@ Conventions at kinks and ties are JAX's:
 | `max`, `min` at a tie | one half to each |
 | `clamp` at a bound | 0 for the operand |
 | `sqrt` at 0 | inf; `rsqrt`, `log` at 0 inf |
-| `x ** y` at x = 0 | 0 for y; y x^(y-1) for x, and 0 for x where y = 0 |
+| `x ** y` at x = 0 | 0 for y; for x, y x^(y-1), so nan at y = 0.0, and 0 at the integer exponent 0 |
 | `select_n` | to the case selected |
 | `jax.nn.relu` at 0 | 0 (its own `custom_jvp` rule, not that of `max`) |
 """
@@ -109,7 +109,7 @@ def _trunc(x: Any) -> Any:
 
 
 def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y = 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0."""
+    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0."""
     x, y, z = res
     x_bar = y_bar = None
     if perturbed[0]:
@@ -127,12 +127,14 @@ def is_integer(x: Any) -> bool:
 
 
 def _pow_slope(x: Any, y: Any, z: Any) -> Any:
-    """y x^(y-1), and 0 where y = 0, of the output's shape and dtype."""
-    shape = z.shape
-    x, y = grown(x, shape), grown(y, shape)
+    """y x^(y-1), of the output's shape and dtype; for integer exponents, 0 where y = 0."""
+    x, y = grown(x, z.shape), grown(y, z.shape)
+    one = lax.full_like(y, 1)
+    if not is_integer(y):
+        return lax.mul(y, lax.pow(x, lax.sub(y, one)))
     is_zero = lax.eq(y, lax.full_like(y, 0))
-    safe = lax.select(is_zero, lax.full_like(y, 1), y)
-    slope = lax.convert_element_type(safe, z.dtype) * lax.pow(x, lax.sub(safe, lax.full_like(y, 1)))
+    safe = lax.select(is_zero, one, y)
+    slope = lax.mul(lax.convert_element_type(safe, z.dtype), lax.pow(x, lax.sub(safe, one)))
     return lax.select(is_zero, lax.full_like(slope, 0), slope)
 
 
@@ -248,9 +250,7 @@ def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5),
 def_elementwise(
     primitives.rsqrt_p, lambda x, z, **_: lax.div(lax.mul(lax.full_like(z, -0.5), z), x), save=lambda p, z, *_: (*p, z)
 )
-def_elementwise(
-    primitives.cbrt_p, lambda x, z, **_: lax.div(z, lax.mul(lax.full_like(x, 3), x)), save=lambda p, z, *_: (*p, z)
-)
+def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT)
 
 
 def log_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
@@ -342,7 +342,7 @@ def erf_inv_slope(z: Any) -> Any:
 
 def bessel_i1e_slope(x: Any, z: Any) -> Any:
     """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
-    tiny = lax.le(lax.abs(x), lax.full_like(x, np.finfo(x.dtype).eps))
+    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, np.finfo(x.dtype).eps)))
     safe = where(tiny, 1, x)
     slope = lax.bessel_i0e(safe) - z * (lax.sign(safe) + lax.reciprocal(safe))
     return where(tiny, 0.5, slope)

@@ -7,12 +7,11 @@ shape of things, never for a version string.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -32,8 +31,8 @@ Aval = Any
 weakref_cache = util.weakref_lru_cache
 float0 = jax.dtypes.float0
 _PLACES = (
-    *"lax.lax lax.slicing lax.special lax.linalg lax.fft lax.eval_jaxpr lax.control_flow.conditionals".split(),
-    *"pjit custom_batching custom_derivatives random.core random.prng interpreters.partial_eval".split(),
+    *["lax.lax", "lax.slicing", "lax.special", "lax.linalg", "lax.fft", "lax.eval_jaxpr", "lax.control_flow.conditionals"],
+    *["pjit", "custom_batching", "custom_derivatives", "random.core", "random.prng", "interpreters.partial_eval"],
 )
 
 

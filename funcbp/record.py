@@ -282,7 +282,9 @@ def record(
     with core.take_current_trace() as parent:
         trace = RecordTrace(parent, walker)
         with core.set_current_trace(parent):
-            primals = [trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
+            primals = [
+                trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)
+            ]
         with core.set_current_trace(trace):
             outs, rest = f(*primals)
         out_slots = tuple(map(trace.slot, outs))

@@ -105,9 +105,7 @@ def _scan_backward(
             total if c is Zero else lax.add(total, c)
             for c, total in ((c, next(totals)) for c, p in zip(to_consts, perturbed[0], strict=True) if p)
         ]
-        before = [
-            instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p
-        ]
+        before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]
         return [to_strong(x) for x in (*added, *before, *(c for c in to_xs if c is not Zero))]
 
     return trace(backward, [*passes.candidate_types, *sums, *carries, *ys], "scan_backward"), reached
@@ -198,7 +196,9 @@ def cond_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
     plans, places, read, index, operands, kept = res
     nonzero = [c is not Zero for c in ct]
     # an output that only other branches perturb has no cotangent in this one
-    programs = [plan.backward([z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)]) for plan in plans]
+    programs = [
+        plan.backward([z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)]) for plan in plans
+    ]
     reached = [any(r) for r in zip(*(r for _, r in programs), strict=True)]
     types = [strong(t) for t in plans[0].passes.in_types]
     n_read, n_kept = len(read), len(kept)

@@ -225,8 +225,8 @@ def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
 def_rule(primitives.clamp_p, clamp_bwd)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
 def_elementwise(primitives.integer_pow_p, integer_pow_slope)
-def_elementwise(primitive("one_minus_square_p"), lambda x: lax.mul(lax.full_like(x, -2), x))
-def_elementwise(primitives.square_p, lambda x: lax.mul(lax.full_like(x, 2), x))
+def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
+def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x))
 
 
 def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
@@ -307,7 +307,7 @@ def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x))
 def_elementwise(primitives.atanh_p, lambda x, **_: lax.reciprocal(tanh_slope(x)))
 
 
-def acosh_slope(x: Any) -> Any:
+def acosh_slope(x: Any, **_: Any) -> Any:
     """z = acosh x:  dz/dx = 1 / (√(x - 1) √(x + 1))."""
     one = lax.full_like(x, 1)
     return lax.mul(lax.rsqrt(lax.sub(x, one)), lax.rsqrt(lax.add(x, one)))
@@ -330,17 +330,17 @@ def_rule(primitives.atan2_p, atan2_bwd)
 TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
 
 
-def erf_slope(x: Any) -> Any:
+def erf_slope(x: Any, **_: Any) -> Any:
     """z = erf x:  dz/dx = 2/√π e^(-x²)."""
     return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), lax.exp(lax.neg(lax.square(x))))
 
 
-def erf_inv_slope(z: Any) -> Any:
+def erf_inv_slope(z: Any, **_: Any) -> Any:
     """z = erf⁻¹ x:  dz/dx = √π/2 e^(z²)."""
     return lax.mul(lax.full_like(z, ROOT_PI_OVER_TWO), lax.exp(lax.square(z)))
 
 
-def bessel_i1e_slope(x: Any, z: Any) -> Any:
+def bessel_i1e_slope(x: Any, z: Any, **_: Any) -> Any:
     """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
     tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, np.finfo(x.dtype).eps)))
     safe = where(tiny, 1, x)
@@ -348,13 +348,13 @@ def bessel_i1e_slope(x: Any, z: Any) -> Any:
     return where(tiny, 0.5, slope)
 
 
-def igamma_slope(a: Any, x: Any) -> Any:
+def igamma_slope(a: Any, x: Any, **_: Any) -> Any:
     """z = P(a, x):  dz/dx = e^-x x^(a-1) / Γ(a)."""
     one = lax.full_like(a, 1)
     return lax.exp(lax.neg(x) + (a - one) * lax.log(x) - lax.lgamma(a))
 
 
-def betainc_slope(a: Any, b: Any, x: Any) -> Any:
+def betainc_slope(a: Any, b: Any, x: Any, **_: Any) -> Any:
     """z = I_x(a, b):  dz/dx = x^(a-1) (1-x)^(b-1) / B(a, b)."""
     one = lax.full_like(x, 1)
     log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
@@ -362,33 +362,35 @@ def betainc_slope(a: Any, b: Any, x: Any) -> Any:
 
 
 def _no_derivative(what: str) -> Any:
-    def raise_(*_: Any) -> Any:
+    def raise_(*_: Any, **params: Any) -> Any:
         raise NotImplementedError(f"The derivative of {what} has no closed form that JAX or funcbp implements.")
 
     return raise_
 
 
 def_elementwise(primitives.erf_p, erf_slope)
-def_elementwise(primitives.erfc_p, lambda x: lax.neg(erf_slope(x)))
+def_elementwise(primitives.erfc_p, lambda x, **_: lax.neg(erf_slope(x)))
 def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT)
-def_elementwise(primitives.lgamma_p, lambda x: lax.digamma(x))
-def_elementwise(primitives.digamma_p, lambda x: lax.polygamma(lax.full_like(x, 1), x))
+def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x))
+def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x))
 def_elementwise(
     primitives.polygamma_p,
     _no_derivative("polygamma with respect to its order"),
-    lambda m, x: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
+    lambda m, x, **_: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
 )
 def_elementwise(
     primitives.zeta_p,
     _no_derivative("zeta with respect to its exponent"),
-    lambda s, q: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
+    lambda s, q, **_: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
 )
-def_elementwise(primitives.igamma_p, lambda a, x: lax.igamma_grad_a(a, x), igamma_slope)
+def_elementwise(primitives.igamma_p, lambda a, x, **_: lax.igamma_grad_a(a, x), igamma_slope)
 def_elementwise(
-    primitives.igammac_p, lambda a, x: lax.neg(lax.igamma_grad_a(a, x)), lambda a, x: lax.neg(igamma_slope(a, x))
+    primitives.igammac_p,
+    lambda a, x, **_: lax.neg(lax.igamma_grad_a(a, x)),
+    lambda a, x, **_: lax.neg(igamma_slope(a, x)),
 )
 def_elementwise(
-    primitives.bessel_i0e_p, lambda x, z: lax.bessel_i1e(x) - lax.sign(x) * z, save=lambda p, z, *_: (*p, z)
+    primitives.bessel_i0e_p, lambda x, z, **_: lax.bessel_i1e(x) - lax.sign(x) * z, save=lambda p, z, *_: (*p, z)
 )
 def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z))
 def_elementwise(
@@ -438,10 +440,10 @@ def_nondiff(
     *(
         primitive(f"{name}_p")
         for name in (
-            *("eq ne lt le gt ge eq_to lt_to le_to is_finite".split()),
-            *("and or xor not shift_left shift_right_logical shift_right_arithmetic population_count clz".split()),
-            *("random_bits random_seed random_split random_fold_in random_wrap random_unwrap random_clone".split()),
-            *("threefry2x32 iota axis_index bitcast_convert_type".split()),
+            *(["eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "is_finite"]),
+            *(["and", "or", "xor", "not", "shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"]),
+            *(["random_bits", "random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone"]),
+            *(["threefry2x32", "iota", "axis_index", "bitcast_convert_type"]),
         )
     )
 )

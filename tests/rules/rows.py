@@ -64,6 +64,10 @@ UNARY = {
 POSITIVE = {"log": lax.log, "log1p": lax.log1p, "sqrt": lax.sqrt, "rsqrt": lax.rsqrt, "cbrt": lax.cbrt,
             "lgamma": lax.lgamma, "digamma": lax.digamma}  # fmt: skip
 UNIT = {"asin": lax.asin, "acos": lax.acos, "atanh": lax.atanh, "erf_inv": lax.erf_inv}
+if hasattr(lax, "one_minus_square"):  # newer JAX
+    UNARY |= {"one_minus_square": lax.one_minus_square}
+    POSITIVE |= {"log2": lax.log2}
+    row("polynomial", lambda x, a, b, c: lax.polynomial(x, [a, b, c]), x23, y23, scalar, y23[:, :1])
 for name, f in UNARY.items():
     row(name, f, x23)
     row(name, f, scalar, label="scalar")
@@ -81,8 +85,8 @@ row("acosh", lax.acosh, z23, label="complex, where JAX's rule has the wrong sign
 row("integer_pow", lambda x: lax.integer_pow(x, 0), x23, label="to the 0")
 row("integer_pow", lambda x: lax.integer_pow(x, -2), positive, label="to the -2")
 row("integer_pow", lambda x: lax.integer_pow(x, 1), special, label="to the 1, special", numeric=False)
-COMPLEX = "abs neg exp expm1 sin cos tan tanh sinh cosh asinh logistic square integer_pow log log1p sqrt rsqrt".split()
-COMPLEX += "asin acos atanh atan exp2".split()
+COMPLEX = ["abs", "neg", "exp", "expm1", "sin", "cos", "tan", "tanh", "sinh", "cosh", "asinh", "logistic", "square", "integer_pow", "log", "log1p", "sqrt", "rsqrt"]
+COMPLEX += ["asin", "acos", "atanh", "atan", "exp2"]
 for name in COMPLEX:
     f = {**UNARY, **POSITIVE, **UNIT}[name]
     row(name, f, 0.5 * z23, label="complex")
@@ -108,8 +112,9 @@ row("pow", lax.pow, positive, y23)
 row("pow", lambda x: lax.pow(x, 2.5), positive, label="literal exponent")
 row("pow", lambda y: lax.pow(np.array([0.0, 1.0, 2.0]), y), np.array([0.0, 2.0, -1.0]), label="0 base", numeric=False)
 row("pow", lax.pow, np.array([0.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0]), label="zeros", numeric=False, order=1)
-row("pow", lambda x: lax.pow(x, np.array([2, 0, -1])), positive[0], label="integer exponents",
-    against_jax=False)  # JAX's own rule mixes dtypes, which strict promotion refuses
+row(
+    "pow", lambda x: lax.pow(x, np.array([2, 0, -1])), positive[0], label="integer exponents", against_jax=False
+)  # JAX's own rule mixes dtypes, which strict promotion refuses
 row("pow", lax.pow, z23 + 3, w23, label="complex")
 row("atan2", lax.atan2, x23, y23)
 row("atan2", lax.atan2, np.array([0.0, 1.0]), np.array([1.0, 0.0]), label="axes")
@@ -327,9 +332,7 @@ def many_kinds(w: Any, init: Any, xs: Any, *, reverse: bool, unroll: int) -> Any
         a = jnp.tanh(a @ w) * u + b
         return (a, i + 1, b * jnp.sum(jnp.cos(w))), (a * (i + n).astype(a.dtype), n - i, u)
 
-    (a, i, b), (p, _, r) = lax.scan(
-        body, (init, 0, jnp.ones(3)), (xs, jnp.arange(4)), reverse=reverse, unroll=unroll
-    )
+    (a, i, b), (p, _, r) = lax.scan(body, (init, 0, jnp.ones(3)), (xs, jnp.arange(4)), reverse=reverse, unroll=unroll)
     return jnp.sum(a * b) * i, p, r
 
 
@@ -355,7 +358,7 @@ row(
     label="cond inside",
 )
 row("scan", lambda x: lax.scan(jax.checkpoint(lambda c, u: (jnp.sin(c) * u, c)), x[0], x), x23, label="remat inside")
-row("closed_call", lambda x: primitives.closed_call_p.bind(x, call_jaxpr=jax.make_jaxpr(jnp.sin)(x)), x23)
+row(primitives.closed_call_p.name, lambda x: closed_call(jnp.sin, x), x23)
 row("composite", jax.lax.composite(jnp.sin, "my.sin"), x23, against_jax=False)
 row("add_any", jax.grad(lambda x: jnp.sum(jnp.sin(x) * x)), x23, label="in a gradient")
 
@@ -363,6 +366,11 @@ row("add_any", jax.grad(lambda x: jnp.sum(jnp.sin(x) * x)), x23, label="in a gra
 @jax.custom_batching.custom_vmap
 def batched_sine(x: Any) -> Any:
     return jnp.sin(x)
+
+
+def closed_call(f: Any, x: Any) -> Any:
+    call = primitives.closed_call_p
+    return call.bind(x, **call.get_bind_params(dict(call_jaxpr=jax.make_jaxpr(f)(x))))
 
 
 batched_sine.def_vmap(lambda size, batched, x: (jnp.sin(x), batched[0]))

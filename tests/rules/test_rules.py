@@ -128,7 +128,7 @@ def test_every_ruled_primitive_has_a_row(monkeypatch):
     for row in ROWS:
         used.clear()
         jax.jit(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
-        if row.primitive not in ("custom_jvp_call", "custom_vjp_call"):
+        if row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"):
             assert row.primitive in used, f"the row {row.primitive}-{row.label} never uses the rule"
     rows = {r.primitive for r in ROWS}
     unrowed = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import jaxpr as jx
 from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable
-from .plan import Passes
+from .plan import RESIDUALS, Passes
 from .record import MissingRuleError, Record, Step, record
 from .rules.table import TABLE, Rule
 
@@ -114,6 +114,9 @@ class Backward:
 
     Args:
         rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
+        residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
+            computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
+            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -123,14 +126,18 @@ class Backward:
         Array([2., 4.], dtype=float32)
     """
 
-    def __init__(self, *, rules: Mapping[Any, Rule] | None = None, on_missing: str = "error"):
+    def __init__(
+        self, *, rules: Mapping[Any, Rule] | None = None, residuals: str = "min_cut", on_missing: str = "error"
+    ):
+        if residuals not in RESIDUALS:
+            raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, and was {residuals!r}.")
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        self.rules, self.on_missing = dict(rules or {}), on_missing
-        self._key = (tuple(self.rules.items()), on_missing)
+        self.rules, self.residuals, self.on_missing = dict(rules or {}), residuals, on_missing
+        self._key = (tuple(self.rules.items()), residuals, on_missing)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backward) and self._key == other._key

@@ -31,7 +31,15 @@ Aval = Any
 weakref_cache = util.weakref_lru_cache
 float0 = jax.dtypes.float0
 _PLACES = (
-    *["lax.lax", "lax.slicing", "lax.special", "lax.linalg", "lax.fft", "lax.eval_jaxpr", "lax.control_flow.conditionals"],
+    *[
+        "lax.lax",
+        "lax.slicing",
+        "lax.special",
+        "lax.linalg",
+        "lax.fft",
+        "lax.eval_jaxpr",
+        "lax.control_flow.conditionals",
+    ],
     *["pjit", "custom_batching", "custom_derivatives", "random.core", "random.prng", "interpreters.partial_eval"],
 )
 
@@ -265,6 +273,113 @@ def is_saved(policy: Any, eqn: Any) -> bool:
         return False
     case = policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
     return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
+
+
+CHEAP = frozenset(
+    [
+        "abs",
+        "acos",
+        "acosh",
+        "add",
+        "add_any",
+        "and",
+        "argmax",
+        "argmin",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "bitcast_convert_type",
+        "broadcast_in_dim",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "complex",
+        "concatenate",
+        "conj",
+        "convert_element_type",
+        "copy",
+        "cos",
+        "cosh",
+        "div",
+        "eq",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "ge",
+        "gt",
+        "imag",
+        "integer_pow",
+        "iota",
+        "is_finite",
+        "le",
+        "log",
+        "log1p",
+        "log2",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "name",
+        "ne",
+        "neg",
+        "not",
+        "one_minus_square",
+        "or",
+        "pad",
+        "polynomial",
+        "population_count",
+        "pow",
+        "real",
+        "reduce_and",
+        "reduce_max",
+        "reduce_min",
+        "reduce_or",
+        "reduce_precision",
+        "reduce_sum",
+        "rem",
+        "reshape",
+        "rev",
+        "round",
+        "rsqrt",
+        "select_n",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sin",
+        "sinh",
+        "slice",
+        "split",
+        "sqrt",
+        "square",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "tile",
+        "transpose",
+        "unstack",
+        "xor",
+    ]
+)
+
+
+def is_cheap(eqn: Any) -> bool:
+    """Whether it costs little to compute this equation again: elementwise, structural, or a plain reduction."""
+    if eqn.effects:
+        return False
+    if eqn.primitive.name == "jit":
+        return all(is_cheap(e) for e in eqn.params["jaxpr"].eqns)
+    return eqn.primitive.name in CHEAP
 
 
 def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:

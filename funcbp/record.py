@@ -34,7 +34,7 @@ class MissingRuleError(NotImplementedError):
 class Kept(NamedTuple):
     """A residual: which of the record's kept arrays it is."""
 
-    index: int
+    place: int
 
 
 class Step(NamedTuple):
@@ -47,12 +47,13 @@ class Step(NamedTuple):
     inputs: tuple[int | None, ...]  # which value each primal is; None where it is not perturbed
     outputs: tuple[int | None, ...]
     types: tuple[Any, ...]  # of the primals
-    res: Any  # a pytree whose arrays are `Kept`
+    res: tuple[Any, ...]  # what the rule keeps, flat: arrays are `Kept`, the rest is here
+    tree: Any  # the structure of `res`
     several: bool  # outputs come as a list
     source: Any
 
     def residuals(self, kept: Sequence[Any]) -> Any:
-        return jax.tree.map(lambda r: kept[r.index] if isinstance(r, Kept) else r, self.res, is_leaf=_is_kept)
+        return self.tree.unflatten([kept[r.place] if type(r) is Kept else r for r in self.res])
 
     def where(self) -> str:
         line = jx.user_line(self.source)
@@ -65,14 +66,6 @@ class Record(NamedTuple):
     steps: tuple[Step, ...]
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
-
-
-def _is_kept(x: Any) -> bool:
-    return isinstance(x, Kept)
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
 class RecordTracer(core.Tracer):
@@ -107,7 +100,7 @@ class RecordTrace(core.Trace):
         self.staging = isinstance(parent, DynamicJaxprTrace)
         self.steps: list[Step] = []
         self.kept: list[Any] = []
-        self._kept_index: dict[int, int] = {}
+        self._places: dict[int, int] = {}
         self._slots = 0
 
     # values
@@ -129,22 +122,19 @@ class RecordTrace(core.Trace):
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
         return RecordTracer(self, stage(x.value), x.slot) if self.mine(x) else stage(x)
 
-    def keep(self, res: Any) -> Any:
-        """Set the arrays of `res` aside for the backward pass, each one once."""
-
-        def aside(x: Any) -> Any:
-            if not _is_array(x):
-                return x
-            index = self._kept_index.setdefault(id(x), len(self.kept))
-            if index == len(self.kept):
-                self.kept.append(x)
-            return Kept(index)
-
-        return jax.tree.map(aside, res)
+    def keep(self, x: Any) -> Any:
+        """Set an array aside for the backward pass, once."""
+        if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
+            return x
+        place = self._places.setdefault(id(x), len(self.kept))
+        if place == len(self.kept):
+            self.kept.append(x)
+        return Kept(place)
 
     def write(
-        self, name: str, rule: Rule, params: dict[str, Any], tracers: Any, outs: Any, res: Any, several: bool
+        self, name: str, rule: Rule, params: Any, tracers: Any, types: Any, outs: Any, res: Any, several: bool
     ) -> None:
+        leaves, tree = jax.tree.flatten(res)
         self.steps.append(
             Step(
                 name,
@@ -153,8 +143,9 @@ class RecordTrace(core.Trace):
                 tuple(map(self.mine, tracers)),
                 tuple(map(self.slot, tracers)),
                 tuple(map(self.slot, outs)),
-                tuple(core.typeof(x) for x in tracers),
-                self.keep(res),
+                types,
+                tuple(map(self.keep, leaves)),
+                tree,
                 several,
                 jx.current_source(),
             )
@@ -173,20 +164,21 @@ class RecordTrace(core.Trace):
             with core.set_current_trace(self):
                 return rule.body(params)(*tracers)
         several, differentiable = primitive.multiple_results, None
-        with core.set_current_trace(self.parent_trace):
-            if rule.kind == "control":
-                outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
-            elif rule.fwd is not None:
-                outs, res = rule.fwd(*values, **params)
-            else:
-                outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-                res = rule.save(values, outs, perturbed, params)
+        if rule.fwd is None:
+            outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
+            res = rule.save(values, outs, perturbed, params)
+        else:
+            with core.set_current_trace(self.parent_trace):
+                if rule.kind == "control":
+                    outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
+                else:
+                    outs, res = rule.fwd(*values, **params)
         outs = list(outs) if several else [outs]
         if differentiable is None:
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
         if any(differentiable):
-            self.write(primitive.name, rule, params, tracers, wrapped, res, several)
+            self.write(primitive.name, rule, params, tracers, avals, wrapped, res, several)
         return wrapped if several else wrapped[0]
 
     def run_control(self, primitive: Any, rule: Rule, perturbed: Any, values: Any, params: Any) -> Any:
@@ -203,20 +195,18 @@ class RecordTrace(core.Trace):
     ) -> Any:
         """The function's own tangent rule is linear in the tangents: record it on them, and it is transposed with the rest.
 
-        A tangent starts as zeros carrying its primal's number; what comes out carries the output's number.
+        A tangent carries its primal's number, and what comes out carries the output's. Its value is of no consequence,
+        the rule being linear: what a linear step keeps does not depend on it. So it carries its primal's value too.
         """
         values = [self.value(t) for t in tracers]
         if not any(map(self.mine, tracers)):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
-        tangents = []
-        for t, v in zip(tracers, values, strict=True):
-            aval = core.typeof(v).to_tangent_aval()
-            if self.mine(t):
-                tangents.append(RecordTracer(self, self.parent_zeros(aval), t.slot))
-            else:
-                tangents.append(ad_util.SymbolicZero(aval) if symbolic_zeros else ad_util.zeros_like_aval(aval))
+        zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
+        tangents = [
+            t if self.mine(t) else zero(core.typeof(v).to_tangent_aval()) for t, v in zip(tracers, values, strict=True)
+        ]
         with core.set_current_trace(self):
             outs = jvp.call_wrapped(*values, *tangents)
         n = len(outs) // 2
@@ -224,10 +214,6 @@ class RecordTrace(core.Trace):
             RecordTracer(self, self.value(p), t.slot) if self.mine(t) else self.value(p)
             for p, t in zip(outs[:n], outs[n:], strict=True)
         ]
-
-    def parent_zeros(self, aval: Any) -> Any:
-        with core.set_current_trace(self.parent_trace):
-            return ad_util.zeros_like_aval(aval)
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
@@ -252,7 +238,8 @@ class RecordTrace(core.Trace):
             """The backward rule the user gave to `jax.custom_vjp`."""
             return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
 
-        self.write(primitive.name, Rule(custom_vjp_bwd), {}, tracers, wrapped, tuple(res), several=True)
+        in_types = tuple(core.typeof(v) for v in values)
+        self.write(primitive.name, Rule(custom_vjp_bwd), {}, tracers, in_types, wrapped, tuple(res), several=True)
         return wrapped
 
     def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:
@@ -265,7 +252,9 @@ class RecordTrace(core.Trace):
                 f"funcbp cannot differentiate through `shard_map` yet ({jx.user_line(jx.current_source())}). "
                 "Differentiate inside the mapped function, or use jax.grad for this program."
             )
-        return self.parent_trace.process_shard_map(primitive, f, [self.value(t) for t in tracers], **params)
+        return self.parent_trace.process_shard_map(  # type: ignore[attr-defined]
+            primitive, f, [self.value(t) for t in tracers], **params
+        )
 
 
 def record(
@@ -305,6 +294,6 @@ def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[
             reached |= {i for i in step.inputs if i is not None}
             steps.append(step)
     kept: dict[int, int] = {}
-    renumber = lambda r: Kept(kept.setdefault(r.index, len(kept))) if isinstance(r, Kept) else r
-    steps = [s._replace(res=jax.tree.map(renumber, s.res, is_leaf=_is_kept)) for s in reversed(steps)]
+    renumber = lambda r: Kept(kept.setdefault(r.place, len(kept))) if type(r) is Kept else r
+    steps = [s._replace(res=tuple(map(renumber, s.res))) for s in reversed(steps)]
     return tuple(steps), [trace.kept[i] for i in kept]

@@ -35,7 +35,7 @@ def scalar(x):
     return mixed(x).sum()
 
 
-# --- arguments ---------------------------------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------
 
 
 CASES = {
@@ -117,7 +117,7 @@ def test_eval_shape():
     assert (got.shape, got.dtype) == ((2, 3), jnp.float64)
 
 
-# --- vjp and its pullback ----------------------------------------------------------------------------------------------
+# --- vjp and its pullback -----------------------------------------------------------
 
 
 def test_arguments_and_integers_returned_unchanged():
@@ -164,7 +164,7 @@ def test_wrong_cotangents(ct, message):
         bp.vjp(mixed, x23)[1](ct)
 
 
-# --- python control flow -----------------------------------------------------------------------------------------------
+# --- python control flow ------------------------------------------------------------
 
 
 def branching(x):
@@ -193,7 +193,7 @@ def test_numpy_refuses_recorded_values_as_in_jax():
             t.grad(lambda x: np.sin(np.asarray(x)).sum())(x23)
 
 
-# --- what is not needed is not done ------------------------------------------------------------------------------------
+# --- what is not needed is not done -------------------------------------------------
 
 
 def counted(monkeypatch):
@@ -259,7 +259,7 @@ def test_scan_keeps_only_what_the_backward_body_reads():
     assert stacked_bytes(f, jnp.ones(3)) == 0
 
 
-# --- derivatives of the user's own -------------------------------------------------------------------------------------
+# --- derivatives of the user's own --------------------------------------------------
 
 
 @jax.custom_vjp
@@ -331,7 +331,7 @@ def test_custom_vjp_with_symbolic_zeros_and_integers():
         np.testing.assert_allclose(t.grad(lambda x: f(x, 3)[0].sum())(x23), 5 * jnp.ones((2, 3)))
 
 
-# --- options -----------------------------------------------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------
 
 
 def test_a_rule_can_be_replaced():
@@ -359,7 +359,7 @@ def test_options_are_checked():
         bp.Backward(rules={lax.sin_p: jnp.cos})
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------
 
 
 def unbounded(x):

@@ -22,7 +22,7 @@ from ..jaxpr import (
     while_parts,
     zeros,
 )
-from ..plan import Passes, Plan, backward_of
+from ..plan import RESIDUALS, Choose, Passes, Plan, backward_of
 from .table import TABLE, Rule, def_control
 
 
@@ -53,7 +53,7 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = _split(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: walker.passes(body, p), *_split(perturbed, n_consts, n_carry))
-    plan = passes.plan("scan", lambda: _scan_plan(passes, n_consts, n_carry))
+    plan = passes.plan(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
     n_ys = len(passes.outputs) - n_carry
     once = plan.before()(*consts, *init, *(_first(x) for x in xs)) if plan.once else []
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
@@ -69,10 +69,10 @@ def _first(xs: Any) -> Any:
     return lax.index_in_dim(xs, 0, keepdims=False)
 
 
-def _scan_plan(passes: Passes, n_consts: int, n_carry: int) -> Plan:
+def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
     make = lambda nonzero: _scan_backward(passes, n_consts, n_carry, nonzero)
-    return Plan(passes, make, free=[k != 1 for k in kinds], steady=[k == 0 for k in kinds])
+    return Plan(passes, make, free=[k != 1 for k in kinds], steady=[k == 0 for k in kinds], choose=choose)
 
 
 def _scan_backward(

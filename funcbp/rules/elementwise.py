@@ -441,8 +441,30 @@ def_nondiff(
         primitive(f"{name}_p")
         for name in (
             *(["eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "is_finite"]),
-            *(["and", "or", "xor", "not", "shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"]),
-            *(["random_bits", "random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone"]),
+            *(
+                [
+                    "and",
+                    "or",
+                    "xor",
+                    "not",
+                    "shift_left",
+                    "shift_right_logical",
+                    "shift_right_arithmetic",
+                    "population_count",
+                    "clz",
+                ]
+            ),
+            *(
+                [
+                    "random_bits",
+                    "random_seed",
+                    "random_split",
+                    "random_fold_in",
+                    "random_wrap",
+                    "random_unwrap",
+                    "random_clone",
+                ]
+            ),
             *(["threefry2x32", "iota", "axis_index", "bitcast_convert_type"]),
         )
     )

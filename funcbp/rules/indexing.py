@@ -218,7 +218,8 @@ def scatter_bwd(
     """x̄ = z̄ where nothing was written;  ū = z̄[indices] for the updates that won."""
     (_, u), indices, untouched, won = res
     how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
-    x_bar = u_bar = Zero
+    x_bar: Any = Zero
+    u_bar: Any = Zero
     if perturbed[0]:
         if untouched is None:
             x_bar = lax.scatter(ct, indices, zeros(u), dimension_numbers, **how)

@@ -7,7 +7,7 @@ A rule is a pair you can print:
 
 `fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the rest
 (types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is `INPUTS`,
-`OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)`.
+`OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)` that chooses among them.
 
 `bwd` gets the residuals, the cotangent of the output (a list of cotangents, `Zero` where zero, for a primitive with
 several outputs) and which primals are perturbed, and returns a cotangent per primal: an array of the primal's shape and
@@ -81,7 +81,7 @@ class Rule:
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
-    fwd: Callable[..., tuple[Any, Any]] | None = None
+    fwd: Callable[..., tuple[Any, ...]] | None = None
     save: Save = INPUTS
     kind: str = "rule"
     body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None

@@ -1,8 +1,8 @@
 """Backpropagation: record what a function does, then walk the record from the last step to the first.
 
 The forward pass runs the function under a recording trace (`record.py`), which writes down each step that a perturbed
-value enters. The backward pass is `pull_back`: it goes through the steps in reverse, hands each one's rule the cotangent
-of its output, and adds up what comes out. For a layered network that is the textbook's recursion
+value enters. The backward pass is `pull_back`: it goes through the steps in reverse, hands each one's rule the
+cotangent of its output, and adds up what comes out. For a layered network that is the textbook's recursion
 
     delta_l = (delta_{l+1} W'_{l+1}) * f'(net_l),
 
@@ -12,6 +12,7 @@ and for any other program it is the same sum over the program's graph. The rules
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from . import jaxpr as jx
 from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable
 from .plan import RESIDUALS, Passes
 from .record import MissingRuleError, Record, Step, record
-from .rules.table import TABLE, Rule
+from .rules.table import REFUSED, TABLE, Rule, coverage
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 
@@ -65,8 +66,8 @@ def step_back(walker: Backward, step: Step, kept: Sequence[Any], ct: list[Any]) 
 class Pullback:
     """The function `vjp` returns: from a cotangent of the output to the cotangents of the primals.
 
-    It is a pytree of the arrays that the forward pass kept, so it can be returned from one jitted function and called in
-    another.
+    It is a pytree of the arrays that the forward pass kept, so it can be returned from one jitted function and called
+    in another.
     """
 
     def __init__(self, kept: Sequence[Any], static: tuple[Any, ...]):
@@ -152,6 +153,11 @@ class Backward:
             rule = borrowed(primitive) if self.on_missing == "jax" else missing(primitive)
         return rule
 
+    def coverage(self) -> dict[str, str]:
+        """How each primitive is differentiated under these options: see `funcbp.coverage`."""
+        table = coverage(borrow=self.on_missing == "jax")
+        return table | dict.fromkeys((p.name for p in self.rules), "replaced")
+
     def passes(self, jaxpr: Any, perturbed: Sequence[bool]) -> Passes:
         """The two passes of a body that arrives as a jaxpr, recorded once for each set of perturbed inputs."""
         return _passes(jaxpr, tuple(perturbed), self)
@@ -165,8 +171,8 @@ class Backward:
             has_aux: whether `f` also returns auxiliary data.
 
         Returns:
-            `(out, pullback)`, or `(out, pullback, aux)`. `pullback(ct)` takes a pytree like `out` and returns a tuple of
-            pytrees like `primals`; integer leaves have cotangents of dtype float0.
+            `(out, pullback)`, or `(out, pullback, aux)`. `pullback(ct)` takes a pytree like `out` and returns a tuple
+            of pytrees like `primals`; integer leaves have cotangents of dtype float0.
 
         Raises:
             MissingRuleError: an equation between a primal and the output has no rule.
@@ -354,6 +360,8 @@ def missing(primitive: Any) -> Rule:
     """A rule for an equation without one: an error, raised if the equation turns out to be needed."""
 
     def message(where: str) -> str:
+        if primitive.name in REFUSED:
+            return f"funcbp has no derivative for {where}: {REFUSED[primitive.name]}"
         return (
             f"funcbp has no rule for {where}. Write one, funcbp.Backward(rules={{primitive: funcbp.rule(bwd)}}), wrap "
             f'the operation in jax.custom_vjp, or borrow JAX\'s derivative for it: funcbp.Backward(on_missing="jax").'
@@ -383,7 +391,8 @@ def borrowed(primitive: Any) -> Rule:
         back = dict(zip(chosen, pullback(ct), strict=True))
         return [back.get(i) for i in range(len(perturbed))]
 
-    return Rule(borrowed_bwd, kind="rule")
+    warnings.warn(f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it.", stacklevel=2)
+    return Rule(borrowed_bwd)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

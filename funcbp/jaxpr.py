@@ -30,18 +30,11 @@ from jax.extend.core import primitives
 Aval = Any
 weakref_cache = util.weakref_lru_cache
 float0 = jax.dtypes.float0
-_PLACES = (
-    *[
-        "lax.lax",
-        "lax.slicing",
-        "lax.special",
-        "lax.linalg",
-        "lax.fft",
-        "lax.eval_jaxpr",
-        "lax.control_flow.conditionals",
-    ],
-    *["pjit", "custom_batching", "custom_derivatives", "random.core", "random.prng", "interpreters.partial_eval"],
-)
+_PLACES = """
+    lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
+    lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
+    random.prng interpreters.partial_eval
+""".split()
 
 
 def primitive(name: str) -> Any:
@@ -51,6 +44,11 @@ def primitive(name: str) -> Any:
     modules = (f"jax._src.{place}" for place in _PLACES)
     found = (importlib.import_module(m) for m in modules if importlib.util.find_spec(m))
     return next((getattr(m, name) for m in found if hasattr(m, name)), None)
+
+
+def public_names() -> list[str]:
+    """The names of JAX's public primitives."""
+    return [getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")]
 
 
 def zeros(aval: Aval) -> jax.Array:
@@ -436,6 +434,39 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
 def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
     """The body of a while loop, and how many constants its condition and its body have."""
     return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
+
+
+def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
+    """The programs of a `custom_linear_solve`, and how many constants each of the four has."""
+    return params["jaxprs"], tuple(params["const_lengths"])
+
+
+def transposed_solve(params: dict[str, Any], constants: Sequence[Any], ct: Sequence[Any]) -> list[Any]:
+    """Solve the transposed system, with the user's transposed solve."""
+    jaxprs, lengths = params["jaxprs"], params["const_lengths"]
+    if jaxprs.transpose_solve is None:
+        raise TypeError(
+            "custom_linear_solve needs its argument transpose_solve (or symmetric=True) to be differentiated."
+        )
+    parts, start = [], 0
+    for n in lengths:
+        parts.append(constants[start : start + n])
+        start += n
+    order = type(lengths)(*parts).transpose()
+    new = dict(params, jaxprs=jaxprs.transpose(), const_lengths=lengths.transpose())
+    return list(primitives.linear_solve_p.bind(*(c for part in order for c in part), *ct, **new))[: len(ct)]
+
+
+def reducer(params: dict[str, Any]) -> Any:
+    """The scalar program that a generic reduction combines elements with."""
+    return as_function(params["jaxpr"])
+
+
+def bind_device_put(ct: Any, params: dict[str, Any], i: int) -> Any:
+    """Send a cotangent back to where its primal came from."""
+    back = dict(params, devices=[params["srcs"][i]], srcs=[params["devices"][i]])
+    back["copy_semantics"] = [type(params["copy_semantics"][i]).ALWAYS_COPY]
+    return primitives.device_put_p.bind(ct, **{k: tuple(v) for k, v in back.items()})[0]
 
 
 def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:

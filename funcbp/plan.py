@@ -5,9 +5,9 @@ A body that arrives as a jaxpr is recorded once, abstractly, which gives its two
     forward:  inputs -> outputs, candidates        (all that the rules would like to keep)
     backward: candidates, cotangents -> cotangents
 
-A `Plan` decides which values of the forward program are kept. What is there anyway (inputs that do not have to be stored,
-values that are the same in every step of a loop) is not kept again, and what no equation of the backward program reads is
-not kept at all. Whatever is needed and not kept is computed again from what is.
+A `Plan` decides which values of the forward program are kept. What is there anyway (inputs that do not have to be
+stored, values that are the same in every step of a loop) is not kept again, and what no equation of the backward
+program reads is not kept at all. Whatever is needed and not kept is computed again from what is.
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ def only_inputs(forward: Program, needed: list[Any], there: set[Any]) -> list[An
 def minimum_cut(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
     """Keep the fewest bytes from which all that is needed can be computed again cheaply.
 
-    A graph has an edge into and out of every value, as wide as the value has bytes. Flow comes from where a value cannot
-    be had again (a step's inputs, and the results of contractions, loops, sorts, draws: see `jaxpr.is_cheap`) and goes
-    to what is needed; the narrowest cut is what to keep. Of several, the one nearest to what is needed: it leaves the
-    least to compute again.
+    A graph has an edge into and out of every value, as wide as the value has bytes. Flow comes from where a value
+    cannot be had again (a step's inputs, and the results of contractions, loops, sorts, draws: see `jaxpr.is_cheap`)
+    and goes to what is needed; the narrowest cut is what to keep. Of several, the one nearest to what is needed: it
+    leaves the least to compute again.
     """
     read, constants = _read(forward, needed, there), set(forward.constvars)
     made = (v for eqn in forward.eqns for v in eqn.outvars)

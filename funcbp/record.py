@@ -2,8 +2,8 @@
 
 `record(f, ...)` runs `f` once, on the values it is called with, under a JAX trace of our own. Each equation that a
 perturbed value enters is run as usual, and what its rule wants to keep is written down as a `Step`. Under plain Python
-the values are concrete arrays, so control flow on them works; under `jit` and `vmap` they are tracers, and the record is
-made while those trace. Equations that no perturbed value enters leave no trace here at all.
+the values are concrete arrays, so control flow on them works; under `jit` and `vmap` they are tracers, and the record
+is made while those trace. Equations that no perturbed value enters leave no trace here at all.
 """
 
 from __future__ import annotations
@@ -164,6 +164,11 @@ class RecordTrace(core.Trace):
             with core.set_current_trace(self):
                 return rule.body(params)(*tracers)
         several, differentiable = primitive.multiple_results, None
+        if rule.kind == "tangent":
+            tangents = [t if p else None for t, p in zip(tracers, perturbed, strict=True)]
+            with core.set_current_trace(self):
+                outs, slopes = rule.fwd(values, tangents, **params)  # type: ignore[misc]
+            return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
         if rule.fwd is None:
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
             res = rule.save(values, outs, perturbed, params)
@@ -193,7 +198,8 @@ class RecordTrace(core.Trace):
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
     ) -> Any:
-        """The function's own tangent rule is linear in the tangents: record it on them, and it is transposed with the rest.
+        """The function's own tangent rule is linear in the tangents: record it on them, and it is transposed with the
+        rest.
 
         A tangent carries its primal's number, and what comes out carries the output's. Its value is of no consequence,
         the rule being linear: what a linear step keeps does not depend on it. So it carries its primal's value too.
@@ -210,9 +216,13 @@ class RecordTrace(core.Trace):
         with core.set_current_trace(self):
             outs = jvp.call_wrapped(*values, *tangents)
         n = len(outs) // 2
+        return self.carried(outs[:n], outs[n:])
+
+    def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """The outputs of a tangent rule, each carrying the number of its tangent."""
         return [
-            RecordTracer(self, self.value(p), t.slot) if self.mine(t) else self.value(p)
-            for p, t in zip(outs[:n], outs[n:], strict=True)
+            RecordTracer(self, self.value(y), t.slot) if self.mine(t) else self.value(y)
+            for y, t in zip(outs, tangents, strict=True)
         ]
 
     def process_custom_vjp_call(

@@ -1,10 +1,11 @@
 """The rules of backpropagation: one per operation, one file per family. See `table.py` for what a rule is."""
 
-from . import calls, contraction, control, elementwise, indexing, reduction, shape, sorting
+from . import calls, contraction, control, elementwise, indexing, linalg, reduction, refused, shape, sorting
 from .table import (
     INPUTS,
     NOTHING,
     OUTPUT,
+    REFUSED,
     TABLE,
     TYPES,
     Rule,
@@ -15,7 +16,9 @@ from .table import (
     def_elementwise,
     def_linear,
     def_nondiff,
+    def_refused,
     def_rule,
+    def_tangent,
     def_zero,
     rule,
 )
@@ -24,6 +27,7 @@ __all__ = [
     "INPUTS",
     "NOTHING",
     "OUTPUT",
+    "REFUSED",
     "TABLE",
     "TYPES",
     "Rule",
@@ -37,11 +41,15 @@ __all__ = [
     "def_elementwise",
     "def_linear",
     "def_nondiff",
+    "def_refused",
     "def_rule",
+    "def_tangent",
     "def_zero",
     "elementwise",
     "indexing",
+    "linalg",
     "reduction",
+    "refused",
     "rule",
     "shape",
     "sorting",

@@ -9,10 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+from jax import lax
+
 from ..cotangents import Zero
-from ..jaxpr import as_function, bind_remat, call_jaxpr, constrained, is_saved, primitive, primitives
+from ..jaxpr import (
+    as_function,
+    bind_device_put,
+    bind_remat,
+    call_jaxpr,
+    constrained,
+    is_saved,
+    primitive,
+    primitives,
+    sharding_of,
+)
 from ..plan import Choose, Plan, backward_of, by_policy
-from .table import TABLE, Rule, def_body, def_control, def_linear
+from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
 
@@ -73,4 +86,23 @@ def_control(primitives.remat_p, remat_fwd, remat_bwd)
 
 # --- marks and places -------------------------------------------------------------------------------------------------
 
+
+def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """The identity, behind a barrier; so are the cotangents that exist."""
+    exist = [c for c in ct if c is not Zero]
+    behind = iter(lax.optimization_barrier(exist))
+    return [Zero if c is Zero else next(behind) for c in ct]
+
+
+def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """The identity, on another device; cotangents go back to where the primals came from."""
+    return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
+
+
 def_linear(primitives.name_p, lambda ct, x, **_: ct)
+def_linear(primitives.sharding_constraint_p, lambda ct, x, **p: primitives.sharding_constraint_p.bind(ct, **p))
+def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct)
+def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)))
+def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES)
+def_rule(primitives.device_put_p, device_put_bwd, save=TYPES)
+def_rule(primitive("tie_p"), lambda types, ct, perturbed: [None, ct], save=TYPES)

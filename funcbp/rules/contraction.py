@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Zero
-from ..jaxpr import dilated, permuted_sharding, primitives, sharding_of
-from .table import def_bilinear
+from ..jaxpr import dilated, permuted_sharding, primitive, primitives, sharding_of
+from .table import def_bilinear, def_rule
 
 
 def dot_general_left(
@@ -174,3 +174,62 @@ def conv_right(
 
 
 def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)
+
+
+# --- ragged contraction -----------------------------------------------------------------------------------------------
+
+
+def ragged_dot_general_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Any,
+    *,
+    ragged_dot_dimension_numbers: Any,
+    precision: Any,
+    preferred_element_type: Any,
+    group_offset: Any,
+    **_: Any,
+) -> list[Any]:
+    """x: b.. i(ragged).. c..   y: g b.. j.. c..   z: b.. i.. j..: rows of x meet the matrix of their group.
+
+    x̄ meets the same matrices the other way round;  ȳ of a group contracts the rows of x and z̄ in it.
+    """
+    x, y, group_sizes = res
+    numbers = ragged_dot_dimension_numbers
+    (x_contract, y_contract), (x_batch, y_batch) = numbers.dot_dimension_numbers
+    (ragged,) = numbers.lhs_ragged_dimensions
+    group = numbers.rhs_group_dimensions
+    x_own = [i for i in range(x.ndim) if i not in x_contract and i not in x_batch]
+    y_own = [j for j in range(y.ndim) if j not in y_contract and j not in y_batch and j not in group]
+    if ragged not in x_own or group_offset is not None:
+        raise NotImplementedError(
+            "ragged_dot_general is differentiated, here as in JAX, only where the ragged axis is one of x's own."
+        )
+    batch = list(range(len(x_batch)))
+    z_x_own = list(range(len(batch), len(batch) + len(x_own)))
+    z_y_own = list(range(len(batch) + len(x_own), len(batch) + len(x_own) + len(y_own)))
+    how = dict(precision=precision, preferred_element_type=preferred_element_type)
+    put = lambda product, axes, like: lax.convert_element_type(
+        lax.transpose(product, np.argsort(axes).tolist()), like.dtype
+    )
+    x_bar = y_bar = None
+    if perturbed[0]:
+        dims = lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=((z_y_own, y_own), (batch, list(y_batch))),
+            lhs_ragged_dimensions=[len(batch) + x_own.index(ragged)],
+            rhs_group_dimensions=group,
+        )
+        product = lax.ragged_dot_general(ct, y, group_sizes, dims, **how)
+        x_bar = put(product, [*x_batch, *x_own, *(x_contract[k] for k in np.argsort(y_contract))], x)
+    if perturbed[1]:
+        dims = lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=((x_own, z_x_own), (list(x_batch), batch)),
+            lhs_ragged_dimensions=[ragged],
+            rhs_group_dimensions=[],
+        )
+        product = lax.ragged_dot_general(x, ct, group_sizes, dims, **how)
+        y_bar = put(product, [*group, *y_batch, *(y_contract[k] for k in np.argsort(x_contract)), *y_own], y)
+    return [x_bar, y_bar, None]
+
+
+def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd)

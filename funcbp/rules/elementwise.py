@@ -400,6 +400,19 @@ def_elementwise(
     betainc_slope,
 )
 
+
+def random_gamma_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, log_space: bool) -> list[Any]:
+    """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z."""
+    a, z = res
+    if log_space:
+        tiny = lax.full_like(z, np.finfo(z.dtype).tiny)
+        sample = lax.max(lax.exp(z), tiny)
+        return [None, ct * lax.random_gamma_grad(a, sample) / sample]
+    return [None, ct * lax.random_gamma_grad(a, z)]
+
+
+def_rule(primitives.random_gamma_p, random_gamma_bwd, save=lambda primals, z, *_: (primals[1], z))
+
 # --- complex numbers --------------------------------------------------------------------------------------------------
 
 # JAX's convention: a cotangent is the transpose of the derivative, not its conjugate transpose.
@@ -435,37 +448,17 @@ def_linear(primitive("copy_p"), lambda ct, x: ct)
 
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
 
-def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, primitives.stop_gradient_p)
-def_nondiff(
-    *(
-        primitive(f"{name}_p")
-        for name in (
-            *(["eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to", "is_finite"]),
-            *(
-                [
-                    "and",
-                    "or",
-                    "xor",
-                    "not",
-                    "shift_left",
-                    "shift_right_logical",
-                    "shift_right_arithmetic",
-                    "population_count",
-                    "clz",
-                ]
-            ),
-            *(
-                [
-                    "random_bits",
-                    "random_seed",
-                    "random_split",
-                    "random_fold_in",
-                    "random_wrap",
-                    "random_unwrap",
-                    "random_clone",
-                ]
-            ),
-            *(["threefry2x32", "iota", "axis_index", "bitcast_convert_type"]),
-        )
-    )
+def_zero(
+    primitives.rng_uniform_p,
+    primitives.sign_p,
+    primitives.floor_p,
+    primitives.ceil_p,
+    primitives.round_p,
+    primitives.stop_gradient_p,
 )
+NO_DERIVATIVE = """
+    eq ne lt le gt ge eq_to lt_to le_to is_finite and or xor not shift_left shift_right_logical shift_right_arithmetic
+    population_count clz mulhi iota axis_index platform_index bitcast_convert_type threefry2x32 rng_bit_generator
+    random_bits random_seed random_split random_fold_in random_wrap random_unwrap random_clone after_all create_token
+"""
+def_nondiff(*(primitive(f"{name}_p") for name in NO_DERIVATIVE.split()))

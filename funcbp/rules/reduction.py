@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..jaxpr import dilated, primitives, sharding_of
+from ..jaxpr import dilated, primitives, reducer, sharding_of
 from .table import def_body, def_linear, def_nondiff, def_rule
 
 
@@ -60,6 +61,30 @@ def cumulative(combine: Any) -> Any:
 
     def body(params: dict[str, Any]) -> Any:
         return lambda x: lax.associative_scan(combine, x, axis=params["axis"], reverse=params["reverse"])
+
+    return body
+
+
+def reduce_body(params: dict[str, Any]) -> Any:
+    """A reduction by any function, as a tree of that function: halves are combined until one is left."""
+    combine, axes = reducer(params), params["dimensions"]
+
+    def body(*operands: Any) -> list[Any]:
+        xs, inits = operands[: len(operands) // 2], operands[len(operands) // 2 :]
+        kept = [i for i in range(xs[0].ndim) if i not in axes]
+        n = math.prod(xs[0].shape[i] for i in axes)
+        rest = [xs[0].shape[i] for i in kept]
+        flat = [lax.reshape(lax.transpose(x, [*axes, *kept]), [n, *rest]) for x in xs]
+        many = lambda *ys: jax.vmap(combine)(*(y.reshape(-1) for y in ys))
+        while flat[0].shape[0] > 1:
+            half = (flat[0].shape[0] + 1) // 2
+            lower = [x[:half] for x in flat]
+            pads = [(0, 2 * half - flat[0].shape[0], 0), *([(0, 0, 0)] * len(rest))]
+            upper = [lax.pad(x[half:], init, pads) for x, init in zip(flat, inits, strict=True)]
+            flat = [y.reshape(half, *rest) for y in many(*lower, *upper)]
+        if n == 0:
+            return [lax.broadcast(init, rest) for init in inits]
+        return [x[0] for x in flat]
 
     return body
 
@@ -161,6 +186,7 @@ def_rule(primitives.reduce_max_p, reduce_extremum_bwd, save=lambda primals, z, *
 def_rule(primitives.reduce_min_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z))
 def_rule(primitives.reduce_prod_p, reduce_prod_bwd)
 def_linear(primitives.cumsum_p, cumsum_back)
+def_body(primitives.reduce_p, reduce_body)
 def_body(primitives.cumprod_p, cumulative(lax.mul))
 def_body(primitives.cummax_p, cumulative(lax.max))
 def_body(primitives.cummin_p, cumulative(lax.min))

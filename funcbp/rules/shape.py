@@ -1,4 +1,4 @@
-"""Structural operations: they move numbers and compute none, so their backward moves cotangents to where they came from."""
+"""Structural operations: they move numbers and compute none; backward, cotangents move to where they came from."""
 
 from __future__ import annotations
 

@@ -56,3 +56,14 @@ def top_k_bwd(
 
 def_rule(primitives.sort_p, sort_bwd, fwd=sort_fwd)
 def_rule(primitives.top_k_p, top_k_bwd, save=lambda primals, outs, *_: (jax.typeof(primals[0]), outs[1]))
+
+
+def approx_top_k_bwd(
+    res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, reduction_dimension: int, **_: Any
+) -> list[Any]:
+    """As `top_k_bwd`."""
+    x, places = res
+    return [put_along(ct[0], places, reduction_dimension % x.ndim, x)]
+
+
+def_rule(primitives.approx_top_k_p, approx_top_k_bwd, save=lambda primals, outs, *_: (jax.typeof(primals[0]), outs[1]))

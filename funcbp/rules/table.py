@@ -5,14 +5,14 @@ A rule is a pair you can print:
     fwd(*primals, **params) -> (outs, res)
     bwd(res, ct, perturbed, **params) -> one cotangent per primal
 
-`fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the rest
-(types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is `INPUTS`,
-`OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)` that chooses among them.
+`fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the
+rest (types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is
+`INPUTS`, `OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)` that chooses among them.
 
 `bwd` gets the residuals, the cotangent of the output (a list of cotangents, `Zero` where zero, for a primitive with
 several outputs) and which primals are perturbed, and returns a cotangent per primal: an array of the primal's shape and
-dtype, `Zero`, or `None` where no derivative exists. What it returns for an unperturbed primal is dropped, so it need not
-be computed.
+dtype, `Zero`, or `None` where no derivative exists. What it returns for an unperturbed primal is dropped, so it need
+not be computed.
 
 Cotangents follow JAX's convention for complex numbers: `bwd` is the transpose of the derivative, without conjugation.
 """
@@ -26,11 +26,13 @@ from typing import Any
 import jax
 
 from ..cotangents import Zero, unbroadcast
+from ..jaxpr import public_names
 
 __all__ = [
     "INPUTS",
     "NOTHING",
     "OUTPUT",
+    "REFUSED",
     "TABLE",
     "TYPES",
     "Rule",
@@ -41,7 +43,9 @@ __all__ = [
     "def_elementwise",
     "def_linear",
     "def_nondiff",
+    "def_refused",
     "def_rule",
+    "def_tangent",
     "def_zero",
     "rule",
 ]
@@ -74,10 +78,11 @@ class Rule:
     """How one operation is differentiated. See the module's docstring for the contract.
 
     `kind` is `"rule"`, `"zero"` (differentiable, derivative zero almost everywhere), `"nondiff"` (no output has a
-    derivative), `"control"` (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also
-    returns which outputs are differentiable, and `bwd` gets the walker first), or `"missing"` (`bwd` is absent, and
-    `message(where)` says so when it turns out to be needed). `body(params)`, where given, is a function to run through
-    the recording in the primitive's place.
+    derivative), `"tangent"` (`fwd(primals, tangents, **params) -> (outs, tangents of the outs)` is linear in the
+    tangents, and is transposed by the walk), `"control"` (the rule differentiates programs: `fwd(walker, perturbed,
+    *primals, **params)` also returns which outputs are differentiable, and `bwd` gets the walker first), or
+    `"missing"` (`bwd` is absent, and `message(where)` says so when it turns out to be needed). `body(params)`, where
+    given, is a function to run through the recording in the primitive's place.
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
@@ -124,6 +129,24 @@ def def_control(primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any]
     """A rule that differentiates the programs inside an operation, by the walker it is given."""
     if primitive is not None:
         TABLE[primitive] = Rule(bwd, fwd, kind="control")
+
+
+def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:
+    """A rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
+
+    It is linear in the tangents (None for an unperturbed primal, and for an output without one); the walk transposes
+    it.
+    """
+    if primitive is not None:
+        TABLE[primitive] = Rule(fwd=tangent, kind="tangent")
+
+
+REFUSED: dict[str, str] = {}
+
+
+def def_refused(reason: str, *names: str) -> None:
+    """Primitives, by name, that have no derivative here, and why."""
+    REFUSED.update(dict.fromkeys(names, reason))
 
 
 def def_body(primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]]) -> None:
@@ -203,11 +226,17 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
     def_rule(primitive, bwd, save=keep)
 
 
-def coverage() -> dict[str, str]:
+def coverage(borrow: bool = False) -> dict[str, str]:
     """The table: each primitive's name and how it is accounted for.
 
+    Args:
+        borrow: whether to list, as `"borrowed"`, the public primitives that have no entry and would be differentiated
+        by
+            JAX under `on_missing="jax"`.
+
     Returns:
-        A dict from primitive name to `"hand-written"`, `"zero"` or `"non-differentiable"`, in alphabetical order.
+        A dict from primitive name to `"hand-written"`, `"zero"`, `"non-differentiable"`, `"the function's own"` or
+        `"refused: "` and the reason, in alphabetical order.
 
     Example:
         >>> import funcbp as bp
@@ -215,4 +244,10 @@ def coverage() -> dict[str, str]:
         ('hand-written', 'zero', 'non-differentiable')
     """
     words = {"zero": "zero", "nondiff": "non-differentiable"}
-    return dict(sorted((p.name, words.get(r.kind, "hand-written")) for p, r in TABLE.items()))
+    own = dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "the function's own")
+    known = own | {p.name: words.get(r.kind, "hand-written") for p, r in TABLE.items() if r.message is None}
+    known |= {p.name: f"refused: {r.message('it')}" for p, r in TABLE.items() if r.message is not None}
+    missing = {name: f"refused: {why}" for name, why in REFUSED.items()}
+    if borrow:
+        missing = dict.fromkeys({*missing, *public_names()}, "borrowed")
+    return dict(sorted((missing | known).items()))

@@ -2,7 +2,8 @@
 
 A row says which primitive it is about, a function that uses it, and the inputs, all of which are differentiated if they
 are floating-point. `numeric=False` marks inputs where finite differences are not a reference (kinks, ties, infinities);
-there the row is compared with `jax.vjp` alone. `order=1` marks rules that JAX cannot differentiate twice.
+there the row is compared with `jax.vjp` alone. `order=1` marks rules that JAX cannot differentiate twice, `maps=False`
+those it cannot map over a batch of cotangents, and `against_jax=False` those it cannot differentiate, or gets wrong.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     numeric: bool = True
     order: int = 2
     against_jax: bool = True
+    maps: bool = True
 
 
 ROWS: list[Row] = []
@@ -85,7 +87,26 @@ row("acosh", lax.acosh, z23, label="complex, where JAX's rule has the wrong sign
 row("integer_pow", lambda x: lax.integer_pow(x, 0), x23, label="to the 0")
 row("integer_pow", lambda x: lax.integer_pow(x, -2), positive, label="to the -2")
 row("integer_pow", lambda x: lax.integer_pow(x, 1), special, label="to the 1, special", numeric=False)
-COMPLEX = ["abs", "neg", "exp", "expm1", "sin", "cos", "tan", "tanh", "sinh", "cosh", "asinh", "logistic", "square", "integer_pow", "log", "log1p", "sqrt", "rsqrt"]
+COMPLEX = [
+    "abs",
+    "neg",
+    "exp",
+    "expm1",
+    "sin",
+    "cos",
+    "tan",
+    "tanh",
+    "sinh",
+    "cosh",
+    "asinh",
+    "logistic",
+    "square",
+    "integer_pow",
+    "log",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+]
 COMPLEX += ["asin", "acos", "atanh", "atan", "exp2"]
 for name in COMPLEX:
     f = {**UNARY, **POSITIVE, **UNIT}[name]
@@ -375,3 +396,80 @@ def closed_call(f: Any, x: Any) -> Any:
 
 batched_sine.def_vmap(lambda size, batched, x: (jnp.sin(x), batched[0]))
 row("custom_vmap_call", batched_sine, x23, label="which JAX refuses", against_jax=False)
+
+
+# --- linear algebra
+
+square = draw(3, 3, seed=2) + 3 * np.eye(3)
+hermitian = draw(2, 3, 3, seed=4, dtype=np.complex128)
+spd = lambda x: x @ jnp.swapaxes(jnp.conj(x), -1, -2) + jnp.broadcast_to(jnp.eye(3, dtype=x.dtype), x.shape)
+row("cholesky", lambda x: jnp.linalg.cholesky(spd(x)), draw(3, 3))
+row("cholesky", lambda x: jnp.linalg.cholesky(spd(x)), hermitian, label="batch, complex")
+row("eigh", lambda x: jnp.linalg.eigh(x + x.T)[0], square)
+row("eigh", lambda x: (lambda w, v: v @ (w[:, None] ** 2 * v.T))(*jnp.linalg.eigh(x + x.T)), square, label="vectors")
+row("eigh", lambda x: jnp.linalg.eigvalsh(spd(x)), hermitian, label="batch, complex")
+row("eig", lambda x: jnp.real(jnp.linalg.eigvals(x) ** 2), square, label="values", order=1)
+row("lu", lambda x: jax.scipy.linalg.lu(x)[1:], square)
+row("lu", lambda x: lax.linalg.lu(x)[0], draw(2, 4, 3), label="batch, tall")
+row("lu", lambda x: lax.linalg.lu(x)[0], draw(3, 5), label="wide")
+row("custom_linear_solve", lambda x: jnp.linalg.slogdet(x)[1], hermitian, label="slogdet, complex")
+row("custom_linear_solve", lambda x, b: jnp.linalg.solve(x, b), square, draw(3, 2), label="solve")
+row("custom_linear_solve", jnp.linalg.inv, hermitian, label="inverse")
+row("qr", lambda x: jnp.linalg.qr(x), draw(4, 3))
+row("qr", lambda x: jnp.linalg.qr(x), draw(2, 4, 3, dtype=np.complex128), label="batch, complex")
+row("qr", lambda x: jnp.linalg.qr(x), draw(3, 3), label="square")
+row("svd", lambda x: jnp.linalg.svd(x, compute_uv=False), draw(4, 3))
+row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(4, 3),
+    label="tall")  # fmt: skip
+row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(3, 4),
+    label="wide")  # fmt: skip
+row("svd", jnp.linalg.pinv, draw(4, 3), label="pinv")
+row("svd", lambda x: jnp.linalg.norm(x, "nuc"), draw(4, 3), label="nuclear norm")
+for left in (True, False):
+    for transpose in (True, False):
+        for lower in (True, False):
+            row(
+                "triangular_solve",
+                lambda a, b, o=dict(left_side=left, transpose_a=transpose, lower=lower): lax.linalg.triangular_solve(
+                    a, b if o["left_side"] else b.T, **o
+                ),
+                square,
+                draw(3, 2),
+                label=f"left={left} transpose={transpose} lower={lower}",
+            )
+row("triangular_solve", lambda a, b: lax.linalg.triangular_solve(a, b, left_side=True, unit_diagonal=True,
+    transpose_a=True, conjugate_a=True), hermitian, draw(2, 3, 2, dtype=np.complex128), label="complex, unit")  # fmt: skip
+row("tridiagonal_solve", lax.linalg.tridiagonal_solve, np.array([0.0, 1.0, 0.5]), np.array([4.0, 5.0, 3.0]),
+    np.array([1.0, -1.0, 0.0]), draw(3, 2))  # fmt: skip
+row("custom_linear_solve", lambda a, b: lax.custom_linear_solve(lambda x: spd(a) @ x, b, lambda mv, y: jnp.linalg.solve(
+    spd(a), y), symmetric=True), square, draw(3))  # fmt: skip
+row("custom_linear_solve", lambda a, b: jax.scipy.sparse.linalg.cg(lambda x: spd(a) @ x, b, tol=1e-14)[0], square / 3,
+    draw(3), label="cg", numeric=False, order=1)  # fmt: skip
+for n in (8, 7):
+    x_n, spectrum = draw(2, n), draw(2, n // 2 + 1, dtype=np.complex128)
+    row("fft", lambda x: jnp.fft.fft(x), draw(2, n, dtype=np.complex128), label=f"fft {n}")
+    row("fft", lambda x: jnp.fft.ifft(x), draw(2, n, dtype=np.complex128), label=f"ifft {n}")
+    row("fft", lambda x: jnp.fft.rfft(x), x_n, label=f"rfft {n}")
+    row("fft", lambda x, n=n: jnp.fft.irfft(x, n), spectrum, label=f"irfft {n}")
+row("fft", lambda x: jnp.fft.rfft2(x), draw(4, 6), label="rfft2")
+row("fft", lambda x: jnp.fft.irfftn(x), draw(3, 4, 5, dtype=np.complex128), label="irfftn")
+
+# --- the rest
+
+row("reduce", lambda x: lax.reduce(x, np.float64(1), lambda a, b: a * b + a * 0, (0,)), x23, label="product")
+row("reduce", lambda x: lax.reduce(x, np.float64(0), lambda a, b: a + jnp.sin(b) * 0 + b, (0, 1)), draw(3, 5))
+row("approx_top_k", lambda x: lax.approx_max_k(x, 2)[0], table)
+row("random_gamma", lambda a: jax.random.gamma(jax.random.key(0), a), positive, numeric=False, order=1)
+row("random_gamma", lambda a: jax.random.loggamma(jax.random.key(0), a), positive, numeric=False, order=1, label="log")
+row("sharding_constraint", lambda x: lax.with_sharding_constraint(x * 2, jax.sharding.SingleDeviceSharding(
+    jax.devices()[0])), x23)  # fmt: skip
+row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
+row("device_put", lambda x: jax.device_put(x * 2, jax.devices()[0]), x23)
+row(
+    "ragged_dot_general",
+    lambda x, y: lax.ragged_dot(x, y, np.array([1, 0, 3], np.int32)),
+    draw(4, 3),
+    draw(3, 3, 2),
+    order=1,
+    maps=False,  # JAX maps it over axis 0 alone
+)

@@ -61,7 +61,9 @@ def test_jit_equals_eager(row: Row):
     assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), pullback(ct), 1e-11)
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.numeric], ids=[i for i, r in zip(IDS, ROWS) if r.numeric])
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.numeric], ids=[i for i, r in zip(IDS, ROWS, strict=True) if r.numeric]
+)
 def test_equals_finite_differences(row: Row):
     """⟨ct, f'(x) v⟩ by central differences, extrapolated to step 0, against ⟨vjp(ct), v⟩."""
     f, args = only_floats(row.f), tuple(map(jnp.asarray, row.args))
@@ -90,7 +92,7 @@ def test_equals_finite_differences(row: Row):
 @pytest.mark.parametrize(
     "row",
     [r for r in ROWS if r.order > 1 and r.against_jax],
-    ids=[i for i, r in zip(IDS, ROWS) if r.order > 1 and r.against_jax],
+    ids=[i for i, r in zip(IDS, ROWS, strict=True) if r.order > 1 and r.against_jax],
 )
 def test_second_order(row: Row):
     f = only_floats(row.f)
@@ -108,7 +110,7 @@ def test_second_order(row: Row):
     assert_same(gradients(bp.vjp)(jax.grad), want, 1e-9)
 
 
-@every_row
+@pytest.mark.parametrize("row", [r for r in ROWS if r.maps], ids=[i for i, r in zip(IDS, ROWS, strict=True) if r.maps])
 def test_vmap(row: Row):
     """The pullback maps over a batch of cotangents."""
     f = only_floats(row.f)

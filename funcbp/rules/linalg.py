@@ -1,0 +1,320 @@
+"""Linear algebra: factorisations, solves and Fourier transforms.
+
+The derivative of a factorisation is easiest to state along a direction: from dA follow dL, dQ, dR, dw, dV. Each rule
+below is such a tangent rule, linear in dA; the walk transposes it, as it does the user's own `custom_jvp` rules. Solves
+are written backward.
+
+Sources: M. Giles, Collected matrix derivative results for forward and reverse mode algorithmic differentiation (2008);
+I. Murray, Differentiation of the Cholesky decomposition (2016); F. de Hoog, R. Anderssen, M. Lukas, Differentiation of
+matrix functionals using triangular factorization (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..cotangents import Zero, instantiate
+from ..jaxpr import primitives, solve_parts, transposed_solve
+from .elementwise import is_complex
+from .table import def_control, def_linear, def_rule, def_tangent
+
+
+def T(x: Any) -> Any:
+    """The transpose of the last two axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def H(x: Any) -> Any:
+    """The conjugate transpose of the last two axes."""
+    return lax.conj(T(x)) if is_complex(x) else T(x)
+
+
+def dot(x: Any, y: Any) -> Any:
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def eye(n: int, x: Any) -> Any:
+    """The identity, with the batch axes of x as axes of size 1."""
+    return lax.expand_dims(jnp.eye(n, dtype=x.dtype), range(x.ndim - 2))
+
+
+def diagonal(x: Any) -> Any:
+    return jnp.diagonal(x, axis1=-2, axis2=-1)
+
+
+def as_type(x: Any, dtype: Any) -> Any:
+    return lax.convert_element_type(x, dtype)
+
+
+def solve_triangular(a: Any, b: Any, **how: Any) -> Any:
+    return lax.linalg.triangular_solve(a, b, **how)
+
+
+def reciprocal_differences(w: Any) -> Any:
+    """Fᵢⱼ = 1 / (wⱼ - wᵢ) off the diagonal, 0 on it."""
+    one = eye(w.shape[-1], w[..., None])
+    return lax.reciprocal(one + (w[..., None, :] - w[..., :, None])) - one
+
+
+# --- factorisations ---------------------------------------------------------------------------------------------------
+
+
+def cholesky_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+    """A = L L*:  dL = L Φ(L⁻¹ dA L⁻*), where Φ takes the lower triangle and halves the diagonal."""
+    (a,), (da,) = primals, tangents
+    out = jnp.tril(primitives.cholesky_p.bind(a, **params))
+    inner = solve_triangular(out, da, left_side=False, transpose_a=True, conjugate_a=True, lower=True)
+    inner = jnp.tril(solve_triangular(out, inner, left_side=True, lower=True))
+    return out, dot(out, inner / (1 + eye(a.shape[-1], a)))
+
+
+def eigh_tangent(primals: Any, tangents: Any, *, subset_by_index: Any = None, **params: Any) -> Any:
+    """A = V diag(w) V*:  with P = V* dA V,  dw = diag P,  dV = V (F ∘ P),  Fᵢⱼ = 1/(wⱼ - wᵢ) off the diagonal."""
+    (a,), (da,) = primals, tangents
+    n = a.shape[-1]
+    if not (subset_by_index is None or subset_by_index == (0, n)):
+        raise NotImplementedError("The derivative of a partial eigendecomposition is not defined, here as in JAX.")
+    v, w = primitives.eigh_p.bind((a + H(a)) / 2, subset_by_index=subset_by_index, **params)
+    p = dot(dot(H(v), da), v)
+    dw = diagonal(lax.real(p) if is_complex(p) else p)
+    return [v, w], [dot(v, reciprocal_differences(as_type(w, a.dtype)) * p), dw]
+
+
+def eig_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+    """A V = V diag(w):  with P = V⁻¹ dA V,  dw = diag P,  dV = V (F ∘ P) + V diag(c).
+
+    The eigenvalue equation leaves each eigenvector a complex factor; LAPACK makes its norm 1 and its largest component
+    real, and c keeps it so. Derivatives of eigenvectors exist where the eigenvalues are distinct; JAX gives them on
+    request (`enable_eigvec_derivs`), and so do we.
+    """
+    (a,), (da,) = primals, tangents
+    left, right = params["compute_left_eigenvectors"], params["compute_right_eigenvectors"]
+    if (left or right) and not params.get("enable_eigvec_derivs", False):
+        raise NotImplementedError(
+            "Derivatives of non-symmetric eigenvectors hold only under assumptions on the input that cannot be "
+            "checked. Pass enable_eigvec_derivs=True to jax.lax.linalg.eig, or differentiate the eigenvalues alone."
+        )
+    w, *vectors = primitives.eig_p.bind(a, **{**params, "compute_right_eigenvectors": True})
+    v = vectors[-1]
+    da = as_type(da, v.dtype)
+    if not (left or right):
+        return [w], [jnp.sum(_solve(v, da) * T(v), -1)]
+    dw, dv = _eigenvectors_tangent(w, v, da)
+    outs, douts = [w], [dw]
+    if left:
+        outs.append(vectors[0])
+        douts.append(_eigenvectors_tangent(lax.conj(w), vectors[0], H(da))[1])
+    if right:
+        outs.append(v)
+        douts.append(dv)
+    return outs, douts
+
+
+def _solve(a: Any, b: Any) -> Any:
+    return jnp.linalg.solve(a, b)
+
+
+def _eigenvectors_tangent(w: Any, v: Any, da: Any) -> tuple[Any, Any]:
+    p = dot(_solve(v, da), v)
+    u = dot(v, reciprocal_differences(w) * p)
+    largest = jnp.argmax(lax.abs(v), -2, keepdims=True)
+    at_largest = lambda x: jnp.take_along_axis(x, largest, -2)[..., 0, :]
+    along = -lax.real(jnp.sum(lax.conj(v) * u, -2))
+    turn = -lax.imag(at_largest(u)) / lax.real(at_largest(v))
+    return diagonal(p), u + v * lax.complex(along, turn)[..., None, :]
+
+
+def lu_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+    """P A = L U:  with M = L⁻¹ P dA U⁻¹,  dL = L tril₋₁(M),  dU = triu(M) U. Both are packed into one matrix."""
+    (a,), (da,) = primals, tangents
+    packed, pivots, permutation = primitives.lu_p.bind(a, **params)
+    m, n = a.shape[-2:]
+    k = min(m, n)
+    batch = [(0, 0)] * (a.ndim - 2)
+    lower = jnp.pad(jnp.tril(packed[..., :, :k], -1), [*batch, (0, 0), (0, m - k)]) + eye(m, a)
+    upper = jnp.pad(jnp.triu(packed[..., :k, :]), [*batch, (0, n - k), (0, 0)])
+    upper = upper + jnp.pad(jnp.zeros((*a.shape[:-2], k, k), a.dtype), [*batch, (0, n - k), (0, n - k)])
+    upper = upper + lax.expand_dims(jnp.diag(jnp.arange(n) >= k).astype(a.dtype), range(a.ndim - 2))
+    rows = jnp.take_along_axis(da, permutation[..., None], -2)
+    inner = solve_triangular(lower, rows, left_side=True, lower=True, unit_diagonal=True)
+    inner = solve_triangular(upper, inner, left_side=False, lower=False)
+    return [packed, pivots, permutation], [dot(lower, jnp.tril(inner, -1)) + dot(jnp.triu(inner), upper), None, None]
+
+
+def qr_tangent(primals: Any, tangents: Any, *, pivoting: bool, full_matrices: bool, **params: Any) -> Any:
+    """A = Q R, A tall or square:  with M = Q* dA R⁻¹ and its skew part S made of the lower triangle,
+
+        dQ = Q (S - M) + dA R⁻¹,    dR = (M - S) R.
+
+    Of a wide A = (A₁ A₂) the square part is differentiated so, and dR₂ = dQ* A₂ + Q* dA₂.
+    """
+    (a,), (da,) = primals, tangents
+    q, r, *order = primitives.qr_p.bind(a, pivoting=pivoting, full_matrices=full_matrices, **params)
+    m, n = a.shape[-2:]
+    if pivoting:
+        raise NotImplementedError("The derivative of a pivoted QR decomposition is not implemented.")
+    if full_matrices and m > n:
+        raise NotImplementedError(
+            "The derivative of a full QR decomposition of a tall matrix is not implemented: use mode='reduced'."
+        )
+    k = min(m, n)
+    dq, dr = _thin_qr_tangent(q, r[..., :, :k], da[..., :, :k])
+    if m < n:
+        dr = jnp.concatenate([dr, dot(H(dq), a[..., :, k:]) + dot(H(q), da[..., :, k:])], -1)
+    return [q, r, *order], [dq, dr, *(None for _ in order)]
+
+
+def _thin_qr_tangent(q: Any, r: Any, da: Any) -> tuple[Any, Any]:
+    da_r = solve_triangular(r, da, left_side=False, lower=False)
+    inner = dot(H(q), da_r)
+    lower = jnp.tril(inner, -1)
+    skew = lower - H(lower)
+    if is_complex(inner):  # the diagonal of R stays real
+        skew = skew + eye(inner.shape[-1], inner) * lax.complex(jnp.zeros_like(lax.real(inner)), lax.imag(inner))
+    return dot(q, skew - inner) + da_r, dot(inner - skew, r)
+
+
+def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv: bool, **params: Any) -> Any:
+    """A = U diag(s) V*:  with D = U* dA V,  ds = Re diag D,
+
+        dU = U (F ∘ (D S + S D*) + diagonal part) + (1 - U U*) dA V S⁻¹,   dV = V (F ∘ (S D + D* S)) + ...,
+
+    Fᵢⱼ = 1/(sⱼ² - sᵢ²) off the diagonal. It exists where the singular values are distinct.
+    """
+    (a,), (da,) = primals, tangents
+    m, n = a.shape[-2:]
+    if compute_uv and full_matrices and m != n:
+        raise NotImplementedError(
+            "The derivative of the full singular value decomposition is not implemented, here as in JAX: use "
+            "full_matrices=False."
+        )
+    s, u, vt = primitives.svd_p.bind(a, full_matrices=False, compute_uv=True, **params)
+    v = H(vt)
+    d = dot(dot(H(u), da), v)
+    ds = diagonal(lax.real(d) if is_complex(d) else d)
+    if not compute_uv:
+        return [s], [ds]
+    wide = as_type(s, a.dtype)[..., None, :]
+    tall = T(wide)
+    one = eye(s.shape[-1], d)
+    f = lax.reciprocal((wide + tall) * (wide - tall) + one) - one
+    is_zero = as_type(lax.eq(s, lax.full_like(s, 0)), s.dtype)
+    inverse = lax.reciprocal(s + is_zero) - is_zero
+    phase = (d - H(d)) / 2 * (one * as_type(inverse, a.dtype)[..., None, :])
+    du = dot(u, f * (wide * d + H(wide * d)) + phase)
+    dv = dot(v, f * (tall * d + H(tall * d)))
+    if m > n:
+        rest = dot(da, v)
+        du = du + (rest - dot(u, dot(H(u), rest))) / wide
+    if n > m:
+        rest = dot(H(da), u)
+        dv = dv + (rest - dot(v, dot(H(v), rest))) / wide
+    return [s, u, vt], [ds, du, H(dv)]
+
+
+def_tangent(primitives.cholesky_p, cholesky_tangent)
+def_tangent(primitives.eigh_p, eigh_tangent)
+def_tangent(primitives.eig_p, eig_tangent)
+def_tangent(primitives.lu_p, lu_tangent)
+def_tangent(primitives.qr_p, qr_tangent)
+def_tangent(primitives.svd_p, svd_tangent)
+
+# --- solves -----------------------------------------------------------------------------------------------------------
+
+
+def triangular_solve_bwd(
+    res: Any,
+    ct: Any,
+    perturbed: Sequence[bool],
+    *,
+    left_side: bool,
+    lower: bool,
+    transpose_a: bool,
+    conjugate_a: bool,
+    unit_diagonal: bool,
+) -> list[Any]:
+    """A' X = B, A' being A, its transpose or its conjugate:  B̄ = A'⁻ᵀ X̄,  Ā' = -B̄ Xᵀ on the triangle.
+
+    With A' on the right, X A' = B:  B̄ = X̄ A'⁻ᵀ,  Ā' = -Xᵀ B̄.
+    """
+    a, x = res
+    how = dict(left_side=left_side, lower=lower, conjugate_a=conjugate_a, unit_diagonal=unit_diagonal)
+    b_bar = solve_triangular(a, ct, transpose_a=not transpose_a, **how)
+    if not perturbed[0]:
+        return [Zero, b_bar]
+    a_bar = lax.neg(dot(b_bar, T(x)) if left_side else dot(T(x), b_bar))
+    a_bar = T(a_bar) if transpose_a else a_bar
+    a_bar = lax.conj(a_bar) if conjugate_a and is_complex(a_bar) else a_bar
+    off = int(unit_diagonal)
+    return [jnp.tril(a_bar, -off) if lower else jnp.triu(a_bar, off), b_bar]
+
+
+def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """A X = B, A of three diagonals:  B̄ = A⁻ᵀ X̄;  the diagonals get those of -B̄ Xᵀ."""
+    low, mid, up, x = res
+    zero = lax.full_like(low[..., :1], 0)
+    low_t = jnp.concatenate([zero, up[..., :-1]], -1)
+    up_t = jnp.concatenate([low[..., 1:], zero], -1)
+    b_bar = primitives.tridiagonal_solve_p.bind(low_t, mid, up_t, ct, **params)
+    before = jnp.concatenate([jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
+    after = jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], -2)
+    back = lambda y: lax.neg(jnp.sum(b_bar * y, -1))
+    return [back(before), back(x), back(after), b_bar]
+
+
+def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Solve as the user said, and keep the solution."""
+    outs = primitives.linear_solve_p.bind(*primals, **params)
+    n = len(primals) - sum(solve_parts(params)[1])
+    return outs, (list(primals[: len(primals) - n]), outs[:n]), [*([True] * n), *([False] * (len(outs) - n))]
+
+
+def linear_solve_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
+    constants, x = res
+    jaxprs, lengths = solve_parts(params)
+    b_bar = transposed_solve(params, constants, [instantiate(c, jnp.asarray(y)) for c, y in zip(ct, x, strict=False)])
+    of_matrix = constants[: lengths[0]]
+    to_matrix: list[Any] = [Zero] * lengths[0]
+    if any(perturbed[: lengths[0]]):
+        passes = walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
+        outs = passes.forward(*of_matrix, *x)
+        minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
+        to_matrix = passes.pull_back(outs[len(b_bar) :], minus)[: lengths[0]]
+    return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
+
+
+def_rule(primitives.triangular_solve_p, triangular_solve_bwd, save=lambda primals, x, *_: (primals[0], x))
+def_rule(primitives.tridiagonal_solve_p, tridiagonal_solve_bwd, save=lambda primals, x, *_: (*primals[:3], x))
+def_control(primitives.linear_solve_p, linear_solve_fwd, linear_solve_bwd)
+
+# --- Fourier transforms -----------------------------------------------------------------------------------------------
+
+
+def fft_back(ct: Any, x: Any, *, fft_type: Any, fft_lengths: Any) -> Any:
+    """The transform's matrix is symmetric, so x̄ is the same transform of z̄.
+
+    Between real and half-spectrum, each inner frequency stands for two: their cotangents are halved going to the half
+    spectrum's inverse, or doubled coming back.
+    """
+    kind = lax.FftType(fft_type) if not isinstance(fft_type, lax.FftType) else fft_type
+    size = math.prod(fft_lengths)
+    twice = lambda n: np.where(np.isin(np.arange(n), [0, *([n - 1] if fft_lengths[-1] % 2 == 0 else [])]), 1.0, 2.0)
+    weights = lambda spectrum: lax.expand_dims(
+        jnp.asarray(twice(spectrum.shape[-1]), spectrum.dtype), range(spectrum.ndim - 1)
+    )
+    if kind == lax.FftType.RFFT:
+        return size * lax.fft(lax.conj(ct) / weights(ct), lax.FftType.IRFFT, fft_lengths)
+    if kind == lax.FftType.IRFFT:
+        spectrum = lax.fft(ct, lax.FftType.RFFT, fft_lengths)
+        return lax.conj(weights(spectrum) * spectrum / size)
+    return lax.fft(ct, kind, fft_lengths)
+
+
+def_linear(primitives.fft_p, fft_back)

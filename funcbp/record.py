@@ -210,9 +210,8 @@ class RecordTrace(core.Trace):
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
         zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
-        tangents = [
-            t if self.mine(t) else zero(core.typeof(v).to_tangent_aval()) for t, v in zip(tracers, values, strict=True)
-        ]
+        with core.set_current_trace(self.parent_trace):
+            tangents = [t if self.mine(t) else zero(core.typeof(t).to_tangent_aval()) for t in tracers]
         with core.set_current_trace(self):
             outs = jvp.call_wrapped(*values, *tangents)
         n = len(outs) // 2

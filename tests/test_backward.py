@@ -313,6 +313,20 @@ def test_custom_jvp_with_one_argument_frozen_and_symbolic_zeros():
     assert_same(bp.grad(lambda x: f(x, x23).sum())(x23), jax.grad(lambda x: f(x, x23).sum())(x23))
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_custom_jvp_with_one_argument_frozen(wrap):
+    """Its tangent is zeros, made where the function is called."""
+    for f in (
+        lambda x: with_tangent(x, x23).sum(),
+        lambda x: with_tangent(x23, x).sum(),
+        lambda x: jnp.logaddexp(x, 0.0).sum(),
+    ):
+        assert_same(wrap(bp.grad(f))(x23), jax.grad(f)(x23))
+        assert_same(
+            wrap(bp.grad(lambda x, f=f: bp.grad(f)(x).sum()))(x23), jax.grad(lambda x, f=f: jax.grad(f)(x).sum())(x23)
+        )
+
+
 def test_custom_vjp_with_symbolic_zeros_and_integers():
     @jax.custom_vjp
     def f(x, n):

@@ -275,10 +275,25 @@ def_rule(primitives.log1p_p, log1p_bwd)
 # --- trigonometric and hyperbolic -------------------------------------------------------------------------------------
 
 
+@jax.custom_jvp
+def one_minus_square(x: Any) -> Any:
+    """1 - x² as (1 - x)(1 + x), accurate near ±1; and its derivative as -2x, where that product's cancels near 0."""
+    one = lax.full_like(x, 1)
+    return lax.mul(lax.sub(one, x), lax.add(one, x))
+
+
+@one_minus_square.defjvp
+def _one_minus_square_tangent(primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    return one_minus_square(x), lax.mul(lax.mul(lax.full_like(x, -2), x), dx)
+
+
+one_minus_square = getattr(lax, "one_minus_square", one_minus_square)  # newer JAX has it as a primitive
+
+
 def tanh_slope(y: Any, **_: Any) -> Any:
     """y = tanh x:  dy/dx = (1 - y)(1 + y), accurate in the tails. Keeps y: the derivative needs only the output."""
-    one = lax.full_like(y, 1)
-    return lax.mul(lax.sub(one, y), lax.add(one, y))
+    return one_minus_square(y)
 
 
 def logistic_slope(y: Any, **_: Any) -> Any:
@@ -287,9 +302,8 @@ def logistic_slope(y: Any, **_: Any) -> Any:
 
 
 def one_minus_square_root(x: Any) -> Any:
-    """√(1 - x²) as √((1 - x)(1 + x)), accurate near ±1."""
-    one = lax.full_like(x, 1)
-    return lax.sqrt(lax.mul(lax.sub(one, x), lax.add(one, x)))
+    """√(1 - x²), accurate near ±1."""
+    return lax.sqrt(one_minus_square(x))
 
 
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT)
@@ -299,12 +313,24 @@ def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
 def_elementwise(primitives.asin_p, lambda x, **_: lax.reciprocal(one_minus_square_root(x)))
 def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.reciprocal(one_minus_square_root(x))))
-def_elementwise(primitives.atan_p, lambda x, **_: lax.reciprocal(lax.add(lax.full_like(x, 1), lax.square(x))))
 def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
 def_elementwise(primitives.cosh_p, lambda x, **_: lax.sinh(x))
 def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(x), lax.full_like(x, 1))))
 def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x))
-def_elementwise(primitives.atanh_p, lambda x, **_: lax.reciprocal(tanh_slope(x)))
+
+
+def atan_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """z = atan x:  x̄ = z̄ / (1 + x²)."""
+    return [lax.div(ct, lax.add(lax.full_like(res[0], 1), lax.square(res[0])))]
+
+
+def atanh_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """z = atanh x:  x̄ = z̄ / (1 - x²)."""
+    return [lax.div(ct, one_minus_square(res[0]))]
+
+
+def_rule(primitives.atan_p, atan_bwd)
+def_rule(primitives.atanh_p, atanh_bwd)
 
 
 def acosh_slope(x: Any, **_: Any) -> Any:

@@ -423,7 +423,7 @@ row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd
     label="tall")  # fmt: skip
 row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(3, 4),
     label="wide")  # fmt: skip
-row("svd", jnp.linalg.pinv, draw(4, 3), label="pinv")
+row("custom_jvp_call", jnp.linalg.pinv, draw(4, 3), label="pinv")
 row("svd", lambda x: jnp.linalg.norm(x, "nuc"), draw(4, 3), label="nuclear norm")
 for left in (True, False):
     for transpose in (True, False):

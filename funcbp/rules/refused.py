@@ -23,7 +23,7 @@ SPARSE = """
     coo_fromdense coo_matmat coo_matvec coo_todense csr_fromdense csr_matmat csr_matvec csr_todense spsolve todense
 """
 INTERNAL = """
-    custom_lin eval_jaxpr linear_call remat_opt stage dce_sink to_edtype from_edtype call relayout
+    custom_lin eval_jaxpr linear_call remat_opt stage tie dce_sink to_edtype from_edtype call relayout
     with_memory_space_constraint xla_metadata_call xla_metadata_value
 """
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import primitives
 
 
@@ -463,6 +464,7 @@ row("random_gamma", lambda a: jax.random.gamma(jax.random.key(0), a), positive, 
 row("random_gamma", lambda a: jax.random.loggamma(jax.random.key(0), a), positive, numeric=False, order=1, label="log")
 row("sharding_constraint", lambda x: lax.with_sharding_constraint(x * 2, jax.sharding.SingleDeviceSharding(
     jax.devices()[0])), x23)  # fmt: skip
+row("layout_constraint", lambda x: with_layout_constraint(jnp.asarray(x) * 2, Layout((1, 0))), x23, against_jax=False, order=1)
 row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
 row("device_put", lambda x: jax.device_put(x * 2, jax.devices()[0]), x23)
 row(

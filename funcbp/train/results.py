@@ -1,0 +1,165 @@
+"""What a training leaves behind: parameters and measurements in a folder, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is never seen half written: beside its place first, and then moved there.
+
+    Args:
+        path: where the file shall be; what was there is replaced.
+        write: writes the content to the binary file it is given.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; then `path` is as it was.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "note.txt")
+        >>> train.write_atomically(path, lambda file: file.write(b"whole"))
+        >>> path.read_text()
+        'whole'
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
+    """Write parameters to an npz file, one array per leaf, named by its path: `dense_0/kernel`.
+
+    Types that numpy does not know, such as bfloat16, are stored as float32, which holds all their values.
+
+    Args:
+        path: where the file shall be.
+        params: nested dicts of arrays; the keys are strings without a slash.
+
+    Raises:
+        ValueError: the parameters are not nested dicts with such keys.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "params.npz")
+        >>> train.save_params(path, {"dense_0": {"kernel": np.ones((2, 1))}})
+        >>> sorted(np.load(path))
+        ['dense_0/kernel']
+    """
+    arrays: dict[str, Any] = {name: _storable(np.asarray(leaf)) for name, leaf in leaf_paths(params).items()}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def load_params(path: str | Path) -> dict[str, Any]:
+    """Read parameters that `save_params` wrote.
+
+    Args:
+        path: where the file is.
+
+    Returns:
+        Nested dicts of numpy arrays.
+
+    Raises:
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "params.npz")
+        >>> train.save_params(path, {"dense_0": {"bias": np.zeros(1)}})
+        >>> train.load_params(path)
+        {'dense_0': {'bias': array([0.])}}
+    """
+    params: dict[str, Any] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            *folders, last = name.split("/")
+            place = params
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            place[last] = file[name]
+    return params
+
+
+def leaf_paths(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of nested dicts by their paths, `dense_0/kernel`.
+
+    Args:
+        params: nested dicts; the keys are strings without a slash.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> from funcbp import train
+        >>> train.leaf_paths({"dense_0": {"bias": 0.5}})
+        {'dense_0/bias': 0.5}
+    """
+    leaves = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        keys = [getattr(entry, "key", None) for entry in path]
+        if not keys or not all(isinstance(key, str) and "/" not in key for key in keys):
+            raise ValueError(
+                f"Parameters are stored as nested dicts whose keys are strings without a slash, and this leaf is at "
+                f"{jax.tree_util.keystr(path) or 'the top'}."
+            )
+        leaves["/".join(str(key) for key in keys)] = leaf
+    return leaves
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+
+
+def write_metrics(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write measurements as JSON lines, one object per line; what is not finite becomes null.
+
+    Args:
+        path: where the file shall be.
+        records: dicts of numbers and strings.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "metrics.jsonl")
+        >>> train.write_metrics(path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}])
+        >>> print(path.read_text(), end="")
+        {"epoch": 1, "loss": 0.5}
+        {"epoch": 2, "loss": null}
+    """
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    lines = [json.dumps({k: finite(v) for k, v in record.items()}, ensure_ascii=False) + "\n" for record in records]
+    write_atomically(path, lambda file: file.write("".join(lines).encode()))

@@ -1,20 +1,28 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import rules
+from . import data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .rules import coverage, rule
+from .testing import check
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backward",
     "MissingRuleError",
+    "check",
     "coverage",
+    "data",
     "grad",
     "hvp",
     "jacrev",
+    "nets",
+    "ops",
+    "plot",
     "rule",
     "rules",
+    "testing",
+    "train",
     "value_and_grad",
     "vjp",
 ]

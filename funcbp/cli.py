@@ -8,6 +8,7 @@ or learning that diverges, ends with exit code 1; Ctrl-C keeps what was reached,
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib
 import math
 import sys
@@ -24,6 +25,9 @@ import numpy as np
 import optax
 
 from . import data, nets, ops, plot, train
+from .jaxpr import public_names
+from .rules import coverage
+from .testing.command import run_check_command
 from .testing.gradients import compare_gradients
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -75,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["train", "no-such-data"])  # says why on stderr
         2
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["check"]:
+        return run_check_command(argv[1:])
     try:
         args = parser().parse_args(argv)
         return args.run(args)
@@ -124,7 +131,26 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", default=argparse.SUPPRESS, help="default: runs/DATA-NETWORK"
     )
     command.set_defaults(run=run_training)
+    command = commands.add_parser(
+        "coverage",
+        help="list every primitive and how it is differentiated",
+        description="List JAX's primitives and how each is accounted for.",
+    )
+    command.set_defaults(run=run_coverage)
+    commands.add_parser("check", help="is a function's derivative right? (see `funcbp check --help`)", add_help=False)
     return top
+
+
+def run_coverage(args: argparse.Namespace) -> int:
+    """Print the table of primitives; exit code 1 if a public one is in none of its columns."""
+    table = coverage()
+    counts = collections.Counter(how.split(":")[0] for how in table.values())
+    for name, how in table.items():
+        print(f"{name:<28}{how}")
+    missing = sorted(set(public_names()) - table.keys())
+    print(f"\n{jax.__version__}: " + ", ".join(f"{n} {how}" for how, n in counts.most_common()), end="; ")
+    print(f"missing: {', '.join(missing)}" if missing else "nothing missing")
+    return FAILED if missing else 0
 
 
 def _whole(least: int) -> Callable[[str], int]:

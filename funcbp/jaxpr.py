@@ -404,7 +404,7 @@ def bind_scan(
     if "num_consts" in params:
         new |= {"num_consts": n_consts, "num_carry": n_carry}
     else:
-        from jax._src import flattree as ft
+        from jax._src import flattree as ft  # type: ignore[attr-defined]
 
         n_ys = len(body.outvars) - n_carry
         new["ft_in"] = ft.pack((ft.nones(n_consts), ft.nones(n_carry), ft.nones(len(xs))))

@@ -37,7 +37,8 @@ def layers(w, x):
 
 rng = np.random.default_rng(0)
 RNN = {k: jnp.asarray(rng.normal(size=s) * 0.5) for k, s in {"in": (3, 4), "hidden": (4, 4), "bias": (4,)}.items()}
-BLOCKS = {k: jnp.asarray(rng.normal(size=s) * 0.5) for k, s in {"up": (3, 4, 8), "gate": (3, 4, 8), "down": (3, 8, 4)}.items()}  # fmt: skip
+SIZES = {"up": (3, 4, 8), "gate": (3, 4, 8), "down": (3, 8, 4)}
+BLOCKS = {k: jnp.asarray(rng.normal(size=s) * 0.5) for k, s in SIZES.items()}
 XS = jnp.asarray(rng.normal(size=(5, 3)))
 
 
@@ -50,6 +51,11 @@ def integers(w, xs):
 
     (h, _, _), ys = lax.scan(step, (jnp.ones(3), 0, jax.random.key(0)), xs, reverse=True)
     return h.sum() + (ys**2).sum()
+
+
+def tied(w):
+    """One weight used twice in a step, once transposed."""
+    return lax.scan(lambda h, x: (jnp.tanh((h @ w["in"].T) @ w["in"] + x @ w["in"]), None), jnp.ones(4), XS)[0]
 
 
 PROGRAMS = {
@@ -68,10 +74,7 @@ PROGRAMS = {
     "inside remat": (jax.checkpoint(lambda x: lax.scan(lambda c, u: (jnp.sin(c) * u, c), x[0], x)[0].sum()), x23),
     "remat inside": (lambda x: lax.scan(jax.checkpoint(lambda c, u: (jnp.sin(c) * u, c)), x[0], x)[0].sum(), x23),
     "relu": (lambda x: lax.scan(lambda c, u: (jax.nn.relu(c * u - 0.1), c), x[0], x)[0].sum(), x23),
-    "tied weights": (
-        lambda w: (lax.scan(lambda h, x: (jnp.tanh((h @ w["in"].T) @ w["in"] + x @ w["in"]), None), jnp.ones(4), XS)[0] ** 2).sum(),
-        RNN,
-    ),
+    "tied weights": (lambda w: (tied(w) ** 2).sum(), RNN),
 }  # fmt: skip
 
 

@@ -67,7 +67,6 @@ def concatenate_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, dimension
 
 def pad_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, padding_config: Any) -> list[Any]:
     """z = x with padding p around and between:  x̄ is z̄ where x went;  p̄ is the sum of the rest."""
-    x, _ = types
     back = [(-low, -high, 0) for low, high, _ in padding_config]
     inner = lax.pad(ct, np.zeros((), ct.dtype), back)
     x_bar = lax.slice(inner, [0] * ct.ndim, inner.shape, [interior + 1 for *_, interior in padding_config])

@@ -438,8 +438,9 @@ for left in (True, False):
                 draw(3, 2),
                 label=f"left={left} transpose={transpose} lower={lower}",
             )
-row("triangular_solve", lambda a, b: lax.linalg.triangular_solve(a, b, left_side=True, unit_diagonal=True,
-    transpose_a=True, conjugate_a=True), hermitian, draw(2, 3, 2, dtype=np.complex128), label="complex, unit")  # fmt: skip
+UNIT_CONJUGATE = dict(left_side=True, unit_diagonal=True, transpose_a=True, conjugate_a=True)
+row("triangular_solve", lambda a, b: lax.linalg.triangular_solve(a, b, **UNIT_CONJUGATE), hermitian,
+    draw(2, 3, 2, dtype=np.complex128), label="complex, unit")  # fmt: skip
 row("tridiagonal_solve", lax.linalg.tridiagonal_solve, np.array([0.0, 1.0, 0.5]), np.array([4.0, 5.0, 3.0]),
     np.array([1.0, -1.0, 0.0]), draw(3, 2))  # fmt: skip
 row("custom_linear_solve", lambda a, b: lax.custom_linear_solve(lambda x: spd(a) @ x, b, lambda mv, y: jnp.linalg.solve(
@@ -464,7 +465,13 @@ row("random_gamma", lambda a: jax.random.gamma(jax.random.key(0), a), positive, 
 row("random_gamma", lambda a: jax.random.loggamma(jax.random.key(0), a), positive, numeric=False, order=1, label="log")
 row("sharding_constraint", lambda x: lax.with_sharding_constraint(x * 2, jax.sharding.SingleDeviceSharding(
     jax.devices()[0])), x23)  # fmt: skip
-row("layout_constraint", lambda x: with_layout_constraint(jnp.asarray(x) * 2, Layout((1, 0))), x23, against_jax=False, order=1)
+row(
+    "layout_constraint",
+    lambda x: with_layout_constraint(jnp.asarray(x) * 2, Layout((1, 0))),
+    x23,
+    against_jax=False,
+    order=1,
+)
 row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
 row("device_put", lambda x: jax.device_put(x * 2, jax.devices()[0]), x23)
 row(

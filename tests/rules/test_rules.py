@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +84,7 @@ def test_equals_finite_differences(row: Row):
             return sum(float(np.real(np.sum(np.asarray(c) * np.asarray(y)))) for c, y in zip(ct, moved, strict=True))
 
         slope = [(along(h) - along(-h)) / (2 * h) for h in (1e-3, 5e-4, 2.5e-4)]
-        first = [(4 * b - a) / 3 for a, b in zip(slope, slope[1:], strict=False)]
+        first = [(4 * b - a) / 3 for a, b in itertools.pairwise(slope)]
         numeric = (16 * first[1] - first[0]) / 15
         got = float(np.real(np.sum(np.asarray(cts[i]) * v)))
         scale = float(np.sum(np.abs(np.asarray(cts[i]) * v)))

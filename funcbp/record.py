@@ -118,6 +118,12 @@ class RecordTrace(core.Trace):
     def slot(self, x: Any) -> int | None:
         return x.slot if self.mine(x) else None
 
+    def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
+        """The values, and which of the record's values each is."""
+        mine = [type(t) is RecordTracer and t._trace is self for t in tracers]
+        values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
+        return values, [t.slot if m else None for t, m in zip(tracers, mine, strict=True)]
+
     def stage_value(self, x: Any) -> Any:
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
         return RecordTracer(self, stage(x.value), x.slot) if self.mine(x) else stage(x)
@@ -132,31 +138,23 @@ class RecordTrace(core.Trace):
         return Kept(place)
 
     def write(
-        self, name: str, rule: Rule, params: Any, tracers: Any, types: Any, outs: Any, res: Any, several: bool
+        self, name: str, rule: Rule, params: Any, slots: Any, types: Any, outs: Any, res: Any, several: bool
     ) -> None:
         leaves, tree = jax.tree.flatten(res)
+        perturbed = tuple(slot is not None for slot in slots)
+        outputs = tuple(map(self.slot, outs))
+        kept = tuple(map(self.keep, leaves))
+        source = jx.current_source()
         self.steps.append(
-            Step(
-                name,
-                rule,
-                params,
-                tuple(map(self.mine, tracers)),
-                tuple(map(self.slot, tracers)),
-                tuple(map(self.slot, outs)),
-                types,
-                tuple(map(self.keep, leaves)),
-                tree,
-                several,
-                jx.current_source(),
-            )
+            Step(name, rule, params, perturbed, tuple(slots), outputs, types, kept, tree, several, source)
         )
 
     # JAX calls these
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
-        perturbed = [self.mine(t) for t in tracers]
-        values = [self.value(t) for t in tracers]
-        avals = tuple(core.typeof(v) for v in values)
+        values, slots = self.unwrap(tracers)
+        perturbed = [slot is not None for slot in slots]
+        avals = tuple(map(core.typeof, values))
         rule = self.walker.lookup(primitive) if any(perturbed) else None
         if rule is None or rule.kind in ("zero", "nondiff"):
             return primitive.bind_with_trace(self.parent_trace, values, avals, params)
@@ -183,7 +181,7 @@ class RecordTrace(core.Trace):
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
         if any(differentiable):
-            self.write(primitive.name, rule, params, tracers, avals, wrapped, res, several)
+            self.write(primitive.name, rule, params, slots, avals, wrapped, res, several)
         return wrapped if several else wrapped[0]
 
     def run_control(self, primitive: Any, rule: Rule, perturbed: Any, values: Any, params: Any) -> Any:
@@ -204,8 +202,8 @@ class RecordTrace(core.Trace):
         A tangent carries its primal's number, and what comes out carries the output's. Its value is of no consequence,
         the rule being linear: what a linear step keeps does not depend on it. So it carries its primal's value too.
         """
-        values = [self.value(t) for t in tracers]
-        if not any(map(self.mine, tracers)):
+        values, slots = self.unwrap(tracers)
+        if all(slot is None for slot in slots):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
@@ -228,8 +226,8 @@ class RecordTrace(core.Trace):
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
     ) -> Any:
         """The function's own `fwd` runs now, and its own `bwd` is the step's rule."""
-        values = [self.value(t) for t in tracers]
-        perturbed = [self.mine(t) for t in tracers]
+        values, slots = self.unwrap(tracers)
+        perturbed = [slot is not None for slot in slots]
         if not any(perturbed):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
@@ -248,7 +246,7 @@ class RecordTrace(core.Trace):
             return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
 
         in_types = tuple(core.typeof(v) for v in values)
-        self.write(primitive.name, Rule(custom_vjp_bwd), {}, tracers, in_types, wrapped, tuple(res), several=True)
+        self.write(primitive.name, Rule(custom_vjp_bwd), {}, slots, in_types, wrapped, tuple(res), several=True)
         return wrapped
 
     def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:

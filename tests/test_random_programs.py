@@ -37,16 +37,35 @@ def with_bwd(x, y):
 with_bwd.defvjp(lambda x, y: (x * y, (x, y)), lambda res, ct: (ct * res[1] * 2, ct * jnp.tanh(res[0])))
 
 UNARY = {
-    "tanh": jnp.tanh, "sin": jnp.sin, "logistic": jax.nn.sigmoid, "square": jnp.square, "softplus": jax.nn.softplus,
-    "relu": jax.nn.relu, "abs": jnp.abs, "gelu": jax.nn.gelu, "neg": jnp.negative, "expm1": lambda x: jnp.expm1(jnp.tanh(x)),
-    "sqrt": lambda x: jnp.sqrt(1 + x * x), "log": lambda x: jnp.log(1 + x * x), "round": jnp.round,
-    "stop": lax.stop_gradient, "custom_jvp": with_tangent, "float32": lambda x: x * 1.5, "cube": lambda x: x**3 / 4,
-}  # fmt: skip
+    "tanh": jnp.tanh,
+    "sin": jnp.sin,
+    "logistic": jax.nn.sigmoid,
+    "square": jnp.square,
+    "softplus": jax.nn.softplus,
+    "relu": jax.nn.relu,
+    "abs": jnp.abs,
+    "gelu": jax.nn.gelu,
+    "neg": jnp.negative,
+    "expm1": lambda x: jnp.expm1(jnp.tanh(x)),
+    "sqrt": lambda x: jnp.sqrt(1 + x * x),
+    "log": lambda x: jnp.log(1 + x * x),
+    "round": jnp.round,
+    "stop": lax.stop_gradient,
+    "custom_jvp": with_tangent,
+    "cube": lambda x: x**3 / 4,
+}
 BINARY = {
-    "add": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply, "div": lambda x, y: x / (1 + y * y), "max": jnp.maximum,
-    "min": jnp.minimum, "where": lambda x, y: jnp.where(x > y, x, y * 2), "atan2": lambda x, y: jnp.arctan2(x, 2 + y * y),
-    "custom_vjp": lambda x, y: with_bwd(*jnp.broadcast_arrays(x, y)), "pow": lambda x, y: (1 + x * x) ** jnp.tanh(y),
-}  # fmt: skip
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "mul": jnp.multiply,
+    "div": lambda x, y: x / (1 + y * y),
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "where": lambda x, y: jnp.where(x > y, x, y * 2),
+    "atan2": lambda x, y: jnp.arctan2(x, 2 + y * y),
+    "custom_vjp": lambda x, y: with_bwd(*jnp.broadcast_arrays(x, y)),
+    "pow": lambda x, y: (1 + x * x) ** jnp.tanh(y),
+}
 WRAPPERS = {
     "plain": lambda f: f,
     "jit": jax.jit,

@@ -245,7 +245,7 @@ def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (primals[0], z))
 # Each line: z = f(x), the primitive; then dz/dx from the output z or from the input x, whichever is kept.
 def_elementwise(primitives.exp_p, lambda z, **_: z, save=OUTPUT)
 def_elementwise(primitives.exp2_p, lambda z, **_: lax.mul(lax.full_like(z, np.log(2)), z), save=OUTPUT)
-def_elementwise(primitives.expm1_p, lambda z, **_: lax.add(z, lax.full_like(z, 1)), save=OUTPUT)
+def_elementwise(primitives.expm1_p, lambda x, **_: lax.exp(x))  # z + 1 would cancel where z is near -1
 def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5), z), save=OUTPUT)
 def_elementwise(
     primitives.rsqrt_p, lambda x, z, **_: lax.div(lax.mul(lax.full_like(z, -0.5), z), x), save=lambda p, z, *_: (*p, z)
@@ -301,18 +301,13 @@ def logistic_slope(y: Any, **_: Any) -> Any:
     return lax.mul(y, lax.sub(lax.full_like(y, 1), y))
 
 
-def one_minus_square_root(x: Any) -> Any:
-    """√(1 - x²), accurate near ±1."""
-    return lax.sqrt(one_minus_square(x))
-
-
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT)
 def_elementwise(primitives.logistic_p, logistic_slope, save=OUTPUT)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
-def_elementwise(primitives.asin_p, lambda x, **_: lax.reciprocal(one_minus_square_root(x)))
-def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.reciprocal(one_minus_square_root(x))))
+def_elementwise(primitives.asin_p, lambda x, **_: lax.rsqrt(one_minus_square(x)))
+def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.rsqrt(one_minus_square(x))))
 def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
 def_elementwise(primitives.cosh_p, lambda x, **_: lax.sinh(x))
 def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(x), lax.full_like(x, 1))))
@@ -356,9 +351,18 @@ def_rule(primitives.atan2_p, atan2_bwd)
 TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
 
 
+def exp_of_minus_square(x: Any) -> Any:
+    """e^(-x²) without the rounding of x²: with x = h + l, h short enough that h² is exact, e^(-h²) e^(-l (x + h))."""
+    kind = jnp.finfo(x.dtype)
+    bound = lax.full_like(x, 1e4)  # beyond it the result is 0, and l would be inf - inf
+    x = lax.clamp(lax.neg(bound), x, bound)
+    high = lax.stop_gradient(lax.reduce_precision(x, kind.nexp, kind.nmant // 2))
+    return lax.mul(lax.exp(lax.neg(lax.square(high))), lax.exp(lax.neg(lax.mul(x - high, x + high))))
+
+
 def erf_slope(x: Any, **_: Any) -> Any:
     """z = erf x:  dz/dx = 2/√π e^(-x²)."""
-    return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), lax.exp(lax.neg(lax.square(x))))
+    return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), exp_of_minus_square(x))
 
 
 def erf_inv_slope(z: Any, **_: Any) -> Any:

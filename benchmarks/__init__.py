@@ -1,0 +1,1 @@
+"""Benchmarks: funcbp against JAX's own reverse mode. `python -m benchmarks` prints every table."""

@@ -1,0 +1,60 @@
+"""`python -m benchmarks [TABLE ...]`: measure, and print Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from . import accuracy, report, step
+
+TABLES = {"step": step.run, "accuracy": accuracy.run}
+
+
+def surroundings() -> dict[str, Any]:
+    """What the numbers depend on."""
+    device = jax.devices()[0]
+    return {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tables named in `argv`, print them, and say with the exit code whether all results agreed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="funcbp against JAX's reverse mode.")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables: {', '.join(TABLES)}; default: all")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of runs for each time ratio (default 20)")
+    parser.add_argument("--only", default="", help="numbers of workloads, separated by commas: W1,W4")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    options = parser.parse_args(argv)
+    if unknown := set(options.tables) - set(TABLES):
+        parser.error(f"there is no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    if options.pairs < 1:
+        parser.error("--pairs must be at least 1")
+    only = [name.strip().upper() for name in options.only.split(",") if name.strip()]
+    around = surroundings()
+    tables = [TABLES[name](options.pairs, only) for name in options.tables or TABLES]
+    if not any(table.rows for table in tables):
+        parser.error(f"there is no workload {', '.join(only)} in these tables")
+    print(
+        ", ".join(f"{k} {v}" for k, v in around.items()) + f", {options.pairs} pairs; a ratio below 1 is in our favour"
+    )
+    for table in tables:
+        print("\n" + report.markdown(table))
+    if options.json:
+        content = {**around, "pairs": options.pairs, "tables": [report.as_json(t) for t in tables]}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if any(row.refused for table in tables for row in table.rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

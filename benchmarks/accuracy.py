@@ -1,0 +1,78 @@
+"""How exact each elementwise rule is: first and second derivatives in float32, ours and JAX's, against float64.
+
+The unit is the last place of the float32 result. A number is the worst over the points of a row; points where the
+float64 derivative is not finite, or is below float32's smallest normal number, are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import funcbp as bp
+
+from .report import Cell, Row, Table
+
+ANY = np.concatenate([s * np.logspace(-6, 1, 29) for s in (-1, 1)])
+POSITIVE, UNIT = np.logspace(-3, 2, 40), np.concatenate([s * np.logspace(-6, -0.01, 20) for s in (-1, 1)])
+FUNCTIONS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
+    **{
+        f.__name__: (f, ANY)
+        for f in (lax.tanh, lax.logistic, lax.sin, lax.cos, lax.sinh, lax.cosh, lax.asinh, lax.atan)
+    },
+    **{f.__name__: (f, ANY) for f in (lax.exp, lax.exp2, lax.expm1, lax.erf, lax.erfc, lax.bessel_i0e, lax.bessel_i1e)},
+    **{f.__name__: (f, POSITIVE) for f in (lax.log, lax.log1p, lax.sqrt, lax.rsqrt, lax.cbrt, lax.lgamma, lax.digamma)},
+    **{f.__name__: (f, UNIT) for f in (lax.asin, lax.acos, lax.atanh, lax.erf_inv)},
+    "acosh": (lax.acosh, 1 + POSITIVE),
+    "tan": (lax.tan, UNIT),
+    "x ** 3": (lambda x: lax.integer_pow(x, 3), ANY),
+    "x ** 2.5": (lambda x: lax.pow(x, jnp.full_like(x, 2.5)), POSITIVE),
+    "1 / x": (lambda x: lax.div(jnp.full_like(x, 1), x), POSITIVE),
+    "softplus": (jax.nn.softplus, ANY),
+    "log_sigmoid": (jax.nn.log_sigmoid, ANY),
+    "gelu": (jax.nn.gelu, ANY),
+    "gelu, exact": (lambda x: jax.nn.gelu(x, approximate=False), ANY),
+    "silu": (jax.nn.silu, ANY),
+}
+
+
+def derivatives(api: Any, f: Callable[[Any], Any], order: int, points: np.ndarray) -> np.ndarray:
+    """The derivative of this order at each point, in the points' dtype, by this reverse mode."""
+    g = f
+    for _ in range(order):
+        g = api.grad(lambda x, g=g: g(x))
+    return np.asarray(jax.vmap(g)(jnp.asarray(points)), np.float64)
+
+
+def worst_ulps(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest distance, in units of the last place of the float32 nearest to what is wanted."""
+    usable = np.isfinite(want) & (np.abs(want) > np.finfo(np.float32).tiny)
+    unit = np.spacing(np.abs(want[usable]).astype(np.float32)).astype(np.float64)
+    return float(np.max(np.abs(got[usable] - want[usable]) / unit, initial=0.0))
+
+
+def run(pairs: int, only: Collection[str] = ()) -> Table:
+    """Compare. `pairs` and `only` are the other tables' and have no meaning here."""
+    rows = []
+    for name, (f, points) in FUNCTIONS.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        cells = {}
+        single = points.astype(np.float32)
+        for order, label in ((1, "first"), (2, "second")):
+            with jax.enable_x64(True):
+                want = derivatives(jax, f, order, single.astype(np.float64))
+            ours, theirs = (worst_ulps(derivatives(api, f, order, single), want) for api in (bp, jax))
+            verdict = "same" if ours == theirs else "better" if ours < theirs else "worse"
+            cells |= {
+                f"{label}: funcbp": Cell(ours),
+                f"{label}: jax": Cell(theirs),
+                f"{label}: ours is": Cell(remark=verdict),
+            }
+        rows.append(Row(name, cells))
+    return Table("Worst error of derivatives in float32, in ulps, against float64", tuple(rows[0].cells), rows)

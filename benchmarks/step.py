@@ -1,0 +1,109 @@
+"""One gradient step: the drop-in `value_and_grad` and `grad` against JAX's, in time, memory, operations and tracing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Collection, Mapping
+
+import jax
+import numpy as np
+
+from . import measure, workloads
+from .measure import ratio
+from .report import Cell, Row, Table, Target, spread
+
+Build = Callable[[], workloads.Workload]
+
+WORKLOADS: dict[str, Build] = {
+    "W1 MLP": workloads.mlp,
+    "W2 convnet": workloads.convnet,
+    "W4 transformer, d=128": functools.partial(workloads.transformer, d=128),
+    "W4 transformer, d=256": functools.partial(workloads.transformer, d=256),
+    "W6 LSTM, T=500": functools.partial(workloads.lstm, time=500),
+    "W6 LSTM, T=1000": functools.partial(workloads.lstm, time=1000),
+    "W10 2-2-2 network, 10,000 updates": workloads.worked_example,
+}
+TARGETS: dict[str, dict[str, Target]] = {
+    "W1": {"time": Target(1.02), "trace": Target(0.8), "compile": Target(1.0)},
+    "W2": {"time": Target(1.02)},
+    "W4": {"time": Target(0.80), "temp bytes": Target(0.50), "trace": Target(0.8), "compile": Target(1.0)},
+    "W6": {"time": Target(0.92), "temp bytes": Target(0.60), "trace": Target(0.8), "compile": Target(1.0)},
+}
+EAGER_TARGET = Target(1.0)
+TORCH_TARGET = Target(500, at_least=True)
+COLUMNS = ("time", "temp bytes", "flops", "trace", "first trace", "compile")
+
+
+def number(name: str) -> str:
+    """The workload's number, `W1` of `W1 MLP`."""
+    return name.split()[0]
+
+
+def compiled_row(name: str, workload: workloads.Workload, pairs: int) -> tuple[Row, float]:
+    """Both sides compiled, and our median seconds."""
+    target = TARGETS.get(number(name), {}).get
+    (ours, theirs), (a, b) = measure.prepare(workload)
+    times = measure.take_turns(lambda: ours(*workload.args), lambda: theirs(*workload.args), pairs)
+    cells = {
+        "time": spread(times.ratios, target("time")),
+        "temp bytes": Cell(ratio(a.temp_bytes, b.temp_bytes), target=target("temp bytes")),
+        "flops": Cell(ratio(a.flops, b.flops)),
+        "trace": Cell(ratio(a.trace, b.trace), target=target("trace")),
+        "first trace": Cell(ratio(a.first_trace, b.first_trace)),
+        "compile": Cell(ratio(a.compile, b.compile), target=target("compile")),
+    }
+    return Row(name, cells | milliseconds(times)), float(np.median(times.ours))
+
+
+def eager_row(name: str, workload: workloads.Workload, pairs: int) -> Row:
+    """Both sides called plainly, operation by operation."""
+    ours, theirs = (workload.program(api) for api in measure.APIS)
+    times = measure.take_turns(lambda: ours(*workload.args), lambda: theirs(*workload.args), pairs)
+    return Row(f"{name}, eager", {"time": spread(times.ratios, EAGER_TARGET)} | milliseconds(times))
+
+
+def torch_row(name: str, our_seconds: float) -> Row:
+    """How many times faster one compiled scan is than a loop in PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        cell = Cell(remark="skipped: torch is not installed")
+    else:
+        cell = Cell(measure.alone(workloads.worked_example_in_torch()) / our_seconds, target=TORCH_TARGET)
+    return Row(f"{name}: times faster than a PyTorch loop", {"time": cell})
+
+
+def milliseconds(times: measure.Times) -> dict[str, Cell]:
+    """Absolute times, worth printing where the machine is not shared: on an accelerator."""
+    if jax.default_backend() == "cpu":
+        return {}
+    return {"ms, funcbp": Cell(1e3 * np.median(times.ours)), "ms, jax": Cell(1e3 * np.median(times.theirs))}
+
+
+def run(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build] = WORKLOADS) -> Table:
+    """Measure.
+
+    Args:
+        pairs: how often the two sides are timed against each other.
+        only: the numbers of the workloads to measure, all of them if empty.
+        builds: the workloads, by name.
+    """
+    rows: list[Row] = []
+    for name, build in builds.items():
+        if only and number(name) not in only:
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        workload = build()
+        gap = measure.difference(workload)
+        if not gap <= measure.AGREEMENT:
+            remark = f"not timed: results differ by {gap:.1e} in float64"
+            rows.append(Row(name, {"time": Cell(remark=remark)}, refused=True))
+            continue
+        row, our_seconds = compiled_row(name, workload, pairs)
+        rows.append(row)
+        if number(name) == "W1":
+            rows.append(eager_row(name, workload, pairs))
+        if number(name) == "W10":
+            rows.append(torch_row(name, our_seconds))
+    columns = (*COLUMNS, "ms, funcbp", "ms, jax") if any("ms, jax" in r.cells for r in rows) else COLUMNS
+    return Table("One gradient step, funcbp : jax", columns, rows)

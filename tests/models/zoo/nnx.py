@@ -1,0 +1,108 @@
+"""The models in Flax NNX, out of its own layers, split into a graph definition and parameters."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .problem import (
+    CLASSES,
+    FEATURES,
+    IMAGES,
+    PICTURES,
+    SERIES,
+    TOKENS,
+    VECTORS,
+    VOCABULARY,
+    Model,
+    default_float,
+)
+
+
+def model(module, problem):
+    """An NNX module as a pure function of its parameters: merged, called, and thrown away."""
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def apply(params, x):
+        return nnx.merge(graph, params, default_float(rest))(x)
+
+    return Model(apply, default_float(params), problem)
+
+
+def mlp():
+    rngs = nnx.Rngs(0)
+    layers = [nnx.Linear(6, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 5, rngs=rngs), nnx.softplus]
+    return model(nnx.Sequential(*layers, nnx.Linear(5, CLASSES, rngs=rngs)), VECTORS)
+
+
+def lenet():
+    class LeNet(nnx.Module):
+        def __init__(self, rngs):
+            self.conv_0 = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+            self.conv_1 = nnx.Conv(4, 6, (3, 3), rngs=rngs)
+            self.dense_0 = nnx.Linear(24, 8, rngs=rngs)
+            self.dense_1 = nnx.Linear(8, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.avg_pool(nnx.tanh(self.conv_0(x)), (2, 2), strides=(2, 2))
+            x = nnx.max_pool(nnx.tanh(self.conv_1(x)), (2, 2), strides=(2, 2))
+            return self.dense_1(nnx.relu(self.dense_0(x.reshape(len(x), -1))))
+
+    return model(LeNet(nnx.Rngs(0)), IMAGES)
+
+
+def resnet():
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.conv_0 = nnx.Conv(3, 5, (3, 3), strides=2, use_bias=False, rngs=rngs)
+            self.norm_0 = nnx.BatchNorm(5, rngs=rngs)
+            self.conv_1 = nnx.Conv(5, 5, (3, 3), use_bias=False, rngs=rngs)
+            self.norm_1 = nnx.BatchNorm(5, rngs=rngs)
+            self.shortcut = nnx.Conv(3, 5, (1, 1), strides=2, rngs=rngs)
+            self.dense = nnx.Linear(5, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            y = nnx.relu(self.norm_0(self.conv_0(x)))
+            y = nnx.relu(self.norm_1(self.conv_1(y)) + self.shortcut(x))
+            return self.dense(y.mean((1, 2)))
+
+    return model(Block(nnx.Rngs(0)), FEATURES)
+
+
+def lstm():
+    class Series(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(nnx.LSTMCell(4, 6, param_dtype=jnp.result_type(float), rngs=rngs), rngs=rngs)
+            self.read_out = nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.read_out(self.rnn(x))
+
+    return model(Series(nnx.Rngs(0)), SERIES)
+
+
+def transformer():
+    class Language(nnx.Module):
+        def __init__(self, rngs):
+            self.embedding = nnx.Embed(VOCABULARY, 8, param_dtype=jnp.result_type(float), rngs=rngs)
+            self.norm_0 = nnx.LayerNorm(8, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(
+                2, 8, decode=False, dropout_rate=0.2, deterministic=False, rngs=rngs
+            )
+            self.norm_1 = nnx.RMSNorm(8, rngs=rngs)
+            self.up = nnx.Linear(8, 16, rngs=rngs)
+            self.down = nnx.Linear(16, 8, rngs=rngs)
+
+        def __call__(self, tokens):
+            x = self.embedding(tokens)
+            x = x + self.attention(self.norm_0(x), mask=nnx.make_causal_mask(tokens))
+            x = x + self.down(nnx.gelu(self.up(self.norm_1(x))))
+            return self.embedding.attend(x)
+
+    return model(Language(nnx.Rngs(0)), TOKENS)
+
+
+def autoencoder():
+    rngs = nnx.Rngs(0)
+    encoder = [nnx.Conv(2, 3, (3, 3), strides=2, rngs=rngs), nnx.sigmoid]
+    decoder = [nnx.ConvTranspose(3, 4, (3, 3), strides=(2, 2), rngs=rngs), jax.nn.mish]
+    return model(nnx.Sequential(*encoder, *decoder, nnx.Conv(4, 2, (3, 3), rngs=rngs)), PICTURES)

@@ -1,0 +1,135 @@
+"""The benchmarks on toy sizes: that they compare, measure and print what they say. Never how fast anything is."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import measure, report, step, workloads
+
+TOYS = {
+    "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
+    "W2 convnet": functools.partial(workloads.convnet, 8, (1, 2, 2, 2), (4, 4, 3), batch=2),
+    "W4 transformer": functools.partial(workloads.transformer, 8, time=4, batch=2, blocks=2, heads=2, vocabulary=5),
+    "W6 LSTM": functools.partial(workloads.lstm, time=3, batch=2, units=4),
+    "W10 2-2-2 network": functools.partial(workloads.worked_example, updates=5),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def usual_jax():
+    """The workloads run under JAX's default settings, as a user's programs do; the measuring is quick and poor."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.enable_x64(False),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(measure, "TRACES", 1)
+        patch.setattr(measure, "COMPILES", 1)
+        patch.setattr(measure, "SAMPLE_SECONDS", 0)
+        patch.setattr(jax, "clear_caches", lambda: None)
+        optimised = jax.config.values["jax_disable_most_optimizations"]
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", optimised)
+
+
+@pytest.fixture(scope="module")
+def table(usual_jax):
+    return step.run(pairs=2, builds=TOYS)
+
+
+def test_every_workload_has_its_row_and_every_row_its_numbers(table):
+    names = [row.name for row in table.rows]
+    assert [n for n in names if n in TOYS] == list(TOYS)
+    assert "W1 MLP, eager" in names
+    for row in table.rows:
+        assert not row.refused
+        if row.name in TOYS:
+            assert set(row.cells) >= set(step.COLUMNS)
+            assert all(cell.value > 0 for cell in row.cells.values())
+        if "PyTorch" not in row.name:
+            low, high = row.cells["time"].quartiles
+            assert low <= row.cells["time"].value <= high
+
+
+def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch):
+    monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
+    assert str(step.torch_row("W10", 1.0).cells["time"]) == "skipped: torch is not installed"
+
+
+def test_the_table_prints_as_markdown_and_as_json(table):
+    lines = report.markdown(table).splitlines()[2:]
+    assert len(lines) == len(table.rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    assert "≤ 1.02: " in lines[2]
+    assert json.loads(json.dumps(report.as_json(table)))["rows"][0]["time"]["target"] == "≤ 1.02"
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "verdict"),
+    [
+        (report.Target(1.0), 1.0, "met"),
+        (report.Target(1.0), 1.01, "missed"),
+        (report.Target(1.0), float("nan"), "missed"),
+        (report.Target(500, at_least=True), 499.0, "missed"),
+        (report.Target(500, at_least=True), 501.0, "met"),
+    ],
+)
+def test_targets(target, value, verdict):
+    assert target.verdict(value) == verdict
+    assert str(report.Cell(value, target=target)).endswith(f"({target}: {verdict})")
+
+
+def test_results_that_differ_are_not_timed(monkeypatch):
+    def wrong():
+        f = lambda api: lambda x: x * (1.0 if api is jax else 1.0 + 1e-9)
+        return workloads.Workload(f, (jnp.ones(3),))
+
+    monkeypatch.setattr(measure, "take_turns", lambda *_: pytest.fail("it was timed"))
+    (row,) = step.run(pairs=1, builds={"W1 wrong": wrong}).rows
+    assert row.refused
+    assert str(row.cells["time"]) == "not timed: results differ by 1.0e-09 in float64"
+
+
+def test_the_two_sides_take_turns_in_going_first():
+    calls = []
+    sides = [lambda side=side: calls.append(side) or jnp.zeros(()) for side in range(2)]
+    times = measure.take_turns(*sides, pairs=3)
+    assert len(times.ours) == len(times.theirs) == 3
+    assert calls[-6:] == [0, 1, 1, 0, 0, 1]
+
+
+def test_the_network_of_w10_is_the_published_one():
+    with jax.enable_x64(True):
+        workload = workloads.worked_example()
+        weights, x, target = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, str), float), workload.args)
+        trained = jax.jit(workload.program(jax))(weights, x, target)
+        for w, b in zip(trained, workloads.BIASES, strict=True):
+            x = jax.nn.sigmoid(x @ w + b)
+    np.testing.assert_allclose(x, [0.01591362044355068, 0.9840642735146238], rtol=1e-12)
+
+
+def test_the_command_prints_and_writes(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(command.TABLES, "step", functools.partial(step.run, builds=TOYS))
+    assert command.main(["step", "--only", "w6", "--pairs", "1", "--json", str(tmp_path / "out.json")]) == 0
+    assert "| W6 LSTM |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [row["workload"] for row in written["tables"][0]["rows"]] == ["W6 LSTM"]
+    assert written["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["stop"], "no table stop"), (["--pairs", "0"], "at least 1"), (["--only", "W99"], "no workload W99")],
+)
+def test_the_command_refuses_what_it_does_not_know(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

@@ -55,3 +55,20 @@ def test_a_missing_rule_can_be_borrowed(monkeypatch):
     assert jnp.allclose(got, jax.grad(f)(x), rtol=1e-14)
     assert "erf" not in bp.coverage()
     assert bp.Backward(on_missing="jax").coverage()["erf"] == "borrowed"
+
+
+def test_collectives_are_refused_and_never_wrong():
+    """Neither outside nor inside of a `shard_map` is a gradient off by the number of devices."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("i")
+    summed = jax.shard_map(lambda x: jax.lax.psum(x * x, "i"), mesh=mesh, in_specs=spec, out_specs=jax.P())
+    x = jnp.arange(3.0)
+    with pytest.raises(bp.MissingRuleError, match="shard_map"):
+        bp.grad(lambda x: summed(x).sum())(x)
+    inside = jax.shard_map(
+        lambda x: bp.grad(lambda y: jax.lax.psum(y * y, "i").sum())(x), mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    with pytest.raises(bp.MissingRuleError, match=r"no derivative for `(psum|psum_invariant|pvary)`"):
+        inside(x)
+    local = jax.shard_map(lambda x: bp.grad(lambda y: (y * y).sum())(x), mesh=mesh, in_specs=spec, out_specs=spec)
+    assert jnp.array_equal(local(x), 2 * x)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import jaxpr as jx
-from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable
+from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable, is_inexact
 from .plan import RESIDUALS, Passes
 from .record import MissingRuleError, Record, Step, record
 from .rules.table import REFUSED, TABLE, Rule, coverage
@@ -54,9 +54,11 @@ def step_back(walker: Backward, step: Step, kept: Sequence[Any], ct: list[Any]) 
         if len(out) != len(step.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(step.inputs)} primals")
         for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
-            if slot is not None and c is not None and c is not Zero and (c.shape != x.shape or c.dtype != x.dtype):
-                got = f"{c.dtype}{list(c.shape)}"
-                raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {x.dtype}{list(x.shape)}")
+            if slot is not None and c is not None and c is not Zero:
+                got = jx.type_of(c)
+                if got.shape != x.shape or got.dtype != x.dtype:
+                    got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
+                    raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
     except Exception as error:
         error.add_note(f"This came from the rule {rule.name} for {step.where()}.")
         raise
@@ -446,16 +448,17 @@ def _split_arguments(
 
 
 def _check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
-    aval = jax.typeof(_as_value(x))
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
-        if not allow_int:
-            raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {aval.dtype}.")
-    elif holomorphic:
-        if not jax.dtypes.issubdtype(aval.dtype, np.complexfloating):
-            raise TypeError(f"{what} with holomorphic=True requires complex inputs, and got {aval.dtype}.")
-    elif not is_differentiable(aval) and not allow_int:
+    dtype = jx.type_of(_checked(x)).dtype
+    if not holomorphic and (allow_int or is_inexact(dtype)):
+        return
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:
+        raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
+    if holomorphic:
+        if not jax.dtypes.issubdtype(dtype, np.complexfloating):
+            raise TypeError(f"{what} with holomorphic=True requires complex inputs, and got {dtype}.")
+    else:
         raise TypeError(
-            f"{what} requires real- or complex-valued inputs (a sub-dtype of np.inexact), and got {aval.dtype}. "
+            f"{what} requires real- or complex-valued inputs (a sub-dtype of np.inexact), and got {dtype}. "
             "Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
         )
 

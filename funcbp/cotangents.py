@@ -9,6 +9,7 @@ The cotangent x̄ of a value x has x's shape and dtype. Three things are told ap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,13 @@ Zero = _Zero()
 
 def is_differentiable(x: Any) -> bool:
     """Whether values of this type have a cotangent: real and complex floating point, and nothing else."""
-    return jax.dtypes.issubdtype(x.dtype, np.inexact)
+    return is_inexact(x.dtype)
+
+
+@functools.cache
+def is_inexact(dtype: Any) -> bool:
+    """Whether this is a real or complex floating-point dtype."""
+    return jax.dtypes.issubdtype(dtype, np.inexact)
 
 
 def instantiate(ct: Any, aval: Any) -> jax.Array:

@@ -46,6 +46,9 @@ def primitive(name: str) -> Any:
     return next((getattr(m, name) for m in found if hasattr(m, name)), None)
 
 
+type_of = core.typeof
+
+
 def public_names() -> list[str]:
     """The names of JAX's public primitives."""
     return [getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")]

@@ -74,7 +74,7 @@ class RecordTracer(core.Tracer):
     __slots__ = ("slot", "value")
 
     def __init__(self, trace: RecordTrace, value: Any, slot: int):
-        super().__init__(trace, core.typeof(value))
+        super().__init__(trace, value.aval if isinstance(value, core.Tracer) else core.typeof(value))
         self.value, self.slot = value, slot
 
     def to_concrete_value(self) -> Any:

@@ -126,7 +126,7 @@ def test_the_command_prints_and_writes(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["stop"], "no table stop"), (["--pairs", "0"], "at least 1"), (["--only", "W99"], "no workload W99")],
+    [(["stop"], "no table stop"), (["--pairs", "0"], "at least 1"), (["step", "--only", "W99"], "no workload W99")],
 )
 def test_the_command_refuses_what_it_does_not_know(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:

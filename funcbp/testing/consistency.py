@@ -1,0 +1,147 @@
+"""A derivative against itself: eager, compiled, mapped, called again; and the types and structure of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..cotangents import is_differentiable
+from .report import Finding
+from .subject import Subject, first_line
+
+__all__ = ["agreement", "in_ulps", "native_cotangents", "self_agreement", "types"]
+
+LOOSE = 0.5  # two ways of running one derivative differ if this power of their precision is exceeded
+
+Cotangents = list[Any]
+
+
+def native_cotangents(
+    subject: Subject, vjp: Callable[..., Any], values: Sequence[Any], ct: np.ndarray
+) -> tuple[Cotangents, Cotangents]:
+    """Outputs and cotangents of all arrays in their own dtypes, for one cotangent given by its coordinates."""
+    outs, pullback = subject.pull(vjp, values)
+    return outs, pullback(subject.outputs.arrays(jnp.asarray(ct, subject.outputs.dtype), conjugate=True))
+
+
+def in_ulps(got: Any, wanted: Any, dtype: Any) -> float:
+    """The largest difference, in units in the last place of the largest element that is wanted."""
+    got, wanted = (np.asarray(a).astype(np.complex128) for a in (got, wanted))
+    finite = np.isfinite(wanted)
+    if not np.array_equal(np.isfinite(got), finite):
+        return np.inf
+    if not finite.any():
+        return 0.0
+    with np.errstate(all="ignore"):
+        off = np.max(np.abs(got - wanted), where=finite, initial=0.0)
+    size = np.max(np.abs(wanted), where=finite, initial=0.0)
+    if off == 0:
+        return 0.0
+    info = jnp.finfo(dtype)
+    return float(off / max(float(info.eps) * size, float(info.smallest_subnormal)))
+
+
+def _distance(a: Cotangents, b: Cotangents, floor: Sequence[float]) -> tuple[bool, float, bool]:
+    """Whether two lists of arrays are equal bit by bit, their distance in ulps, and whether that is close.
+
+    `floor`: for each, a difference that rounding may well make.
+    """
+    same, ulps, close = True, 0.0, True
+    for x, y, least in zip(a, b, floor, strict=True):
+        if np.shape(x) != np.shape(y):
+            return False, np.inf, False
+        if not is_differentiable(y):
+            continue
+        x, y = np.asarray(x), np.asarray(y)
+        same &= np.array_equal(x, y, equal_nan=True)
+        distance = in_ulps(x, y, y.dtype)
+        ulps = max(ulps, distance)
+        with np.errstate(all="ignore"):
+            off = np.abs(x.astype(np.complex128) - y.astype(np.complex128))
+        close &= distance <= float(jnp.finfo(y.dtype).eps) ** -LOOSE or bool(np.all(off <= least))
+    return same, ulps, close
+
+
+def _compared(name: str, a: Cotangents, b: Cotangents, floor: Sequence[float] | None = None) -> Finding:
+    same, ulps, close = _distance(a, b, floor or [0.0] * len(b))
+    return Finding(name, "bit for bit" if same else f"within {ulps:.3g} ulp", close)
+
+
+def self_agreement(
+    subject: Subject, vjp: Callable[..., Any], ct: np.ndarray
+) -> tuple[list[Finding], Cotangents, Cotangents]:
+    """The derivative run in several ways, in the inputs' own dtypes.
+
+    Returns:
+        The findings, and the outputs and cotangents of the first, eager run.
+    """
+    values = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in subject.values]
+    run = lambda *vs: native_cotangents(subject, vjp, vs, ct)
+    outs, eager = run(*values)
+    floats = lambda cts: [cts[i] for i in subject.float_ids]
+    own, floor = floats(eager), _floor(subject, outs)
+    findings = [_compared("called again", floats(run(*values)[1]), own, floor)]
+    try:
+        compiled = jax.jit(lambda *vs: floats(run(*vs)[1]))(*values)
+        findings.append(_compared("jit equals eager", compiled, own, floor))
+    except Exception as error:
+        findings.append(Finding("jit equals eager", f"does not apply: {first_line(error)}"))
+    stacked = [jnp.stack([jnp.asarray(v)] * 2) for v in values]
+    try:
+        jax.eval_shape(jax.vmap(lambda *vs: subject._outputs(subject.chosen(vs))[0]), *stacked)
+    except Exception as error:
+        findings.append(Finding("vmap equals a loop", f"does not apply: {first_line(error)}"))
+        return findings, outs, eager
+    try:
+        mapped = jax.jit(jax.vmap(lambda *vs: floats(run(*vs)[1])))(*stacked)
+        findings.append(_compared("vmap equals a loop", [c[1] for c in mapped], own, floor))
+    except Exception as error:
+        findings.append(
+            Finding("vmap equals a loop", f"the function maps, its derivative raises {first_line(error)}", False)
+        )
+    return findings, outs, eager
+
+
+def _floor(subject: Subject, outs: Cotangents) -> list[float]:
+    """For each floating-point input, what a few roundings of the output are as a slope: 64 eps |f| / |x|."""
+    with np.errstate(all="ignore"):
+        size = sum(float(np.sum(np.abs(np.asarray(outs[i]).astype(np.complex128)))) for i in subject.out_float_ids)
+    floors = []
+    for t, where in zip(subject.inputs.types, subject.inputs.slices, strict=True):
+        x = np.abs(subject.point[where].astype(np.float64))
+        scale = np.sqrt(np.mean(np.square(x))) if x.size else 1.0
+        floors.append(64 * float(jnp.finfo(t.dtype).eps) * size / scale if scale > 0 and np.isfinite(size) else 0.0)
+    return floors
+
+
+def agreement(outs: Cotangents, subject: Subject) -> Finding:
+    """The value that comes with the derivative is the function's."""
+    wanted = [subject.out_values[i] for i in subject.out_float_ids]
+    if len(outs) != len(subject.out_values):
+        return Finding("value", f"{len(outs)} outputs, and the function has {len(subject.out_values)}", False)
+    return _compared("value equals the function's", [outs[i] for i in subject.out_float_ids], wanted)
+
+
+def types(subject: Subject, cts: Cotangents, jax_cts: Cotangents | None) -> list[Finding]:
+    """Cotangents have the shapes and dtypes of their primals, float0 for integers, and JAX's weak types."""
+    wrong, weak = [], []
+    for i, (path, t, c) in enumerate(zip(subject.paths, subject.types, cts, strict=True)):
+        dtype = t.dtype if is_differentiable(t) else jax.dtypes.float0
+        got = getattr(c, "dtype", None)
+        if got != dtype or np.shape(c) != t.shape:
+            name = "float0" if dtype == jax.dtypes.float0 else dtype
+            wrong.append(f"{path} is {got}{list(np.shape(c))}, must be {name}{list(t.shape)}")
+        elif jax_cts is not None and is_differentiable(t):
+            ours, theirs = (getattr(jax.typeof(x), "weak_type", False) for x in (c, jax_cts[i]))
+            if ours != theirs:
+                weak.append(f"{path} is {'weak' if ours else 'strong'}, JAX's is not")
+    integers = len(subject.types) - len(subject.float_ids)
+    right = "like the primals" + (f", float0 for {integers} integer leaves" if integers else "")
+    findings = [Finding("shapes, dtypes, structure", "; ".join(wrong) or right, not wrong)]
+    if jax_cts is not None:
+        findings.append(Finding("weak types", "; ".join(weak) or "like jax.vjp's"))
+    return findings

@@ -1,0 +1,266 @@
+"""What a function's program shows: casts that blind a check in float64, stopped gradients, and whose rule is wrong.
+
+The program is walked equation by equation, going into calls, loops and branches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..cotangents import float0_zeros, is_differentiable
+from .subject import Subject
+
+__all__ = ["Frozen", "blame", "casts", "program_of", "stops_gradients"]
+
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+OWN_RULE = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
+DISAGREEMENT = 1e-6
+
+
+def program_of(subject: Subject) -> Any:
+    """The program that the function traces to, or None where it cannot be traced."""
+
+    def floats_to_floats(*floats: Any) -> list[Any]:
+        outs, _ = subject._outputs(subject.chosen(subject.with_floats(floats)))
+        return [jnp.asarray(outs[i]) for i in subject.out_float_ids]
+
+    try:
+        return jx.trace(floats_to_floats, subject.inputs.types)
+    except Exception:  # control flow in Python on values, for instance
+        return None
+
+
+def _inside(eqn: Any) -> list[Any]:
+    """The programs inside an equation."""
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or callable(x))
+    return [j for j in found if hasattr(j, "eqns")]
+
+
+def equations(program: Any) -> Iterator[Any]:
+    """All equations of a program and of those inside it."""
+    for eqn in program.eqns:
+        yield eqn
+        for inner in _inside(eqn):
+            yield from equations(inner)
+
+
+def casts(program: Any) -> tuple[list[str], float]:
+    """Where a program leaves double precision, as sentences, and the precision it computes in at worst.
+
+    Args:
+        program: of a function whose inputs are float64.
+    """
+    places: dict[str, None] = {}
+    resolution = float(np.finfo(np.float64).eps)
+    for eqn in equations(program):
+        if eqn.primitive.name not in ("convert_element_type", "reduce_precision"):
+            continue
+        before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+        if jx.is_literal(eqn.invars[0]) or not is_differentiable(before):
+            continue
+        if eqn.primitive.name == "reduce_precision":
+            bits, into = eqn.params["mantissa_bits"], f"{eqn.params['mantissa_bits']} bits"
+            if bits >= jnp.finfo(before.dtype).nmant:
+                continue
+            resolution = max(resolution, 2.0**-bits)
+        elif not is_differentiable(after):
+            into, resolution = str(after.dtype), max(resolution, float(np.finfo(np.float64).eps))
+        elif jnp.finfo(after.dtype).bits < jnp.finfo(before.dtype).bits:
+            into, resolution = str(after.dtype), max(resolution, float(jnp.finfo(after.dtype).eps))
+        else:
+            continue
+        line = jx.user_line(eqn.source_info)
+        places[f"{before.dtype} is made {into} at {line}" if line else f"{before.dtype} is made {into}"] = None
+    return list(places), resolution
+
+
+def stops_gradients(program: Any) -> list[str]:
+    """The lines that call `stop_gradient`."""
+    found = (eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient")
+    return list(dict.fromkeys(jx.user_line(eqn.source_info) for eqn in found))
+
+
+# --- running a program, equation by equation --------------------------------------------------------------------------
+
+Visit = Callable[[Any, Any, list[Any]], list[Any]]
+
+
+def run(program: Any, args: Sequence[Any], visit: Visit, calls: frozenset[str] | set[str] = frozenset(CALLS)) -> Any:
+    """Run a program, `visit(program, eqn, inputs) -> outputs` running each equation that is no call."""
+    values = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
+    for eqn in program.eqns:
+        inputs = [v.val if jx.is_literal(v) else values[v] for v in eqn.invars]
+        if eqn.primitive.name in calls:
+            outs = run(_opened(jx.call_jaxpr(eqn.params), inputs), inputs, visit, calls)
+        else:
+            outs = visit(program, eqn, inputs)
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [v.val if jx.is_literal(v) else values[v] for v in program.outvars]
+
+
+def _opened(jaxpr: Any, inputs: Sequence[Any]) -> Any:
+    return jx.trace(jx.as_function(jaxpr), [jax.typeof(x) for x in inputs])
+
+
+def single(program: Any, eqn: Any) -> Callable[..., list[Any]]:
+    """One equation as a function of its inputs."""
+    variables = list(dict.fromkeys(v for v in eqn.invars if not jx.is_literal(v)))
+    only = jx.Program(program.jaxpr).between(variables, eqn.outvars)
+
+    def equation(*inputs: Any) -> list[Any]:
+        given = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not jx.is_literal(v)}
+        return only(*(given[v] for v in variables))
+
+    return equation
+
+
+class Frozen:
+    """A function whose stopped gradients are frozen at a point: their values stay what they are there.
+
+    Its slope is what a derivative that honours `stop_gradient` must give. Those inside loops and branches move on.
+    """
+
+    def __init__(self, program: Any, subject: Subject):
+        self.program, self.subject = program, subject
+        self.stopped: list[Any] = []
+        floats = subject.inputs.arrays(jnp.asarray(subject.point))
+        run(program, floats, self._remember)
+
+    def _remember(self, program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
+        outs = single(program, eqn)(*inputs)
+        if eqn.primitive.name == "stop_gradient":
+            self.stopped.append(outs)
+        return outs
+
+    def __call__(self, z: Any) -> jax.Array:
+        stopped = iter(self.stopped)
+
+        def visit(program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
+            return next(stopped) if eqn.primitive.name == "stop_gradient" else single(program, eqn)(*inputs)
+
+        return self.subject.outputs.vector(run(self.program, self.subject.inputs.arrays(z), visit))
+
+
+# --- whose rule is wrong ----------------------------------------------------------------------------------------------
+
+
+def blame(program: Any, subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
+    """The equation whose own derivative is wrong: the first that going backward through the program meets.
+
+    Each equation is differentiated alone, by the derivative under test and by `jax.vjp`, on the values it has. A
+    function with a rule of its own is compared with what JAX makes of its body.
+
+    Returns:
+        A sentence, or one that says that no single equation is at fault.
+    """
+    if program is None:
+        return "The function cannot be traced (Python control flow on values?), so the equation cannot be named."
+    floats = subject.inputs.arrays(jnp.asarray(subject.point))
+    with contextlib.suppress(Exception):
+        if not np.array_equal(vjp(lambda x: x, jnp.arange(3.0))[1](jnp.arange(3.0))[0], np.arange(3.0)):
+            return "No equation: this vjp is wrong even for the identity."
+    found = _search(program, floats, vjp, np.random.default_rng(seed), depth=0)
+    if found:
+        return found
+    return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
+
+
+def _search(program: Any, args: Sequence[Any], vjp: Callable[..., Any], rng: Any, depth: int) -> str:
+    visited: list[tuple[Any, Any, list[Any]]] = []
+
+    def visit(program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
+        visited.append((program, eqn, inputs))
+        return single(program, eqn)(*inputs)
+
+    inlined = CALLS - set(OWN_RULE)
+    run(program, args, visit, inlined)
+    for program_, eqn, inputs in reversed(visited):
+        error = _wrong_by(program_, eqn, inputs, vjp, rng)
+        if error is None:
+            continue
+        if depth < 4:
+            for inner in _inside(eqn) if eqn.primitive.name in ("scan", "cond", "while") else ():
+                deeper = _inner_search(inner, eqn, inputs, vjp, rng, depth)
+                if deeper:
+                    return deeper
+        return _sentence(eqn, error)
+    return ""
+
+
+def _inner_search(inner: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any], rng: Any, depth: int) -> str:
+    """The same inside a loop, on values of its first step where shapes allow, on random ones otherwise."""
+    types = jx.in_avals(inner)
+    firsts = [x if np.shape(x) == t.shape else x[0] for x, t in zip(inputs[-len(types) :], types, strict=False)]
+    if len(firsts) != len(types) or any(np.shape(x) != t.shape for x, t in zip(firsts, types, strict=True)):
+        return ""
+    return _search(_opened(inner, firsts), firsts, vjp, rng, depth + 1)
+
+
+def _wrong_by(program: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any], rng: Any) -> float | None:
+    """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right."""
+    name = eqn.primitive.name
+    ids = [i for i, x in enumerate(inputs) if is_differentiable(jax.typeof(x)) and np.size(x)]
+    apply = single(program, eqn)
+    body = jx.as_function(jx.call_jaxpr(eqn.params)) if name in OWN_RULE else apply
+    if not ids or not any(is_differentiable(v.aval) for v in eqn.outvars) or name == "stop_gradient":
+        return None
+
+    def of(f: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*xs: Any) -> list[Any]:
+            full = list(inputs)
+            for i, x in zip(ids, xs, strict=True):
+                full[i] = x
+            return list(f(*full))
+
+        return moved
+
+    primals = [jnp.asarray(inputs[i]) for i in ids]
+    try:
+        outs, wanted_pullback = jax.vjp(of(body), *primals)
+        cts = [_random(y, rng) for y in outs]
+        wanted = wanted_pullback(cts)
+    except Exception:  # JAX has no derivative either: no witness
+        return None
+    try:
+        got = vjp(of(apply), *primals)[1](cts)
+    except Exception:  # it is made for the whole function only
+        return None
+    worst = 0.0
+    for g, w in zip(got, wanted, strict=True):
+        g, w = np.asarray(g), np.asarray(w)
+        if not np.all(np.isfinite(w)):
+            continue
+        if g.shape != w.shape or not np.all(np.isfinite(g)):
+            return np.inf
+        size = np.max(np.abs(w), initial=0.0)
+        coarse = DISAGREEMENT if w.dtype.itemsize >= 8 else 1e-2
+        off = np.max(np.abs(g - w), initial=0.0)
+        if off > coarse * size:
+            worst = max(worst, float(off / size) if size else np.inf)
+    return worst or None
+
+
+def _random(y: Any, rng: Any) -> Any:
+    if not is_differentiable(y):
+        return float0_zeros(y)
+    draw = rng.standard_normal(y.shape)
+    if jax.dtypes.issubdtype(y.dtype, np.complexfloating):
+        draw = draw + 1j * rng.standard_normal(y.shape)
+    return jnp.asarray(draw, y.dtype)
+
+
+def _sentence(eqn: Any, error: float) -> str:
+    name, line = eqn.primitive.name, jx.user_line(eqn.source_info)
+    what = f"`{name}`"
+    if name in OWN_RULE:
+        info = getattr(jx.call_jaxpr(eqn.params).debug_info, "func_src_info", "") or "a function"
+        what = f"the {OWN_RULE[name]} rule of {info}"
+    where = f", used at {line}" if line else ""
+    return f"{what}{where}: its own derivative is wrong, by {error:.2g} of its largest element."

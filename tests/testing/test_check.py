@@ -1,0 +1,419 @@
+"""`check` and its report: what is asked, what is said, and in which settings it works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcbp as bp
+from funcbp.testing import assert_gradients, check
+from funcbp.testing.command import run_check_command
+from funcbp.testing.numerical import Evaluator, power_of_two, slopes
+
+X = jnp.array([0.3, -1.2, 2.0])
+
+
+def wrong_tanh(y, ct, perturbed, **params):
+    return (ct * (1 - y * y) * np.asarray(1.001, ct.dtype),)
+
+
+WRONG = bp.Backward(rules={lax.tanh_p: bp.rule(wrong_tanh, save=bp.rules.OUTPUT)})
+
+
+def leaf(report, path):
+    (found,) = [r for r in report.leaves if r.path == path and r.order == 1]
+    return found
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def network(params, x):
+    return jnp.mean(jnp.tanh(x @ params["dense_0"]["kernel"] + params["dense_0"]["bias"][None]) ** 2)
+
+
+PARAMS = {
+    "dense_0": {"kernel": jnp.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "bias": jnp.ones(2, np.float32)}
+}
+INPUT = jnp.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3)
+
+
+def test_a_right_gradient():
+    report = check(network, PARAMS, INPUT)
+    assert report.ok and report.culprit == "" and report.mode == "whole Jacobian"
+    assert [r.path for r in report.leaves] == ["params/dense_0/bias", "params/dense_0/kernel", "x"]
+    for r in report.leaves:
+        assert r.verdict == "ok" and r.dtype == "float32"
+        assert r.error < 1e-9 and r.reference_error < 1e-9 and r.against_jax < 1e-12 and r.dot < 1e-12
+        assert r.own_ulps < 10 and r.jax_ulps < 10
+    assert [r.path for r in check(network, PARAMS, INPUT, wrt=0).leaves] == ["dense_0/bias", "dense_0/kernel"]
+    assert [r.path for r in check(network, PARAMS, INPUT, wrt=-1).leaves] == ["x"]
+
+
+def test_a_wrong_gradient_says_what_where_and_whose_fault():
+    report = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp, seed=3)
+    text = str(report)
+    assert not report.ok and report.worst.verdict == "wrong"
+    kernel = leaf(report, "dense_0/kernel")
+    assert len(kernel.worst) == 2 and kernel.got == pytest.approx(1.001 * kernel.wanted, rel=1e-6)
+    assert kernel.ulps == pytest.approx(1e-3 / np.finfo(np.float32).eps, rel=0.5)
+    assert "`tanh`" in report.culprit and "test_check.py" in report.culprit and "(network)" in report.culprit
+    for part in ("dense_0/kernel", "WRONG", "seed 3", "culprit", "called again", "jit equals eager"):
+        assert part in text
+    again = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp, seed=3)
+    assert str(again) == text
+
+
+def test_the_report_as_json_and_html():
+    report = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp)
+    data = json.loads(report.to_json())
+    assert data["ok"] is False and data["leaves"][0]["path"] == "dense_0/bias" and "tanh" in data["culprit"]
+    page = report._repr_html_()
+    assert "<table>" in page and "dense_0/kernel" in page and "WRONG" in page
+
+
+def test_the_worst_leaf_is_the_gravest():
+    report = check(lambda a, b: jnp.tanh(a) + jnp.sin(b), X, X, vjp=WRONG.vjp)
+    assert report.worst.path == "a" and leaf(report, "b").verdict == "ok"
+
+
+def test_the_equation_is_named_inside_a_loop_and_a_function_with_its_own_rule():
+    looped = lambda x: lax.scan(lambda c, u: (jnp.tanh(c * u), c), x[0], x)
+    assert "`tanh`" in check(looped, X, vjp=WRONG.vjp).culprit
+
+    @jax.custom_vjp
+    def my_square(x):
+        return x * x
+
+    my_square.defvjp(lambda x: (x * x, x), lambda x, ct: (3 * x * ct,))
+    culprit = check(lambda x: jnp.sum(my_square(x)), X, vjp=jax.vjp).culprit
+    assert "my_square" in culprit and "custom_vjp" in culprit
+
+
+def test_without_a_program_the_equation_is_not_named():
+    f = lambda x: jnp.tanh(x) if x[0] > 0 else x
+    report = check(f, X, vjp=WRONG.vjp)
+    assert not report.ok and "cannot be traced" in report.culprit
+
+
+# --- witnesses --------------------------------------------------------------------------------------------------------
+
+
+def test_large_leaves_are_checked_along_directions_and_element_by_element():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(120, 100)))
+    f = lambda w: jnp.sum(jnp.sin(w) ** 2)
+    report = check(f, w)
+    assert report.ok and report.mode == "random directions"
+
+    def one_element_wrong(f, *primals):
+        out, pullback = bp.vjp(f, *primals)
+        return out, lambda ct: (pullback(ct)[0].at[71, 3].multiply(1.01),)
+
+    report = check(f, w, vjp=one_element_wrong)
+    assert report.worst.verdict == "wrong" and report.worst.worst == (71, 3)
+
+
+def test_a_wrong_element_is_found_without_jax_as_a_witness():
+    """A function with its own rule makes JAX agree with what is wrong; halving finds the element."""
+
+    @jax.custom_vjp
+    def f(w):
+        return jnp.sum(jnp.sin(w))
+
+    f.defvjp(lambda w: (f(w), w), lambda w, ct: (ct * jnp.cos(w).at[7777].multiply(1.5),))
+    report = check(f, jnp.linspace(0.1, 1.0, 10_500))
+    assert report.worst.verdict == "wrong" and report.worst.worst == (7777,)
+
+
+def test_where_jax_is_wrong_we_are_not_accused():
+    f = jnp.arccosh
+    z = jnp.array([0.3 + 0.4j, -0.5 + 1j])
+    report = check(f, z)
+    assert report.ok
+    if report.worst.against_jax > 1e-3:  # JAX's rule has the wrong sign for some complex numbers
+        assert not check(f, z, vjp=jax.vjp).ok
+
+
+def test_stopped_gradients():
+    report = check(lambda x: x * lax.stop_gradient(jnp.sin(x)), X)
+    assert report.ok and report.worst.verdict == "stopped gradient" and "test_check.py" in str(report)
+    wrong = lambda f, *a: (f(*a), lambda ct: (ct * 0.5,))
+    assert not check(lambda x: x * lax.stop_gradient(jnp.sin(x)), X, vjp=wrong).ok
+
+
+def test_casts_are_pointed_out_with_their_line():
+    f = lambda x: jnp.sum(jnp.sin(x.astype(np.float32)))
+    report = check(f, X)
+    assert report.ok and any("float32" in n and "test_check.py" in n for n in report.notes)
+    assert not check(lambda x: jnp.sum(jnp.tanh(x.astype(np.float32))), X, vjp=WRONG.vjp).ok
+
+
+def test_second_order():
+    def cosine_forgotten(res, ct, perturbed, **params):
+        (x,) = res
+        return (ct * lax.stop_gradient(jnp.cos(x)),)
+
+    flat = bp.Backward(rules={lax.sin_p: bp.rule(cosine_forgotten)})
+    f = lambda x: jnp.sum(jnp.sin(x))
+    assert check(f, X, vjp=flat.vjp).ok
+    report = check(f, X, vjp=flat.vjp, order=2)
+    assert [(r.order, r.verdict) for r in report.leaves] == [(1, "ok"), (2, "stopped gradient")]
+    assert check(lambda x, y: jnp.sum(jnp.tanh(x) * y**2), X, X + 1, order=2).ok
+
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    @jax.custom_vjp
+    def slope(x):
+        return 3 * x**2
+
+    slope.defvjp(lambda x: (3 * x**2, x), lambda x, ct: (ct * 5 * x,))
+    cube.defvjp(lambda x: (x**3, x), lambda x, ct: (ct * slope(x),))
+    assert check(cube, X).ok
+    report = check(cube, X, order=2)
+    assert [(r.order, r.verdict) for r in report.leaves] == [(1, "ok"), (2, "wrong")]
+
+
+def test_the_complex_step_is_shown_and_decides_nothing():
+    assert check(lambda x: jnp.sum(jnp.exp(x)), X, complex_step=True).leaves[0].complex_step < 1e-14
+    report = check(lambda x: jnp.sum(x * jnp.abs(x)), X, complex_step=True)
+    assert report.ok and report.leaves[0].complex_step > 0.1
+
+
+def test_error_in_the_own_dtype_is_shown_beside_jax():
+    def sloppy(y, ct, perturbed, **params):
+        return (
+            (ct * (1 - y * y)).astype(jnp.bfloat16).astype(ct.dtype) if ct.dtype == np.float32 else ct * (1 - y * y),
+        )
+
+    backward = bp.Backward(rules={lax.tanh_p: bp.rule(sloppy, save=bp.rules.OUTPUT)})
+    (r,) = check(jnp.tanh, X.astype(np.float32), vjp=backward.vjp).leaves
+    assert r.own_ulps > 1e3 and r.jax_ulps < 10
+
+
+# --- the derivative against itself ------------------------------------------------------------------------------------
+
+
+def failed(report):
+    return [f.name for f in report.consistency if not f.ok]
+
+
+def returning(change):
+    def vjp(f, *primals):
+        out, pullback = bp.vjp(f, *primals)
+        return out, lambda ct: change(pullback(ct))
+
+    return vjp
+
+
+def test_wrong_types_and_structure():
+    narrow = returning(lambda cts: tuple(c.astype(np.float32) for c in cts))
+    assert failed(check(jnp.sin, X, vjp=narrow)) == ["shapes, dtypes, structure"]
+    assert failed(check(jnp.sin, X, vjp=returning(list))) == ["structure"]
+    assert failed(check(jnp.sin, X, vjp=lambda f, *a: f(*a))) == ["structure"]
+    integers = lambda p: p["x"] * 2.0
+    report = check(integers, {"x": X, "n": jnp.arange(3)}, vjp=returning(lambda cts: ({**cts[0], "n": jnp.zeros(3)},)))
+    assert failed(report) == ["shapes, dtypes, structure"] and "float0" in str(report)
+
+
+def test_what_differs_from_run_to_run_and_under_jit():
+    calls = []
+
+    def drifting(f, *primals):
+        calls.append(1)
+        out, pullback = bp.vjp(f, *primals)
+        return out, lambda ct: tuple(c * (1 + 0.1 * len(calls)) for c in pullback(ct))
+
+    assert "called again" in failed(check(jnp.sin, X, vjp=drifting))
+
+    def under_jit(f, *primals):
+        out, pullback = bp.vjp(f, *primals)
+        factor = 2.0 if isinstance(primals[0], jax.core.Tracer) else 1.0
+        return out, lambda ct: tuple(c * factor for c in pullback(ct))
+
+    assert "jit equals eager" in failed(check(jnp.sin, X, vjp=under_jit))
+
+
+def test_another_value_than_the_functions():
+    def other(f, *primals):
+        out, pullback = bp.vjp(f, *primals)
+        return out * 2, pullback
+
+    assert failed(check(jnp.sin, X, vjp=other)) == ["value equals the function's"]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_, error, sentence",
+    [
+        (lambda: check(3, X), TypeError, "needs a function"),
+        (lambda: check(jnp.sin, X, order=3), ValueError, "order is 1 or 2"),
+        (lambda: check(jnp.sin, X, samples=0), ValueError, "samples is a whole number"),
+        (lambda: check(jnp.sin, X, tolerance=-1), ValueError, "tolerance is a positive number"),
+        (lambda: check(jnp.sin, X, wrt=2), ValueError, "positional argument 2, and there are 1"),
+        (lambda: check(jnp.sin, X, wrt="x"), TypeError, "number of a positional argument"),
+        (lambda: check(lambda i: i, jnp.arange(3)), ValueError, "no argument has a floating-point leaf"),
+        (lambda: check(lambda x: "text", X), TypeError, "returned 'text' of type str, which is no array"),
+        (lambda: check(lambda x: x, X, has_aux=True), TypeError, r"must return a pair \(output, aux\)"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_said_in_a_sentence(request_, error, sentence):
+    with pytest.raises(error, match=sentence):
+        request_()
+
+
+def test_an_error_in_the_function_is_the_users():
+    def broken(x):
+        raise KeyError("my own error")
+
+    with pytest.raises(KeyError, match="my own error") as caught:
+        check(broken, X)
+    assert caught.value.__cause__ is None
+
+
+def test_assert_gradients_raises_with_the_table():
+    assert assert_gradients(jnp.tanh, X).ok
+    with pytest.raises(AssertionError, match=r"(?s)leaf +type +verdict.*culprit: `tanh`"):
+        assert_gradients(jnp.tanh, X, vjp=WRONG.vjp)
+
+
+def test_models_as_functions():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0), param_dtype=np.float32)
+    graph, params = nnx.split(model)
+    report = check(lambda p: nnx.merge(graph, p)(X[None].astype(np.float32)), params)
+    assert report.ok and len(report.leaves) == 2
+    eqx = pytest.importorskip("equinox")
+    mlp = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=np.float32)
+    report = check(lambda m, x: m(x), mlp, X.astype(np.float32), wrt=0)
+    assert report.ok and len(report.leaves) == 4
+
+
+# --- numerical --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("f, df, x", [
+    (np.sin, np.cos, 0.7), (np.exp, np.exp, 3.0), (np.tanh, lambda x: 1 / np.cosh(x) ** 2, -2.0),
+    (lambda x: x**3, lambda x: 3 * x**2, 1e-8), (np.sqrt, lambda x: 0.5 / np.sqrt(x), 1e12),
+])  # fmt: skip
+def test_slopes_are_as_good_as_they_say(f, df, x):
+    h = power_of_two(x) * 2.0 ** -np.arange(7, 11)
+    s = slopes(f(x - h), f(np.float64(x)), f(x + h), h, 2e-16 * abs(f(x)))
+    off = abs(s.central - df(x))
+    assert off <= 10 * s.error and off <= 1e-9 * abs(df(x))
+    assert abs(s.right - df(x)) <= 10 * s.right_error and abs(s.left - df(x)) <= 10 * s.left_error
+
+
+def test_one_sided_slopes_at_a_kink():
+    h = 2.0 ** -np.arange(7, 11)
+    s = slopes(np.abs(-h), np.float64(0), np.abs(h), h, 1e-16)
+    assert s.central == 0 and s.right == pytest.approx(1) and s.left == pytest.approx(-1)
+
+
+def test_the_evaluator_falls_back_to_a_loop():
+    project = lambda v, bound: v
+    quick = Evaluator(jnp.sin, np.array([0.3, 1.0]), 2e-16)
+    slow = Evaluator(lambda z: jnp.sin(z) if z[0] > 0 else z, np.array([0.3, 1.0]), 2e-16)
+    a, b = (e.slopes(np.eye(2), np.ones(2), project) for e in (quick, slow))
+    assert slow.looping and not quick.looping
+    np.testing.assert_allclose(a.central, b.central, rtol=1e-12)
+
+
+# --- plain float32 ----------------------------------------------------------------------------------------------------
+
+PLAIN = """
+import dataclasses, warnings
+warnings.simplefilter("error")
+import jax, jax.numpy as jnp, numpy as np, funcbp as bp
+from funcbp.testing import check
+assert not jax.config.jax_enable_x64
+w = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+held = jnp.ones(3)
+f = lambda w, x: jnp.sum(jnp.tanh(w @ x) ** 2 * 0.5) + jnp.sum(w * held)
+report = check(f, w, jnp.ones(3), order=2)
+assert report.ok and report.leaves[0].dtype == "float32" and report.leaves[0].reference_error < 1e-10, report
+rule = bp.rules.TABLE[jax.lax.tanh_p]
+wrong = dataclasses.replace(rule, bwd=lambda *a, **k: [c * 1.001 for c in rule.bwd(*a, **k)])
+assert not check(f, w, jnp.ones(3), vjp=bp.Backward(rules={jax.lax.tanh_p: wrong}).vjp).ok
+assert check(lambda x: x * 2, 0.3).ok and check(jnp.sin, np.array([0.1, 0.2])).ok
+stuck = lambda x: jax.lax.scan(lambda c, u: (c + u * u, c), jnp.zeros((), np.float32), x)[0]
+report = check(stuck, jnp.ones(3))
+assert report.ok and any("cannot be run in float64" in n for n in report.notes), report
+assert not jax.config.jax_enable_x64 and jnp.ones(1).dtype == np.float32
+print("fine")
+"""
+
+
+def test_in_plain_float32():
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_functions.py").write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def loss(w, x): return jnp.sum(jnp.tanh(w * x))\n"
+        "@jax.custom_vjp\n"
+        "def bad(x): return x**2\n"
+        "bad.defvjp(lambda x: (x**2, x), lambda x, ct: (ct * x,))\n"
+        "def params(): return {'w': jnp.ones(3)}\n"
+        "def of_params(p): return jnp.sum(p['w'] ** 2)\n"
+        "def raises(x): raise RuntimeError('on purpose')\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_functions", None)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "argv, code, said",
+    [
+        (["my_functions:loss", "--args", "float64[3]", "[1.0, 2.0, 3.0]", "--wrt", "0"], 0, "ok"),
+        (["my_functions:bad", "--args", "0.5"], 1, "culprit: the custom_vjp rule of bad"),
+        (["my_functions:of_params", "--args", "my_functions:params", "--order", "2"], 0, "(2nd)"),
+        (["my_functions:bad", "--args", "0.5", "--json"], 1, '"ok": false'),
+        (["my_functions:raises", "--args", "0.5"], 2, "could not be checked: RuntimeError: on purpose"),
+        (["my_functions:nothing"], 2, "has no nothing"),
+        (["my_functions:number"], 2, "is no function"),
+        (["no_such_module:f"], 2, "cannot be imported"),
+        (["my_functions"], 2, "must be written package.module:name"),
+        (["my_functions:loss", "--args", "?"], 2, "is no argument"),
+        (["my_functions:loss", "--args", "data.npy"], 2, "cannot be read"),
+        (["my_functions:loss", "--order", "5"], 2, "--help"),
+        (["--help"], 0, "usage"),
+    ],
+)
+def test_the_command(module, capsys, argv, code, said):
+    assert run_check_command(argv) == code
+    streams = capsys.readouterr()
+    assert said in (streams.err if code == 2 else streams.out)
+
+
+def test_the_command_reads_files(module, capsys):
+    np.save("x.npy", np.ones(3))
+    assert run_check_command(["my_functions:loss", "--args", "x.npy", "x.npy"]) == 0
+    np.savez("p.npz", w=np.ones(3))
+    assert run_check_command(["my_functions:of_params", "--args", "p.npz", "--vjp", "jax:vjp"]) == 0
+
+
+def test_reports_are_values():
+    (r,) = check(jnp.sin, X).leaves
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        r.verdict = "wrong"

@@ -23,8 +23,8 @@ import numpy as np
 from . import jaxpr as jx
 from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable, is_inexact
 from .plan import RESIDUALS, Passes
-from .record import MissingRuleError, Record, Step, record
-from .rules.table import REFUSED, TABLE, Rule, coverage
+from .record import Record, Step, record
+from .rules.table import REFUSED, TABLE, MissingRuleError, Rule, coverage
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 

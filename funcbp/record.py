@@ -18,17 +18,9 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
-from .rules.table import Rule
+from .rules.table import MissingRuleError, Rule
 
-__all__ = ["MissingRuleError", "Record", "Step", "record"]
-
-
-class MissingRuleError(NotImplementedError):
-    """An equation must be differentiated and nobody has written its rule."""
-
-    def __init__(self, message: str, located: bool = True):
-        super().__init__(message)
-        self.located = located
+__all__ = ["Record", "Step", "record"]
 
 
 class Kept(NamedTuple):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from .table import def_refused
+from typing import Any
+
+from jax import lax
+
+from ..jaxpr import current_source, primitives, user_line
+from .table import TABLE, MissingRuleError, Rule, def_refused
 
 AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a nextafter reduce_window select_and_scatter"
 AS_JAX += " pmax pmin"
@@ -13,7 +18,7 @@ REFERENCES = """
     get_global box_get box_set new_box new_log log_extend log_read
 """
 COLLECTIVES = """
-    shard_map psum psum_invariant pvary pbroadcast pbroadcast_dynamic preduced all_gather all_gather_invariant
+    shard_map psum_invariant pvary pbroadcast pbroadcast_dynamic preduced all_gather all_gather_invariant
     all_gather_reduced all_to_all ragged_all_to_all ppermute reduce_scatter unreduced_psum unreduced_reduce_scatter
     vary_unreduced_cast vary_unreduced_cast_p reduced_vary_cast reduced_vary_cast_p
 """
@@ -34,10 +39,27 @@ def_refused(
     "mutable references are not recorded. Write the function without them, or differentiate it with jax.grad.",
     *REFERENCES.split(),
 )
-def_refused(
+ACROSS_DEVICES = (
     "funcbp does not look inside shard_map, where a wrong factor of the number of devices would be silent. Leave the "
-    "communication to the compiler (jax.jit with shardings), or use jax.grad.",
-    *COLLECTIVES.split(),
+    "communication to the compiler (jax.jit with shardings), or use jax.grad."
 )
+def_refused(ACROSS_DEVICES, *COLLECTIVES.split())
 def_refused("jax.experimental.sparse is not supported. Use dense arrays, or jax.grad.", *SPARSE.split())
 def_refused("it is part of JAX's own machinery. Use jax.grad for this program.", *INTERNAL.split())
+
+
+def psum_body(params: dict[str, Any]) -> Any:
+    """A sum over the axes that `vmap` made of named ones is a plain sum; over devices, it is refused."""
+    axes = params["axes"]
+    if not all(isinstance(axis, int) for axis in axes) or params["axis_index_groups"] is not None:
+        raise MissingRuleError(psum_message(f"`psum` at {user_line(current_source())}"))
+    return lambda *xs: (
+        [lax.reduce_sum(x, axes) for x in xs] if primitives.psum_p.multiple_results else lax.reduce_sum(*xs, axes)
+    )
+
+
+def psum_message(where: str) -> str:
+    return f"funcbp has no derivative for {where} over devices: {ACROSS_DEVICES}"
+
+
+TABLE[primitives.psum_p] = Rule(kind="body", body=psum_body, message=psum_message)

@@ -35,6 +35,7 @@ __all__ = [
     "REFUSED",
     "TABLE",
     "TYPES",
+    "MissingRuleError",
     "Rule",
     "coverage",
     "def_bilinear",
@@ -49,6 +50,15 @@ __all__ = [
     "def_zero",
     "rule",
 ]
+
+
+class MissingRuleError(NotImplementedError):
+    """An equation must be differentiated and nobody has written its rule."""
+
+    def __init__(self, message: str, located: bool = True):
+        super().__init__(message)
+        self.located = located
+
 
 Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]
 

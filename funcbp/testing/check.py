@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,18 +15,15 @@ import numpy as np
 from .. import backward
 from ..cotangents import is_differentiable
 from . import consistency
-from .judge import Judgement, Witnesses, judge_leaf
-from .numerical import STEP, Evaluator
-from .programs import Frozen, blame, casts, program_of, stops_gradients
+from .judge import Judgement, judge_leaf
+from .programs import blame, casts, program_of
 from .report import Finding, LeafReport, Report
-from .subject import Space, StructureError, Subject, first_line, is_array, name_of
+from .subject import StructureError, Subject, first_line, is_array, name_of
+from .witnesses import Setting, Witnesses, gather, or_none, random_cotangents
 
 __all__ = ["assert_gradients", "check"]
 
-FULL = 10_000  # up to this many entries, the whole Jacobian is compared
-FULL_LOOPING = 512  # and up to this many where the function is evaluated one value at a time
 TOLERANCE = 20.0
-WIDE_STEP = 2.0**-4  # where the function cannot be evaluated in float64
 
 
 def check(
@@ -92,35 +90,37 @@ def check(
         raise ValueError("There is nothing to differentiate: no argument has a floating-point leaf.")
     if not subject.out_float_ids:
         notes.append("The function has no floating-point output: every derivative is zero.")
-    random = _cotangents(rng, samples, subject.outputs.size)
+    random = random_cotangents(rng, samples, subject.outputs.size)
 
     findings, eager = _consistency(subject, vjp, random[0])
     if eager is None:
         leaves = [_blank(subject, i, "wrong", findings[-1].result) for i in range(len(subject.float_ids))]
         return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")
 
-    jax_cts = eager if vjp is jax.vjp else _or_none(lambda: _native(subject, jax.vjp, random[0]), notes, "jax.vjp")
+    jax_cts = eager if vjp is jax.vjp else or_none(lambda: _native(subject, jax.vjp, random[0]), notes, "jax.vjp")
     findings += consistency.types(subject, eager, jax_cts)
+    shapes = [np.shape(eager[i]) == subject.types[i].shape for i in subject.float_ids]
+    if not all(shapes):  # nothing else can be compared
+        leaves = [
+            _blank(subject, i, "not informative" if s else "wrong", "" if s else "its shape")
+            for i, s in enumerate(shapes)
+        ]
+        return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")
 
     with double_precision():
         wide, program = _widen(subject, notes)
-        resolution, narrow = _precision(wide, subject, program, notes)
-        stops = stops_gradients(program) if program is not None else []
-        leaves, mode, got, by_jax = _examine(
-            wide, subject, vjp, jax.vjp, random, rng, tolerance, resolution, narrow, program, stops, notes, complex_step
-        )
-        leaves = [
-            _with_own_error(
-                leaf, i, wide, subject, eager, jax_cts, got if by_jax is None or leaf.verdict == "ok" else by_jax
-            )
-            for i, leaf in enumerate(leaves)
-        ]
+        resolution = _precision(wide, program, notes)
+        setting = Setting(vjp, samples, tolerance, rng, complex_step, resolution, notes)
+        w = gather(wide, setting, random, program, wide)
+        leaves = [_leaf_report(subject, i, judge_leaf(w, i), w, 1) for i in range(len(wide.inputs.types))]
+        leaves = [_with_own_error(leaf, i, w, subject, eager, jax_cts) for i, leaf in enumerate(leaves)]
         if order == 2:
-            leaves += _second_order(wide, vjp, random[:1], samples, rng, tolerance, resolution, narrow, notes)
+            leaves += _second_order(wide, setting, random[0])
         culprit = ""
         if any(leaf.verdict == "wrong" for leaf in leaves):
             culprit = blame(program, wide, vjp, seed)
-    return Report(name_of(f), tuple(leaves), tuple(findings), tuple(dict.fromkeys(notes)), culprit, seed, samples, mode)
+    unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
+    return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
 
 
 def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> Report:
@@ -180,20 +180,6 @@ def _checked_arguments(
     return [i % len(args) for i in numbers]
 
 
-def _cotangents(rng: Any, samples: int, size: int) -> np.ndarray:
-    """Random multiples of 1/8 between 1/2 and 1, of both signs: exact in every dtype, and none of them small."""
-    return rng.integers(4, 9, (samples, size)) / 8 * rng.choice([-1.0, 1.0], (samples, size))
-
-
-def _or_none(compute: Callable[[], Any], notes: list[str], who: str) -> Any:
-    """What this computes, or None with a note if that witness cannot be had."""
-    try:
-        return compute()
-    except Exception as error:
-        notes.append(f"{who} is no witness here: {first_line(error)}")
-        return None
-
-
 def _native(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> list[Any]:
     return consistency.native_cotangents(subject, vjp, subject.values, ct)[1]
 
@@ -229,105 +215,25 @@ def _widen(subject: Subject, notes: list[str]) -> tuple[Subject, Any]:
     return wide, program_of(wide)
 
 
-def _precision(wide: Subject, subject: Subject, program: Any, notes: list[str]) -> tuple[float, bool]:
-    """The precision the function computes in, and whether it is less than double."""
+def _precision(wide: Subject, program: Any, notes: list[str]) -> float:
+    """The precision the function computes in, with a note for each cast that makes it less than the inputs'."""
     types = [*wide.inputs.types, *wide.outputs.types]
     resolution = max((float(jnp.finfo(t.dtype).eps) for t in types), default=0.0)
-    places: list[str] = []
-    if program is not None and wide is not subject:
-        places, inside = casts(program)
-        resolution = max(resolution, inside)
-    elif program is not None:
-        places, inside = casts(program)
-        resolution = max(resolution, inside) if wide.inputs.dtype == np.float64 else resolution
-    for place in places:
-        notes.append(f"{place}: differences cannot see through that")
-    return resolution, resolution > 1e-10
+    if program is None:
+        return resolution
+    places, inside = casts(program)
+    notes += [f"{place}: differences cannot see through that" for place in places]
+    return max(resolution, inside)
 
 
-def _examine(
-    wide: Subject,
-    subject: Subject,
-    vjp: Callable[..., Any],
-    jax_vjp: Callable[..., Any],
-    random: np.ndarray,
-    rng: Any,
-    tolerance: float,
-    resolution: float,
-    narrow: bool,
-    program: Any,
-    stops: Sequence[str],
-    notes: list[str],
-    complex_step: bool,
-    jax_subject: Subject | None = None,
-    order: int = 1,
-) -> tuple[list[LeafReport], str, np.ndarray, np.ndarray | None]:
-    n, m = wide.inputs.size, wide.outputs.size
-    step = STEP if wide.inputs.dtype == np.float64 else WIDE_STEP
-    evaluator = Evaluator(wide.in_coordinates, wide.point, resolution, step)
-    full = n * m <= FULL and n > 0 and m > 0
-    if full and program is None:
-        full = n * m <= FULL_LOOPING
-    cotangents = np.concatenate([random, np.eye(m)]) if full else random
-    got, reason = wide.rows(vjp, cotangents)
-    if reason:
-        notes.append(f"The pullback was run without jit: {reason}")
-    if len(got) < len(cotangents):
-        cotangents = cotangents[: len(got)] if len(got) <= len(random) else random
-        got = got[: len(cotangents)]
-    if jax_subject is None and vjp is jax_vjp:
-        by_jax = got
-    else:
-        by_jax = _or_none(lambda: (jax_subject or wide).rows(jax_vjp, cotangents)[0][: len(got)], notes, "jax.vjp")
-    if by_jax is not None and len(by_jax) < len(got):
-        by_jax = None
-    dots = _or_none(lambda: _dot_products(wide, random, got, rng), notes, "jax.jvp")
-    frozen = None
-    if stops and program is not None:
-        with contextlib.suppress(Exception):  # where it cannot be had, JAX says what is stopped
-            frozen = Evaluator(Frozen(program, wide), wide.point, resolution, step)
-            if not frozen.f.stopped:  # type: ignore[attr-defined]
-                frozen = None
-    witnesses = Witnesses(
-        wide,
-        evaluator,
-        frozen,
-        cotangents,
-        min(len(random), len(cotangents)),
-        got,
-        by_jax,
-        dots,
-        bool(stops),
-        narrow,
-        tolerance,
-        full,
-        rng,
-    )
-    steps = _complex_steps(wide, random, got, notes) if complex_step else None
-    leaves = []
-    for i in range(len(wide.inputs.types)):
-        j = judge_leaf(witnesses, i)
-        leaves.append(_leaf_report(subject, i, j, dots, steps, stops, order))
-    mode = "whole Jacobian" if full else "random directions"
-    return leaves, mode, got, by_jax
-
-
-def _leaf_report(
-    subject: Subject,
-    i: int,
-    j: Judgement,
-    dots: list[float] | None,
-    steps: list[float] | None,
-    stops: Sequence[str],
-    order: int,
-) -> LeafReport:
+def _leaf_report(subject: Subject, i: int, j: Judgement, w: Witnesses, order: int) -> LeafReport:
     t = subject.inputs.types[i]
     ulps = None
     if j.got is not None and j.wanted is not None and j.size and np.isfinite(j.got) and np.isfinite(j.wanted):
         ulps = abs(j.got - j.wanted) / (float(jnp.finfo(t.dtype).eps) * j.size)
     note = j.note
     if j.verdict == "stopped gradient":
-        note = f"differences see what stop_gradient hides, at {', '.join(stops)}"
+        note = f"differences see what stop_gradient hides, at {', '.join(w.stops)}"
     return LeafReport(
         path=subject.paths[subject.float_ids[i]],
         shape=tuple(t.shape),
@@ -341,135 +247,49 @@ def _leaf_report(
         wanted=j.wanted,
         ulps=ulps,
         against_jax=j.against_jax,
-        dot=None if dots is None else dots[i],
-        complex_step=None if steps is None else steps[i],
+        dot=None if w.dots is None else w.dots[i],
+        complex_step=None if w.complex_steps is None else w.complex_steps[i],
         note=note,
     )
 
 
-def _dot_products(wide: Subject, random: np.ndarray, got: np.ndarray, rng: Any) -> list[float]:
-    """For each leaf, how far ⟨ū, J v⟩ = ⟨Jᵀ ū, v⟩ is from holding, relative to the terms' length."""
-    count = min(len(random), len(got))
-    leaves = len(wide.inputs.types)
-    directions = np.zeros((leaves, count, wide.inputs.size))
-    for i, where in enumerate(wide.inputs.slices):
-        directions[i, :, where] = rng.standard_normal((count, where.stop - where.start))
-    if not wide.inputs.size:
-        return [0.0] * leaves
-    z = jnp.asarray(wide.point)
-
-    def forward(d: Any) -> jax.Array:
-        return jax.jvp(wide.in_coordinates, (z,), (d,))[1]
-
-    flat = jnp.asarray(directions.reshape(-1, wide.inputs.size), wide.inputs.dtype)
-    try:
-        moved = jax.jit(jax.vmap(forward))(flat)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        moved = jnp.stack([forward(d) for d in flat])
-    moved = np.asarray(moved, np.float64).reshape(leaves, count, -1)
-    out = []
-    with np.errstate(all="ignore"):
-        for i in range(leaves):
-            left = np.sum(moved[i] * random[:count], 1)
-            terms = got[:count] * directions[i]
-            size = np.maximum(np.linalg.norm(terms, axis=1), np.abs(left))
-            off = np.abs(left - terms.sum(1))
-            relative = np.where(off > 0, off / np.where(size > 0, size, 1.0), 0.0)
-            out.append(float(np.max(np.nan_to_num(relative, nan=np.inf), initial=0.0)))
-    return out
-
-
-def _complex_steps(wide: Subject, random: np.ndarray, got: np.ndarray, notes: list[str]) -> list[float] | None:
-    """For each leaf, how far Im f(x + i h v) / h is from ⟨Jᵀ ū, v⟩, relative; real functions only."""
-    if any(wide.inputs.complex) or any(wide.outputs.complex):
-        notes.append("The complex step needs real inputs and outputs.")
-        return None
-    h = 1e-20
-    out = []
-
-    def along(v: np.ndarray) -> np.ndarray:
-        types = [jax.ShapeDtypeStruct(t.shape, np.complex128) for t in wide.inputs.types]
-        z = np.concatenate([wide.point, h * v])
-        parts = [jnp.asarray(z[: len(v)][s] + 1j * z[len(v) :][s]) for s in wide.inputs.slices]
-        floats = [p.reshape(t.shape) for p, t in zip(parts, types, strict=True)]
-        outs, _ = wide._outputs(wide.chosen(wide.with_floats(floats)))
-        ys = [jnp.ravel(jnp.imag(jnp.asarray(outs[i]))) for i in wide.out_float_ids]
-        return np.asarray(jnp.concatenate(ys), np.float64) / h
-
-    try:
-        for where in wide.inputs.slices:
-            v = np.zeros(wide.inputs.size)
-            v[where] = 1.0
-            terms = got[0] * v
-            off = abs(float(np.sum(along(v) * random[0])) - float(terms.sum()))
-            out.append(off / max(float(np.linalg.norm(terms)), 1e-300))
-    except Exception as error:
-        notes.append(f"The complex step cannot be had here: {first_line(error)}")
-        return None
-    return out
-
-
 def _with_own_error(
-    leaf: LeafReport,
-    i: int,
-    wide: Subject,
-    subject: Subject,
-    eager: list[Any],
-    jax_cts: list[Any] | None,
-    reference: np.ndarray,
+    leaf: LeafReport, i: int, w: Witnesses, subject: Subject, eager: list[Any], jax_cts: list[Any] | None
 ) -> LeafReport:
     """Our error and JAX's in the leaf's own dtype, against the float64 cotangent, side by side."""
-    t = subject.inputs.types[i]
-    where = subject.float_ids[i]
-    if wide is subject or not len(reference) or np.shape(eager[where]) != t.shape:
+    t, where = subject.inputs.types[i], subject.float_ids[i]
+    if w.subject is subject or np.shape(eager[where]) != t.shape:
         return leaf
-    conjugated = Space([jax.typeof(x) for x in wide.inputs.arrays(wide.point)]).arrays(reference[0], conjugate=True)
-    wanted = np.asarray(conjugated[i])
+    reference = w.got if w.jax is None or leaf.verdict == "ok" else w.jax
+    wanted = np.asarray(w.subject.inputs.arrays(reference[0], conjugate=True)[i])
     own = consistency.in_ulps(eager[where], wanted, t.dtype)
     theirs = None if jax_cts is None else consistency.in_ulps(jax_cts[where], wanted, t.dtype)
-    verdict, note = leaf.verdict, leaf.note
-    coarse = float(jnp.finfo(t.dtype).eps)
+    verdict, note, coarse = leaf.verdict, leaf.note, float(jnp.finfo(t.dtype).eps)
     if verdict == "ok" and own * coarse > 0.05 and theirs is not None and own > 100 * max(theirs, 1.0):
         verdict = "wrong"
         note = f"right in float64, and {own * coarse:.2g} of its largest element off in {t.dtype}; JAX's is not"
-    return LeafReport(**{**leaf.__dict__, "own_ulps": own, "jax_ulps": theirs, "verdict": verdict, "note": note})
+    return replace(leaf, own_ulps=own, jax_ulps=theirs, verdict=verdict, note=note)
 
 
 # --- second order -----------------------------------------------------------------------------------------------------
 
 
-def _second_order(
-    wide: Subject,
-    vjp: Callable[..., Any],
-    ct: np.ndarray,
-    samples: int,
-    rng: Any,
-    tolerance: float,
-    resolution: float,
-    narrow: bool,
-    notes: list[str],
-) -> list[LeafReport]:
+def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafReport]:
     """The gradient as a function of the same arguments, checked like any other."""
 
-    def gradient(by: Callable[..., Any]) -> Callable[..., list[Any]]:
+    def gradient(by: Callable[..., Any]) -> Subject:
         def cotangents(*args: Any, **kwargs: Any) -> list[Any]:
-            chosen = tuple(args[i] for i in wide.wrt)
-            inner = Subject.__new__(Subject)
-            inner.__dict__.update(wide.__dict__)
-            inner.args = args
-            values = [jax.tree.leaves(chosen)[i] for i in wide._places]
-            _, pullback = inner.pull(by, values)
-            full = pullback(wide.outputs.arrays(jnp.asarray(ct[0], wide.outputs.dtype), conjugate=True))
+            values = wide.values_of(tuple(args[i] for i in wide.wrt))
+            _, pullback = wide.pull(by, values)
+            full = pullback(wide.outputs.arrays(jnp.asarray(ct, wide.outputs.dtype), conjugate=True))
             return [full[i] for i in wide.float_ids]
 
-        return cotangents
+        return Subject(cotangents, wide.args, wide.kwargs, wide.wrt, False, wide.names)
 
-    make = lambda by: Subject(gradient(by), wide.args, wide.kwargs, wide.wrt, False, wide.names)
-    ours = make(vjp)
-    theirs = None if vjp is jax.vjp else _or_none(lambda: make(jax.vjp), notes, "jax.vjp, twice,")
-    random = _cotangents(rng, samples, ours.outputs.size)
-    program = program_of(ours)
-    stops = stops_gradients(program) if program is not None else []
-    return _examine(
-        ours, ours, vjp, jax.vjp, random, rng, tolerance, resolution, narrow, program, stops, notes, False, theirs, 2
-    )[0]
+    ours = gradient(setting.vjp)
+    theirs = ours
+    if setting.vjp is not jax.vjp:
+        theirs = or_none(lambda: gradient(jax.vjp), setting.notes, "jax.vjp, twice,")
+    random = random_cotangents(setting.rng, setting.samples, ours.outputs.size)
+    w = gather(ours, replace(setting, complex_step=False), random, program_of(ours), theirs)
+    return [_leaf_report(ours, i, judge_leaf(w, i), w, 2) for i in range(len(ours.inputs.types))]

@@ -33,8 +33,8 @@ def run_check_command(argv: Sequence[str]) -> int:
 
     Args:
         argv: what comes after `check`: `package.module:function` and options. An argument of the function is a Python
-            literal (`0.5`, `[[1.0, 2.0]]`), a type to be filled with random numbers (`float32[3,4]`), a `.npy` or `.npz`
-            file, or `package.module:name`, a value, or a function that makes one when called without arguments.
+            literal (`0.5`, `[[1.0, 2.0]]`), a type to be filled with random numbers (`float32[3,4]`), a `.npy` or
+            `.npz` file, or `package.module:name`: a value, or a function that makes one when called.
 
     Returns:
         0 if the derivative is right, 1 if it is wrong, 2 if that could not be found out.
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="ARG",
-        help="literals (0.5, [1.0, 2.0]), types (float32[3,4]: random numbers), .npy and .npz files, package.module:name",
+        help="literals (0.5, [1.0, 2.0]), types to fill at random (float32[3,4]), .npy and .npz files, module:name",
     )
     parser.add_argument("--wrt", type=int, nargs="+", metavar="N", help="which arguments (default: all with floats)")
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the gradient's derivative too")
@@ -135,7 +135,8 @@ def _argument(text: str, rng: Any) -> Any:
         value = _resolve(text)
         return value() if inspect.isfunction(value) else value
     raise RequestError(
-        f"{text!r} is no argument: write a literal, a type such as float32[3,4], a .npy or .npz file, or package.module:name."
+        f"{text!r} is no argument: write a literal, a type such as float32[3,4], a .npy or .npz file, or "
+        "package.module:name."
     )
 
 
@@ -159,7 +160,7 @@ def _random(dtype: str, shape: list[int], rng: Any) -> Any:
         kind = jax.numpy.dtype(dtype)
     except TypeError:
         raise RequestError(f"{dtype} is no type of numbers.") from None
-    if kind == bool:
+    if kind.kind == "b":
         return jax.numpy.asarray(rng.integers(0, 2, shape), bool)
     if not jax.dtypes.issubdtype(kind, np.inexact):
         return jax.numpy.asarray(rng.integers(0, 4, shape), kind)

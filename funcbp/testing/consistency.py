@@ -1,4 +1,4 @@
-"""A derivative against itself: eager, compiled, mapped, called again; and the types and structure of what it returns."""
+"""A derivative against itself: eager, compiled, mapped, called again; and the types of what it returns."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def self_agreement(
         findings.append(Finding("jit equals eager", f"does not apply: {first_line(error)}"))
     stacked = [jnp.stack([jnp.asarray(v)] * 2) for v in values]
     try:
-        jax.eval_shape(jax.vmap(lambda *vs: subject._outputs(subject.chosen(vs))[0]), *stacked)
+        jax.eval_shape(jax.vmap(lambda *vs: subject.outputs_of(subject.chosen(vs))[0]), *stacked)
     except Exception as error:
         findings.append(Finding("vmap equals a loop", f"does not apply: {first_line(error)}"))
         return findings, outs, eager

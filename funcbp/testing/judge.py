@@ -1,13 +1,13 @@
 """The verdict on each leaf: a derivative against its three witnesses.
 
-An entry is one number: a cotangent of the output, pulled back, in one direction of the input. With the whole Jacobian at
-hand every coordinate is a direction. Otherwise each leaf has random directions of its own, and a leaf that does not fit
-along them is looked at coordinate by coordinate.
+An entry is one number: a cotangent of the output, pulled back, in one direction of the input. With the whole Jacobian
+at hand every coordinate is a direction. Otherwise each leaf has random directions of its own, and a leaf that does not
+fit along them is looked at coordinate by coordinate.
 
-An entry fits if it is within `tolerance` units of the slope by differences, a unit being the largest of: the slope's own
-error estimate, its median over the leaf, and a few ulps of the leaf's largest element. One that does not fit is measured
-again with other steps, then asked whether it is a kink, the edge of a domain, or a stopped gradient, and called wrong if
-it is none of these.
+An entry fits if it is within `tolerance` units of the slope by differences, a unit being the largest of: the slope's
+own error estimate, its median over the leaf, and a few ulps of the leaf's largest element. One that does not fit is
+measured again with other steps, then asked whether it is a kink, the edge of a domain, or a stopped gradient, and
+called wrong if it is none of these.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from .numerical import LEVELS, Evaluator, Slopes, power_of_two
-from .subject import Subject
+from .witnesses import Witnesses
 
-__all__ = ["Judgement", "Witnesses", "judge_leaf"]
+__all__ = ["Judgement", "judge_leaf"]
 
 FEW_ULPS = 64.0
 UNDERFLOW = 2.0**-960  # differences below this are lost products, not wrong derivatives
@@ -30,48 +30,6 @@ REEXAMINED = 64  # coordinates of a leaf that are measured again
 SCALES = 2.0 ** np.array([-5, -10, -17])  # of the step, relative to the leaf's
 FITS, WRONG, NOT_FINITE, KINK, STOPPED, SILENT = range(6)
 WORDS = {WRONG: "wrong", NOT_FINITE: "not finite", KINK: "kink", STOPPED: "stopped gradient"}
-
-
-@dataclass
-class Witnesses:
-    """What the entries of all leaves are judged by.
-
-    Attributes:
-        subject: the function.
-        evaluator: its values around the point.
-        frozen: the same of the function with its stopped gradients frozen, or None if it has none or cannot be had.
-        cotangents: those of the output that were pulled back, `(k, m)`; after the first `samples` the unit ones, if any.
-        samples: how many of them are random.
-        got: the cotangents of the input, `(k, n)`, by the derivative under test.
-        jax: by `jax.vjp`, or None.
-        dots: for each leaf, how far the dot-product identity with `jax.jvp` is from holding, relative; or None.
-        stops: whether the program stops gradients.
-        coarse: whether it casts to less than double precision, or computes in less.
-        tolerance: units that an entry may be off.
-        full: whether all coordinates are looked at.
-    """
-
-    subject: Subject
-    evaluator: Evaluator
-    frozen: Evaluator | None
-    cotangents: np.ndarray
-    samples: int
-    got: np.ndarray
-    jax: np.ndarray | None
-    dots: list[float] | None
-    stops: bool
-    coarse: bool
-    tolerance: float
-    full: bool
-    rng: Any
-
-    def project(self, values: np.ndarray, bound: bool) -> np.ndarray:
-        """Cotangents acting on outputs, `(..., m)` to `(..., k)`; on absolute values, by their absolute values."""
-        random = self.cotangents[: self.samples]
-        with np.errstate(all="ignore"):
-            some = np.stack([np.sum(values * (np.abs(c) if bound else c), -1) for c in random], -1)
-        unit = len(self.cotangents) - self.samples
-        return np.concatenate([some, values[..., :unit]], -1) if unit else some
 
 
 @dataclass
@@ -117,7 +75,7 @@ def _scale(values: np.ndarray) -> float:
 
 
 def _along(w: Witnesses, leaf: int, scale: float) -> Judgement:
-    """The verdict along random directions of the leaf, which are multiples of 1/8, so that moving along them is exact."""
+    """The verdict along random directions: multiples of 1/8, so that moving along them is exact."""
     where = w.subject.inputs.slices[leaf]
     n = where.stop - where.start
     v = w.rng.integers(4, 9, (w.samples, n)) / 8 * w.rng.choice([-1.0, 1.0], (w.samples, n))
@@ -393,7 +351,7 @@ def _stopped(
     state: np.ndarray,
     noise: np.ndarray,
 ) -> np.ndarray:
-    """Entries that are right once what `stop_gradient` stops is held still, or, where that cannot be had, as JAX has."""
+    """Entries that are right with what `stop_gradient` stops held still; where that cannot be had, those JAX has."""
     alike = np.full(got.shape, False) if jax is None else _agree(w, got, jax, size, noise)
     if w.frozen is not None:
         found = [_columns(w.frozen, w, columns, np.full(len(columns), scale * s)) for s in (1.0, *SCALES)]

@@ -28,7 +28,7 @@ def program_of(subject: Subject) -> Any:
     """The program that the function traces to, or None where it cannot be traced."""
 
     def floats_to_floats(*floats: Any) -> list[Any]:
-        outs, _ = subject._outputs(subject.chosen(subject.with_floats(floats)))
+        outs, _ = subject.outputs_of(subject.chosen(subject.with_floats(floats)))
         return [jnp.asarray(outs[i]) for i in subject.out_float_ids]
 
     try:

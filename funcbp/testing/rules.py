@@ -40,10 +40,11 @@ def check_rule(
 ) -> list[Claim]:
     """Assert that one rule keeps its contract.
 
-    That is: the primal is unchanged; there is one cotangent per primal, of its shape and dtype; the cotangents are linear
-    in that of the output; `Zero` in gives `Zero` out; an unperturbed input costs nothing (equations are counted); what is
-    kept is what is read (bytes are counted); the same under `jit`, `vmap` and `jvp`; special values (0, infinities, nan)
-    give what JAX gives; and the numbers of the first and second order are right, as `check` has it.
+    That is: the primal is unchanged; there is one cotangent per primal, of its shape and dtype; the cotangents are
+    linear in that of the output; `Zero` in gives `Zero` out; an unperturbed input costs nothing (equations are
+    counted); what is kept is what is read (bytes are counted); the same under `jit`, `vmap` and `jvp`; special values
+    (0, infinities, nan) give what JAX gives; and the numbers of the first and second order are right, as `check` has
+    it.
 
     Args:
         op_or_primitive: a primitive (`jax.lax.tanh_p`) with `params` the parameters of its equation, or an operation

@@ -117,7 +117,8 @@ class Subject:
         self.float_ids = [i for i, t in enumerate(self.types) if is_differentiable(t)]
         self.inputs = Space([self.types[i] for i in self.float_ids])
         self.point = np.asarray(self.inputs.vector([self.values[i] for i in self.float_ids]))
-        self.out_values, self.out_tree = self._outputs(self.chosen(self.values))
+        self.out_tree: Any
+        self.out_values, self.out_tree = self.outputs_of(self.chosen(self.values))
         self.out_types = [jax.typeof(jnp.asarray(y)) for y in self.out_values]
         self.out_float_ids = [i for i, t in enumerate(self.out_types) if is_differentiable(t)]
         self.outputs = Space([self.out_types[i] for i in self.out_float_ids])
@@ -143,6 +144,11 @@ class Subject:
             leaves[place] = v
         return jax.tree.unflatten(self.tree, leaves)
 
+    def values_of(self, chosen: tuple[Any, ...]) -> list[Any]:
+        """The arrays among the leaves of chosen arguments like these."""
+        leaves = jax.tree.leaves(chosen)
+        return [leaves[i] for i in self._places]
+
     def function(self, *chosen: Any) -> Any:
         """The function of the chosen arguments alone: what is handed to the derivative under test."""
         leaves = list(self._leaves)
@@ -153,7 +159,7 @@ class Subject:
             args[i] = x
         return self.f(*args, **self.kwargs)
 
-    def _outputs(self, chosen: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    def outputs_of(self, chosen: tuple[Any, ...]) -> tuple[list[Any], Any]:
         out = self.function(*chosen)
         if self.has_aux:
             if not isinstance(out, tuple) or len(out) != 2:
@@ -180,7 +186,7 @@ class Subject:
 
     def in_coordinates(self, z: Any) -> jax.Array:
         """The function from real coordinates to real coordinates."""
-        outs, _ = self._outputs(self.chosen(self.with_floats(self.inputs.arrays(z))))
+        outs, _ = self.outputs_of(self.chosen(self.with_floats(self.inputs.arrays(z))))
         return self.outputs.vector([outs[i] for i in self.out_float_ids])
 
     # differentiating it
@@ -197,18 +203,18 @@ class Subject:
             wanted = "(output, pullback, aux)" if self.has_aux else "(output, pullback)"
             raise StructureError(f"vjp must return {wanted}, and returned {type(result).__name__}.")
         outs = jax.tree.leaves(result[0])
-        if jax.tree.structure(result[0]) != self.out_tree:
-            raise StructureError(
-                f"The value has the structure {jax.tree.structure(result[0])}, and the function's {self.out_tree}."
-            )
+        structure = jax.tree.structure(result[0])
+        if structure != self.out_tree:
+            raise StructureError(f"The value has the structure {structure}, and the function's {self.out_tree}.")
 
         def pullback(cts: Sequence[Any]) -> list[Any]:
             full = [float0_zeros(t) for t in self.out_types]
             for i, c in zip(self.out_float_ids, cts, strict=True):
                 full[i] = c
             back = result[1](jax.tree.unflatten(self.out_tree, full))
-            got, wanted = jax.tree.structure(back), jax.tree.structure(chosen)
-            if got != wanted:
+            wanted: Any = jax.tree.structure(chosen)
+            if jax.tree.structure(back) != wanted:
+                got = jax.tree.structure(back)
                 raise StructureError(f"The cotangents have the structure {got}, and the arguments {wanted}.")
             return jax.tree.leaves(back)
 

@@ -472,6 +472,7 @@ row(
     against_jax=False,
     order=1,
 )
+row("psum", lambda x: jax.vmap(lambda y: y - jax.lax.pmean(y * y, "i"), axis_name="i")(x), x23, label="of a vmap")
 row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
 row("device_put", lambda x: jax.device_put(x * 2, jax.devices()[0]), x23)
 row(

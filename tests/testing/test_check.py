@@ -220,6 +220,8 @@ def test_wrong_types_and_structure():
     assert failed(check(jnp.sin, X, vjp=narrow)) == ["shapes, dtypes, structure"]
     assert failed(check(jnp.sin, X, vjp=returning(list))) == ["structure"]
     assert failed(check(jnp.sin, X, vjp=lambda f, *a: f(*a))) == ["structure"]
+    report = check(jnp.sin, X, vjp=returning(lambda cts: (jnp.sum(cts[0]),)))
+    assert failed(report) == ["shapes, dtypes, structure"] and report.worst.verdict == "wrong"
     integers = lambda p: p["x"] * 2.0
     report = check(integers, {"x": X, "n": jnp.arange(3)}, vjp=returning(lambda cts: ({**cts[0], "n": jnp.zeros(3)},)))
     assert failed(report) == ["shapes, dtypes, structure"] and "float0" in str(report)

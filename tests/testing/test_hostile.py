@@ -58,9 +58,9 @@ hostile("floor at a step", jnp.floor, jnp.array([0.0, 1.0]))
 hostile("sign at 0", jnp.sign, zeros)
 hostile("round", jnp.round, x5 * 3, verdict="not informative")
 hostile("comparison", lambda x: jnp.where(x > 0, x, 2 * x), zeros, verdict="kink")
-hostile("network with dead inputs and zero biases", lambda b, w: jnp.sum(jax.nn.relu(jnp.zeros((4, 3)) @ w + b[None]) ** 2
+hostile("dead inputs and zero biases", lambda b, w: jnp.sum(jax.nn.relu(jnp.zeros((4, 3)) @ w + b[None]) ** 2
         + jax.nn.relu(b)[None]), jnp.zeros(5), draw(3, 5))  # fmt: skip
-hostile("a large network with kinks at every bias", lambda w, b: jnp.sum(jax.nn.relu(w @ jnp.zeros(20) + b) * draw(600)),
+hostile("a large layer with a kink at every bias", lambda w, b: jnp.sum(jax.nn.relu(w @ jnp.zeros(20) + b) * draw(600)),
         draw(600, 20), jnp.zeros(600))  # fmt: skip
 hostile("norm at 0", jnp.linalg.norm, zeros, verdict="not finite")
 hostile("modulo", lambda x: jnp.mod(x, 0.3), x5)

@@ -144,8 +144,8 @@ plant("pad", "moved by one", on_operand(0, lambda c: jnp.roll(c, 1)), lambda x: 
 plant("gather", "an index read twice counted once", lambda cts, res, ct, **_: [ct[1:], *cts[1:]],
       lambda x: x[jnp.array([0, 0, 1])], draw(2))  # fmt: skip
 plant("sort", "not put back", on_each(lambda c: jnp.roll(c, 1)), jnp.sort, draw(5))
-plant("scan", "off by one", on_operand(1, lambda c: jnp.roll(c, 1, 0)), lambda x: lax.scan(lambda c, u: (c * u, c), 1.0, x),
-      draw(4))  # fmt: skip
+plant("scan", "off by one", on_operand(1, lambda c: jnp.roll(c, 1, 0)),
+      lambda x: lax.scan(lambda c, u: (c * u, c), 1.0, x), draw(4))  # fmt: skip
 plant("scan", "one step dropped", lambda cts, *_, **__: [cts[0], cts[1].at[0].set(0.0)],
       lambda x: lax.scan(lambda c, u: (jnp.sin(c * u), c), x[0] * 2, x), draw(4))  # fmt: skip
 plant("conj", "missing conjugate", lambda cts, res, ct, **_: [ct], jnp.conj, complexes(2, 3))
@@ -251,8 +251,8 @@ add_user("smooth", "kernel not flipped", smooth, keep(smooth),
          lambda r, ct: (jnp.convolve(ct, r[1], "same"), jax.vjp(lambda k: smooth(r[0], k), r[1])[1](ct)[0]),
          draw(6), draw(3))  # fmt: skip
 expensive = lambda x: jnp.exp(jnp.sin(x))
-add_user("expensive", "residual of the next value", expensive, lambda x: (expensive(x), expensive(x) * jnp.cos(expensive(x))),
-         lambda r, ct: (ct * r,), x23)  # fmt: skip
+add_user("expensive", "residual of the next value", expensive,
+         lambda x: (expensive(x), expensive(x) * jnp.cos(expensive(x))), lambda r, ct: (ct * r,), x23)  # fmt: skip
 
 
 @pytest.mark.parametrize(

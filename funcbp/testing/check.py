@@ -102,7 +102,7 @@ def check(
     shapes = [np.shape(eager[i]) == subject.types[i].shape for i in subject.float_ids]
     if not all(shapes):  # nothing else can be compared
         leaves = [
-            _blank(subject, i, "not informative" if s else "wrong", "" if s else "its shape")
+            _blank(subject, i, "not informative" if s else "wrong", "" if s else "its cotangent has another shape")
             for i, s in enumerate(shapes)
         ]
         return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")

@@ -7,6 +7,7 @@ shape of things, never for a version string.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -123,7 +124,10 @@ class Program:
 
     def __init__(self, jaxpr: Any, consts: Sequence[Any] = ()):
         self.jaxpr, self.consts = jaxpr, tuple(consts)
-        self.jitted = jax.jit(self.__call__)
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., list[Any]]:
+        return jax.jit(self.__call__)
 
     def __call__(self, *args: Any) -> list[Any]:
         return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
@@ -264,8 +268,8 @@ def _constrained(jaxpr: Any, ins: tuple[Any, ...], outs: tuple[Any, ...]) -> Any
         pinned = [pin(x, s) for x, s in zip(args, ins, strict=True)]
         return [pin(y, s) for y, s in zip(as_function(jaxpr)(*pinned), outs, strict=True)]
 
-    program = trace(f, in_avals(jaxpr))
-    return core.ClosedJaxpr(program.jaxpr, ()) if not program.consts else jax.make_jaxpr(f)(*in_avals(jaxpr))
+    types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in in_avals(jaxpr)]
+    return jax.make_jaxpr(f)(*types)
 
 
 def is_saved(policy: Any, eqn: Any) -> bool:

@@ -61,6 +61,13 @@ def largest_difference(a, b):
     return max(jax.tree.leaves(jax.tree.map(leaf, a, b)))
 
 
+# a compiled function with shardings of its own keeps them
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+placed = dict(in_shardings=jax.NamedSharding(mesh, P("data")), out_shardings=jax.NamedSharding(mesh, P()))
+f = jax.jit(lambda x: jnp.sin(x) * x, **placed)
+for g in (bp.grad(lambda x: f(x).sum()), jax.jit(bp.grad(lambda x: f(x).sum()))):
+    assert largest_difference(g(jnp.arange(1.0, 9.0)), jax.grad(lambda x: f(x).sum())(jnp.arange(1.0, 9.0))) <= 1e-6
+
 for explicit in (False, True):
     kind = AxisType.Explicit if explicit else AxisType.Auto
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))

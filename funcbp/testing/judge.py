@@ -254,6 +254,7 @@ def _reexamine(
         state[(state == WRONG) & unusable & same] = NOT_FINITE
         # that JAX agrees and one set of steps does not is not enough: two sets must say the same, beyond rounding
         sure = _confirmed(w, got, tries, size) & ~_rounding(w, got, tries, columns, scale, noise, size)
+        sure &= jax is None or not w.implicit
         state[(state == WRONG) & same & ~unusable & ~sure] = SILENT
         if jax is not None and w.dots is not None and w.dots[leaf] <= _coarseness(w):
             # rules differ, differences do not say which is right, and the dot product has no objection

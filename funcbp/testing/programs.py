@@ -15,9 +15,10 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import float0_zeros, is_differentiable
+from .numerical import Evaluator
 from .subject import Subject
 
-__all__ = ["Frozen", "blame", "casts", "program_of", "stops_gradients"]
+__all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "stops_gradients"]
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 OWN_RULE = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
@@ -85,6 +86,11 @@ def stops_gradients(program: Any) -> list[str]:
     """The lines that call `stop_gradient`."""
     found = (eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient")
     return list(dict.fromkeys(jx.user_line(eqn.source_info) for eqn in found))
+
+
+def draws_implicitly(program: Any) -> bool:
+    """Whether it draws numbers whose derivative is that of their distribution, not of how they were drawn."""
+    return any(eqn.primitive.name == "random_gamma" for eqn in equations(program))
 
 
 # --- running a program, equation by equation --------------------------------------------------------------------------
@@ -226,8 +232,8 @@ def _wrong_by(program: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any]
         outs, wanted_pullback = jax.vjp(of(body), *primals)
         cts = [_random(y, rng) for y in outs]
         wanted = wanted_pullback(cts)
-    except Exception:  # JAX has no derivative either: no witness
-        return None
+    except Exception:  # JAX has no derivative: differences are the witness of what has a rule of its own
+        return _wrong_by_differences(of(apply), primals, vjp, rng) if name in OWN_RULE else None
     try:
         got = vjp(of(apply), *primals)[1](cts)
     except Exception:  # it is made for the whole function only
@@ -245,6 +251,26 @@ def _wrong_by(program: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any]
         if off > coarse * size:
             worst = max(worst, float(off / size) if size else np.inf)
     return worst or None
+
+
+def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callable[..., Any], rng: Any) -> float | None:
+    subject = Subject(f, primals, {}, range(len(primals)), False)
+    ct = rng.standard_normal((1, subject.outputs.size))
+    directions = np.zeros((len(primals), subject.inputs.size))
+    for i, where in enumerate(subject.inputs.slices):
+        directions[i, where] = rng.integers(4, 9, where.stop - where.start) / 8
+    try:
+        got, _ = subject.rows(vjp, ct)
+        evaluator = Evaluator(subject.in_coordinates, subject.point, float(np.finfo(subject.inputs.dtype).eps))
+        project = lambda values, bound: values @ (np.abs(ct) if bound else ct).T
+        found = evaluator.slopes(directions, np.ones(len(primals)), project)
+    except Exception:  # it is made for the whole function only
+        return None
+    terms = got * directions
+    size = np.maximum(np.abs(terms).sum(1), np.abs(found.central[:, 0]))
+    off = np.abs(terms.sum(1) - found.central[:, 0])
+    clear = off > np.maximum(20 * found.error[:, 0], DISAGREEMENT * size)
+    return float(np.max(off[clear] / size[clear])) if clear.any() else None
 
 
 def _random(y: Any, rng: Any) -> Any:

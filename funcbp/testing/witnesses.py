@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .numerical import STEP, Evaluator
-from .programs import Frozen, stops_gradients
+from .programs import Frozen, draws_implicitly, stops_gradients
 from .subject import Subject, first_line
 
 __all__ = ["Setting", "Witnesses", "gather", "or_none", "random_cotangents"]
@@ -61,6 +61,7 @@ class Witnesses:
         dots: for each leaf, how far the dot-product identity with `jax.jvp` is from holding, relative; or None.
         complex_steps: for each leaf, how far the complex step is, relative, if it was asked for.
         stops: the lines where the program stops gradients.
+        implicit: whether it draws numbers whose derivative is that of their distribution.
         coarse: whether it casts to less than double precision, or computes in less.
         tolerance: units that an entry may be off.
         full: whether all coordinates are looked at.
@@ -76,6 +77,7 @@ class Witnesses:
     dots: list[float] | None
     complex_steps: list[float] | None
     stops: list[str]
+    implicit: bool
     coarse: bool
     tolerance: float
     full: bool
@@ -119,6 +121,12 @@ def gather(
     samples = min(len(random), len(cotangents))
     dots = or_none(lambda: _dot_products(subject, random[:samples], got, setting.rng), setting.notes, "jax.jvp")
     stops = stops_gradients(program) if program is not None else []
+    implicit = program is not None and draws_implicitly(program)
+    if implicit:
+        setting.notes.append(
+            "It draws gamma variates, whose derivative is that of their distribution, not of how they were drawn: "
+            "differences do not see it, and JAX is the witness"
+        )
     frozen = None
     if stops:
         with contextlib.suppress(Exception):  # where it cannot be had, JAX says what is stopped
@@ -136,6 +144,7 @@ def gather(
         dots,
         steps,
         stops,
+        implicit,
         setting.resolution > 1e-10,
         setting.tolerance,
         full,

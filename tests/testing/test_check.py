@@ -302,6 +302,25 @@ def test_models_as_functions():
     assert report.ok and len(report.leaves) == 4
 
 
+def test_a_pallas_kernel_with_its_own_derivative():
+    pl = pytest.importorskip("jax.experimental.pallas")
+
+    def kernel(x_ref, y_ref):
+        y_ref[...] = x_ref[...] * x_ref[...]
+
+    def make(factor):
+        @jax.custom_vjp
+        def squared(x):
+            return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+        squared.defvjp(lambda x: (squared(x), x), lambda x, ct: (factor * x * ct,))
+        return squared
+
+    assert check(make(2), X).ok
+    report = check(make(3), X)
+    assert report.worst.verdict == "wrong" and "squared" in report.culprit
+
+
 # --- numerical --------------------------------------------------------------------------------------------------------
 
 

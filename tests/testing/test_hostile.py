@@ -132,6 +132,8 @@ hostile("nested structure", lambda p: {"out": (p["a"][0] * p["b"], p["a"][1])}, 
 hostile("functions among the leaves", lambda p, x: p["act"](x * p["w"]), {"act": jnp.tanh, "w": x5}, x5)
 hostile("auxiliary data", lambda x: (jnp.sum(x**2), {"note": "text", "norm": jnp.max(x)}), x5, has_aux=True)
 hostile("a random key", lambda key, x: x * jax.random.normal(key, x.shape), jax.random.key(0), x5)
+hostile("draws with an implicit derivative", lambda a: jax.random.gamma(jax.random.key(0), a), jnp.array([0.5, 2.0]),
+        verdict="not informative")  # fmt: skip
 hostile("control flow in Python", lambda x: x**2 if jnp.sum(x) > 0 else -(x**3), jnp.abs(x5))
 hostile("a keyword argument", lambda x, *, power: x**power, x5, power=3)
 hostile("a stopped gradient", lambda x: x * lax.stop_gradient(x), x5, verdict="stopped gradient")

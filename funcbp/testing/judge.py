@@ -24,6 +24,7 @@ __all__ = ["Judgement", "judge_leaf"]
 
 FEW_ULPS = 64.0
 UNDERFLOW = 2.0**-960  # differences below this are lost products, not wrong derivatives
+MIXED = 1e-11  # of the largest element: what rounding may leave of sums of larger terms; only where JAX agrees
 BLUNT = 1e-4  # a slope whose tolerance is more than this part of the leaf's largest element does not settle it alone
 USELESS = 0.1  # and one beyond this says nothing
 REEXAMINED = 64  # coordinates of a leaf that are measured again
@@ -292,13 +293,14 @@ def _rounding(
 ) -> np.ndarray:
     """Where the difference may come from rounding inside the function, which the size of its value does not show.
 
-    Either it is a few eps |f| / |x|, as for sin(x) / x next to 0; or the function does not change at all, and by the
+    Either it is a few eps |f| / |x|, as for sin(x) / x next to 0, or next to nothing where larger terms
+    cancel, as in a Fourier transform; or the function does not change at all, and by the
     value at hand would change by less than x's own rounding, as for a saturated loss.
     """
     x = np.abs(w.subject.point[columns].astype(np.float64))
     value_rounding = noise * w.evaluator.step * 2.0 ** (1 - LEVELS) * scale
     off = np.min([np.abs(got - t.central) for t in tries], axis=0)
-    few = off <= np.minimum(64 * value_rounding / x, BLUNT * size)
+    few = (off <= np.minimum(64 * value_rounding / x, BLUNT * size)) | (off <= MIXED * size)
     still = np.all([t.central == 0 for t in tries], axis=0)
     largest = np.max(np.abs(w.subject.point), initial=0.0, where=np.isfinite(w.subject.point))
     return few | (still & (np.abs(got) * w.evaluator.step * scale <= w.evaluator.resolution * largest))

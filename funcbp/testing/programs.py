@@ -261,7 +261,7 @@ def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callab
         directions[i, where] = rng.integers(4, 9, where.stop - where.start) / 8
     try:
         got, _ = subject.rows(vjp, ct)
-        evaluator = Evaluator(subject.in_coordinates, subject.point, float(np.finfo(subject.inputs.dtype).eps))
+        evaluator = Evaluator(subject.in_coordinates, subject.point, float(jnp.finfo(subject.inputs.dtype).eps))
         project = lambda values, bound: values @ (np.abs(ct) if bound else ct).T
         found = evaluator.slopes(directions, np.ones(len(primals)), project)
     except Exception:  # it is made for the whole function only

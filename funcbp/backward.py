@@ -181,9 +181,9 @@ class Backward:
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
-            >>> y, pullback = bp.vjp(lambda x: jnp.tanh(x), jnp.array([0.0, 1.0]))
-            >>> pullback(jnp.ones(2))[0].round(3)
-            Array([1.  , 0.42], dtype=float32)
+            >>> y, pullback = bp.vjp(lambda x: x**2, jnp.array([1.0, 3.0]))
+            >>> pullback(jnp.ones(2))[0]
+            Array([2., 6.], dtype=float32)
         """
         return self._vjp(f, primals, has_aux)
 

@@ -6,6 +6,7 @@ The program is walked equation by equation, going into calls, loops and branches
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ def program_of(subject: Subject) -> Any:
         return jx.trace(floats_to_floats, subject.inputs.types)
     except Exception:  # control flow in Python on values, for instance
         return None
+
+
+def _line(source: Any) -> str:
+    """The user's line, or nothing where no line of theirs is known: `check` was given the operation itself."""
+    line = jx.user_line(source)
+    return "" if os.path.dirname(__file__) in line else line
 
 
 def _inside(eqn: Any) -> list[Any]:
@@ -77,7 +84,7 @@ def casts(program: Any) -> tuple[list[str], float]:
             into, resolution = str(after.dtype), max(resolution, float(jnp.finfo(after.dtype).eps))
         else:
             continue
-        line = jx.user_line(eqn.source_info)
+        line = _line(eqn.source_info)
         places[f"{before.dtype} is made {into} at {line}" if line else f"{before.dtype} is made {into}"] = None
     return list(places), resolution
 
@@ -85,7 +92,7 @@ def casts(program: Any) -> tuple[list[str], float]:
 def stops_gradients(program: Any) -> list[str]:
     """The lines that call `stop_gradient`."""
     found = (eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient")
-    return list(dict.fromkeys(jx.user_line(eqn.source_info) for eqn in found))
+    return list(dict.fromkeys(_line(eqn.source_info) for eqn in found))
 
 
 def draws_implicitly(program: Any) -> bool:
@@ -283,7 +290,7 @@ def _random(y: Any, rng: Any) -> Any:
 
 
 def _sentence(eqn: Any, error: float) -> str:
-    name, line = eqn.primitive.name, jx.user_line(eqn.source_info)
+    name, line = eqn.primitive.name, _line(eqn.source_info)
     what = f"`{name}`"
     if name in OWN_RULE:
         info = getattr(jx.call_jaxpr(eqn.params).debug_info, "func_src_info", "") or "a function"

@@ -99,7 +99,7 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules"):
+for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules", "testing"):
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 

@@ -53,9 +53,9 @@ def psum_body(params: dict[str, Any]) -> Any:
     axes = params["axes"]
     if not all(isinstance(axis, int) for axis in axes) or params["axis_index_groups"] is not None:
         raise MissingRuleError(psum_message(f"`psum` at {user_line(current_source())}"))
-    return lambda *xs: (
-        [lax.reduce_sum(x, axes) for x in xs] if primitives.psum_p.multiple_results else lax.reduce_sum(*xs, axes)
-    )
+    if primitives.psum_p.multiple_results:
+        return lambda *xs: [lax.reduce_sum(x, axes) for x in xs]
+    return lambda x: lax.reduce_sum(x, axes)
 
 
 def psum_message(where: str) -> str:

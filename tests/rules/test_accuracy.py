@@ -47,3 +47,14 @@ def test_tanh_does_not_cancel_near_zero():
     """The second derivative of tanh at a tiny x is -2x, and not 0 (jax#39801 and others)."""
     for x in (1e-12, 1e-30):
         assert ulps(bp.grad(bp.grad(jnp.tanh))(np.float32(x)), -2 * float(np.float32(x))) <= 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_erf_far_out(dtype):
+    """Where e^(-x²) underflows, erf's first and second derivatives are 0, and not 0 times infinity."""
+    x = jnp.array([12.0, -40.0, 1e3, -6e4, jnp.inf], dtype)
+    for f in (lambda x: jax.scipy.special.erf(x).sum(), lambda x: jax.lax.erfc(x).sum()):
+        first = bp.grad(f)(x)
+        second = bp.grad(lambda x, f=f: bp.grad(f)(x).sum())(x)
+        assert jnp.all(jnp.abs(first[1:]) == 0) and jnp.all(jnp.isfinite(first))
+        assert jnp.all(jnp.abs(second[1:4]) == 0) and jnp.all(jnp.isfinite(second[:4]))

@@ -205,9 +205,10 @@ class Program:
         new = [*self.constvars, *(invars[i] for i in order)]
         return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
 
-    def closed(self) -> tuple[Any, tuple[Any, ...]]:
-        """A closed jaxpr whose first inputs are the constants, and the constants."""
-        return partial_eval.close_jaxpr(self.jaxpr), self.consts
+    @functools.cached_property
+    def closed(self) -> Any:
+        """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
+        return partial_eval.close_jaxpr(self.jaxpr)
 
 
 def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
@@ -404,10 +405,9 @@ def bind_scan(
     reverse: bool,
 ) -> tuple[list[Any], list[Any]]:
     """Run `body(consts, carry, x) -> carry, y` as `jax.lax.scan` would, without tracing it again."""
-    jaxpr, captured = body.closed()
-    consts = [*captured, *consts]
+    consts = [*body.consts, *consts]
     n_consts, n_carry = len(consts), len(init)
-    new = dict(params, jaxpr=jaxpr, reverse=reverse)
+    new = dict(params, jaxpr=body.closed, reverse=reverse)
     if "num_consts" in params:
         new |= {"num_consts": n_consts, "num_carry": n_carry}
     else:
@@ -434,7 +434,7 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
             own = slice(first, seen)
             take = lambda *xs, b=b, own=own: core.eval_jaxpr(b.jaxpr, (), *xs[own], *xs[len(captured) :])
             b = trace(take, [core.typeof(x) for x in (*captured, *operands)])
-        jaxprs.append(b.closed()[0])
+        jaxprs.append(b.closed)
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
 
 

@@ -13,7 +13,7 @@ program reads is not kept at all. Whatever is needed and not kept is computed ag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -23,9 +23,10 @@ from . import jaxpr as jx
 from .cotangents import Zero
 from .jaxpr import Program
 
-__all__ = ["RESIDUALS", "Passes", "Plan", "backward_of", "by_policy"]
+__all__ = ["RESIDUALS", "Choose", "Passes", "Plan", "by_policy", "plan_of_call"]
 
 Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
+Made = TypeVar("Made")
 
 
 class Passes:
@@ -52,13 +53,13 @@ class Passes:
         self.in_types = [v.aval for v in forward.invars]
         self.out_types = [v.aval for v in self.outputs]
         self.candidate_types = [v.aval for v in self.candidates]
-        self._plans: dict[Any, Plan] = {}
+        self._made: dict[Any, Any] = {}
 
-    def plan(self, key: Any, make: Callable[[], Plan]) -> Plan:
-        """The plan made for this body before, or a new one."""
-        if key not in self._plans:
-            self._plans[key] = make()
-        return self._plans[key]
+    def made(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What was made of this body before under this key, or a new one. A program made again is compiled again."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 def backward_of(passes: Passes, nonzero: Sequence[bool]) -> tuple[Program, list[bool]]:
@@ -96,6 +97,7 @@ class Plan:
         once: variables kept once, which follow from the steady inputs.
         kept: variables kept at every step.
         forward: program from inputs to outputs, followed by `kept`.
+        before: program from the steady inputs to `once`.
     """
 
     def __init__(
@@ -123,6 +125,8 @@ class Plan:
         self.free = [i for i, v in enumerate(invars) if v in read]
         assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
         self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
+        still = [v for v, s in zip(invars, steady or [False] * len(invars), strict=True) if s]
+        self.before = forward.between(still, self.once)
         self._backward = {passes.differentiable: (self._join(full), info)}
 
     def backward(self, nonzero: Sequence[bool]) -> tuple[Program, Any]:
@@ -135,10 +139,6 @@ class Plan:
             program, info = self._make(key)
             self._backward[key] = (self._join(program), info)
         return self._backward[key]
-
-    def before(self) -> Program:
-        """From the inputs to the values kept once."""
-        return self.passes.forward.with_outputs(self.once).pruned(keep_inputs=True)[0]
 
     def _needed(self, backward: Program) -> list[Any]:
         """The candidates that a backward program reads, each once, without constants."""
@@ -155,6 +155,12 @@ class Plan:
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         again = self.passes.forward.between([*(invars[i] for i in self.free), *self.once, *self.kept], needed)
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+
+
+def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
+    """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
+    free = [True] * len(passes.in_types)
+    return passes.made(key, lambda: Plan(passes, lambda nonzero: backward_of(passes, nonzero), free, choose=choose))
 
 
 def by_policy(saved: Callable[[Any], bool]) -> Choose:

@@ -136,3 +136,28 @@ def test_a_mask_is_kept_for_relu():
 def test_unknown_policy():
     with pytest.raises(ValueError, match="residuals is one of 'min_cut', 'needed', 'inputs', and was 'most'"):
         bp.Backward(residuals="most")
+
+
+@pytest.mark.parametrize("kind", ["scan", "cond", "jit", "remat"])
+def test_called_again_nothing_is_compiled_again(kind):
+    """Called plainly with the same functions, the programs of both passes are those of the first time."""
+    step = lambda c, u: (jnp.sin(c * u) * c.sum(), c)
+    cube, sine = (lambda a: a**3), (lambda a: jnp.sin(a) * a)
+    compiled, region = jax.jit(sine), jax.checkpoint(sine)
+    f = {
+        "scan": lambda x: lax.scan(step, x[0], x)[0].sum(),
+        "cond": lambda x: lax.cond(x.sum() > 0, cube, sine, x).sum(),
+        "jit": lambda x: compiled(x).sum(),
+        "remat": lambda x: region(x).sum(),
+    }[kind]
+    other = x23 + 1
+    for _ in range(2):
+        bp.grad(f)(x23)
+    compilations = []
+    listen = lambda name, *_, **__: compilations.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        bp.grad(f)(other)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compilations == []

@@ -24,17 +24,10 @@ from ..jaxpr import (
     primitives,
     sharding_of,
 )
-from ..plan import Choose, Plan, backward_of, by_policy
+from ..plan import Plan, by_policy, plan_of_call
 from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
-
-
-def plan_call(walker: Any, jaxpr: Any, perturbed: Sequence[bool], key: Any, choose: Choose | None = None) -> Plan:
-    """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
-    passes = walker.passes(jaxpr, perturbed)
-    make = lambda: Plan(passes, lambda z: backward_of(passes, z), [True] * len(perturbed), choose=choose)
-    return passes.plan(key, make)
 
 
 def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -52,7 +45,7 @@ def call_back(res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
 
 def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
-    plan = plan_call(walker, constrained(params), perturbed, "jit")
+    plan = plan_of_call(walker.passes(constrained(params), perturbed))
     return call_res(plan, primals, plan.forward.jitted(*primals))
 
 
@@ -73,7 +66,7 @@ def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: A
     """Run the region, keeping its inputs and what the user's policy says."""
     policy = params["policy"]
     choose = by_policy(lambda eqn: is_saved(policy, eqn))
-    plan = plan_call(walker, params["jaxpr"], perturbed, policy, choose)
+    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), policy, choose)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 

@@ -22,7 +22,7 @@ from ..jaxpr import (
     while_parts,
     zeros,
 )
-from ..plan import RESIDUALS, Choose, Passes, Plan, backward_of
+from ..plan import RESIDUALS, Choose, Passes, Plan, plan_of_call
 from .table import TABLE, Rule, def_control
 
 
@@ -53,9 +53,9 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = _split(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: walker.passes(body, p), *_split(perturbed, n_consts, n_carry))
-    plan = passes.plan(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
+    plan = passes.made(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
     n_ys = len(passes.outputs) - n_carry
-    once = plan.before()(*consts, *init, *(_first(x) for x in xs)) if plan.once else []
+    once = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
     ys, kept = stacked[:n_ys], stacked[n_ys:]
     free_consts = [consts[i] for i in plan.free if i < n_consts]
@@ -63,10 +63,6 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     grown = passes.perturbed[n_consts : n_consts + n_carry]
     res = (plan, [jax.typeof(c) for c in consts], free_consts, once, free_xs, kept)
     return [*carry, *ys], res, [*grown, *passes.differentiable[n_carry:]]
-
-
-def _first(xs: Any) -> Any:
-    return lax.index_in_dim(xs, 0, keepdims=False)
 
 
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose) -> Plan:
@@ -126,9 +122,8 @@ def scan_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
     stacked = [*free_xs, *kept, *(to_strong(c) for c in ct_ys if c is not Zero)]
     # the program's inputs come as (*free, *once, *kept, *others): bring constants, carries and stacks together
     n_fc, n_fx, n_once, n_kept = len(free_consts), len(free_xs), len(once), len(kept)
-    places = list(range(len(program.invars)))
-    fc, fx, on, ke, su, cy = _split(places, n_fc, n_fx, n_once, n_kept, len(sums) + len(init))
-    program = program.reordered([*fc, *on, *su, *fx, *ke, *cy])
+    fc, fx, on, ke, su, cy = _split(range(len(program.invars)), n_fc, n_fx, n_once, n_kept, len(sums) + len(init))
+    program = passes.made(program, lambda: program.reordered([*fc, *on, *su, *fx, *ke, *cy]))
     outs, to_xs = bind_scan(program, [*free_consts, *once], [*sums, *init], stacked, params, not params["reverse"])
     totals, firsts, rest = iter(outs[: len(sums)]), iter(outs[len(sums) :]), iter(to_xs)
     # a sum is taken for every perturbed constant; those that no cotangent reached stayed zero
@@ -148,18 +143,15 @@ def_control(primitives.scan_p, scan_fwd, scan_bwd)
 
 def cond_fwd(walker: Any, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the branch; each keeps its own, in slots that the branches share by type."""
-    plans = []
-    for branch in cond_branches(params):
-        passes = walker.passes(branch, perturbed[1:])
-        make = lambda passes=passes: Plan(passes, lambda z: backward_of(passes, z), [True] * len(operands))
-        plans.append(passes.plan("cond", make))
+    plans = tuple(plan_of_call(walker.passes(branch, perturbed[1:])) for branch in cond_branches(params))
     slots, places = _shared_slots([[v.aval for v in plan.kept] for plan in plans])
-    branches = [_fill_slots(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
+    fill = lambda: [_fill_slots(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
+    branches = plans[0].passes.made(plans, fill)
     outs = bind_cond(index, branches, operands, params)
     n = len(plans[0].passes.outputs)
     read = sorted({i for plan in plans for i in plan.free})
     differentiable = [any(d) for d in zip(*(plan.passes.differentiable for plan in plans), strict=True)]
-    res = (tuple(plans), tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:])
+    res = (plans, tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:])
     return outs[:n], res, differentiable
 
 
@@ -215,10 +207,12 @@ def cond_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
             back = [next(outs) if o else Zero for o in own]
             return [to_strong(instantiate(c, t)) for c, t, r in zip(back, types, reached, strict=True) if r]
 
-        return trace(backward, [jax.typeof(x) for x in args], "branch_backward")
+        return trace(backward, arg_types, "branch_backward")
 
     args = [*operands, *kept, *(to_strong(c) for c in ct if c is not Zero)]
-    branches = [branch(pl, place, *pr) for pl, place, pr in zip(plans, places, programs, strict=True)]
+    arg_types = tuple(jax.typeof(x) for x in args)
+    make = lambda: [branch(pl, place, *pr) for pl, place, pr in zip(plans, places, programs, strict=True)]
+    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types), make)
     outs = iter(bind_cond(index, branches, args, params))
     return [None, *(next(outs) if r else Zero for r in reached)]
 

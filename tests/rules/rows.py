@@ -363,6 +363,8 @@ for reverse, unroll in ((False, 1), (True, 1), (False, 2)):
         draw(4, 3), label=f"reverse={reverse}, unroll={unroll}")  # fmt: skip
 row("scan", lambda x: lax.scan(lambda c, _: (c * x, c), x, None, length=3), x23, label="length only")
 row("scan", lambda x: lax.scan(lambda c, _: (c * x, c), x, None, length=0), x23, label="length 0")
+row("scan", lambda x, xs: lax.scan(lambda c, u: (c * jnp.exp(x) * u, None), x, xs)[0], x23[0], np.zeros((0, 3)),
+    label="length 0, something kept once")  # fmt: skip
 row("scan", lambda x: lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) * x, x), x23, label="fori_loop")
 row("scan", lambda x: lax.scan(lambda c, u: (c * u, None), x[0], x)[0], x23, label="no outputs")
 row("scan", lambda x: lax.scan(lambda c, u: (c, jnp.sin(u) * c), x[0], x)[1], x23, label="carry unchanged")

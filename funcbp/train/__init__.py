@@ -1,5 +1,6 @@
 """Learning, and what it leaves behind."""
 
+from . import stopping as stopping
 from .results import leaf_paths as leaf_paths
 from .results import load_params as load_params
 from .results import save_params as save_params

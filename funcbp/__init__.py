@@ -4,6 +4,7 @@ from . import data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .rules import coverage, rule
 from .testing import check
+from .train import fit, fit_many
 
 __version__ = "0.1.0"
 
@@ -13,6 +14,8 @@ __all__ = [
     "check",
     "coverage",
     "data",
+    "fit",
+    "fit_many",
     "grad",
     "hvp",
     "jacrev",

@@ -57,7 +57,7 @@ class Fit(NamedTuple):
         params: the last parameters; if learning diverged, those before the epoch in which it did.
         best_params: those with the smallest validation loss; without validation data, the last.
         history: columns of measurements, a row per epoch: `loss`, the mean of the losses before each update; after the
-            epoch, and if they were asked for, `validation_loss`, `validation_score` and `correct`; and `seconds`, when
+            epoch, and if they were asked for, `correct`, `validation_loss` and `validation_score`; and `seconds`, when
             its results were seen.
         reason: why it ended: "epochs", "data" (an iterator is used up), "interrupted" (Ctrl-C), "diverged", "restarts"
             (there are none left), or the name of a stopping rule.
@@ -92,7 +92,7 @@ def fit(
     updates: int = 100,
     key: jax.Array | None = None,
     validation: Any = None,
-    score: Callable[..., jax.Array] | None = None,
+    score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
     correct: Callable[..., jax.Array] | None = None,
     stop: Rule | Sequence[Rule] | Mapping[str, Rule] = (),
     restart: Restart | None = None,
@@ -127,7 +127,8 @@ def fit(
         updates: for an iterator: how many updates make an epoch.
         key: a typed key, for the order of the examples; `jax.random.key(0)` if not given.
         validation: examples to watch the learning by, never learned from.
-        score: `score(params, validation) -> scalar`, reported as `validation_score`.
+        score: `score(params, validation) -> scalar`, reported as `validation_score`; or several by name:
+            `{"accuracy": f}` is reported as `validation_accuracy`.
         correct: `correct(params, data) -> booleans`, which training examples are right after the epoch; their mean is
             reported as `correct`.
         stop: rules of `funcbp.train.stopping`; by name, the name is the reason, else `stop[0]` and so on.
@@ -165,7 +166,7 @@ def fit(
         'learned'
     """
     streams = hasattr(data, "__next__")
-    rules, names = _rules(stop)
+    rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
     learner = Learner(
         loss,
@@ -175,7 +176,7 @@ def fit(
         replacement,
         rules,
         restart,
-        score,
+        scores_of(score),
         correct,
         validation is not None,
         backward or Backward(),
@@ -185,7 +186,7 @@ def fit(
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
-    settings = {"mode": mode, **({"updates": updates} if streams else _settings(learner, data))}
+    settings = {"mode": mode, **({"updates": updates} if streams else settings_of(learner, data))}
     source: Iterator[Any]
     if streams:
         source = stream(data, updates, mode == "online", placement)
@@ -232,7 +233,7 @@ def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def _rules(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+def rules_of(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """The stopping rules, and what they are called."""
     if isinstance(stop, Mapping):
         return tuple(stop.values()), tuple(stop)
@@ -240,7 +241,13 @@ def _rules(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     return rules, tuple(f"stop[{i}]" for i in range(len(rules)))
 
 
-def _settings(learner: Learner, data: Any) -> dict[str, Any]:
+def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
+    """The scores, by the names of their columns."""
+    scores = score if isinstance(score, Mapping) else {} if score is None else {"score": score}
+    return tuple((f"validation_{name}", f) for name, f in scores.items())
+
+
+def settings_of(learner: Learner, data: Any) -> dict[str, Any]:
     """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
     return {
         "examples": loop.count_examples(data),
@@ -258,7 +265,7 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
             raise ValueError(f"{name} is at least 1, and was {value}.")
     if learner.replacement and mode != "stochastic":
         raise ValueError(f'replacement=True is for mode="stochastic": in mode={mode!r} no example is drawn.')
-    if learner.score and not learner.validates:
+    if learner.scores and not learner.validates:
         raise ValueError("score is of the validation examples, and there are none: give validation=.")
     if learner.mode == "stream":
         if mode == "batch":

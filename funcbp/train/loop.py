@@ -70,7 +70,7 @@ class Learner:
     replacement: bool
     rules: tuple[Rule, ...]
     restart: Restart | None
-    score: Callable[..., jax.Array] | None
+    scores: tuple[tuple[str, Callable[..., jax.Array]], ...]
     correct: Callable[..., jax.Array] | None
     validates: bool
     backward: Backward
@@ -176,8 +176,8 @@ class Learner:
             row["correct"] = jnp.mean(self.correct(params, data), dtype=jnp.result_type(float))
         if self.validates:
             row["validation_loss"] = self.loss(params, validation)
-        if self.score:
-            row["validation_score"] = self.score(params, validation)
+        for name, score in self.scores:
+            row[name] = score(params, validation)
         good = is_finite((params, loss, row.get("validation_loss", loss)))
         running = jnp.asarray(True) if alone else state.code == GOES_ON
 

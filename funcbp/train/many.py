@@ -18,7 +18,7 @@ from ..backward import Backward
 from . import loop
 from .checkpoint import Store, store_of
 from .drive import Host, drive
-from .fit import Fit, _rules, _settings, check
+from .fit import Fit, check, rules_of, scores_of, settings_of
 from .layout import MemberPlacement
 from .loop import Learner
 from .stopping import Restart, Rule
@@ -37,7 +37,7 @@ def fit_many(
     batch_size: int = 32,
     replacement: bool = False,
     validation: Any = None,
-    score: Callable[..., jax.Array] | None = None,
+    score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
     correct: Callable[..., jax.Array] | None = None,
     stop: Any = (),
     restart: Restart | None = None,
@@ -86,7 +86,7 @@ def fit_many(
         ['epochs', 'learned', 'diverged']
     """
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
-    rules, names = _rules(stop)
+    rules, names = rules_of(stop)
     keys, params = _members(params, key, over)
     _check_names(over, loss, optimizer, rules)
     learner = Learner(
@@ -97,7 +97,7 @@ def fit_many(
         replacement,
         rules,
         restart,
-        score,
+        scores_of(score),
         correct,
         validation is not None,
         backward or Backward(),
@@ -112,7 +112,7 @@ def fit_many(
         itertools.repeat(put(data)),
         put(validation) if validation is not None else None,
         over,
-        Host(epochs, progress, None, store_of(checkpoint), resume, {"mode": mode, **_settings(learner, data)}, names),
+        Host(epochs, progress, None, store_of(checkpoint), resume, {"mode": mode, **settings_of(learner, data)}, names),
     )
     state = out.state
     return Fit(

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a network on a data set, after checking its hand-written gradient on a batch of it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    which = f"{', '.join(data.SETS)}, or a .csv or .npz file"
+    which = f"{', '.join(data.SETS)}, or a .csv or .npz file, or a folder with MNIST's four files"
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
     command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=argparse.SUPPRESS)
     command.add_argument(
@@ -249,7 +249,7 @@ def _progress_bar() -> Callable[..., Any]:
 def _load(source: str, seed: int) -> data.Dataset:
     if source in data.SETS:
         return data.load(source, seed)
-    if Path(source).suffix.lower() in (".csv", ".npz"):
+    if Path(source).suffix.lower() in (".csv", ".npz") or Path(source).is_dir():
         return data.read(source, seed)
     raise RequestError(f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and .csv and .npz files.")
 

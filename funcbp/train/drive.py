@@ -107,9 +107,9 @@ def drive(
             for _ in itertools.islice(feed, done):
                 pass
         while done < host.epochs and np.any(to_host(state.code) == GOES_ON):
-            due = host.store is not None and host.store.every is None
-            due = due and time.perf_counter() - saved_at > SECONDS_PER_SAVE
-            halt, due, count = agree(interrupted(), due, pace.count)
+            waited = host.store is not None and host.store.every is None
+            waited = waited and time.perf_counter() - saved_at > SECONDS_PER_SAVE
+            halt, due, count = agree(interrupted(), waited, pace.count)
             if due:
                 save()
             if halt:
@@ -128,7 +128,7 @@ def drive(
             if not many and int(to_host(state.code)) == DIVERGED:
                 epochs -= 1
             pace.note(epochs, time.perf_counter() - begun)
-            column = {name: to_host(a)[:epochs] for name, a in rows.items()}
+            column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
             column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
             columns.append(column)
             if not many:
@@ -186,9 +186,9 @@ class Pace:
     def guess(self, learner: Learner, params: Any, data: Any) -> None:
         """Before the first call: what an epoch will take."""
         if not self.count:
-            flops = 6 * loop.count_numbers(params) * loop.count_examples(data)
-            flops += UPDATE_OVERHEAD * loop.count_updates(learner, data)
-            self.count = max(1, int(FLOPS_PER_CALL * self.seconds / flops))
+            work = 6.0 * loop.count_numbers(params) * loop.count_examples(data)
+            work += UPDATE_OVERHEAD * loop.count_updates(learner, data)
+            self.count = max(1, int(FLOPS_PER_CALL * self.seconds / work))
 
     def note(self, epochs: int, seconds: float) -> None:
         """After a call. The first one was compiled, too, and says nothing."""
@@ -236,7 +236,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     So it never falls between a call, which takes the state's memory, and the taking of its result.
     """
-    pressed = []
+    pressed: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if pressed:

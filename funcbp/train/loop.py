@@ -88,6 +88,12 @@ class Learner:
         loss = functools.partial(self.loss, **given) if given else self.loss
         return dataclasses.replace(self, loss=loss, optimizer=optimizer, rules=tuple(rules))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is reported after every epoch, in this order."""
+        judged = ["validation_loss", *(name for name, _ in self.scores)] if self.validates else []
+        return "loss", *(["correct"] if self.correct else []), *judged
+
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
     def init(self, params: Any, key: jax.Array) -> State:
@@ -129,6 +135,8 @@ class Learner:
 
     def batches(self, data: Any, key: jax.Array) -> tuple[Any, Callable[[Any], Any]]:
         """What an epoch scans over, and the batch that belongs to each item of it."""
+        if self.mode == "stream":
+            return data, self._spread
         n = count_examples(data)
         if self.mode == "batch":
             return jax.tree.map(lambda a: a[None], data), self._spread
@@ -207,13 +215,14 @@ class Learner:
 
     def _start_again(self, new: State, state: State, wanted: jax.Array) -> State:
         """A new attempt, if one is wanted and there are any left; an epoch in which it diverged counts, too."""
-        assert self.restart is not None
-        allowed = state.attempt < self.restart.at_most
+        restart = self.restart
+        assert restart is not None
+        allowed = state.attempt < restart.at_most
 
         def fresh() -> State:
             key = jax.random.fold_in(jax.random.fold_in(state.key, RESTARTS), state.attempt + 1)
             like = lambda a, b: jnp.asarray(a, b.dtype)
-            begun = self.init(jax.tree.map(like, self.restart.init(key), state.params), state.key)
+            begun = self.init(jax.tree.map(like, restart.init(key), state.params), state.key)
             kept = {k: getattr(new, k) for k in ("best_params", "best_loss", "best_epoch")}
             epoch = state.epoch + 1
             return begun._replace(epoch=epoch, began=epoch, attempt=state.attempt + 1, **kept)

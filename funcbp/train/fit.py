@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +187,8 @@ def fit(
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
-    settings = {"mode": mode, **({"updates": updates} if streams else settings_of(learner, data))}
+    key = jax.random.key(0) if key is None else key
+    settings = settings_of(learner, mode, key, data, updates)
     source: Iterator[Any]
     if streams:
         source = stream(data, updates, mode == "online", placement)
@@ -195,7 +197,7 @@ def fit(
     out = drive(
         learner,
         jax.tree.map(jnp.asarray, params),
-        jax.random.key(0) if key is None else key,
+        key,
         source,
         put(validation) if validation is not None else None,
         None,
@@ -247,13 +249,13 @@ def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((f"validation_{name}", f) for name, f in scores.items())
 
 
-def settings_of(learner: Learner, data: Any) -> dict[str, Any]:
+def settings_of(learner: Learner, mode: str, key: jax.Array, data: Any, updates: int) -> dict[str, Any]:
     """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
-    return {
-        "examples": loop.count_examples(data),
-        "batch_size": learner.batch_size,
-        "replacement": learner.replacement,
-    }
+    settings = {"mode": mode, "key": f"{zlib.crc32(np.asarray(jax.random.key_data(key)).tobytes()):08x}"}
+    if learner.mode == "stream":
+        return {**settings, "updates": updates}
+    examples = loop.count_examples(data)
+    return {**settings, "examples": examples, "batch_size": learner.batch_size, "replacement": learner.replacement}
 
 
 def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> None:

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from . import loop
 from .checkpoint import CheckpointError, Saved, Store
 from .layout import Placement, batch_spec, to_host
-from .loop import DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
+from .loop import AT_ONCE, DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
 from .records import progress_bar, trackers
 
 ROWS = 16384  # the most epochs that are in one call
@@ -113,7 +113,7 @@ def drive(
             begun = time.perf_counter()
             state, rows, ran = halves.run(state, batch, validation, members, np.int32(count))
             epochs = int(to_host(ran))
-            if not many and int(to_host(state.code)) == DIVERGED:
+            if not many and int(to_host(state.code)) in (DIVERGED, AT_ONCE):
                 epochs -= 1
             pace.note(epochs, time.perf_counter() - begun)
             column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
@@ -152,7 +152,8 @@ class Keeper:
         self._saved = int(np.max(to_host(saved.state.epoch)))
         state = loop.own_copy(saved.state)
         # what diverged may be tried again, with a smaller learning rate
-        state = state._replace(code=jnp.where(state.code == DIVERGED, GOES_ON, state.code))
+        diverged = (state.code == DIVERGED) | (state.code == AT_ONCE)
+        state = state._replace(code=jnp.where(diverged, GOES_ON, state.code))
         return state, [dict(saved.history)] if saved.history else []
 
     def limit(self, count: int, done: int) -> int:
@@ -191,7 +192,7 @@ def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _reason(code: int, ended: str, names: tuple[str, ...]) -> str:
     if code >= STOPPED:
         return names[code - STOPPED]
-    return {GOES_ON: ended, DIVERGED: "diverged", GAVE_UP: "restarts"}[int(code)]
+    return {GOES_ON: ended, DIVERGED: "diverged", AT_ONCE: "diverged", GAVE_UP: "restarts"}[int(code)]
 
 
 # --- how long a call is -----------------------------------------------------------------------------------------------

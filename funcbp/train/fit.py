@@ -23,7 +23,7 @@ from . import loop
 from .checkpoint import Store, store_of
 from .drive import Host, drive, stream
 from .layout import Layout, Placement, make_placement
-from .loop import MODES, Learner, State
+from .loop import AT_ONCE, MODES, Learner, State
 from .stopping import Restart, Rule
 
 
@@ -55,7 +55,8 @@ class Fit(NamedTuple):
     """How learning ended. For `fit_many`, everything but `seconds` has an entry for each member.
 
     Attributes:
-        params: the last parameters; if learning diverged, those before the epoch in which it did.
+        params: the last parameters; if learning diverged, the last good ones: those before the epoch in which it did,
+            or, if the loss of these was not finite, those before the epoch before.
         best_params: those with the smallest validation loss; without validation data, the last.
         history: columns of measurements, a row per epoch: `loss`, the mean of the losses before each update; after the
             epoch, and if they were asked for, `correct`, `validation_loss` and `validation_score`; and `seconds`, when
@@ -206,7 +207,7 @@ def fit(
     state, (reason,) = out.state, out.reasons
     return Fit(
         state.params,
-        state.params if validation is None else state.best_params,
+        state.params if validation is None else state.kept,
         out.history,
         reason,
         int(state.epoch),
@@ -219,6 +220,8 @@ def fit(
 
 def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     """Go through the epoch that diverged once more, up to the update where it did."""
+    if int(state.code) == AT_ONCE:
+        state = state._replace(params=state.kept)
     params, _, losses = jax.jit(functools.partial(learner.epoch, guarded=True))(state, data)
     epoch, bad = int(state.epoch) + 1, np.flatnonzero(np.isnan(losses))
     if not bad.size:

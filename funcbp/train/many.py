@@ -118,7 +118,7 @@ def fit_many(
     state = out.state
     return Fit(
         state.params,
-        state.params if validation is None else state.best_params,
+        state.params if validation is None else state.kept,
         out.history,
         out.reasons,
         np.asarray(state.epoch),

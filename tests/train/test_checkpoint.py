@@ -1,4 +1,4 @@
-"""Checkpoints: going on to the last bit, after `kill -9` too, and what is said when a file cannot be used or written."""
+"""Checkpoints: going on to the last bit, after `kill -9` too, and what is said of files that cannot be used."""
 
 import importlib.util
 import json
@@ -93,12 +93,12 @@ def test_after_divergence_a_smaller_rate_may_go_on(tmp_path):
     root = lambda w, batch: jnp.sqrt(w) + 0 * jnp.sum(batch)  # a step too far, and it is not a number
     options = dict(mode="batch", epochs=30, checkpoint=tmp_path / "run.npz")
     fit = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.4), **options)
-    assert (fit.reason, fit.epochs) == ("diverged", 2)
+    assert (fit.reason, fit.epochs) == ("diverged", 4)
     with np.load(tmp_path / "run.npz") as file:
         assert file["state/params"] == fit.params > 0
     again = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.001), resume=True, **options)
-    assert (again.reason, again.epochs) == ("epochs", 30) and 0 < again.params < fit.params
-    np.testing.assert_array_equal(again.history["loss"][:2], fit.history["loss"])
+    assert (again.reason, again.epochs) == ("epochs", 30) and 0 < again.params < fit.params < 0.32
+    np.testing.assert_array_equal(again.history["loss"][:4], fit.history["loss"])
 
 
 def test_bfloat16_is_kept_exactly(tmp_path):

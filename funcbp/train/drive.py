@@ -139,10 +139,10 @@ class Keeper:
     def begin(self, state: State, resume: bool) -> tuple[State, list[dict[str, np.ndarray]]]:
         """The state to begin with, to be donated, and the history so far."""
         if self.store is None:
-            return loop.own_copy(state), []
+            return state, []
         if not agree(self.store.exists())[0]:
             self.save(state, [], 0)  # a place that cannot be written to shall be noticed now
-            return loop.own_copy(state), []
+            return state, []
         if not resume:
             raise CheckpointError(
                 "There is a checkpoint already, and it would be lost: go on from it by resume=True, or move it away."

@@ -246,7 +246,7 @@ class Program(NamedTuple):
     """The compiled halves of a training.
 
     Attributes:
-        init: `init(params, key, members) -> state`.
+        init: `init(params, key, members) -> state`, in memory of its own.
         run: `run(state, data, validation, members, count) -> (state, rows, epochs)`: `count` epochs, or fewer if
             nobody goes on; the state is donated, and the rows have room for `limit` epochs.
     """
@@ -260,14 +260,14 @@ def program(learner: Learner, limit: int, many: bool) -> Program:
     """The program of a learner; of many, mapped over the leading axes of the state and of `members`."""
 
     def one_init(params: Any, key: jax.Array, member: Mapping[str, Any]) -> State:
-        return learner.bind(member).init(params, key)
+        return own_copy(learner.bind(member).init(params, key))
 
     def one_step(state: State, data: Any, validation: Any, member: Mapping[str, Any]) -> Any:
         return learner.bind(member).step(state, data, validation, alone=not many)
 
     init = jax.vmap(one_init) if many else one_init
     step = jax.vmap(one_step, in_axes=(0, None, None, 0)) if many else one_step
-    placed = learner.placement.constrain if learner.placement else lambda state, like: state
+    placed = learner.placement.constrain if learner.placement else lambda state: state
 
     def run(state: State, data: Any, validation: Any, members: Mapping[str, Any], count: jax.Array) -> Any:
         shapes = jax.eval_shape(step, state, data, validation, members)[1]
@@ -278,12 +278,13 @@ def program(learner: Learner, limit: int, many: bool) -> Program:
             return (done < count) & jnp.any(state.code == GOES_ON)
 
         def body(carry: Any) -> Any:
-            before, rows, done = carry
-            state, row = step(before, data, validation, members)
+            state, rows, done = carry
+            state, row = step(placed(state), data, validation, members)
             rows = jax.tree.map(lambda column, value: column.at[done].set(value), rows, row)
-            return placed(state, before), rows, done + 1
+            return placed(state), rows, done + 1
 
-        return lax.while_loop(goes_on, body, (state, rows, jnp.zeros((), jnp.int32)))
+        state, rows, done = lax.while_loop(goes_on, body, (state, rows, jnp.zeros((), jnp.int32)))
+        return placed(state), rows, done
 
     return Program(jax.jit(init), jax.jit(run, donate_argnums=0))
 

@@ -190,26 +190,8 @@ class Learner:
         good = is_finite((params, loss, row.get("validation_loss", loss)))
         running = jnp.asarray(True) if alone else state.code == GOES_ON
 
-        seen = Seen(number - state.began, **{k: row[k] for k in ("loss", "validation_loss", "correct") if k in row})
-        pairs = [rule.update(s, seen) for rule, s in zip(self.rules, state.rules, strict=False)]
-        code = jnp.full_like(state.code, GOES_ON)
-        for i in reversed(range(len(pairs))):
-            code = jnp.where(pairs[i][1], STOPPED + i, code)
-        rules = [s for s, _ in pairs]
-        gives_up = jnp.asarray(False)
-        if self.restart:
-            watch, gives_up = self.restart.when.update(state.rules[-1], seen)
-            rules.append(watch)
-        new = state._replace(
-            params=params, memory=memory, epoch=number, code=code.astype(state.code.dtype), rules=tuple(rules)
-        )
-        if self.validates:
-            better = row["validation_loss"] < state.best_loss
-            best = params, row["validation_loss"].astype(state.best_loss.dtype), number
-            kept, loss, number = _where(better, best, (state.kept, state.best_loss, state.best_epoch))
-            new = new._replace(kept=kept, best_loss=loss, best_epoch=number)
-        else:
-            new = new._replace(kept=state.params)
+        new, gives_up = self._obey_rules(state, row)
+        new = self._keep(new._replace(params=params, memory=memory, epoch=number), state, row)
         new = _where(running & good, new, state)
         new = new._replace(code=jnp.where(running & ~good, DIVERGED, new.code))
         if not self.validates:
@@ -219,6 +201,27 @@ class Learner:
         if self.restart:
             new = self._start_again(new, state, running & (~good | (gives_up & (new.code == GOES_ON))))
         return new, row if alone else {k: jnp.where(running, v, jnp.nan) for k, v in row.items()}
+
+    def _obey_rules(self, state: State, row: Mapping[str, jax.Array]) -> tuple[State, jax.Array]:
+        """What the rules say after an epoch: the new state's rules and code, and whether to begin again."""
+        known = {name: row[name] for name in ("loss", "validation_loss", "correct") if name in row}
+        seen = Seen(state.epoch + 1 - state.began, **known)
+        rules = (*self.rules, *([self.restart.when] if self.restart else []))
+        pairs = [rule.update(memory, seen) for rule, memory in zip(rules, state.rules, strict=True)]
+        code = jnp.full_like(state.code, GOES_ON)
+        for i in reversed(range(len(self.rules))):  # the first that stops is the reason
+            code = jnp.where(pairs[i][1], jnp.full_like(code, STOPPED + i), code)
+        gives_up = pairs[-1][1] if self.restart else jnp.asarray(False)
+        return state._replace(rules=tuple(memory for memory, _ in pairs), code=code), gives_up
+
+    def _keep(self, new: State, state: State, row: Mapping[str, jax.Array]) -> State:
+        """Which parameters are kept beside the new ones."""
+        if not self.validates:
+            return new._replace(kept=state.params)
+        loss = row["validation_loss"].astype(state.best_loss.dtype)
+        old = state.kept, state.best_loss, state.best_epoch
+        kept, loss, epoch = _where(loss < state.best_loss, (new.params, loss, new.epoch), old)
+        return new._replace(kept=kept, best_loss=loss, best_epoch=epoch)
 
     def _start_again(self, new: State, state: State, wanted: jax.Array) -> State:
         """A new attempt, if one is wanted and there are any left; an epoch in which it diverged counts, too."""

@@ -67,7 +67,7 @@ for sizes, where in (
 ):
     mesh = train.make_mesh(sizes)
     fit = bp.fit(loss, PARAMS, DATA, epochs=4, mesh=mesh, layout=where, **OPTIONS)
-    report(where if isinstance(where, str) else "patterns", fit, **collectives(mesh, where))
+    report(where, fit, **collectives(mesh, where)) if isinstance(where, str) else report("patterns", fit)
 
 # data of which every device has a part, and a checkpoint that is written on one mesh and read on another
 mesh = train.make_mesh({"data": 8})

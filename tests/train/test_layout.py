@@ -60,7 +60,7 @@ def test_parameters_and_moments_are_where_the_layout_says(trainings):
     assert parts["tensor"] == parts["resumed"] == [[8, 8], [8, 8]]
     assert parts["patterns"] == [[8, 8], [16, 8]]
     assert parts["many"] == [[2, 8, 16]]
-    for name in ("data", "fsdp", "tensor", "patterns"):
+    for name in ("data", "fsdp", "tensor"):
         assert trainings[name]["moments"] == parts[name]
 
 
@@ -132,7 +132,8 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     with Pair(*run, "--epochs", total, "--resume") as pair:
         (out, err), (silent, _) = pair.wait(limit)
         assert [process.returncode for process in pair.processes] == [0, 0], err
-    assert "Mesh        data=4 of 4 devices in 2 processes" in out and "Test accuracy" in out and silent == ""
+    assert "Mesh        data=4 of 4 devices in 2 processes" in out and "Test accuracy" in out
+    assert "Mesh" not in silent and "Test accuracy" not in silent
     assert epoch() == reached + 6
     assert main(["train", "iris", "--network", "mlp:4", "--out", "alone", "--epochs", total]) == 0
     both, alone = (

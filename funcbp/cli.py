@@ -26,6 +26,7 @@ import optax
 
 from . import data, nets, ops, plot, train
 from .jaxpr import public_names
+from .reproduce.command import run_reproduce_command
 from .rules import coverage
 from .testing.command import run_check_command
 from .testing.gradients import compare_gradients
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["check"]:
         return run_check_command(argv[1:])
+    if argv[:1] == ["reproduce"]:
+        return run_reproduce_command(argv[1:])
     try:
         args = parser().parse_args(argv)
         return args.run(args)
@@ -138,6 +141,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run_coverage)
     commands.add_parser("check", help="is a function's derivative right? (see `funcbp check --help`)", add_help=False)
+    commands.add_parser(
+        "reproduce", help="published results, looked for again (see `funcbp reproduce --help`)", add_help=False
+    )
     return top
 
 

@@ -6,6 +6,7 @@ The network is h = W0 x, y = W h, 30-20-10. Going backward, h's cotangent is B e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from ..backward import grad
 from .table import COMPUTED, SECONDARY, Picture, Reproduction, Row
 
 RATE = 0.005
+BLOCK, PROBES = 10, 16
 SAMPLES = (100, 300, 500, 1000, 2000)
 
 
@@ -35,46 +37,71 @@ def through_bwd(res: tuple[Any, Any], ct: Any) -> tuple[Any, Any, Any]:
 through.defvjp(lambda w, b, h: (w @ h, (b, h)), through_bwd)
 
 
+class Task(NamedTuple):
+    """One run's map to be learned, its network's weights and feedback, and its inputs in blocks."""
+
+    target: Any
+    feedback: Any
+    w0: Any
+    w: Any
+    inputs: Any
+
+
+def draw(runs: int, samples: int, seed: int) -> Task:
+    """The tasks of so many runs, on a leading axis."""
+    rng = np.random.default_rng(seed)
+    within = lambda reach, *shape: rng.uniform(-reach, reach, (runs, *shape))
+    matrices = within(1, 10, 30), within(0.5, 20, 10), within(0.01, 20, 30), within(0.01, 10, 20)
+    return Task(*matrices, rng.standard_normal((runs, samples // BLOCK, BLOCK, 30)))
+
+
+def learn(task: Task, aligned: bool) -> tuple[Any, Any]:
+    """One run, online: an update after every sample. With `aligned` false it is backpropagation, B = W'.
+
+    Returns:
+        W0 and W after every block of samples, on a leading axis.
+    """
+
+    def error(weights: Any, x: Any) -> Any:
+        w0, w = weights
+        h = w0 @ x
+        y = through(w, task.feedback, h) if aligned else w @ h
+        return 0.5 * jnp.sum((task.target @ x - y) ** 2)
+
+    def update(weights: Any, x: Any) -> tuple[Any, None]:
+        return jax.tree.map(lambda w, ct: w - RATE * ct, weights, grad(error)(weights, x)), None
+
+    def block(weights: Any, xs: Any) -> tuple[Any, Any]:
+        weights, _ = jax.lax.scan(update, weights, xs)
+        return weights, weights
+
+    return jax.lax.scan(block, (task.w0, task.w), task.inputs)[1]
+
+
 class Seen(NamedTuple):
-    """What is measured after each sample: the error of the map, and two angles in degrees."""
+    """What is measured, shape (runs, blocks): the error of the map, and two angles in degrees."""
 
     error: Any
     to_backprop: Any
     to_pseudoinverse: Any
 
 
-def learn(key: jax.Array, aligned: bool, samples: int) -> Seen:
-    """One run, online: an update after every sample. With `aligned` false it is backpropagation, B = W'."""
-    keys = jax.random.split(key, 5)
-    target = jax.random.uniform(keys[0], (10, 30), minval=-1, maxval=1)
-    start = [
-        jax.random.uniform(k, s, minval=-0.01, maxval=0.01)
-        for k, s in zip(keys[1:3], [(20, 30), (10, 20)], strict=True)
-    ]
-    b = jax.random.uniform(keys[3], (20, 10), minval=-0.5, maxval=0.5)
-
-    def error(params: Any, x: Any) -> Any:
-        w0, w = params
-        h = w0 @ x
-        y = through(w, b, h) if aligned else w @ h
-        return 0.5 * jnp.sum((target @ x - y) ** 2)
-
-    def step(params: Any, key: Any) -> tuple[Any, Seen]:
-        x = jax.random.normal(key, (30,))
-        params = jax.tree.map(lambda p, ct: p - RATE * ct, params, grad(error)(params, x))
-        w0, w = params
-        e = target @ x - w @ (w0 @ x)
-        nse = jnp.sum((target - w @ w0) ** 2) / jnp.sum(target**2)
-        if not aligned:
-            return params, Seen(nse, 0.0, 0.0)
-        come_back, inverse = b @ e, w.T @ jnp.linalg.solve(w @ w.T, e)
-        return params, Seen(nse, _angle(come_back, w.T @ e), _angle(come_back, inverse))
-
-    return jax.lax.scan(step, start, jax.random.split(keys[4], samples))[1]
+def measure(task: Task, weights: Any, seed: int) -> Seen:
+    """|T - W W0|² / |T|²; and the angles of B e to W' e and to W⁺ e, on average over some inputs."""
+    w0, w = (np.asarray(a) for a in weights)
+    off = task.target[:, None] - w @ w0
+    e = off @ np.random.default_rng(seed).standard_normal((30, PROBES))
+    come_back, transposed = task.feedback[:, None] @ e, np.swapaxes(w, -1, -2)
+    return Seen(
+        np.sum(off**2, (-2, -1)) / np.sum(task.target**2, (-2, -1))[:, None],
+        _angle(come_back, transposed @ e),
+        _angle(come_back, transposed @ np.linalg.solve(w @ transposed, e)),
+    )
 
 
-def _angle(a: Any, b: Any) -> Any:
-    return jnp.degrees(jnp.arccos(jnp.clip(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)), -1, 1)))
+def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    cosine = np.sum(a * b, -2) / (np.linalg.norm(a, axis=-2) * np.linalg.norm(b, axis=-2))
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean(-1)
 
 
 REFERENCE = {  # after so many samples: error and the two angles by feedback alignment, error by backpropagation
@@ -89,34 +116,32 @@ REFERENCE = {  # after so many samples: error and the two angles by feedback ali
 def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     """The rows and the picture."""
     runs, samples = (4, 500) if quick else (20, 2000)
+    tasks = draw(runs, samples, seed)
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(seed), runs)
-        aligned, plain = (
-            jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda k, a=a: learn(k, a, samples)))(keys))
-            for a in (True, False)
-        )
-    note = "Medians over the runs; angles averaged over the ten samples before. The rate is the reference's."
-    smooth = lambda angle, n: np.median(angle[:, max(n - 10, 0) : n].mean(1))
+        walks = [jax.jit(jax.vmap(partial(learn, aligned=a)))(tasks) for a in (True, False)]
+    aligned, plain = (measure(tasks, weights, seed) for weights in walks)
+    note = f"Medians over the runs, of angles averaged over {PROBES} inputs. The learning rate is the reference's."
+    middle = lambda values, n: np.median(values[:, n // BLOCK - 1])
     for n in (n for n in SAMPLES if n <= samples):
         error, to_backprop, to_inverse, plain_error = REFERENCE[n]
         ours = (
-            f"{np.median(aligned.error[:, n - 1]):.1e}, {smooth(aligned.to_backprop, n):.1f}°, "
-            f"{smooth(aligned.to_pseudoinverse, n):.1f}°; {np.median(plain.error[:, n - 1]):.1e}"
+            f"{middle(aligned.error, n):.1e}, {middle(aligned.to_backprop, n):.1f}°, "
+            f"{middle(aligned.to_pseudoinverse, n):.1f}°; {middle(plain.error, n):.1e}"
         )
         reference = f"{error}, {to_backprop}, {to_inverse}; {plain_error}"
-        yield Row(
-            f"error and angles after {n} samples; backprop's error", reference, COMPUTED, ours, f"{runs} runs", note
-        )
-    below = smooth(aligned.to_backprop, samples)
-    yield Row("angle to backprop's deltas at the end", "below 45°", SECONDARY, f"{below:.1f}°", f"{runs} runs")
-    closer = np.mean(aligned.to_pseudoinverse[:, -10:].mean(1) < aligned.to_backprop[:, -10:].mean(1))
-    yield Row("runs nearer to the pseudoinverse than to backprop", "all", SECONDARY, f"{closer:.0%}", f"{runs} runs")
+        yield Row(f"{n} samples: error, angles; backprop's error", reference, COMPUTED, ours, f"{runs} runs", note)
+    ours = f"{middle(aligned.to_backprop, samples):.1f}°"
+    yield Row("angle to backprop's deltas at the end", "below 45°", SECONDARY, ours, f"{runs} runs")
+    closer = np.sum(aligned.to_pseudoinverse[:, -1] < aligned.to_backprop[:, -1])
+    yield Row(
+        "nearer to the pseudoinverse's than to backprop's", "yes", SECONDARY, f"{closer} of {runs}", f"{runs} runs"
+    )
     yield Picture("alignment", _draw(aligned, plain))
 
 
 def _draw(aligned: Seen, plain: Seen) -> Any:
     left, right = plot.new_axes(10, 4, 2)
-    at = np.arange(1, aligned.error.shape[1] + 1)
+    at = BLOCK * np.arange(1, aligned.error.shape[1] + 1)
     for ax, curves in (
         (left, {"feedback alignment": aligned.error, "backpropagation": plain.error}),
         (right, {"to backprop's W' e": aligned.to_backprop, "to the pseudoinverse's W⁺ e": aligned.to_pseudoinverse}),

@@ -66,7 +66,7 @@ def run_rules(quick: bool, seed: int) -> Iterator[Row | Picture]:
         found[name] = outcome = learn(10, 5, setting, 10 if quick else 100, 500, seed)
         note = "Fahlman (1988)." if setting.reach == 2.0 or "dead" in name else ""
         note = note or ("Riedmiller and Braun (1993)." if sure == AGREES else "")
-        yield Row(name, reference, sure, outcome.spread(), outcome.count(), note)
+        yield Row(name, reference, sure, outcome.spread(), outcome.tally(), note)
     ax = plot.new_axes(8, 4.5)
     epochs = [outcome.epochs[outcome.solved] for outcome in found.values()]
     ax.boxplot(epochs, orientation="horizontal", tick_labels=list(found), whis=(0, 100))
@@ -96,7 +96,7 @@ def run_sizes(quick: bool, seed: int) -> Iterator[Row | Picture]:
         means.append(np.mean(epochs))
         deviations.append(np.std(epochs, ddof=1))
         note = "Not computed before." if n == 64 else ""
-        yield Row(f"{n}-{m}-{n}", reference, MEMORY if n == 64 else AGREES, outcome.spread(), outcome.count(), note)
+        yield Row(f"{n}-{m}-{n}", reference, MEMORY if n == 64 else AGREES, outcome.spread(), outcome.tally(), note)
     ax = plot.new_axes()
     ax.errorbar(sizes, means, deviations, marker="o", capsize=3, label="here, mean and sd")
     ax.plot(sizes, [float(SIZES[n][2]) for n in sizes], "s--", color="0.4", label="from memory, Fahlman (1988)")

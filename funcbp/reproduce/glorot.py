@@ -55,8 +55,8 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     width = 100 if quick else 1000
     ax = plot.new_axes()
     note = (
-        f"{LAYERS} layers of {width} tanh units, at one input; mean (least and largest layer). The paper's inputs are not "
-        "known here: the larger they are, the flatter the units, and the smaller the values."
+        f"{LAYERS} layers of {width} tanh units, at one input; mean (least and largest layer). The paper's inputs are "
+        "not known here: the larger they are, the flatter the units, and the smaller the values."
     )
     for name, (initializer, reference) in WAYS.items():
         for scale, dashes in SCALES.items():

@@ -65,9 +65,9 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         "When the paper's network counts as having learned is not said; here, when every |t - y| < 0.5. The other "
         'trials rest on the plateau "never symmetric".'
     )
-    yield Row("sweeps until solved", "1425", READ, outcome.spread(), outcome.count(), note)
+    yield Row("sweeps until solved", "1425", READ, outcome.spread(), outcome.tally(), note)
     reference = f"12 of 20 within {MOST}; 387 to 3312"
-    yield Row(f"solved within {most} sweeps", reference, COMPUTED, outcome.count(), f"{trials}")
+    yield Row(f"solved within {most} sweeps", reference, COMPUTED, outcome.tally(), f"{trials}")
     kernels = go_on(outcome.params, more)["dense_0"]["kernel"][outcome.solved]
     found = [structure(kernel) for kernel in kernels]
     note = f"The median of the networks that were solved, after {more} sweeps more."
@@ -89,7 +89,7 @@ def _draw(outcome: Outcome, kernels: np.ndarray) -> Any:
     epochs = np.sort(outcome.epochs[outcome.solved])
     spread.step([0, *epochs], range(len(epochs) + 1), where="post", label="trials here")
     spread.axvline(1425, color="0.4", linestyle="--", label="the paper's run, 1425")
-    spread.set(xlabel="sweeps", ylabel="trials solved", title=f"{outcome.count()} trials solved")
+    spread.set(xlabel="sweeps", ylabel="trials solved", title=f"{outcome.tally()} trials solved")
     spread.set_ylim(0, len(outcome.solved))
     for ax in (bars, spread):
         if ax.get_legend_handles_labels()[0]:

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
             f"{epochs.mean():.1f} (sd {deviation:.1f}; {epochs.min()} to {epochs.max()}; median {np.median(epochs):g})"
         )
 
-    def count(self) -> str:
+    def tally(self) -> str:
         """How many of the trials were solved."""
         return f"{int(np.sum(self.solved))} of {len(np.asarray(self.solved))}"
 

@@ -57,7 +57,7 @@ WAYS = {
     "momentum, squared error": Way(optax.sgd(0.005, momentum=0.95), squared, LOGISTIC, 0.1, "20,000"),
     "momentum, cross-entropy": Way(optax.sgd(0.002, momentum=0.95), entropy, LOGISTIC, 0.1, "12,000"),
     "quickprop, hyper-error": Way(QUICKPROP, hyper, TANH, 0.3, "8,000", offset=True),
-    "iRPROP+, squared error": Way(IRPROP, squared, LOGISTIC, 0.5, ""),
+    "iRPROP+, cross-entropy": Way(IRPROP, entropy, LOGISTIC, 0.5, ""),
 }
 
 
@@ -78,8 +78,8 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     """The rows and the picture."""
     points, trials, most = (16, 3, 600) if quick else (97, 8, 20_000)
     note = (
-        "With which rates, weights and units is not known here; those used were chosen by trying a few. Trials that are "
-        f"not solved after {most:,} epochs are given up, and are not in the mean."
+        "With which rates, weights and units is not known here; those used were chosen by trying a few. Trials that "
+        f"are not solved after {most:,} epochs are given up, and are not in the mean."
     )
     found = {}
     for name, way in WAYS.items():

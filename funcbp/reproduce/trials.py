@@ -136,7 +136,7 @@ def make_trial(
             moved = jax.tree.map(lambda a, b: jnp.where(again, a, b), begin(new), moved)
         done = solved | (epochs >= most)
         kept = jax.tree.map(lambda a, b: jnp.where(done, a, b), attempt, moved)
-        return kept, key, jnp.where(done | again, epochs, epochs + 1), restarts + again, solved, done
+        return kept, key, jnp.where(done | again, epochs, epochs + 1), restarts + again.astype(jnp.int32), solved, done
 
     def trial(key: jax.Array) -> Outcome:
         key, first = jax.random.split(key)

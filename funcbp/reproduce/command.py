@@ -71,12 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     names = f"{', '.join(REPRODUCTIONS)}; all of them if none is given"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="few trials, to see that it works; no result")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights (default: 0)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the initial weights (default: 0)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="default: runs/reproduce"
     )
     parser.add_argument("--list", action="store_true", help="list the reproductions")
     return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _run(chosen: Sequence[Reproduction], request: argparse.Namespace, bar: Any) -> int:

@@ -64,14 +64,16 @@ def run_rules(quick: bool, seed: int) -> Iterator[Row | Picture]:
     found = {}
     for name, (setting, reference, sure) in RULES.items():
         found[name] = outcome = learn(10, 5, setting, 10 if quick else 100, 500, seed)
-        note = "Fahlman (1988)." if setting.reach == 2.0 or "dead" in name else ""
-        note = note or ("Riedmiller and Braun (1993)." if sure == AGREES else "")
+        whose = "Fahlman (1988)" if setting.loss is ops.dead_zone_error else "Riedmiller and Braun (1993)"
+        note = f"The reference is that of {whose}." if sure == AGREES else ""
         yield Row(name, reference, sure, outcome.spread(), outcome.tally(), note)
     ax = plot.new_axes(8, 4.5)
     epochs = [outcome.epochs[outcome.solved] for outcome in found.values()]
     ax.boxplot(epochs, orientation="horizontal", tick_labels=list(found), whis=(0, 100))
     ax.set(xlabel="epochs until solved", title="Encoder 10-5-10: median, quartiles and range of the trials")
     ax.set_xscale("log")
+    ax.set_xticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    ax.minorticks_off()
     ax.invert_yaxis()
     yield Picture("encoder", ax.figure)
 
@@ -95,7 +97,7 @@ def run_sizes(quick: bool, seed: int) -> Iterator[Row | Picture]:
         epochs = outcome.epochs[outcome.solved]
         means.append(np.mean(epochs))
         deviations.append(np.std(epochs, ddof=1))
-        note = "Not computed before." if n == 64 else ""
+        note = "No other computation of this one is known here." if n == 64 else ""
         yield Row(f"{n}-{m}-{n}", reference, MEMORY if n == 64 else AGREES, outcome.spread(), outcome.tally(), note)
     ax = plot.new_axes()
     ax.errorbar(sizes, means, deviations, marker="o", capsize=3, label="here, mean and sd")

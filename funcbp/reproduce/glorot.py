@@ -69,7 +69,7 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     ax.set(
         xlabel="singular value of a layer's Jacobian", ylabel="density", title=f"{LAYERS} layers of {width} tanh units"
     )
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
     yield Picture("glorot", ax.figure)
 
 

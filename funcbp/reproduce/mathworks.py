@@ -23,9 +23,14 @@ PROBLEMS = {
 MISSING = "not in this version"
 
 
-def rules() -> dict[str, optax.GradientTransformation]:
+def rules(net: nets.Net, x: np.ndarray, t: np.ndarray) -> dict[str, optax.GradientTransformation]:
     """The rules by the names that MATLAB has for them, without the `train`."""
-    return {"RP": optim.irprop_minus(0.07), "GDX": optim.vogl(0.01)}
+    found = {"RP": optim.irprop_minus(0.07), "GDX": optim.vogl(0.01)}
+    levenberg_marquardt = getattr(optim, "levenberg_marquardt", None)
+    if levenberg_marquardt is None:
+        return found
+    residuals = lambda params, example: net.apply(params, example[0]) - example[1]
+    return {"LM": levenberg_marquardt(residuals, 0.001, batch=(jnp.asarray(x), jnp.asarray(t))), **found}
 
 
 def problem(name: str) -> tuple[nets.Net, np.ndarray, np.ndarray]:
@@ -64,7 +69,7 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
             f"Mean time until the mean squared error is {goal:g}, in units of the fastest; a trial that fails counts "
             "with its time. The reference has MATLAB's rules, and its initial weights are others."
         )
-        found = {rule: learn(name, optimizer, trials, most, seed) for rule, optimizer in rules().items()}
+        found = {rule: learn(name, optimizer, trials, most, seed) for rule, optimizer in rules(*problem(name)).items()}
         means = {rule: seconds.mean() for rule, (_, seconds) in found.items()}
         for rule, reference in references.items():
             if rule not in found:
@@ -81,8 +86,8 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
 
 REPRODUCTION = Reproduction(
     "mathworks",
-    "Resilient backpropagation and adaptive gradient descent on a curve and on parity",
+    "Levenberg-Marquardt, resilient backpropagation and adaptive gradient descent on two problems",
     'The MathWorks, "Choose a multilayer neural network training function", in the manual of its toolbox',
-    11,
+    11 if not hasattr(optim, "levenberg_marquardt") else 13,
     run,
 )

@@ -47,7 +47,23 @@ class Outcome(NamedTuple):
 
 
 def uniform_weights(net: Net, x: Any, reach: float) -> Callable[[jax.Array], Any]:
-    """Weights and biases from U(-reach, reach), as the early networks had them: a function of a key."""
+    """Weights and biases from U(-reach, reach), as the early networks had them.
+
+    Args:
+        net: a network.
+        x: an example input, or a batch of them.
+        reach: of the largest weight.
+
+    Returns:
+        A function of a typed key that returns parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from funcbp import nets, reproduce
+        >>> init = reproduce.uniform_weights(nets.mlp([2, 1]), jnp.zeros(2), 0.3)
+        >>> init(jax.random.key(0))["dense_0"]["bias"].shape
+        (1,)
+    """
     like = jax.eval_shape(net.init, jax.random.key(0), x)
     leaves, structure = jax.tree.flatten(like)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
@@ -88,6 +104,15 @@ def run_trials(
 
     Returns:
         How they ended.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from funcbp import reproduce
+        >>> error = lambda w: (jnp.sum(w**2), jnp.abs(w) < 0.4)
+        >>> init = lambda key: jax.random.uniform(key, (1,), minval=0.9)
+        >>> outcome = reproduce.run_trials(error, init, optax.sgd(0.25), seed=0, trials=5, most=10)
+        >>> outcome.tally(), outcome.epochs.tolist()
+        ('5 of 5', [2, 2, 2, 2, 2])
     """
     learn = jax.jit(jax.vmap(make_trial(error, init, optimizer, most, restart_at, backward)))
     outcome: Outcome = jax.tree.map(np.asarray, learn(jax.random.split(jax.random.key(seed), trials)))

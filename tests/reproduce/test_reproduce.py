@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from funcbp import reproduce
+import funcbp as bp
+from funcbp import cli, reproduce
 from funcbp.reproduce import (
     alignment,
     command,
@@ -112,9 +113,11 @@ def test_spirals():
 
 def test_mathworks():
     """Parity by both rules; what is not in this version says so, and gives no number."""
-    net, x, _ = mathworks.problem("SIN 1-5-1")
-    assert net.apply(net.init(jax.random.key(0), x), x).shape == (41, 1)
-    outcome, seconds = mathworks.learn("PARITY 3-10-10-1", mathworks.rules()["RP"], 2, 500, 0)
+    net, x, t = mathworks.problem("SIN 1-5-1")
+    assert net.apply(net.init(jax.random.key(0), x), x).shape == t.shape == (41, 1)
+    rules = mathworks.rules(*mathworks.problem("PARITY 3-10-10-1"))
+    assert ("LM" in rules) == hasattr(bp.optim, "levenberg_marquardt")
+    outcome, seconds = mathworks.learn("PARITY 3-10-10-1", rules["RP"], 2, 500, 0)
     assert outcome.solved.all() and outcome.epochs.max() < 60 and (seconds > 0).all()
 
 
@@ -151,7 +154,7 @@ def test_the_command_and_the_largest_rate(tmp_path, capsys):
     ("argv", "message"),
     [
         (["perpetual-motion"], "There is no reproduction 'perpetual-motion'; there are worked-example, symmetry, "),
-        (["xor", "--seed", "x"], "Argument --seed: invalid int value: 'x'. See funcbp reproduce --help."),
+        (["xor", "--seed", "x"], "Argument --seed: 'x' is not a whole number of at least 0. See funcbp reproduce"),
         (["xor", "--out", "/dev/null/here"], "/dev/null/here: Not a directory."),
     ],
 )
@@ -161,7 +164,7 @@ def test_refused(argv, message, capsys):
 
 
 def test_list(capsys):
-    assert command.run_reproduce_command(["--list"]) == 0
+    assert cli.main(["reproduce", "--list"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()] == list(reproduce.REPRODUCTIONS)
 

@@ -178,13 +178,9 @@ def test_stopping_rules_and_the_best_parameters():
 
 
 def test_all_correct():
-    correct = lambda params, batch: stopping.right_class(
-        jnp.hstack([-(batch[0] @ params), batch[0] @ params]), batch[1]
-    )
+    correct = lambda params, batch: stopping.right_class(jnp.hstack([-(batch[0] @ params), batch[0] @ params]), batch[1])
     labels = (X[:, 0] > 0).astype(int)
-    right = lambda params, batch: jnp.mean(
-        jax.nn.softplus((1.0 - 2 * batch[1][:, None].astype(float)) * (batch[0] @ params))
-    )
+    right = lambda params, batch: jnp.mean(jax.nn.softplus((1.0 - 2 * batch[1][:, None].astype(float)) * (batch[0] @ params)))
     fit = bp.fit(
         right,
         -jnp.ones((3, 1)),
@@ -211,7 +207,7 @@ def test_restarts_begin_again_until_one_succeeds():
     fit = bp.fit(square, jnp.array(5.0), X, restart=restart, **options)
     assert (fit.reason, fit.attempts) == ("stop[0]", wins + 1)
     assert 5 * wins < fit.epochs <= 5 * (wins + 1) and len(fit.history["loss"]) == fit.epochs
-    np.testing.assert_allclose(fit.history["loss"][::5][: wins + 1], np.square(begins[: wins + 1]), rtol=1e-12)
+    np.testing.assert_allclose(fit.history["loss"][:: 5][: wins + 1], np.square(begins[: wins + 1]), rtol=1e-12)
     fit = bp.fit(square, jnp.array(5.0), X, restart=restart._replace(at_most=1), **options)
     assert (fit.reason, fit.attempts, fit.epochs) == ("restarts", 2, 10)
 

@@ -76,7 +76,7 @@ def by_number(many, numbers):
 
 # %%
 rates = (0.1, 0.5, 1.7)
-descent, rprop = by_number(learn(optax.sgd, rates), rates), by_number(learn(optax.rprop, [0.1]), [0.1])
+descent, rprop = by_number(learn(optax.sgd, rates), rates), by_number(learn(bp.optim.irprop_minus, [0.1]), [0.1])
 runs = {
     f"gradient descent, rate {rate}": (errors, epochs) for rate, errors, epochs in zip(rates, *descent, strict=True)
 }
@@ -97,7 +97,7 @@ for name, (_, epochs) in runs.items():
 # %%
 numbers = np.geomspace(0.01, 10, 10)
 axes = plot.new_axes(10, 4, 2)
-for name, rule in (("gradient descent: learning rate", optax.sgd), ("RPROP: first step", optax.rprop)):
+for name, rule in (("gradient descent: learning rate", optax.sgd), ("RPROP: first step", bp.optim.irprop_minus)):
     epochs = by_number(learn(rule, numbers), numbers)[1]
     solved = np.isfinite(epochs)
     enough = solved.mean(1) > 0.5

@@ -2,7 +2,8 @@
 
 Gradient descent multiplies the gradient by a learning rate, and somebody has to choose it. RPROP looks only at the
 signs: every weight has a step of its own, which grows by 1.2 while the sign of its derivative stays the same, and is
-halved when it changes. No learning rate is to be chosen.
+halved when it changes. No learning rate is to be chosen. The variant is iRprop−, which leaves a weight alone for one
+update when its sign has changed.
 """
 
 # %%

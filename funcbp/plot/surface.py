@@ -250,6 +250,7 @@ def _landscape(
         ax.plot_surface(*np.meshgrid(x, y), heights, cmap=HEIGHTS, alpha=0.7, linewidth=0)
         ax.plot(*path.T, path_heights, "o-", color=VALIDATION, markersize=3, linewidth=1.5, zorder=5)
         ax.set_zlabel("error E")
+        ax.locator_params(nbins=5)
     else:
         low, high = np.nanmin(heights), np.nanmax(heights)
         # equal steps of the root: a parabola's lines lie equally far apart

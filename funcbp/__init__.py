@@ -1,9 +1,10 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, plot, rules, testing, train
+from . import data, nets, ops, optim, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .rules import coverage, rule
 from .testing import check
+from .train import fit, fit_many
 
 __version__ = "0.1.0"
 
@@ -13,11 +14,14 @@ __all__ = [
     "check",
     "coverage",
     "data",
+    "fit",
+    "fit_many",
     "grad",
     "hvp",
     "jacrev",
     "nets",
     "ops",
+    "optim",
     "plot",
     "rule",
     "rules",

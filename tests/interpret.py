@@ -90,7 +90,7 @@ def broadcast_in_dim(x, *, shape, broadcast_dimensions, sharding):
     return np.broadcast_to(x.reshape(aligned), shape)
 
 
-def dot_general(x, y, *, dimension_numbers, **params):
+def dot_general(x, y, *, dimension_numbers, preferred_element_type=None, **params):
     (x_contract, y_contract), (x_batch, y_batch) = dimension_numbers
     letters = iter(string.ascii_letters)
     of_x = [next(letters) for _ in range(x.ndim)]
@@ -99,7 +99,7 @@ def dot_general(x, y, *, dimension_numbers, **params):
     out = [of_x[i] for i in x_batch]
     out += [a for i, a in enumerate(of_x) if i not in (*x_contract, *x_batch)]
     out += [a for j, a in enumerate(of_y) if j not in met]
-    return np.einsum(f"{''.join(of_x)},{''.join(of_y)}->{''.join(out)}", x, y)
+    return np.einsum(f"{''.join(of_x)},{''.join(of_y)}->{''.join(out)}", x, y).astype(preferred_element_type or x.dtype)
 
 
 def select_n(which, *cases):
@@ -119,6 +119,10 @@ NUMPY = {word.partition(":")[0]: elementwise(word.partition(":")[2] or word) for
     "rsqrt": lambda x, **_: np.asarray(1 / np.sqrt(x)),
     "logistic": lambda x, **_: np.asarray(1 / (1 + np.exp(-x))),
     "select_n": select_n,
+    "real": lambda x, **_: np.asarray(np.real(x)),
+    "imag": lambda x, **_: np.asarray(np.imag(x)),
+    "conj": lambda x, **_: np.asarray(np.conj(x) + 0j),
+    "complex": lambda x, y: np.asarray(x + 1j * y),
     "stop_gradient": lambda x, **_: x,
     "copy": lambda x, **_: x,
     "copy_p": lambda x, **_: x,

@@ -2,6 +2,7 @@
 
 from . import data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .policies import Budget
 from .rules import coverage, rule
 from .testing import check
 
@@ -9,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backward",
+    "Budget",
     "MissingRuleError",
     "check",
     "coverage",

@@ -22,7 +22,8 @@ import numpy as np
 
 from . import jaxpr as jx
 from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable, is_inexact
-from .plan import RESIDUALS, Passes
+from .plan import Passes
+from .policies import Budget, checked
 from .record import Record, Step, record
 from .rules.table import REFUSED, TABLE, MissingRuleError, Rule, coverage
 
@@ -119,7 +120,8 @@ class Backward:
         rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again.
+            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
+            `Budget`: the least work done again that fits into a number of bytes.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -130,10 +132,9 @@ class Backward:
     """
 
     def __init__(
-        self, *, rules: Mapping[Any, Rule] | None = None, residuals: str = "min_cut", on_missing: str = "error"
+        self, *, rules: Mapping[Any, Rule] | None = None, residuals: str | Budget = "min_cut", on_missing: str = "error"
     ):
-        if residuals not in RESIDUALS:
-            raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, and was {residuals!r}.")
+        checked(residuals)
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,7 +100,7 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules", "testing"):
+for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "policies.py", "cotangents.py", "rules", "testing"):
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
@@ -379,13 +380,61 @@ CHEAP = frozenset(
 )
 
 
+# as good as new when computed again, but not cheap
+REPEATABLE = CHEAP | frozenset(
+    """
+    approx_top_k argsort bessel_i0e bessel_i1e cholesky clz conv_general_dilated cumlogsumexp cummax cummin cumprod
+    cumsum digamma dot_general dynamic_slice dynamic_update_slice eigh fft gather householder_product igamma igammac
+    lgamma lu lu_pivots_to_permutation mul_add nextafter polygamma qr ragged_dot ragged_dot_general reduce
+    reduce_prod reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor
+    regularized_incomplete_beta scatter scatter_add scatter-add scatter_max scatter_min scatter_mul
+    select_and_gather_add select_and_scatter_add sort svd top_k triangular_solve tridiagonal_solve
+    """.split()
+)
+
+
+def inner(eqn: Any) -> list[Any]:
+    """The equations of the programs inside an equation."""
+    return [e for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns]
+
+
 def is_cheap(eqn: Any) -> bool:
     """Whether it costs little to compute this equation again: elementwise, structural, or a plain reduction."""
     if eqn.effects:
         return False
-    if eqn.primitive.name == "jit":
-        return all(is_cheap(e) for e in eqn.params["jaxpr"].eqns)
+    if eqn.primitive.name in ("jit", "custom_jvp_call"):
+        return all(map(is_cheap, inner(eqn)))
     return eqn.primitive.name in CHEAP
+
+
+def is_repeatable(eqn: Any) -> bool:
+    """Whether this equation gives the same numbers when computed again: no draw, collective, callback, custom call."""
+    if eqn.effects:
+        return False
+    if eqn.primitive.name in ("jit", "custom_jvp_call", "closed_call", "scan", "cond", "remat2", "checkpoint"):
+        return all(map(is_repeatable, inner(eqn)))
+    return eqn.primitive.name in REPEATABLE
+
+
+def flops(eqn: Any) -> float:
+    """About how many floating-point operations an equation takes: a contraction exactly, the rest by its elements."""
+    ins, out = [v.aval for v in eqn.invars], eqn.outvars[0].aval if eqn.outvars else None
+    match eqn.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            return 2.0 * out.size * math.prod(ins[0].shape[i] for i in contracted)
+        case "conv_general_dilated":
+            channels = ins[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            return 2.0 * out.size * ins[1].size / max(channels, 1)
+        case "scan":
+            return float(eqn.params["length"]) * sum(map(flops, inner(eqn)))
+        case "cond":
+            return max(sum(map(flops, branch.eqns)) for branch in cond_branches(eqn.params))
+        case _:
+            inside = inner(eqn)
+            if inside:
+                return float(sum(map(flops, inside)))
+            return float(max((a.size for a in (*ins, *(v.aval for v in eqn.outvars)) if hasattr(a, "size")), default=0))
 
 
 def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:

@@ -24,7 +24,8 @@ from ..jaxpr import (
     primitives,
     sharding_of,
 )
-from ..plan import Plan, by_policy, plan_of_call
+from ..plan import Plan, plan_of_call
+from ..policies import permitted
 from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -63,10 +64,10 @@ for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_
 
 
 def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Run the region, keeping its inputs and what the user's policy says."""
-    policy = params["policy"]
-    choose = by_policy(lambda eqn: is_saved(policy, eqn))
-    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), policy, choose)
+    """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
+    policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
+    choose = permitted(lambda eqn: is_saved(policy, eqn), cut=narrow)
+    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), (policy, narrow), choose)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 

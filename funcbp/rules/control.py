@@ -22,7 +22,8 @@ from ..jaxpr import (
     while_parts,
     zeros,
 )
-from ..plan import RESIDUALS, Choose, Passes, Plan, plan_of_call
+from ..plan import Passes, Plan, plan_of_call
+from ..policies import Choose, chooser
 from .table import TABLE, Rule, def_control
 
 
@@ -53,7 +54,9 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = _split(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: walker.passes(body, p), *_split(perturbed, n_consts, n_carry))
-    plan = passes.made(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
+    steps = params["length"]
+    choose = chooser(walker.residuals, steps)
+    plan = passes.made((walker.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, choose))
     n_ys = len(passes.outputs) - n_carry
     once = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])

@@ -418,14 +418,14 @@ def is_repeatable(eqn: Any) -> bool:
 
 def flops(eqn: Any) -> float:
     """About how many floating-point operations an equation takes: a contraction exactly, the rest by its elements."""
-    ins, out = [v.aval for v in eqn.invars], eqn.outvars[0].aval if eqn.outvars else None
+    ins, outs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
     match eqn.primitive.name:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            return 2.0 * out.size * math.prod(ins[0].shape[i] for i in contracted)
+            return 2.0 * outs[0].size * math.prod(ins[0].shape[i] for i in contracted)
         case "conv_general_dilated":
             channels = ins[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-            return 2.0 * out.size * ins[1].size / max(channels, 1)
+            return 2.0 * outs[0].size * ins[1].size / max(channels, 1)
         case "scan":
             return float(eqn.params["length"]) * sum(map(flops, inner(eqn)))
         case "cond":
@@ -434,7 +434,7 @@ def flops(eqn: Any) -> float:
             inside = inner(eqn)
             if inside:
                 return float(sum(map(flops, inside)))
-            return float(max((a.size for a in (*ins, *(v.aval for v in eqn.outvars)) if hasattr(a, "size")), default=0))
+            return float(max((a.size for a in (*ins, *outs) if hasattr(a, "size")), default=0))
 
 
 def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:

@@ -2,6 +2,7 @@
 
 from . import data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .loops import scan, while_loop
 from .policies import Budget
 from .rules import coverage, rule
 from .testing import check
@@ -23,8 +24,10 @@ __all__ = [
     "plot",
     "rule",
     "rules",
+    "scan",
     "testing",
     "train",
     "value_and_grad",
     "vjp",
+    "while_loop",
 ]

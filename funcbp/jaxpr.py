@@ -66,6 +66,11 @@ def strong(aval: Aval) -> Aval:
     return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
 
 
+def row(aval: Aval) -> Aval:
+    """The type of what is at one index of the first axis."""
+    return core.mapped_aval(aval.shape[0], 0, aval)
+
+
 def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
     return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
@@ -100,7 +105,17 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "policies.py", "cotangents.py", "rules", "testing"):
+for _core in (
+    "jaxpr.py",
+    "record.py",
+    "backward.py",
+    "plan.py",
+    "policies.py",
+    "loops.py",
+    "cotangents.py",
+    "rules",
+    "testing",
+):
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 

@@ -84,7 +84,7 @@ def like(x: Any, aval: Aval) -> Any:
 
 def sharding_of(x: Any) -> Any:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
-    sharding = getattr(_type(x), "sharding", None)
+    sharding = getattr(aval_of(x), "sharding", None)
     return None if sharding is None or sharding.mesh.empty else sharding
 
 
@@ -96,7 +96,7 @@ def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
     return sharding.update(spec=jax.P(*(sharding.spec[i] for i in axes)))
 
 
-def _type(x: Any) -> Aval:
+def aval_of(x: Any) -> Aval:
     return x if isinstance(x, core.AbstractValue) else core.typeof(x)
 
 
@@ -122,6 +122,16 @@ for _core in (
 def current_source() -> Any:
     """Where in the user's program the equation at hand was written."""
     return source_info_util.current()
+
+
+def written_at(source: Any) -> Any:
+    """A context in which equations bear the line and the name scope of this place, transposed."""
+    return source_info_util.user_context(source.traceback, name_stack=source.name_stack.transform("transpose"))
+
+
+def restored(source: Any) -> Any:
+    """A context in which equations bear this line and name scope."""
+    return source_info_util.user_context(source.traceback, name_stack=source.name_stack)
 
 
 def user_line(source: Any) -> str:

@@ -185,8 +185,9 @@ class Loop:
 
             return lax.while_loop(lambda s: (s[0][s[1] - 1] < t) & (s[1] < self.snapshots), step, stack)
 
-        def back(stack: Any, sums: Any, ct_state: Any, t: Any, x: Any, ct_ys: Any) -> Any:
-            stack = places, used, stored = store_more(stack, t)
+        def back(carry: Any, t: Any, x: Any, ct_ys: Any) -> tuple[Any, Any]:
+            stack, sums, ct_state = carry
+            places, used, stored = store_more(stack, t)
             state = run(_read(stored, used - 1), places[used - 1], t)
             parts = consts[0], state, x
             floats, rebuild = _partition([v for part in parts for v in part])
@@ -195,25 +196,18 @@ class Loop:
             to_consts, ct_state, ct_x = ([next(cts) for _ in _floats(part)] for part in parts)
             sums = [a + b for a, b in zip(sums, to_consts, strict=True)]
             used = used - (places[used - 1] == t)
-            return (places, used, stored), sums, ct_state, ct_x
+            return ((places, used, stored), sums, ct_state), ct_x
 
-        stack = (jnp.asarray(places), used, stored)
         sums = [jnp.zeros_like(c) for c in _floats(consts[0])]
         ct_state, ct_ys = ([c for c in cts if c.dtype != jx.float0] for cts in ct)
+        carry = ((jnp.asarray(places), used, stored), sums, ct_state)
         if self.condition is None:
-
-            def step(carry: Any, at: Any) -> Any:
-                *carry, ct_x = back(*carry, *at)
-                return tuple(carry), ct_x
-
             along = (self._numbers(), xs, ct_ys)
-            (_, sums, ct_init), ct_xs = lax.scan(
-                step, (stack, sums, ct_state), along, self.steps, reverse=not self.reverse
-            )
+            step = lambda carry, at: back(carry, *at)
+            (_, sums, ct_init), ct_xs = lax.scan(step, carry, along, self.steps, reverse=not self.reverse)
         else:
-            step = lambda i, carry: back(*carry, count - 1 - i, [], [])[:3]
-            _, sums, ct_init = lax.fori_loop(0, count, step, (stack, sums, ct_state))
-            ct_xs = []
+            one = lambda i, carry: back(carry, count - 1 - i, xs, [])[0]
+            (_, sums, ct_init), ct_xs = lax.fori_loop(0, count, one, carry), []
         return ([_fill(sums, consts[0]), [None] * len(consts[1])], _fill(ct_init, stored), _fill(ct_xs, xs))
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
+
 from . import jaxpr as jx
-from .cotangents import Zero
+from .cotangents import Zero, dense
 from .jaxpr import Program
 from .policies import Choose, all_needed, read_for
 
-__all__ = ["Passes", "Plan", "plan_of_call"]
+__all__ = ["Given", "Passes", "Plan", "plan_of_call", "with_names"]
 
 Made = TypeVar("Made")
 
@@ -30,19 +32,22 @@ class Passes:
 
     Attributes:
         forward: program from inputs to outputs followed by candidates.
-        pull_back: (candidates, cotangents of the outputs) -> cotangents of the inputs, `Zero` allowed on both sides.
+        pull_back: (candidates, cotangents of the outputs, those of names passed before or None) -> (cotangents of the
+            inputs, what the walk found), `Zero` allowed on both sides.
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
+        factored: whether the inputs' cotangents are handed out as products not carried out.
     """
 
     def __init__(
         self,
         forward: Program,
-        pull_back: Callable[[Sequence[Any], Sequence[Any]], list[Any]],
+        pull_back: Callable[[Sequence[Any], Sequence[Any], Any], tuple[list[Any], Any]],
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
+        factored: bool,
     ):
-        self.forward, self.pull_back = forward, pull_back
+        self.forward, self.pull_back, self.factored = forward, pull_back, factored
         self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
         n = len(self.differentiable)
         self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
@@ -58,22 +63,34 @@ class Passes:
         return self._made[key]
 
 
-def backward_of(passes: Passes, nonzero: Sequence[bool]) -> tuple[Program, list[bool]]:
-    """The backward program of a body for outputs with these nonzero cotangents, and which inputs get a nonzero one.
+Given = tuple[tuple[str, Any], ...] | None
 
-    Its inputs are (*candidates, *nonzero cotangents), its outputs the nonzero cotangents of the inputs.
+
+def backward_of(passes: Passes, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
+    """The backward program of a body for outputs with these nonzero cotangents.
+
+    Its inputs are (*candidates, *nonzero cotangents, *named cotangents that are given); its outputs are the leaves of
+    (cotangents of the inputs, what the walk found), whose structure is the second thing returned.
     """
-    reached: list[bool] = []
-    n = len(passes.candidates)
+    n, n_cts = len(passes.candidates), sum(nonzero)
+    trees = []
 
     def backward(*args: Any) -> list[Any]:
-        given = iter(args[n:])
-        cts = passes.pull_back(args[:n], [next(given) if z else Zero for z in nonzero])
-        reached[:] = [c is not Zero for c in cts]
-        return [c for c in cts if c is not Zero]
+        cts = iter(args[n : n + n_cts])
+        named = with_names(given, args[n + n_cts :])
+        back, found = passes.pull_back(args[:n], [next(cts) if z else Zero for z in nonzero], named)
+        leaves, tree = jax.tree.flatten((back if passes.factored else [dense(c) for c in back], found))
+        trees.append(tree)
+        return leaves
 
     ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
-    return jx.trace(backward, [*passes.candidate_types, *ct_types], "backward"), reached
+    types = [*passes.candidate_types, *ct_types, *(t for _, t in given or ())]
+    return jx.trace(backward, types, "backward"), trees[0]
+
+
+def with_names(given: Given, values: Sequence[Any]) -> dict[str, Any] | None:
+    """The named cotangents, by name; None in a rehearsal."""
+    return None if given is None else {name: v for (name, _), v in zip(given, values, strict=True)}
 
 
 class Plan:
@@ -81,8 +98,8 @@ class Plan:
 
     Args:
         passes: the body.
-        make: from which output cotangents are nonzero to (backward program, anything), the program's inputs being
-            (*candidates, *others).
+        make: from which output cotangents are nonzero and which named ones are given to (backward program, anything),
+            the program's inputs being (*candidates, *others).
         free: which inputs are there anyway when the backward program runs.
         steady: which inputs are the same in every step of a loop; what follows from them alone is kept once.
         choose: which values to keep: (forward, needed, there) -> variables of the forward program, `there` being the
@@ -99,14 +116,14 @@ class Plan:
     def __init__(
         self,
         passes: Passes,
-        make: Callable[[Sequence[bool]], tuple[Program, Any]],
+        make: Callable[[Sequence[bool], Given], tuple[Program, Any]],
         free: Sequence[bool],
         steady: Sequence[bool] | None = None,
         choose: Choose | None = None,
     ):
         choose = choose or all_needed
         self.passes, self._make = passes, make
-        full, info = make(passes.differentiable)
+        full, info = make(passes.differentiable, None)
         forward, invars = passes.forward, passes.forward.invars
         there = {v for v, f in zip(invars, free, strict=True) if f}
         fixed: set[Any] = set()
@@ -123,16 +140,17 @@ class Plan:
         self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
         still = [v for v, s in zip(invars, steady or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.once)
-        self._backward = {passes.differentiable: (self._join(full), info)}
+        self._backward: dict[tuple[Sequence[bool], Given], tuple[Program, Any]] = {}
+        self._backward[passes.differentiable, None] = self._join(full), info
 
-    def backward(self, nonzero: Sequence[bool]) -> tuple[Program, Any]:
+    def backward(self, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
         """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
 
         Its inputs are (*free, *once, *kept, *others).
         """
-        key = tuple(nonzero)
+        key = (tuple(nonzero), given)
         if key not in self._backward:
-            program, info = self._make(key)
+            program, info = self._make(*key)
             self._backward[key] = (self._join(program), info)
         return self._backward[key]
 
@@ -156,7 +174,7 @@ class Plan:
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
     """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
     free = [True] * len(passes.in_types)
-    return passes.made(key, lambda: Plan(passes, lambda nonzero: backward_of(passes, nonzero), free, choose=choose))
+    return passes.made(key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), free, choose=choose))
 
 
 def _following(program: Program, known: set[Any]) -> set[Any]:

@@ -12,6 +12,7 @@ number of bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from . import jaxpr as jx
+from .cotangents import ABSORB, Factored, Zero
 from .jaxpr import Program
 
 __all__ = ["RESIDUALS", "Budget", "Choose", "bytes_of", "chooser", "minimum_cut", "permitted", "read_for"]
@@ -288,6 +290,43 @@ def _size(n: float) -> str:
     return f"{n:,.0f} bytes"
 
 
+# --- products of weights ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deferral:
+    """When the gradient of a loop's constant is summed by one contraction after the loop, of stacked factors.
+
+    In the loop each step reads and writes the whole sum W̄ += x' δ, however small its own product is: for a batch of
+    one, two operations per number moved. After the loop, each step has stored x and δ, and the sum is written once.
+    That is faster when the sum is too large for a core's cache, but the stacks take memory, so they must be small
+    beside it.
+
+    Args:
+        times: how many times more bytes the sum must have than the factors of one step.
+        at_least: how many bytes the sum must have.
+    """
+
+    times: float = 32.0
+    at_least: int = 2**18
+
+    def worth(self, ct: Any) -> bool:
+        """Whether to wait until after the loop with this cotangent of one of its constants."""
+        if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
+            return False
+        summed = math.prod(ct.shape) * ct.dtype.itemsize
+        stacked = sum(x.size * x.dtype.itemsize for p in ct.products for x in (p.ct, p.other))
+        return summed >= self.at_least and summed >= self.times * stacked
+
+
+NOW = Deferral(math.inf)
+
+
+def deferral(residuals: str | Budget) -> Deferral:
+    """When to wait: under a policy that limits what is stacked, not at all."""
+    return Deferral() if residuals in ("min_cut", "needed") else NOW
+
+
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 RESIDUALS: dict[Hashable, Choose] = {"min_cut": minimum_cut, "needed": all_needed, "inputs": only_inputs}
@@ -298,8 +337,7 @@ def chooser(residuals: str | Budget, steps: int = 1) -> Choose:
     return residuals.chooser(steps) if isinstance(residuals, Budget) else RESIDUALS[residuals]
 
 
-def checked(residuals: Any) -> Any:
-    """`residuals`, if it names a policy."""
+def check_residuals(residuals: Any) -> None:
+    """Whether it names a policy."""
     if not isinstance(residuals, Budget) and residuals not in RESIDUALS:
         raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, or a Budget, and was {residuals!r}.")
-    return residuals

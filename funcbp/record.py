@@ -9,7 +9,7 @@ is made while those trace. Equations that no perturbed value enters leave no tra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
 from .rules.table import MissingRuleError, Rule
 
-__all__ = ["Record", "Step", "record"]
+__all__ = ["Record", "Step", "Watch", "record"]
 
 
 class Kept(NamedTuple):
@@ -39,17 +39,33 @@ class Step(NamedTuple):
     inputs: tuple[int | None, ...]  # which value each primal is; None where it is not perturbed
     outputs: tuple[int | None, ...]
     types: tuple[Any, ...]  # of the primals
-    res: tuple[Any, ...]  # what the rule keeps, flat: arrays are `Kept`, the rest is here
+    res: tuple[Any, ...]  # what the rule keeps, and what the watch notes, flat: arrays are `Kept`, the rest is here
     tree: Any  # the structure of `res`
     several: bool  # outputs come as a list
     source: Any
+    number: int = -1  # which of the record's steps this is
 
-    def residuals(self, kept: Sequence[Any]) -> Any:
+    def residuals(self, kept: Sequence[Any]) -> tuple[Any, Any]:
+        """What the rule keeps, and what the walker's watch noted."""
         return self.tree.unflatten([kept[r.place] if type(r) is Kept else r for r in self.res])
 
     def where(self) -> str:
         line = jx.user_line(self.source)
         return f"`{self.primitive}` at {line}" if line else f"`{self.primitive}`"
+
+
+class Watch(Protocol):
+    """What looks at each step, on the way forward and on the way back. It is a value, which jit caches compare.
+
+    What it notes is kept like a residual, and what it makes of a step comes out of the walk: from inside a loop stacked
+    over the loop's steps.
+    """
+
+    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
+        """A pytree of arrays to be kept of a step that has run, or None."""
+
+    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
+        """A pytree of arrays to be handed out, of what was noted and the cotangents of the outputs, or None."""
 
 
 class Record(NamedTuple):
@@ -132,7 +148,8 @@ class RecordTrace(core.Trace):
     def write(
         self, name: str, rule: Rule, params: Any, slots: Any, types: Any, outs: Any, res: Any, several: bool
     ) -> None:
-        leaves, tree = jax.tree.flatten(res)
+        noted = None if self.walker.watch is None else self.walker.watch.note(name, params, types, outs)
+        leaves, tree = jax.tree.flatten((res, jax.tree.map(self.value, noted)))
         perturbed = tuple(slot is not None for slot in slots)
         outputs = tuple(map(self.slot, outs))
         kept = tuple(map(self.keep, leaves))
@@ -294,5 +311,5 @@ def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[
             steps.append(step)
     kept: dict[int, int] = {}
     renumber = lambda r: Kept(kept.setdefault(r.place, len(kept))) if type(r) is Kept else r
-    steps = [s._replace(res=tuple(map(renumber, s.res))) for s in reversed(steps)]
+    steps = [s._replace(res=tuple(map(renumber, s.res)), number=i) for i, s in enumerate(reversed(steps))]
     return tuple(steps), [trace.kept[i] for i in kept]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Zero
+from ..cotangents import Zero, dense
 from ..jaxpr import (
     as_function,
     bind_device_put,
@@ -36,12 +36,14 @@ def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[A
     return outs[:n], (plan, [primals[i] for i in plan.free], outs[n:]), plan.passes.differentiable
 
 
-def call_back(res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+def call_back(walk: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
     """Run the backward program of a body on what was kept; `run(program, args)` says how."""
     plan, free, kept = res
-    program, reached = plan.backward([c is not Zero for c in ct])
-    outs = iter(run(program, [*free, *kept, *(c for c in ct if c is not Zero)]))
-    return [next(outs) if r else Zero for r in reached]
+    program, tree = plan.backward([c is not Zero for c in ct], walk.given)
+    args = [*free, *kept, *(dense(c) for c in ct if c is not Zero), *walk.brought]
+    cts, found = tree.unflatten(run(program, args))
+    walk.take_in(found)
+    return cts
 
 
 def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
@@ -50,9 +52,9 @@ def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any
     return call_res(plan, primals, plan.forward.jitted(*primals))
 
 
-def jit_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def jit_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the compiled backward program on what was kept."""
-    return call_back(res, ct, lambda program, args: program.jitted(*args))
+    return call_back(walk, res, ct, lambda program, args: program.jitted(*args))
 
 
 TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
@@ -71,9 +73,9 @@ def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: A
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
-def remat_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def remat_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
-    return call_back(res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+    return call_back(walk, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
 
 
 def_control(primitives.remat_p, remat_fwd, remat_bwd)

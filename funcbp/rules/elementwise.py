@@ -71,14 +71,14 @@ def sub_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def mul_left(ct: Any, x: Any, y: Any, *, out_dtype: Any = None) -> Any:
+def mul_left(ct: Any, y: Any, x: Any, *, out_dtype: Any = None) -> Any:
     """z = x y:  x̄ = z̄ y."""
     return unbroadcast(lax.mul(ct, y) if out_dtype is None else (ct * y.astype(ct.dtype)).astype(x.dtype), x)
 
 
 def mul_right(ct: Any, x: Any, y: Any, *, out_dtype: Any = None) -> Any:
     """z = x y:  ȳ = z̄ x."""
-    return mul_left(ct, y, x, out_dtype=out_dtype)
+    return mul_left(ct, x, y, out_dtype=out_dtype)
 
 
 def div_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
@@ -214,7 +214,7 @@ def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
 def_rule(primitives.add_p, add_bwd, save=TYPES)
 def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES)
 def_rule(primitives.sub_p, sub_bwd, save=TYPES)
-def_bilinear(primitives.mul_p, mul_left, mul_right)
+def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False)
 def_rule(primitives.div_p, div_bwd, save=div_save)
 def_rule(primitives.rem_p, rem_bwd)
 def_rule(primitive("polynomial_p"), polynomial_bwd)

@@ -275,7 +275,7 @@ def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **pa
     return outs, (list(primals[: len(primals) - n]), outs[:n]), [*([True] * n), *([False] * (len(outs) - n))]
 
 
-def linear_solve_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def linear_solve_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
     constants, x = res
     jaxprs, lengths = solve_parts(params)
@@ -283,10 +283,10 @@ def linear_solve_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequen
     of_matrix = constants[: lengths[0]]
     to_matrix: list[Any] = [Zero] * lengths[0]
     if any(perturbed[: lengths[0]]):
-        passes = walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
+        passes = walk.walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
         outs = passes.forward(*of_matrix, *x)
         minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
-        to_matrix = passes.pull_back(outs[len(b_bar) :], minus)[: lengths[0]]
+        to_matrix = passes.pull_back(outs[len(b_bar) :], minus, walk.named)[0][: lengths[0]]
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 

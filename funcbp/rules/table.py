@@ -25,8 +25,8 @@ from typing import Any
 
 import jax
 
-from ..cotangents import Zero, unbroadcast
-from ..jaxpr import public_names
+from ..cotangents import Factored, Product, Zero, unbroadcast
+from ..jaxpr import aval_of, current_source, public_names
 
 __all__ = [
     "INPUTS",
@@ -87,12 +87,13 @@ def NOTHING(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params
 class Rule:
     """How one operation is differentiated. See the module's docstring for the contract.
 
-    `kind` is `"rule"`, `"zero"` (differentiable, derivative zero almost everywhere), `"nondiff"` (no output has a
-    derivative), `"tangent"` (`fwd(primals, tangents, **params) -> (outs, tangents of the outs)` is linear in the
-    tangents, and is transposed by the walk), `"control"` (the rule differentiates programs: `fwd(walker, perturbed,
-    *primals, **params)` also returns which outputs are differentiable, and `bwd` gets the walker first), or
-    `"missing"` (`bwd` is absent, and `message(where)` says so when it turns out to be needed). `body(params)`, where
-    given, is a function to run through the recording in the primitive's place.
+    `kind` is `"rule"`, `"linear"` (linear in the first operand, and keeps no numbers), `"zero"` (differentiable,
+    derivative zero almost everywhere), `"nondiff"` (no output has a derivative), `"tangent"` (`fwd(primals, tangents,
+    **params) -> (outs, tangents of the outs)` is linear in the tangents, and is transposed by the walk), `"control"`
+    (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also returns which outputs are
+    differentiable, and `bwd` gets the walk first), or `"missing"` (`bwd` is absent, and `message(where)` says so when
+    it turns out to be needed). `body(params)`, where given, is a function to run through the recording in the
+    primitive's place.
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
@@ -212,13 +213,14 @@ def def_linear(primitive: Any, transpose: Callable[..., Any]) -> None:
         return [transpose(ct, types[0], **params), *(None for _ in types[1:])]
 
     bwd.__name__ = f"{primitive}_bwd"
-    def_rule(primitive, bwd, save=TYPES)
+    TABLE[primitive] = Rule(bwd, save=TYPES, kind="linear")
 
 
-def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., Any]) -> None:
-    """An operation linear in each of two operands: x̄ = left(z̄, type of x, y), ȳ = right(z̄, x, type of y).
+def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., Any], factored: bool = True) -> None:
+    """An operation linear in each of two operands: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
-    An operand is kept only where the other one is perturbed.
+    An operand is kept only where the other one is perturbed. The cotangents are handed on as `Factored` products, to be
+    carried out when somebody needs the array, or, with `factored=False`, as arrays.
     """
 
     def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
@@ -227,9 +229,20 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
 
     def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
         x, y = res
+        if not factored:
+            return [
+                left(ct, y, x, **params) if perturbed[0] else Zero,
+                right(ct, x, y, **params) if perturbed[1] else Zero,
+            ]
+        if ct.size == 0:
+            return [Zero, Zero]
+        source = current_source()
+        product = lambda rule, other, aval: Factored(
+            [Product(ct, other, rule, aval, params, (), source)], Zero, aval.shape, aval.dtype
+        )
         return [
-            left(ct, x, y, **params) if perturbed[0] else Zero,
-            right(ct, x, y, **params) if perturbed[1] else Zero,
+            product(left, y, aval_of(x)) if perturbed[0] else Zero,
+            product(right, x, aval_of(y)) if perturbed[1] else Zero,
         ]
 
     bwd.__name__ = f"{primitive}_bwd"

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import backward
 from .. import jaxpr as jx
-from ..cotangents import Zero, is_differentiable
+from ..cotangents import Zero, dense, is_differentiable
 from ..record import record
 from .check import check
 from .subject import first_line
@@ -141,7 +141,10 @@ class _Rule:
         """Cotangents of the floating-point operands that are perturbed; `Zero` where zero."""
         chosen = [i in self.floats for i in range(len(args))] if perturbed is None else list(perturbed)
         rec, _, kept = self.record(args, chosen)
-        return [c for c, p in zip(backward.pull_back(self.walker, rec, kept, cts), chosen, strict=True) if p]
+        return [c for c, p in zip(self.pull_back(rec, kept, cts), chosen, strict=True) if p]
+
+    def pull_back(self, rec: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
+        return [dense(c) for c in backward.pull_back(backward.Walk(self.walker), rec, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]
@@ -221,7 +224,7 @@ def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
     def back(*xs: Any) -> list[Any]:
         cts = iter(xs[len(kept) :])
         full = [c if c is Zero else next(cts) for c in rule.cts]
-        out = backward.pull_back(rule.walker, rec, xs[: len(kept)], full)
+        out = rule.pull_back(rec, xs[: len(kept)], full)
         return [c for c, p in zip(out, perturbed, strict=True) if p and c is not Zero]
 
     return jx.trace(back, types), len(kept), sum(int(x.nbytes) for x in kept)

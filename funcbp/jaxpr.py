@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src import (
     ad_util,
@@ -112,6 +114,7 @@ for _core in (
     "plan.py",
     "policies.py",
     "loops.py",
+    "straight.py",
     "cotangents.py",
     "rules",
     "testing",
@@ -240,6 +243,48 @@ class Program:
 def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
     effects = core.join_effects(*(e.effects for e in eqns)) if jaxpr.effects else jaxpr.effects
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+
+
+def opened(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program, and the compiled calls in it equation by equation, but for those that are cheap."""
+
+    def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        read = lambda v: v.val if is_literal(v) else env[v]
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "jit" and not is_cheap(eqn):
+                inside = eqn.params["jaxpr"]
+                outs = run(inside.jaxpr, inside.consts, [read(v) for v in eqn.invars])
+            else:
+                inputs = list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+                outs = core.eval_jaxpr(_replace(jaxpr, inputs, eqn.outvars, [eqn]), (), *(env[v] for v in inputs))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    return run(program.jaxpr, (), [*program.consts, *args])
+
+
+def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
+    """Equations `start` to `stop` of a program, as a program without constants."""
+    return Program(_replace(program.jaxpr, inputs, outputs, program.jaxpr.eqns[start:stop]))
+
+
+def signature(program: Program, i: int) -> Any:
+    """What equations of a program share that do the same to values of the same types, derivatives included."""
+    eqn = program.jaxpr.eqns[i]
+    params = eqn.params
+    if eqn.primitive.name == "custom_jvp_call":  # its derivative, written out
+        inputs = [v for v in eqn.invars if not is_literal(v)]
+        alone = part(program, i, i + 1, inputs, eqn.outvars)
+        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+        inexact = all(jax.dtypes.issubdtype(t.dtype, np.inexact) for t in types)
+        forward = jax.make_jaxpr(lambda xs, ts: jax.jvp(alone.__call__, xs, ts))
+        kind: Any = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
+    elif eqn.primitive.name == "custom_vjp_call":
+        kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
+    else:
+        kind = str(sorted(params.items(), key=lambda item: item[0]))
+    return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
 
 
 def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
@@ -554,6 +599,21 @@ def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], di
     """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
+
+    XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
+    There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
+    """
+    floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
+    if jax.default_backend() != "cpu" or not floats:
+        return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
+    first, last = (x[(0,) * x.ndim].astype(np.float32) for x in (floats[0], floats[-1]))
+    always = (first + last <= jnp.inf) | jnp.isnan(first + last)
+    otherwise = lambda *_: [zeros(v.aval) for v in program.outvars]
+    return list(lax.cond(always, program, otherwise, *args))
 
 
 def custom_bwd(

@@ -96,7 +96,7 @@ def regions_of(program: Program) -> list[Region]:
     last_read = _last_read(program)
     regions: list[Region] = []
     at = 0
-    for start, period, copies in [*stretches, (len(eqns), 0, 0)]:
+    for start, period, copies in [*stretches, (len(eqns), 1, 0)]:
         for a, b in _pieces(at, start, made, crossing, piece):
             inputs, outputs = _ends(program, a, b, last_read)
             planned = b < len(eqns) and any(not jx.is_cheap(e) for e in eqns[a:b])

@@ -2,6 +2,8 @@
 
 from . import data, nets, ops, optim, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .loops import scan, while_loop
+from .policies import Budget
 from .rules import coverage, rule
 from .testing import check
 from .train import fit, fit_many
@@ -10,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backward",
+    "Budget",
     "MissingRuleError",
     "check",
     "coverage",
@@ -25,8 +28,10 @@ __all__ = [
     "plot",
     "rule",
     "rules",
+    "scan",
     "testing",
     "train",
     "value_and_grad",
     "vjp",
+    "while_loop",
 ]

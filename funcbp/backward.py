@@ -32,10 +32,12 @@ from .arguments import (
     split_arguments,
 )
 from .cotangents import Cotangents, Factored, Zero, dense, float0_zeros, instantiate, is_differentiable
-from .plan import RESIDUALS, Passes
+from .plan import Passes
+from .policies import Budget, check_residuals
 from .record import Record, Step, Watch, record
 from .rules.fallback import borrowed, missing
 from .rules.table import TABLE, MissingRuleError, Rule, coverage
+from .straight import in_regions
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 
@@ -197,7 +199,11 @@ class Backward:
         rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again.
+            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
+            `Budget`: the least work done again that fits into a number of bytes.
+        outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
+            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
+            again, behind a barrier, what its plan did not keep.
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
             the cotangents of the names that the walk has passed by then: those between the value and the output.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
@@ -214,24 +220,24 @@ class Backward:
         *,
         rules: Mapping[Any, Rule] | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
-        residuals: str = "min_cut",
+        residuals: str | Budget = "min_cut",
+        outside_loops: bool = False,
         on_missing: str = "error",
     ):
-        if residuals not in RESIDUALS:
-            raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, and was {residuals!r}.")
+        check_residuals(residuals)
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
         self.rules, self.edits = dict(rules or {}), dict(edits or {})
-        self.residuals, self.on_missing = residuals, on_missing
+        self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
         self.watch: Watch | None = None
         self.factored = False
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        options = (self.residuals, self.on_missing, self.watch, self.factored)
+        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
 
     def looking(self, watch: Watch | None = None, factored: bool = False) -> Backward:
@@ -302,7 +308,8 @@ class Backward:
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], aux
 
-        rec, outs, kept, aux = record(flat, values, [True] * len(values), self)
+        run = with_aux(in_regions, flat, self.residuals) if self.outside_loops else flat
+        rec, outs, kept, aux = record(run, values, [True] * len(values), self)
         types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
         pullback = Pullback(kept, (self, rec, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
         out = jax.tree.unflatten(out_tree, outs)
@@ -440,6 +447,24 @@ class Backward:
         """
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
         return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
+
+
+def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
+    """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
+
+    def run(*args: Any) -> tuple[list[Any], Any]:
+        count, tree = 0, None
+
+        def leaves(*xs: Any) -> list[Any]:
+            nonlocal count, tree
+            outs, aux = f(*xs)
+            count, (rest, tree) = len(outs), jax.tree.flatten(aux)
+            return [*outs, *rest]
+
+        outs = change(leaves, *options)(*args)
+        return outs[:count], jax.tree.unflatten(tree, outs[count:])
+
+    return run
 
 
 @functools.partial(jx.weakref_cache, maxsize=4096)

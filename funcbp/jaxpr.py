@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src import (
     ad_util,
@@ -65,6 +68,11 @@ def strong(aval: Aval) -> Aval:
     return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
 
 
+def row(aval: Aval) -> Aval:
+    """The type of what is at one index of the first axis."""
+    return core.mapped_aval(aval.shape[0], 0, aval)
+
+
 def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
     return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
@@ -99,7 +107,18 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules", "testing"):
+for _core in (
+    "jaxpr.py",
+    "record.py",
+    "backward.py",
+    "plan.py",
+    "policies.py",
+    "loops.py",
+    "straight.py",
+    "cotangents.py",
+    "rules",
+    "testing",
+):
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
@@ -224,6 +243,48 @@ class Program:
 def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
     effects = core.join_effects(*(e.effects for e in eqns)) if jaxpr.effects else jaxpr.effects
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+
+
+def opened(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program, and the compiled calls in it equation by equation, but for those that are cheap."""
+
+    def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        read = lambda v: v.val if is_literal(v) else env[v]
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "jit" and not is_cheap(eqn):
+                inside = eqn.params["jaxpr"]
+                outs = run(inside.jaxpr, inside.consts, [read(v) for v in eqn.invars])
+            else:
+                inputs = list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+                outs = core.eval_jaxpr(_replace(jaxpr, inputs, eqn.outvars, [eqn]), (), *(env[v] for v in inputs))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    return run(program.jaxpr, (), [*program.consts, *args])
+
+
+def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
+    """Equations `start` to `stop` of a program, as a program without constants."""
+    return Program(_replace(program.jaxpr, inputs, outputs, program.jaxpr.eqns[start:stop]))
+
+
+def signature(program: Program, i: int) -> Any:
+    """What equations of a program share that do the same to values of the same types, derivatives included."""
+    eqn = program.jaxpr.eqns[i]
+    params = eqn.params
+    if eqn.primitive.name == "custom_jvp_call":  # its derivative, written out
+        inputs = [v for v in eqn.invars if not is_literal(v)]
+        alone = part(program, i, i + 1, inputs, eqn.outvars)
+        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+        inexact = all(jax.dtypes.issubdtype(t.dtype, np.inexact) for t in types)
+        forward = jax.make_jaxpr(lambda xs, ts: jax.jvp(alone.__call__, xs, ts))
+        kind: Any = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
+    elif eqn.primitive.name == "custom_vjp_call":
+        kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
+    else:
+        kind = str(sorted(params.items(), key=lambda item: item[0]))
+    return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
 
 
 def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
@@ -389,13 +450,61 @@ CHEAP = frozenset(
 )
 
 
+# as good as new when computed again, but not cheap
+REPEATABLE = CHEAP | frozenset(
+    """
+    approx_top_k argsort bessel_i0e bessel_i1e cholesky clz conv_general_dilated cumlogsumexp cummax cummin cumprod
+    cumsum digamma dot_general dynamic_slice dynamic_update_slice eigh fft gather householder_product igamma igammac
+    lgamma lu lu_pivots_to_permutation mul_add nextafter polygamma qr ragged_dot ragged_dot_general reduce
+    reduce_prod reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor
+    regularized_incomplete_beta scatter scatter_add scatter-add scatter_max scatter_min scatter_mul
+    select_and_gather_add select_and_scatter_add sort svd top_k triangular_solve tridiagonal_solve
+    """.split()
+)
+
+
+def inner(eqn: Any) -> list[Any]:
+    """The equations of the programs inside an equation."""
+    return [e for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns]
+
+
 def is_cheap(eqn: Any) -> bool:
     """Whether it costs little to compute this equation again: elementwise, structural, or a plain reduction."""
     if eqn.effects:
         return False
-    if eqn.primitive.name == "jit":
-        return all(is_cheap(e) for e in eqn.params["jaxpr"].eqns)
+    if eqn.primitive.name in ("jit", "custom_jvp_call"):
+        return all(map(is_cheap, inner(eqn)))
     return eqn.primitive.name in CHEAP
+
+
+def is_repeatable(eqn: Any) -> bool:
+    """Whether this equation gives the same numbers when computed again: no draw, collective, callback, custom call."""
+    if eqn.effects:
+        return False
+    if eqn.primitive.name in ("jit", "custom_jvp_call", "closed_call", "scan", "cond", "remat2", "checkpoint"):
+        return all(map(is_repeatable, inner(eqn)))
+    return eqn.primitive.name in REPEATABLE
+
+
+def flops(eqn: Any) -> float:
+    """About how many floating-point operations an equation takes: a contraction exactly, the rest by its elements."""
+    ins, outs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
+    match eqn.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            return 2.0 * outs[0].size * math.prod(ins[0].shape[i] for i in contracted)
+        case "conv_general_dilated":
+            channels = ins[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            return 2.0 * outs[0].size * ins[1].size / max(channels, 1)
+        case "scan":
+            return float(eqn.params["length"]) * sum(map(flops, inner(eqn)))
+        case "cond":
+            return max(sum(map(flops, branch.eqns)) for branch in cond_branches(eqn.params))
+        case _:
+            inside = inner(eqn)
+            if inside:
+                return float(sum(map(flops, inside)))
+            return float(max((a.size for a in (*ins, *outs) if hasattr(a, "size")), default=0))
 
 
 def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
@@ -490,6 +599,21 @@ def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], di
     """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
+
+    XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
+    There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
+    """
+    floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
+    if jax.default_backend() != "cpu" or not floats:
+        return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
+    first, last = (x[(0,) * x.ndim].astype(np.float32) for x in (floats[0], floats[-1]))
+    always = (first + last <= jnp.inf) | jnp.isnan(first + last)
+    otherwise = lambda *_: [zeros(v.aval) for v in program.outvars]
+    return list(lax.cond(always, program, otherwise, *args))
 
 
 def custom_bwd(

@@ -1,6 +1,6 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, optim, plot, rules, testing, train
+from . import data, nets, ops, optim, plot, reproduce, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .loops import scan, while_loop
 from .policies import Budget
@@ -26,6 +26,7 @@ __all__ = [
     "ops",
     "optim",
     "plot",
+    "reproduce",
     "rule",
     "rules",
     "scan",

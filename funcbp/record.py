@@ -18,7 +18,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
-from .rules.table import MissingRuleError, Rule
+from .rules.table import NAMED, MissingRuleError, Rule
 
 __all__ = ["Equation", "Record", "Step", "observe", "record"]
 
@@ -199,6 +199,12 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+        named = NAMED.get(jx.own_name(fun))
+        if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
+            with core.set_current_trace(self.parent_trace):
+                outs = fun.call_wrapped(*values)
+            with core.set_current_trace(self):
+                return self.carried(outs, [named(values, [t if self.mine(t) else None for t in tracers])])
         zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
         with core.set_current_trace(self.parent_trace):
             tangents = [t if self.mine(t) else zero(core.typeof(t).to_tangent_aval()) for t in tracers]

@@ -30,6 +30,7 @@ from ..jaxpr import public_names
 
 __all__ = [
     "INPUTS",
+    "NAMED",
     "NOTHING",
     "OUTPUT",
     "REFUSED",
@@ -43,6 +44,7 @@ __all__ = [
     "def_control",
     "def_elementwise",
     "def_linear",
+    "def_named",
     "def_nondiff",
     "def_refused",
     "def_rule",
@@ -149,6 +151,18 @@ def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:
     """
     if primitive is not None:
         TABLE[primitive] = Rule(fwd=tangent, kind="tangent")
+
+
+NAMED: dict[str, Callable[..., Any]] = {}
+
+
+def def_named(name: str, tangent: Callable[..., Any]) -> None:
+    """A rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
+
+    `tangent(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an unperturbed
+    primal.
+    """
+    NAMED[name] = tangent
 
 
 REFUSED: dict[str, str] = {}

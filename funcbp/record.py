@@ -18,7 +18,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
-from .rules.table import NAMED, MissingRuleError, Rule
+from .rules.table import INPUTS, NAMED, MissingRuleError, Rule
 
 __all__ = ["Equation", "Record", "Step", "observe", "record"]
 
@@ -161,13 +161,14 @@ class RecordTrace(core.Trace):
             return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
         if rule.fwd is None:
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-            res = rule.save(values, outs, perturbed, params)
+            res = (rule.save or INPUTS)(values, outs, perturbed, params)
         else:
             with core.set_current_trace(self.parent_trace):
                 if rule.kind == "control":
                     outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
                 else:
                     outs, res = rule.fwd(*values, **params)
+                    res = res if rule.save is None else rule.save(values, res, perturbed, params)
         outs = list(outs) if several else [outs]
         if differentiable is None:
             differentiable = [is_differentiable(o) for o in outs]

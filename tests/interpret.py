@@ -69,8 +69,8 @@ def scan(eqn, inputs):
 
 ELEMENTWISE = """
     add sub mul atan2:arctan2 max:maximum min:minimum eq:equal ne:not_equal lt:less le:less_equal gt:greater
-    ge:greater_equal and:bitwise_and or:bitwise_or not:bitwise_not neg:negative sin cos tan tanh exp exp2 expm1 log log1p
-    sqrt cbrt sign floor ceil abs square is_finite:isfinite add_any:add pow:power
+    ge:greater_equal and:bitwise_and or:bitwise_or not:bitwise_not neg:negative sin cos tan tanh exp exp2 expm1 log
+    log1p sqrt cbrt sign floor ceil abs square is_finite:isfinite add_any:add pow:power
 """
 
 

@@ -216,13 +216,19 @@ def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
 def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     """z = min(max(x, low), high):  x̄ = z̄ strictly between the bounds;  a bound gets z̄ where it was the result."""
     low, x, high = res
-    lows, highs = grown(low, x.shape), grown(high, x.shape)
+    highs = grown(high, x.shape)
     back = lambda mask, operand: unbroadcast(where(mask, ct, 0), operand)
-    return [
-        back(lax.bitwise_and(lax.gt(lows, x), lax.lt(lows, highs)), low) if perturbed[0] else None,
-        back(lax.bitwise_and(lax.gt(x, lows), lax.lt(x, highs)), x) if perturbed[1] else None,
-        back(lax.lt(highs, x), high) if perturbed[2] else None,
-    ]
+    low_bar = x_bar = None
+    if perturbed[0] or perturbed[1]:
+        lows = grown(low, x.shape)
+        low_bar = back(lax.bitwise_and(lax.gt(lows, x), lax.lt(lows, highs)), low) if perturbed[0] else None
+        x_bar = back(lax.bitwise_and(lax.gt(x, lows), lax.lt(x, highs)), x) if perturbed[1] else None
+    return [low_bar, x_bar, back(lax.lt(highs, x), high) if perturbed[2] else None]
+
+
+def clamp_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    low, x, high = primals
+    return (low if perturbed[0] or perturbed[1] else jax.typeof(low)), x, high
 
 
 def_rule(primitives.add_p, add_bwd, save=TYPES)
@@ -236,7 +242,7 @@ def_rule(primitives.pow_p, pow_bwd, save=pow_save)
 def_rule(primitives.max_p, extremum(lax.max))
 def_rule(primitives.min_p, extremum(lax.min))
 def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
-def_rule(primitives.clamp_p, clamp_bwd)
+def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
 def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save)
 def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))

@@ -327,12 +327,16 @@ class ObservingTrace(RecordTrace):
     def __init__(self, parent: core.Trace):
         super().__init__(parent, None)
         self.equations: list[Equation] = []
+        self.calls: list[Any] = []  # where the calls that we are in were written
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         values, slots = self.unwrap(tracers)
         if primitive.name in CALLS:
+            self.calls.append(jx.current_source())
             with core.set_current_trace(self):
-                return jx.as_function(jx.call_jaxpr(params))(*tracers)
+                outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
+            self.calls.pop()
+            return outs
         outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
         several = primitive.multiple_results
         if all(slot is None for slot in slots) or primitive.name == "stop_gradient":
@@ -342,7 +346,9 @@ class ObservingTrace(RecordTrace):
         return wrapped if several else wrapped[0]
 
     def observed(self, name: str, params: Any, apply: Any, values: Any, outs: Any) -> list[Any]:
-        self.equations.append(Equation(name, params, apply, tuple(values), jx.current_source()))
+        written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
+        source = next(filter(jx.user_line, written), written[0])
+        self.equations.append(Equation(name, params, apply, tuple(values), source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
     def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:

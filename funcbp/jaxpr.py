@@ -142,6 +142,12 @@ def user_line(source: Any) -> str:
     return source_info_util.summarize(source)
 
 
+def own_name(fun: Any) -> str:
+    """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
+    name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
+    return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
 # --- programs ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
-from .rules.table import MissingRuleError, Rule
+from .rules.table import INPUTS, NAMED, MissingRuleError, Rule
 
 __all__ = ["Equation", "Record", "Step", "Watch", "observe", "record"]
 
@@ -178,13 +178,14 @@ class RecordTrace(core.Trace):
             return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
         if rule.fwd is None:
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-            res = rule.save(values, outs, perturbed, params)
+            res = (rule.save or INPUTS)(values, outs, perturbed, params)
         else:
             with core.set_current_trace(self.parent_trace):
                 if rule.kind == "control":
                     outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
                 else:
                     outs, res = rule.fwd(*values, **params)
+                    res = res if rule.save is None else rule.save(values, res, perturbed, params)
         outs = list(outs) if several else [outs]
         if differentiable is None:
             differentiable = [is_differentiable(o) for o in outs]
@@ -216,6 +217,12 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+        named = NAMED.get(jx.own_name(fun))
+        if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
+            with core.set_current_trace(self.parent_trace):
+                outs = fun.call_wrapped(*values)
+            with core.set_current_trace(self):
+                return self.carried(outs, [named(values, [t if self.mine(t) else None for t in tracers])])
         zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
         with core.set_current_trace(self.parent_trace):
             tangents = [t if self.mine(t) else zero(core.typeof(t).to_tangent_aval()) for t in tracers]
@@ -337,12 +344,16 @@ class ObservingTrace(RecordTrace):
     def __init__(self, parent: core.Trace):
         super().__init__(parent, None)
         self.equations: list[Equation] = []
+        self.calls: list[Any] = []  # where the calls that we are in were written
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         values, slots = self.unwrap(tracers)
         if primitive.name in CALLS:
+            self.calls.append(jx.current_source())
             with core.set_current_trace(self):
-                return jx.as_function(jx.call_jaxpr(params))(*tracers)
+                outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
+            self.calls.pop()
+            return outs
         outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
         several = primitive.multiple_results
         if all(slot is None for slot in slots) or primitive.name == "stop_gradient":
@@ -352,7 +363,9 @@ class ObservingTrace(RecordTrace):
         return wrapped if several else wrapped[0]
 
     def observed(self, name: str, params: Any, apply: Any, values: Any, outs: Any) -> list[Any]:
-        self.equations.append(Equation(name, params, apply, tuple(values), jx.current_source()))
+        written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
+        source = next(filter(jx.user_line, written), written[0])
+        self.equations.append(Equation(name, params, apply, tuple(values), source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
     def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:

@@ -218,6 +218,18 @@ def scatter_fwd(
     return z, (types, indices, untouched, won)
 
 
+def scatter_save(primals: Any, res: Any, perturbed: Any, params: Any) -> Any:
+    """What was left untouched for the operand, who won for the updates; the indices for either, if they are unique."""
+    types, indices, untouched, won = res
+    unique = untouched is None
+    return (
+        types,
+        indices if perturbed[2] or unique else None,
+        untouched if perturbed[0] else None,
+        won if perturbed[2] else None,
+    )
+
+
 def scatter_bwd(
     res: Any,
     ct: Any,
@@ -251,4 +263,4 @@ def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updat
 def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save)
 def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
 def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
-def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd)
+def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save)

@@ -1,7 +1,8 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, plot, rules, testing, train
+from . import data, inspection, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .inspection import residuals
 from .loops import scan, while_loop
 from .policies import Budget
 from .rules import coverage, rule
@@ -18,10 +19,12 @@ __all__ = [
     "data",
     "grad",
     "hvp",
+    "inspection",
     "jacrev",
     "nets",
     "ops",
     "plot",
+    "residuals",
     "rule",
     "rules",
     "scan",

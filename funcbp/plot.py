@@ -257,6 +257,44 @@ def confusion(table: Any, classes: Sequence[str], ax: Any = None) -> Any:
     return ax.figure
 
 
+def memory(*reports: Any, axes: Any = None) -> Any:
+    """The bytes in use along both passes of a gradient, a staircase up and one down, for each report side by side.
+
+    Args:
+        reports: what `funcbp.residuals` returned, of the same function under different policies.
+        axes: as many axes to draw on.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> f = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=9)[0]
+        >>> all_kept = bp.Backward(residuals="needed")
+        >>> len(bp.plot.memory(bp.residuals(f, backward=all_kept)(1.0), bp.residuals(f)(1.0)).axes)
+        2
+    """
+    axes = new_axes(5.0 * len(reports), 3.6, len(reports)) if axes is None else axes
+    axes = np.atleast_1d(axes)
+    most = max([1, *(r.live.peak for r in reports)])
+    unit, name = next((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes")) if most >= u)
+    for ax, report in zip(axes, reports, strict=True):
+        up, down = report.live.forward / unit, report.live.backward / unit
+        for part, start, color, label in ((up, 0, TRAINING, "forward"), (down, len(up), VALIDATION, "backward")):
+            ax.fill_between(
+                np.arange(start, start + len(part)), part, step="post", color=color, alpha=0.25, linewidth=0
+            )
+            ax.step(np.arange(start, start + len(part)), part, where="post", color=color, label=label)
+        between = report.live.between / unit
+        ax.axhline(between, color="0.5", linewidth=1, linestyle=":")
+        ax.text(0, between, f" kept between the passes: {between:.3g} {name}", va="bottom", fontsize=8, color="0.3")
+        ax.set(xlabel="equations, loops step by step", ylabel=f"{name} in use", title=f"residuals: {report.policy}")
+        ax.set_ylim(0, 1.08 * most / unit)
+        ax.legend(frameon=False, loc="lower center", ncols=2, fontsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes[0].figure
+
+
 def tile(images: Any, columns: int | None = None) -> np.ndarray:
     """Many small images in one, row by row, with a gap of nan around each.
 

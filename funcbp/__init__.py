@@ -1,12 +1,13 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, inspection, nets, ops, plot, rules, testing, train
+from . import data, inspection, nets, ops, optim, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .inspection import residuals
 from .loops import scan, while_loop
 from .policies import Budget
 from .rules import coverage, rule
 from .testing import check
+from .train import fit, fit_many
 
 __version__ = "0.1.0"
 
@@ -17,12 +18,15 @@ __all__ = [
     "check",
     "coverage",
     "data",
+    "fit",
+    "fit_many",
     "grad",
     "hvp",
     "inspection",
     "jacrev",
     "nets",
     "ops",
+    "optim",
     "plot",
     "residuals",
     "rule",

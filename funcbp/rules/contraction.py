@@ -246,4 +246,9 @@ def ragged_dot_general_bwd(
     return [x_bar, y_bar, None]
 
 
-def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd)
+def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, y, group_sizes = primals
+    return (x if perturbed[1] else jax.typeof(x)), (y if perturbed[0] else jax.typeof(y)), group_sizes
+
+
+def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)

@@ -95,8 +95,13 @@ def div_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
+def types_or_both(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    """Two primals where the second is perturbed, and their types alone where it is not."""
+    return tuple(primals) if perturbed[1] else TYPES(primals, outs, perturbed, params)
+
+
 def rem_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y)."""
+    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y). Keeps x and y only where y is perturbed."""
     x, y = res
     return [
         unbroadcast(ct, x) if perturbed[0] else Zero,
@@ -109,7 +114,10 @@ def _trunc(x: Any) -> Any:
 
 
 def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0."""
+    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0.
+
+    Keeps y only where x is perturbed, and z only where y is.
+    """
     x, y, z = res
     x_bar = y_bar = None
     if perturbed[0]:
@@ -139,7 +147,8 @@ def _pow_slope(x: Any, y: Any, z: Any) -> Any:
 
 
 def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
-    return (*primals, z)
+    x, y = primals
+    return x, (y if perturbed[0] else jax.typeof(y)), (z if perturbed[1] else jax.typeof(z))
 
 
 def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
@@ -216,7 +225,7 @@ def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES)
 def_rule(primitives.sub_p, sub_bwd, save=TYPES)
 def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False)
 def_rule(primitives.div_p, div_bwd, save=div_save)
-def_rule(primitives.rem_p, rem_bwd)
+def_rule(primitives.rem_p, rem_bwd, save=types_or_both)
 def_rule(primitive("polynomial_p"), polynomial_bwd)
 def_rule(primitives.pow_p, pow_bwd, save=pow_save)
 def_rule(primitives.max_p, extremum(lax.max))
@@ -230,15 +239,19 @@ def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2),
 
 
 def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|."""
-    x, z = res
-    if not is_complex(x):
+    """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|.
+
+    Keeps z for complex numbers alone.
+    """
+    x, *complex_only = res
+    if not complex_only:
         return [where(lax.ge(x, lax.full_like(x, 0)), ct, lax.neg(ct))]
+    (z,) = complex_only
     size = where(lax.eq(z, lax.full_like(z, 0)), 1, z)
     return [lax.complex(ct / size, lax.full_like(ct, 0)) * lax.conj(x)]
 
 
-def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (primals[0], z))
+def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (*primals, z) if is_complex(primals[0]) else primals)
 
 # --- exponentials, logarithms, roots ----------------------------------------------------------------------------------
 

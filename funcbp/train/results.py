@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +10,8 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+
+from .records import json_line
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -158,8 +158,5 @@ def write_metrics(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Non
         {"epoch": 2, "loss": null}
     """
 
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    lines = [json.dumps({k: finite(v) for k, v in record.items()}, ensure_ascii=False) + "\n" for record in records]
-    write_atomically(path, lambda file: file.write("".join(lines).encode()))
+    text = "".join(map(json_line, records))
+    write_atomically(path, lambda file: file.write(text.encode()))

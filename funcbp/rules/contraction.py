@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import ABSORB, Product
-from ..jaxpr import dilated, permuted_sharding, primitive, primitives, sharding_of
+from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
 from .table import def_bilinear, def_rule
 
 
@@ -248,7 +248,7 @@ def ragged_dot_general_bwd(
 
 def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
     x, y, group_sizes = primals
-    return (x if perturbed[1] else jax.typeof(x)), (y if perturbed[0] else jax.typeof(y)), group_sizes
+    return (x if perturbed[1] else aval_of(x)), (y if perturbed[0] else aval_of(y)), group_sizes
 
 
 def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)

@@ -52,7 +52,7 @@ class Action(NamedTuple):
 
     Attributes:
         kind: `"advance"`: run the steps from `start` to `stop`; `"store"`: keep the state before step `start`;
-            `"reverse"`: go back through step `start`.
+            `"drop"`: forget it; `"reverse"`: go back through step `start`.
         start, stop: numbers of steps.
     """
 
@@ -90,7 +90,7 @@ def schedule(steps: int, snapshots: int) -> list[Action]:
             actions.append(Action("advance", stack[-1], t))
         actions.append(Action("reverse", t, t + 1))
         if stack[-1] == t:
-            stack.pop()
+            actions.append(Action("drop", stack.pop(), t))
     return actions
 
 

@@ -319,12 +319,12 @@ class Deferral:
         return summed >= self.at_least and summed >= self.times * stacked
 
 
-NOW = Deferral(math.inf)
+WAIT, NOW = Deferral(), Deferral(math.inf)
 
 
 def deferral(residuals: str | Budget) -> Deferral:
     """When to wait: under a policy that limits what is stacked, not at all."""
-    return Deferral() if residuals in ("min_cut", "needed") else NOW
+    return WAIT if residuals in ("min_cut", "needed") else NOW
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

@@ -207,12 +207,13 @@ def _of_plan(
     """The values of one plan, those of the plans inside in the place of what these hand out."""
     forward = plan.passes.forward
     maker = {v: eqn for eqn in forward.eqns for v in eqn.outvars}
-    wanted, plans = _wanted(plan)
+    wanted, plans, steady = _wanted(plan)
     given = {e.invars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     given |= {e.outvars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     free = [forward.invars[i] for i in plan.free]
-    fates = {v: KEPT for v in plan.kept} | {v: ONCE for v in plan.once} | {v: THERE for v in free}
-    values = dict.fromkeys([*plan.kept, *plan.once, *free, *plan.needed])
+    fates = {v: ONCE if v in steady else KEPT for v in plan.kept} | {v: THERE for v in free}
+    # what this loop keeps once is made outside it, and listed there
+    values = [v for v in dict.fromkeys([*plan.kept, *free, *plan.needed]) if v not in plan.once]
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
     for v in values:
@@ -254,17 +255,25 @@ def _of_inner(
     yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region")
 
 
-def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan]]:
-    """Which rules want each candidate; and the plans of the programs inside, by their forward passes."""
+def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]]:
+    """Which rules want each candidate; the plans of the programs inside, by their forward passes; and the candidates
+    that a loop inside keeps once.
+    """
     wanted: dict[Any, list[str]] = {}
     plans: dict[int, Plan] = {}
+    steady: set[Any] = set()
     for step in plan.passes.record.steps:
-        for r in step.res:
-            if type(r) is Kept and not jx.is_literal(v := plan.passes.candidates[r.place]):
+        candidates = [plan.passes.candidates[r.place] for r in step.res if type(r) is Kept]
+        for v in candidates:
+            if not jx.is_literal(v):
                 wanted.setdefault(v, []).append(f"{step.rule.name} for {step.where()}")
-            elif isinstance(r, Plan):
-                plans |= {id(r.forward.closed): r, id(r.forward.jaxpr): r}
-    return wanted, plans
+        for inner in (r for r in step.res if isinstance(r, Plan)):
+            plans |= {id(inner.forward.closed): inner, id(inner.forward.jaxpr): inner}
+            if step.primitive == "scan":  # it keeps (constants, once, xs, stacks)
+                first = sum(i < jx.scan_parts(step.params)[1] for i in inner.free)
+                once = candidates[first : first + len(inner.once)]
+                steady.update(v for v in once if not jx.is_literal(v))
+    return wanted, plans, steady
 
 
 def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
@@ -280,7 +289,7 @@ def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
 
 def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
     if fate == ONCE:
-        return "the same in every step"
+        return "the same in every step of a loop"
     if fate == THERE:
         return {"outside": "an argument", "loop": "the loop's constant, or what it goes along"}.get(kind, "an input")
     if fate == AGAIN:

@@ -1,7 +1,8 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, optim, plot, reproduce, rules, testing, train
+from . import data, inspection, nets, ops, optim, plot, reproduce, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .inspection import residuals
 from .loops import scan, while_loop
 from .policies import Budget
 from .rules import coverage, rule
@@ -21,12 +22,14 @@ __all__ = [
     "fit_many",
     "grad",
     "hvp",
+    "inspection",
     "jacrev",
     "nets",
     "ops",
     "optim",
     "plot",
     "reproduce",
+    "residuals",
     "rule",
     "rules",
     "scan",

@@ -483,7 +483,7 @@ def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes
         walk = Walk(walker, named)
         return pull_back(walk, rec, kept, ct), walk.found
 
-    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored)
+    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored, rec)
 
 
 _default = Backward()

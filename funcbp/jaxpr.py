@@ -309,6 +309,11 @@ def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
     return core.jaxpr_as_fun(_close(jaxpr))
 
 
+def path_name(path: Any) -> str:
+    """The path of a leaf, written `dense_0/kernel`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
 def in_avals(jaxpr: Any) -> list[Aval]:
     return list(_close(jaxpr).in_avals)
 

@@ -42,9 +42,11 @@ def _binomials(snapshots: int, steps: int) -> np.ndarray:
 
 def split(binomials: Any, steps: Any, places: Any) -> Any:
     """How many steps on the next snapshot goes, to reverse `steps` ≥ 2 of them with `places` ≥ 2 for states."""
-    r = (binomials[places] < steps).sum()  # the fewest runs that suffice: β(places, r - 1) < steps ≤ β(places, r)
+    r = (binomials[places] < steps).sum(
+        dtype=np.int32
+    )  # the fewest runs that suffice: β(places, r - 1) < steps ≤ β(places, r)
     before, after = binomials[places, r - 1], steps - binomials[places - 1, r - 1]
-    return before + (after < before) * (after - before)
+    return (np if isinstance(binomials, np.ndarray) else jnp).minimum(before, after)
 
 
 class Action(NamedTuple):
@@ -52,7 +54,7 @@ class Action(NamedTuple):
 
     Attributes:
         kind: `"advance"`: run the steps from `start` to `stop`; `"store"`: keep the state before step `start`;
-            `"reverse"`: go back through step `start`.
+            `"drop"`: forget it; `"reverse"`: go back through step `start`.
         start, stop: numbers of steps.
     """
 
@@ -90,7 +92,7 @@ def schedule(steps: int, snapshots: int) -> list[Action]:
             actions.append(Action("advance", stack[-1], t))
         actions.append(Action("reverse", t, t + 1))
         if stack[-1] == t:
-            stack.pop()
+            actions.append(Action("drop", stack.pop(), t))
     return actions
 
 
@@ -195,7 +197,7 @@ class Loop:
             cts = iter(pullback([*ct_state, *ct_ys]))
             to_consts, ct_state, ct_x = ([next(cts) for _ in _floats(part)] for part in parts)
             sums = [a + b for a, b in zip(sums, to_consts, strict=True)]
-            used = used - (places[used - 1] == t)
+            used = used - (places[used - 1] == t).astype(np.int32)
             return ((places, used, stored), sums, ct_state), ct_x
 
         sums = [jnp.zeros_like(c) for c in _floats(consts[0])]
@@ -207,7 +209,7 @@ class Loop:
             (_, sums, ct_init), ct_xs = lax.scan(step, carry, along, self.steps, reverse=not self.reverse)
         else:
             one = lambda i, carry: back(carry, count - 1 - i, xs, [])[0]
-            (_, sums, ct_init), ct_xs = lax.fori_loop(0, count, one, carry), []
+            (_, sums, ct_init), ct_xs = lax.fori_loop(jnp.int32(0), count, one, carry), []
         return ([_fill(sums, consts[0]), [None] * len(consts[1])], _fill(ct_init, stored), _fill(ct_xs, xs))
 
 

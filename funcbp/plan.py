@@ -37,6 +37,7 @@ class Passes:
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
         factored: whether the inputs' cotangents are handed out as products not carried out.
+        record: the steps of the forward pass.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Passes:
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
         factored: bool,
+        record: Any,
     ):
-        self.forward, self.pull_back, self.factored = forward, pull_back, factored
+        self.forward, self.pull_back, self.factored, self.record = forward, pull_back, factored, record
         self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
         n = len(self.differentiable)
         self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
@@ -106,7 +108,8 @@ class Plan:
             values that need not be kept.
 
     Attributes:
-        free: indices of the inputs that the backward pass reads.
+        needed: variables that the backward pass reads.
+        free: indices of the inputs that the backward pass reads, or computes others of them from.
         once: variables kept once, which follow from the steady inputs.
         kept: variables kept at every step.
         forward: program from inputs to outputs, followed by `kept`.
@@ -129,7 +132,7 @@ class Plan:
         fixed: set[Any] = set()
         if steady is not None:
             fixed = _following(forward, {v for v, s in zip(invars, steady, strict=True) if s})
-        needed = self._needed(full)
+        self.needed = needed = self._needed(full)
         self.once = [v for v in needed if v in fixed and v not in there]
         wanted = [v for v in needed if v not in fixed and v not in there]
         self.kept = choose(forward, wanted, {*there, *fixed})

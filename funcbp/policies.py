@@ -166,8 +166,9 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
 
     Args:
         saved: whether the policy approves of an equation's results.
-        cut: whether approved results that can be had again cheaply are kept only where that is narrower. Named values
-            and contractions of which the policy approves are never made again, and others are never kept.
+        cut: whether approved results that can be had again cheaply are kept only where that is narrower. Contractions
+            of which the policy approves, and names where it does not approve of the named value itself, are never made
+            again; what it does not approve of is never kept.
     """
 
     def every(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
@@ -178,7 +179,8 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
     def narrow(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
         graph = graph_of(forward, needed, there)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
-        again = lambda eqn: jx.is_cheap(eqn) and eqn.primitive.name != "name"
+        also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
+        again = lambda eqn: jx.is_cheap(eqn) and (eqn.primitive.name != "name" or eqn.invars[0] in also)
         costs = [
             NEVER if a and not all(map(again, eqns)) else 0 for a, eqns in zip(approved, graph.makers, strict=True)
         ]
@@ -319,12 +321,12 @@ class Deferral:
         return summed >= self.at_least and summed >= self.times * stacked
 
 
-NOW = Deferral(math.inf)
+WAIT, NOW = Deferral(), Deferral(math.inf)
 
 
 def deferral(residuals: str | Budget) -> Deferral:
     """When to wait: under a policy that limits what is stacked, not at all."""
-    return Deferral() if residuals in ("min_cut", "needed") else NOW
+    return WAIT if residuals in ("min_cut", "needed") else NOW
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

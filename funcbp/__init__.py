@@ -1,7 +1,8 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, plot, rules, testing, train
+from . import credit, data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .ops.marks import feedback, name
 from .rules import coverage, rule
 from .testing import check
 
@@ -12,10 +13,13 @@ __all__ = [
     "MissingRuleError",
     "check",
     "coverage",
+    "credit",
     "data",
+    "feedback",
     "grad",
     "hvp",
     "jacrev",
+    "name",
     "nets",
     "ops",
     "plot",

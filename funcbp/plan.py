@@ -24,7 +24,17 @@ from . import jaxpr as jx
 from .cotangents import Zero, dense
 from .jaxpr import Program
 
-__all__ = ["RESIDUALS", "Choose", "Given", "Passes", "Plan", "by_policy", "plan_of_call", "with_names"]
+__all__ = [
+    "RESIDUALS",
+    "Choose",
+    "Given",
+    "Passes",
+    "Plan",
+    "by_policy",
+    "plan_of_call",
+    "records_inside",
+    "with_names",
+]
 
 Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
 Made = TypeVar("Made")
@@ -40,6 +50,7 @@ class Passes:
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
         factored: whether the inputs' cotangents are handed out as products not carried out.
+        record: the body's record.
     """
 
     def __init__(
@@ -49,8 +60,9 @@ class Passes:
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
         factored: bool,
+        record: Any,
     ):
-        self.forward, self.pull_back, self.factored = forward, pull_back, factored
+        self.forward, self.pull_back, self.factored, self.record = forward, pull_back, factored, record
         self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
         n = len(self.differentiable)
         self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
@@ -172,6 +184,12 @@ class Plan:
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         again = self.passes.forward.between([*(invars[i] for i in self.free), *self.once, *self.kept], needed)
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+
+
+def records_inside(step: Any) -> list[Any]:
+    """The records of the programs that a step has inside: one, or one per branch."""
+    plans = (p for r in step.res for p in (r if isinstance(r, tuple) else (r,)))
+    return [p.passes.record for p in plans if isinstance(p, Plan)]
 
 
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:

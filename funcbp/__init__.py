@@ -2,6 +2,7 @@
 
 from . import credit, data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .inspection import cotangents
 from .ops.marks import feedback, name
 from .rules import coverage, rule
 from .testing import check
@@ -12,6 +13,7 @@ __all__ = [
     "Backward",
     "MissingRuleError",
     "check",
+    "cotangents",
     "coverage",
     "credit",
     "data",

@@ -1,0 +1,3 @@
+"""Looking into the two passes: cotangents by name, the first number that is not finite, the ledger, the summary."""
+
+from .named import cotangents as cotangents

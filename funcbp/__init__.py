@@ -1,9 +1,10 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, inspection, nets, ops, optim, plot, reproduce, rules, testing, train
+from . import credit, data, inspection, nets, ops, optim, plot, reproduce, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
-from .inspection import residuals
+from .inspection import cotangents, residuals
 from .loops import scan, while_loop
+from .ops.marks import feedback, name
 from .policies import Budget
 from .rules import coverage, rule
 from .testing import check
@@ -16,14 +17,18 @@ __all__ = [
     "Budget",
     "MissingRuleError",
     "check",
+    "cotangents",
     "coverage",
+    "credit",
     "data",
+    "feedback",
     "fit",
     "fit_many",
     "grad",
     "hvp",
     "inspection",
     "jacrev",
+    "name",
     "nets",
     "ops",
     "optim",

@@ -27,9 +27,10 @@ from jax._src import (
     source_info_util,
     util,
 )
-from jax._src.interpreters import partial_eval
+from jax._src.interpreters import batching, mlir, partial_eval
+from jax._src.interpreters.ad import primitive_jvps
 from jax._src.lax import lax as lax_internal
-from jax.extend.core import primitives
+from jax.extend.core import Primitive, primitives
 
 Aval = Any
 weakref_cache = util.weakref_lru_cache
@@ -146,6 +147,23 @@ def own_name(fun: Any) -> str:
     """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
     name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+# --- the feedback mark ------------------------------------------------------------------------------------------------
+
+
+feedback_p = Primitive("feedback")  # for JAX the identity of its first operand; for our recording, see `mirrors.py`
+feedback_p.def_impl(lambda w, b: w)
+feedback_p.def_abstract_eval(lambda w, b: w)
+mlir.register_lowering(feedback_p, lambda ctx, w, b: [w])
+primitive_jvps[feedback_p] = lambda primals, tangents: (feedback_p.bind(*primals), tangents[0])
+
+
+def _feedback_batched(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
+    front = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
+    return feedback_p.bind(*front), 0
+
+
+batching.primitive_batchers[feedback_p] = _feedback_batched
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -398,6 +416,7 @@ CHEAP = frozenset(
         "exp",
         "exp2",
         "expm1",
+        "feedback",
         "floor",
         "ge",
         "gt",
@@ -548,6 +567,48 @@ def bind_scan(
         new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
     outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
     return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+@weakref_cache
+def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+    """The program with one more input after each of `which`, the mirror that the input is marked with."""
+
+    def marked(*args: Any) -> list[Any]:
+        rest = iter(args)
+        inputs = [(next(rest), next(rest) if w else None) for w in which]
+        return as_function(jaxpr)(*(x if m is None else feedback_p.bind(x, m) for x, m in inputs))
+
+    inputs = zip(in_avals(jaxpr), which, strict=True)
+    types = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a))
+        for a, w in inputs
+        for _ in range(2 if w else 1)
+    ]
+    return jax.make_jaxpr(marked)(*types)
+
+
+def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a scan with one more operand after each of `which`, its mirror."""
+    body, n_consts, n_carry = scan_parts(params)
+    new = dict(params, jaxpr=_marked(body, tuple(which)))
+    more = sum(which[:n_consts])
+    if "num_consts" in params:
+        return new | {"num_consts": n_consts + more}
+    from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+    n_xs = len(which) - n_consts - n_carry + sum(which[n_consts + n_carry :])
+    return new | {"ft_in": ft.pack((ft.nones(n_consts + more), ft.nones(n_carry), ft.nones(n_xs)))}
+
+
+def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a cond with one more operand after each of `which`, its mirror."""
+    branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
+    return dict(params, branches=branches)
+
+
+def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its mirror."""
+    return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
 
 
 def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from jax import lax
 
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
-from .table import def_bilinear, def_rule
+from .table import BILINEAR, def_bilinear, def_rule
 
 
 def dot_general_left(
@@ -252,3 +252,4 @@ def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any
 
 
 def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)
+BILINEAR.add(primitive("ragged_dot_general_p"))

@@ -196,16 +196,20 @@ def extremum(op: Any) -> Any:
 
 
 def select_n_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
-    return (primals[0],)
+    spike_becomes_number = perturbed[0] and not any(perturbed[1:])
+    return (primals[0], primals[1:] if spike_becomes_number else None)
 
 
 def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which."""
-    (which,) = res
+    """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which.
+
+    Between two constants, a `which` that has a cotangent (see the kind "step") gets z̄ (case₁ - case₀).
+    """
+    which, constants = res
     zeros = lax.full_like(ct, 0)
     n = len(perturbed) - 1
     return [
-        None,
+        None if constants is None else ct * (constants[1] - constants[0]),
         *(
             lax.select_n(which, *(ct if j == i else zeros for j in range(n))) if perturbed[i + 1] else Zero
             for i in range(n)
@@ -504,7 +508,9 @@ def_rule(primitives.complex_p, complex_bwd, save=TYPES)
 
 
 def convert_back(ct: Any, x: Any, **params: Any) -> Any:
-    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part."""
+    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, z̄ itself."""
+    if x.dtype == bool:
+        return ct
     if is_complex(ct) and not is_complex(x):
         ct = lax.real(ct)
     return lax.convert_element_type(ct, x.dtype)

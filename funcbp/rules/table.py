@@ -94,7 +94,8 @@ class Rule:
     derivative zero almost everywhere), `"nondiff"` (no output has a derivative), `"tangent"` (`fwd(primals, tangents,
     **params) -> (outs, tangents of the outs)` is linear in the tangents, and is transposed by the walk), `"control"`
     (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also returns which outputs are
-    differentiable, and `bwd` gets the walk first), or `"missing"` (`bwd` is absent, and `message(where)` says so when
+    differentiable, and `bwd` gets the walk first), `"step"` (the output is a boolean, and has a cotangent all the same:
+    a number, where the boolean becomes one), or `"missing"` (`bwd` is absent, and `message(where)` says so when
     it turns out to be needed). `body(params)`, where given, is a function to run through the recording in the
     primitive's place.
     """
@@ -112,6 +113,7 @@ class Rule:
 
 
 TABLE: dict[Any, Rule] = {}
+BILINEAR: set[Any] = set()  # the primitives linear in each of two operands
 
 
 def rule(
@@ -263,6 +265,7 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
 
     bwd.__name__ = f"{primitive}_bwd"
     def_rule(primitive, bwd, save=keep)
+    BILINEAR.add(primitive)
 
 
 def coverage(borrow: bool = False) -> dict[str, str]:

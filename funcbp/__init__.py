@@ -1,6 +1,6 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import data, nets, ops, plot, rules, testing, train
+from . import data, nets, ops, per_example, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .rules import coverage, rule
 from .testing import check
@@ -18,6 +18,7 @@ __all__ = [
     "jacrev",
     "nets",
     "ops",
+    "per_example",
     "plot",
     "rule",
     "rules",

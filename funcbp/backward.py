@@ -31,7 +31,7 @@ from .arguments import (
     name_of,
     split_arguments,
 )
-from .cotangents import Cotangents, Factored, Zero, dense, float0_zeros, instantiate, is_differentiable
+from .cotangents import Cotangents, Factored, Linear, Zero, dense, float0_zeros, instantiate, is_differentiable
 from .plan import RESIDUALS, Passes
 from .record import Record, Step, Watch, record
 from .rules.fallback import borrowed, missing
@@ -63,11 +63,12 @@ def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Seq
             if rule.kind == "control":
                 out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]
             elif rule.kind == "linear" and type(ct[0]) is Factored:
-                linear = lambda c: rule.bwd(res, c, step.perturbed, **step.params)[0]  # type: ignore[misc]
+                linear = Linear(rule.bwd, res, step.perturbed, step.params, rule.isometric)  # type: ignore[arg-type]
                 out = [ct[0].through(linear, step.types[0]), *(None for _ in step.inputs[1:])]
             else:
                 ct = [dense(c) for c in ct]
-                out = rule.bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
+                bwd = (walk.walker.factored and rule.factors) or rule.bwd
+                out = bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
         if len(out) != len(step.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(step.inputs)} primals")
         for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
@@ -171,17 +172,21 @@ class Pullback:
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
         """
-        walker, record, in_tree, in_types, out_tree, out_types = self.static
+        _, _, in_tree, in_types, out_tree, out_types = self.static
         leaves, tree = jax.tree.flatten(ct)
         if tree != out_tree:
             raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        cts = [checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)]
-        back = pull_back(Walk(walker, {}), record, self.kept, cts)
+        back = self.walk([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)])
         out = [
             jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
             for c, t in zip(back, in_types, strict=True)
         ]
         return jax.tree.unflatten(in_tree, out)
+
+    def walk(self, cts: Sequence[Any]) -> list[Any]:
+        """The cotangents of the primals' leaves as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
+        walker, record, *_ = self.static
+        return pull_back(Walk(walker, {}), record, self.kept, cts)
 
 
 jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))

@@ -13,6 +13,7 @@ first, and whoever wants the factors finds them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -155,7 +156,8 @@ def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
     return what(_follow(product, n - 1, ct, other))
 
 
-class Linear(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Linear:
     """A linear map that follows a product: the rule of a linear operation, with all that it takes but the cotangent.
 
     `isometric`: whether it only moves numbers to other places, and so keeps inner products.

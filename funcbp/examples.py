@@ -22,7 +22,7 @@ from .backward import Backward
 from .cotangents import Factored, Zero, instantiate
 from .pairs import Pair
 
-__all__ = ["FLOPS_PER_BYTE", "Examples", "Leaf", "backpropagate", "batch_size"]
+__all__ = ["FLOPS_PER_BYTE", "Examples", "Leaf", "backpropagate", "batch_size", "inner_products", "jacobian_rows"]
 
 Array = jax.Array
 FLOPS_PER_BYTE = 8  # operations in the time that a byte takes to memory or back: about 5 to 10 on processors
@@ -115,6 +115,22 @@ class Leaf:
             return sum(terms[1:], terms[0])
         a, b = (x.arrays().reshape(x.n, self.aval.size) for x in (self, other))
         return ps.einsum("ni,mi->nm", a, b)
+
+    def factors(self) -> tuple[Array, Array]:
+        """Inputs and deltas of all pairs, their positions one after another: (n, g, p, i) and (n, g, p, o).
+
+        The axis of groups is there if there are several. Inputs that are one-hot codes are the places of their ones.
+        """
+        alike = len({isinstance(pair.inputs, ps.OneHot) for pair in self.pairs}) == 1
+        x, deltas = self.vectors()
+        if alike and isinstance(self.pairs[0].inputs, ps.OneHot):
+            x = jnp.concatenate([pair.inputs.places for pair in self.pairs], 2)
+        return (x[:, 0], deltas[:, 0]) if x.shape[1] == 1 else (x, deltas)
+
+    def vectors(self) -> tuple[Array, Array]:
+        """As `factors`, always as vectors and with the axis of groups."""
+        x, deltas = zip(*((ps.array(a, pair.dtype) for a in pair[:2]) for pair in self.pairs), strict=True)
+        return jnp.concatenate(x, 2), jnp.concatenate(deltas, 2)
 
     def _products(self) -> Array:
         if self._made is None:
@@ -304,9 +320,9 @@ def backpropagate(
         if "unbound axis name" not in str(error):
             raise
         raise ValueError(
-            f"{name_of(f)} takes an average over a named axis of examples ({error}), as batch normalisation in training "
-            "mode does: then an example's loss depends on the other examples, and there is no gradient of its own. Use "
-            "the running averages, or a normalisation within the example (layer or group normalisation)."
+            f"{name_of(f)} takes an average over a named axis of examples ({error}), as batch normalisation in "
+            "training mode does: then an example's loss depends on the other examples, and there is no gradient of its "
+            "own. Use the running averages, or a normalisation within the example (layer or group normalisation)."
         ) from error
     if seeds is not None:
         cts = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), cts)
@@ -316,6 +332,27 @@ def backpropagate(
         for (path, _), v, ct in zip(with_paths, values, cts, strict=True)
     ]
     return Examples(outputs, leaves, tree)
+
+
+def jacobian_rows(
+    f: Callable[[Any, Any], Any], params: Any, batch: Any, backward: Backward
+) -> tuple[Examples, int | None]:
+    """The gradients of all outputs of all examples, and how many outputs there are: None for a scalar."""
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), jax.tree.map(jnp.asarray, batch))
+    out = jax.eval_shape(f, params, example)
+    if not hasattr(out, "shape"):
+        raise TypeError(f"The function must return an array, and returned {out!r}.")
+    if out.shape == ():
+        return backpropagate(f, params, batch, backward=backward), None
+    basis = lambda y, _: jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
+    return backpropagate(f, params, batch, backward=backward, seeds=basis), out.size
+
+
+def inner_products(a: Examples, b: Examples) -> Array:
+    """The inner products of two sets of gradients, over all parameters."""
+    terms = [x.inner_products(y) for x, y in zip(a.leaves, b.leaves, strict=True)]
+    dtype = jnp.float32 if len({t.dtype for t in terms}) > 1 else terms[0].dtype
+    return sum((t.astype(dtype) for t in terms[1:]), terms[0].astype(dtype))
 
 
 def _check_loss(f: Any, y: Any) -> None:

@@ -224,30 +224,35 @@ def pair_of(product: Product) -> Pair | None:
         return None
     layout = layouts[0]
     for what in product.then:  # the innermost loop comes first, and its axis last
-        if what is STACKED:
+        if what is STACKED:  # one more group
             layout = layout.stacked(_leading(factors[0])[loops])
-            factors = _each(lambda a: _merged(a, loops), factors)
-        elif what is SUMMED:
-            factors = _each(lambda a: _merged(jnp.moveaxis(a, loops, loops + 1), loops + 1), factors)
+            factors = [_each(a, functools.partial(_merged, axis=loops)) for a in factors]
+        elif what is SUMMED:  # more positions
+            factors = [_each(a, functools.partial(_merged_inward, axis=loops)) for a in factors]
         else:
             layout = layout.moved(what)
         loops -= isinstance(what, str)
-    types = [a.dtype for a in factors if not isinstance(a, OneHot)]
-    dtype = functools.reduce(np.promote_types, types)
-    return Pair(*(a if isinstance(a, OneHot) else a.astype(dtype) for a in factors), layout)
+    dtype = functools.reduce(np.promote_types, [a.dtype for a in factors if not isinstance(a, OneHot)])
+    inputs, deltas = (a if isinstance(a, OneHot) else a.astype(dtype) for a in factors)
+    return Pair(inputs, deltas, layout)
 
 
 def _leading(a: Factor) -> tuple[int, ...]:
     return (a.places if isinstance(a, OneHot) else a).shape
 
 
-def _each(f: Any, factors: Sequence[Factor]) -> list[Factor]:
-    return [OneHot(f(a.places), a.size) if isinstance(a, OneHot) else f(a) for a in factors]
+def _each(a: Factor, f: Any) -> Factor:
+    return OneHot(f(a.places), a.size) if isinstance(a, OneHot) else f(a)
 
 
 def _merged(a: Array, axis: int) -> Array:
     """Merge an axis with the next one."""
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+def _merged_inward(a: Array, axis: int) -> Array:
+    """Merge an axis with the one after the next."""
+    return _merged(jnp.moveaxis(a, axis, axis + 1), axis + 1)
 
 
 def _grouped(a: Array, *axes: Sequence[int]) -> Array:

@@ -23,10 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import pairs as ps
 from .backward import Backward
-from .cotangents import Factored, Zero
-from .examples import Examples, Leaf, backpropagate, batch_size
+from .examples import Examples, backpropagate, batch_size, inner_products, jacobian_rows
 
 __all__ = [
     "Clipping",
@@ -209,8 +207,8 @@ def clipped_grad(
 
     def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, Clipping]:
         found = backpropagate(loss, params, batch, backward=backward, sums=True)
-        one = jax.tree.structure(max_norm) == jax.tree.structure(0)
-        bounds = [max_norm] * len(found.leaves) if one else found.tree.flatten_up_to(max_norm)
+        one_for_all = jax.tree_util.all_leaves([max_norm])
+        bounds = [max_norm] * len(found.leaves) if one_for_all else found.tree.flatten_up_to(max_norm)
         all_norms = [jnp.sqrt(leaf.squared_norms()) for leaf in found.leaves]
         scales = [clip(n, bound) for n, bound in zip(all_norms, bounds, strict=True)]
         sums = [leaf.weighted_sum(_divided(c, mask, divide_by)) for leaf, c in zip(found.leaves, scales, strict=True)]
@@ -237,7 +235,7 @@ def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEF
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
         >>> bp.per_example.grads(lambda w, x: (w * x) ** 2)(jnp.array(1.0), jnp.array([1.0, 2.0]))
-        Array([2., 8.], dtype=float32, weak_type=True)
+        Array([2., 8.], dtype=float32)
     """
 
     def of(params: Any, batch: Any) -> Any:
@@ -362,7 +360,7 @@ def factors(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
 
     def of(params: Any, batch: Any) -> dict[str, tuple[Array, Array]]:
         found = backpropagate(loss, params, batch, backward=backward)
-        return {leaf.path: _joined(leaf) for leaf in found.leaves if leaf.pairs}
+        return {leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs}
 
     return of
 
@@ -538,47 +536,11 @@ def _fraction(scales: list[Array], mask: Array | None) -> Array:
     return jnp.sum(below * mask[None]) / (len(scales) * jnp.maximum(jnp.sum(mask), 1))
 
 
-def jacobian_rows(f: Loss, params: Any, batch: Any, backward: Backward) -> tuple[Examples, int | None]:
-    """The gradients of all outputs of all examples, and how many outputs there are: None for a scalar."""
-    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), jax.tree.map(jnp.asarray, batch))
-    out = jax.eval_shape(f, params, example)
-    if not hasattr(out, "shape"):
-        raise TypeError(f"The function must return an array, and returned {out!r}.")
-    if out.shape == ():
-        return backpropagate(f, params, batch, backward=backward), None
-    basis = lambda y, _: jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
-    return backpropagate(f, params, batch, backward=backward, seeds=basis), out.size
-
-
-def inner_products(a: Examples, b: Examples) -> Array:
-    """The inner products of two sets of gradients, over all parameters."""
-    terms = [x.inner_products(y) for x, y in zip(a.leaves, b.leaves, strict=True)]
-    dtype = jnp.float32 if len({t.dtype for t in terms}) > 1 else terms[0].dtype
-    return sum((t.astype(dtype) for t in terms[1:]), terms[0].astype(dtype))
-
-
-def _joined(leaf: Leaf) -> tuple[Array, Array]:
-    """The factors of all pairs, their positions one after another; without an axis of groups where there is one."""
-    sides = []
-    for side in zip(*(pair[:2] for pair in leaf.pairs), strict=True):
-        alike = all(isinstance(f, ps.OneHot) for f in side)
-        arrays = [f.places if alike else ps.array(f, leaf.pairs[0].dtype) for f in side]
-        joined = jnp.concatenate(arrays, 2)
-        sides.append(joined[:, 0] if joined.shape[1] == 1 else joined)
-    return sides[0], sides[1]
-
-
 def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward) -> int:
     """About how many bytes the gradients and their factors take for one example."""
 
     def look(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, jax.tree.map(lambda a: jnp.asarray(a)[:1], batch), backward=backward)
-        held = [leaf.pairs or [] if isinstance(leaf.ct, Factored) else leaf.ct for leaf in found.leaves]
-        kept = [
-            [(ps.array(p.inputs, p.dtype), ps.array(p.deltas, p.dtype)) for p in h] if isinstance(h, list) else h
-            for h in held
-            if h is not Zero
-        ]
-        return kept, found.map(lambda leaf: leaf.arrays())
+        return [leaf.factors() for leaf in found.leaves if leaf.pairs], found.map(lambda leaf: leaf.arrays())
 
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(look, params, batch)))

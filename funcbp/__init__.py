@@ -1,6 +1,6 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import curvature, data, nets, ops, per_example, plot, rules, testing, train
+from . import curvature, data, nets, ops, optim, per_example, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .rules import coverage, rule
 from .testing import check
@@ -19,6 +19,7 @@ __all__ = [
     "jacrev",
     "nets",
     "ops",
+    "optim",
     "per_example",
     "plot",
     "rule",

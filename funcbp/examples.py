@@ -106,15 +106,15 @@ class Leaf:
             return jnp.zeros((self.n, other.n), _wide(self.aval.dtype))
         theirs = [b.facing(self.pairs[0]) for b in other.pairs] if self.pairs else []
         met = [b for b in theirs if b is not None]
-        if met and len(met) == len(other.pairs) and _cost_between(self.pairs, met) <= _cost_apart(self.pairs, met):
-            terms = [
-                jnp.sum(_times(ps.between(a.inputs, b.inputs), ps.between(a.deltas, b.deltas)), (0, 2, 4))
-                for a in self.pairs
-                for b in met
-            ]
-            return sum(terms[1:], terms[0])
-        a, b = (x.arrays().reshape(x.n, self.aval.size) for x in (self, other))
-        return ps.einsum("ni,mi->nm", a, b)
+        if not met or len(met) < len(other.pairs) or _cost_between(self.pairs, met) > _cost_apart(self.pairs, met):
+            a, b = (x.arrays().reshape(x.n, self.aval.size) for x in (self, other))
+            return ps.einsum("ni,mi->nm", a, b)
+        total: Any = 0
+        for x in self.pairs:
+            for y in met:
+                inner = _times(ps.between(x.inputs, y.inputs), ps.between(x.deltas, y.deltas))
+                total = total + jnp.sum(inner, (0, 2, 4))
+        return total
 
     def factors(self) -> tuple[Array, Array]:
         """Inputs and deltas of all pairs, their positions one after another: (n, g, p, i) and (n, g, p, o).

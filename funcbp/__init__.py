@@ -1,6 +1,20 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import credit, data, inspection, nets, ops, optim, plot, reproduce, rules, testing, train
+from . import (
+    credit,
+    curvature,
+    data,
+    inspection,
+    nets,
+    ops,
+    optim,
+    per_example,
+    plot,
+    reproduce,
+    rules,
+    testing,
+    train,
+)
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
 from .inspection import cotangents, residuals
 from .loops import scan, while_loop
@@ -20,6 +34,7 @@ __all__ = [
     "cotangents",
     "coverage",
     "credit",
+    "curvature",
     "data",
     "feedback",
     "fit",
@@ -32,6 +47,7 @@ __all__ = [
     "nets",
     "ops",
     "optim",
+    "per_example",
     "plot",
     "reproduce",
     "residuals",

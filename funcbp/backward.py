@@ -31,7 +31,7 @@ from .arguments import (
     name_of,
     split_arguments,
 )
-from .cotangents import Cotangents, Factored, Zero, dense, float0_zeros, instantiate, is_differentiable
+from .cotangents import Cotangents, Factored, Linear, Zero, dense, float0_zeros, instantiate, is_differentiable
 from .plan import Passes, records_inside
 from .policies import Budget, check_residuals
 from .record import Record, Step, Watch, record
@@ -65,11 +65,12 @@ def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Seq
             if rule.kind == "control":
                 out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]
             elif rule.kind == "linear" and type(ct[0]) is Factored:
-                linear = lambda c: rule.bwd(res, c, step.perturbed, **step.params)[0]  # type: ignore[misc]
+                linear = Linear(rule.bwd, res, step.perturbed, step.params, rule.isometric)  # type: ignore[arg-type]
                 out = [ct[0].through(linear, step.types[0]), *(None for _ in step.inputs[1:])]
             else:
                 ct = [dense(c) for c in ct]
-                out = rule.bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
+                bwd = (walk.walker.factored and rule.factors) or rule.bwd
+                out = bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
         if len(out) != len(step.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(step.inputs)} primals")
         for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
@@ -216,18 +217,22 @@ class Pullback:
             ct: as above.
             edits: whether the walker's edits are made; without them, the same record gives the true cotangents.
         """
-        walker, record, in_tree, in_types, out_tree, out_types = self.static
+        _, _, in_tree, in_types, out_tree, out_types = self.static
         leaves, tree = jax.tree.flatten(ct)
         if tree != out_tree:
             raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        cts = [checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)]
-        walk = Walk(walker, {} if edits else None)
-        back = pull_back(walk, record, self.kept, cts)
+        back, watched = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
         out = [
             jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
             for c, t in zip(back, in_types, strict=True)
         ]
-        return jax.tree.unflatten(in_tree, out), walk.watched
+        return jax.tree.unflatten(in_tree, out), watched
+
+    def follow(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
+        """The same for flat lists, the cotangents as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
+        walker, record, *_ = self.static
+        walk = Walk(walker, {} if edits else None)
+        return pull_back(walk, record, self.kept, cts), walk.watched
 
     @property
     def record(self) -> Record:

@@ -147,6 +147,8 @@ def own_name(fun: Any) -> str:
     """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
     name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
 # --- the feedback mark ------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +260,10 @@ class Program:
         new = [*self.constvars, *(invars[i] for i in order)]
         return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
 
+    def inlined(self) -> Program:
+        """The same with the compiled calls inside written out."""
+        return trace(lambda *args: _inline(self.jaxpr, (*self.consts, *args)), [v.aval for v in self.invars], "inlined")
+
     @functools.cached_property
     def closed(self) -> Any:
         """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
@@ -316,6 +322,21 @@ def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "f
     debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
     return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
+
+
+def _inline(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+    """Run a jaxpr that has no constants apart, and the bodies of the `jit` equations in it in their places."""
+    env = dict(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if is_literal(v) else env[v]
+    for eqn in jaxpr.eqns:
+        ins = list(map(read, eqn.invars))
+        if eqn.primitive is primitives.jit_p:
+            body = trace(as_function(constrained(eqn.params)), [v.aval for v in eqn.invars])
+            outs = _inline(body.jaxpr, (*body.consts, *ins))
+        else:
+            outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
+        env.update(zip(eqn.outvars, outs if eqn.primitive.multiple_results else [outs], strict=True))
+    return list(map(read, jaxpr.outvars))
 
 
 def is_literal(v: Any) -> bool:

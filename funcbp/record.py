@@ -8,6 +8,7 @@ is made while those trace. Equations that no perturbed value enters leave no tra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
 from .mirrors import mirrors_of, passed_inside, read_backward
+from .rules.opened import opened
 from .rules.table import INPUTS, NAMED, MissingRuleError, Rule
 
 __all__ = ["Equation", "Record", "Step", "Watch", "observe", "record"]
@@ -320,7 +322,8 @@ class RecordTrace(core.Trace):
             return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
 
         in_types = tuple(core.typeof(v) for v in values)
-        self.write(primitive.name, Rule(custom_vjp_bwd), {}, slots, in_types, wrapped, tuple(res), several=True)
+        rule = Rule(custom_vjp_bwd, factors=functools.partial(opened, custom_vjp_bwd, in_types))
+        self.write(primitive.name, rule, {}, slots, in_types, wrapped, tuple(res), several=True)
         return wrapped
 
     def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:

@@ -187,7 +187,17 @@ def conv_right(
     return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
 
 
+def _conv_right_summed(product: Product) -> Product | None:
+    """Σ_t of products of stacked factors: the steps t are more examples."""
+    if product.params["batch_group_count"] > 1:
+        return None
+    x_spec, _, z_spec = product.params["dimension_numbers"]
+    merge = lambda a, axis: _merge_axis(a, 0, axis)
+    return product._replace(ct=merge(product.ct, z_spec[0]), other=merge(product.other, x_spec[0]))
+
+
 def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)
+ABSORB[conv_right] = _conv_right_summed
 
 
 # --- ragged contraction -----------------------------------------------------------------------------------------------

@@ -516,9 +516,9 @@ def convert_back(ct: Any, x: Any, **params: Any) -> Any:
     return lax.convert_element_type(ct, x.dtype)
 
 
-def_linear(primitives.convert_element_type_p, convert_back)
+def_linear(primitives.convert_element_type_p, convert_back, isometric=True)
 def_linear(primitives.reduce_precision_p, lambda ct, x, **params: lax.reduce_precision(ct, **params))
-def_linear(primitive("copy_p"), lambda ct, x: ct)
+def_linear(primitive("copy_p"), lambda ct, x: ct, isometric=True)
 
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
 

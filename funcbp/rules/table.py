@@ -97,7 +97,8 @@ class Rule:
     differentiable, and `bwd` gets the walk first), `"step"` (the output is a boolean, and has a cotangent all the same:
     a number, where the boolean becomes one), or `"missing"` (`bwd` is absent, and `message(where)` says so when
     it turns out to be needed). `body(params)`, where given, is a function to run through the recording in the
-    primitive's place.
+    primitive's place. `factors`, where given, is `bwd` with products left to be carried out (`Factored`), for a walk
+    that asks for them. `isometric` says of a linear rule that it only moves numbers to other places.
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
@@ -106,6 +107,8 @@ class Rule:
     kind: str = "rule"
     body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
     message: Callable[[str], str] | None = None
+    factors: Callable[..., Sequence[Any]] | None = None
+    isometric: bool = False
 
     @property
     def name(self) -> str:
@@ -136,10 +139,16 @@ def rule(
     return Rule(bwd, fwd, save)
 
 
-def def_rule(primitive: Any, bwd: Callable[..., Sequence[Any]], fwd: Any = None, save: Save | None = None) -> None:
+def def_rule(
+    primitive: Any,
+    bwd: Callable[..., Sequence[Any]],
+    fwd: Any = None,
+    save: Save | None = None,
+    factors: Any = None,
+) -> None:
     """Enter a rule in the table. A primitive that this JAX does not have is passed as None and skipped."""
     if primitive is not None:
-        TABLE[primitive] = Rule(bwd, fwd, save)
+        TABLE[primitive] = Rule(bwd, fwd, save, factors=factors)
 
 
 def def_control(primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
@@ -222,8 +231,11 @@ def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None
     def_rule(primitive, bwd, save=keep)
 
 
-def def_linear(primitive: Any, transpose: Callable[..., Any]) -> None:
-    """An operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers."""
+def def_linear(primitive: Any, transpose: Callable[..., Any], isometric: bool = False) -> None:
+    """An operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers.
+
+    `isometric`: whether x̄ has the numbers of z̄, in other places (and perhaps rounded), and zeros elsewhere.
+    """
     if primitive is None:
         return
 
@@ -231,7 +243,7 @@ def def_linear(primitive: Any, transpose: Callable[..., Any]) -> None:
         return [transpose(ct, types[0], **params), *(None for _ in types[1:])]
 
     bwd.__name__ = f"{primitive}_bwd"
-    TABLE[primitive] = Rule(bwd, save=TYPES, kind="linear")
+    TABLE[primitive] = Rule(bwd, save=TYPES, kind="linear", isometric=isometric)
 
 
 def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., Any], factored: bool = True) -> None:

@@ -11,20 +11,33 @@ and for any other program it is the same sum over the program's graph. The rules
 
 from __future__ import annotations
 
+import copy
 import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import jaxpr as jx
-from .cotangents import Cotangents, Zero, float0_zeros, instantiate, is_differentiable, is_inexact
-from .plan import RESIDUALS, Passes
-from .record import Record, Step, record
-from .rules.table import REFUSED, TABLE, MissingRuleError, Rule, coverage
+from .arguments import (
+    as_value,
+    check_callable,
+    check_input,
+    check_output,
+    check_scalar,
+    checked,
+    checked_ct,
+    name_of,
+    split_arguments,
+)
+from .cotangents import Cotangents, Factored, Linear, Zero, dense, float0_zeros, instantiate, is_differentiable
+from .plan import Passes, records_inside
+from .policies import Budget, check_residuals
+from .record import Record, Step, Watch, record
+from .rules.fallback import borrowed, missing
+from .rules.table import TABLE, MissingRuleError, Rule, coverage
+from .straight import in_regions
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 
@@ -32,37 +45,151 @@ __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", 
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
 
-def pull_back(walker: Backward, record: Record, kept: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
+def pull_back(walk: Walk, record: Record, kept: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
     """Cotangents of the record's inputs, given those of its outputs: the record, last step first."""
     cts = Cotangents()
     cts.add(record.outputs, ct_out)
     for step in reversed(record.steps):
         ct = cts.take(step.outputs)
         if any(c is not Zero for c in ct):
-            cts.add(step.inputs, step_back(walker, step, kept, ct))
+            cts.add(step.inputs, step_back(walk, step, kept, ct))
     return cts.read(record.inputs)
 
 
-def step_back(walker: Backward, step: Step, kept: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
+def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
     """One step of the walk: the cotangents of a step's primals, by its rule."""
-    rule, res = step.rule, step.residuals(kept)
+    rule, (res, noted) = step.rule, step.residuals(kept)
     try:
-        if rule.kind == "control":
-            out = rule.bwd(walker, res, ct, step.perturbed, **step.params)  # type: ignore[misc]
-        else:
-            out = rule.bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
+        with jx.written_at(step.source):
+            ct = walk.meet(step, noted, ct)
+            if rule.kind == "control":
+                out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]
+            elif rule.kind == "linear" and type(ct[0]) is Factored:
+                linear = Linear(rule.bwd, res, step.perturbed, step.params, rule.isometric)  # type: ignore[arg-type]
+                out = [ct[0].through(linear, step.types[0]), *(None for _ in step.inputs[1:])]
+            else:
+                ct = [dense(c) for c in ct]
+                bwd = (walk.walker.factored and rule.factors) or rule.bwd
+                out = bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
         if len(out) != len(step.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(step.inputs)} primals")
         for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
             if slot is not None and c is not None and c is not Zero:
-                got = jx.type_of(c)
-                if got.shape != x.shape or got.dtype != x.dtype:
+                got = c if type(c) is Factored else jx.type_of(c)
+                if got.shape != x.shape or (got.dtype != x.dtype and x.dtype != bool):
                     got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
                     raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
     except Exception as error:
         error.add_note(f"This came from the rule {rule.name} for {step.where()}.")
         raise
     return out
+
+
+class Walk:
+    """One walk: the rules it goes by, and what it has met on its way.
+
+    Attributes:
+        walker: the rules, as a value.
+        named: the cotangents of the named values passed so far, by name; a loop's are stacked over its steps. None in a
+            rehearsal, which finds out what the backward pass reads and edits nothing.
+        watched: what the walker's watch made of the steps, by the steps' numbers, from the outermost record in.
+    """
+
+    def __init__(self, walker: Backward, named: Mapping[str, Any] | None = None):
+        self.walker = walker
+        self.named = None if named is None else dict(named)
+        self.watched: dict[tuple[int, ...], Any] = {}
+        self._new: dict[str, Any] = {}
+        self._place = -1
+
+    def meet(self, step: Step, noted: Any, ct: list[Any]) -> list[Any]:
+        """Note a step's cotangents where they are asked for, and edit them."""
+        walker = self.walker
+        if walker.edits and step.primitive == "name" and self.named is not None:
+            name = step.params["name"]
+            if name in walker.edits:
+                ct = [edited(walker.edits[name], name, dense(ct[0]), self.named, step.types[0])]
+            self.named[name] = self._new[name] = ct[0] = dense(ct[0])
+        if walker.watch is not None:
+            seen = walker.watch.see(step, noted, ct := [dense(c) for c in ct])
+            if seen is not None:
+                self.watched[step.number,] = seen
+        return ct
+
+    def inside(self, step: Step) -> Walk:
+        """The walk, at a step that has programs of its own inside."""
+        self._place = step.number
+        return self
+
+    @property
+    def given(self) -> tuple[tuple[str, Any], ...] | None:
+        """The names and types of what the walk brings to a program inside; nothing where no edit could read it."""
+        if not self.walker.edits or self.named is None:
+            return None
+        return tuple((name, jx.type_of(ct)) for name, ct in self.named.items())
+
+    @property
+    def brought(self) -> list[Any]:
+        """The cotangents `given` speaks of."""
+        return [] if self.given is None else list((self.named or {}).values())
+
+    @property
+    def found(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
+        """What this walk adds to that of the program around it."""
+        return self._new, self.watched
+
+    def take_in(self, found: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
+        """Add what was found inside the step at hand."""
+        new, watched = found
+        if self.named is not None:
+            self.named |= new
+        self._new |= new
+        self.watched |= {(self._place, *where): seen for where, seen in watched.items()}
+
+
+def edited(
+    edit: Callable[[Any, Mapping[str, Any]], Any], name: str, ct: Any, named: Mapping[str, Any], aval: Any
+) -> Any:
+    """The cotangent that the user's function puts in the place of a named value's."""
+    out = jnp.asarray(edit(ct, Passed(named)))
+    if out.shape != aval.shape or out.dtype != aval.dtype:
+        got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (out, aval))
+        also = f" The names passed by then are {listed(named)}." if named else ""
+        raise TypeError(f"The edit of {name!r} returned {got}, and the named value is {wanted}.{also}")
+    return out
+
+
+class Passed(dict[str, Any]):
+    """The cotangents of the names that the walk has passed."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"The walk has not passed the name {name!r}; by then it had passed {listed(self)}.")
+
+
+def names_in(record: Record) -> dict[str, None]:
+    """The names of the values in a record, in the order they were met, those inside its loops and branches included."""
+    names: dict[str, None] = {}
+    for step in record.steps:
+        if step.primitive == "name":
+            names[step.params["name"]] = None
+        for inside in records_inside(step):
+            names |= names_in(inside)
+    return names
+
+
+def check_names(wanted: Collection[str], record: Record, what: str) -> None:
+    """Refuse names that no value between the perturbed inputs and the outputs has."""
+    there = names_in(record)
+    unknown = [name for name in wanted if name not in there]
+    if unknown:
+        raise ValueError(
+            f"{what} the {'name' if len(unknown) == 1 else 'names'} {listed(unknown)}, and the names there are: "
+            f"{listed(there)}. A name counts where a differentiated value goes through it on its way to the output."
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 class Pullback:
@@ -81,32 +208,39 @@ class Pullback:
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
         """
-        walker, record, in_tree, in_types, out_tree, out_types = self.static
+        return self.walk(ct)[0]
+
+    def walk(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
+        """The cotangents of the primals, and what the walker's watch saw, by the steps' numbers.
+
+        Args:
+            ct: as above.
+            edits: whether the walker's edits are made; without them, the same record gives the true cotangents.
+        """
+        _, _, in_tree, in_types, out_tree, out_types = self.static
         leaves, tree = jax.tree.flatten(ct)
         if tree != out_tree:
             raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        cts = [_checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)]
-        back = pull_back(walker, record, self.kept, cts)
+        back, watched = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
         out = [
             jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
             for c, t in zip(back, in_types, strict=True)
         ]
-        return jax.tree.unflatten(in_tree, out)
+        return jax.tree.unflatten(in_tree, out), watched
+
+    def follow(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
+        """The same for flat lists, the cotangents as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
+        walker, record, *_ = self.static
+        walk = Walk(walker, {} if edits else None)
+        return pull_back(walk, record, self.kept, cts), walk.watched
+
+    @property
+    def record(self) -> Record:
+        """What was recorded, without its numbers."""
+        return self.static[1]
 
 
 jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))
-
-
-def _checked_ct(ct: Any, aval: Any) -> Any:
-    if not is_differentiable(aval):
-        return Zero
-    got = jax.typeof(ct)
-    if got.shape != aval.shape or got.dtype != aval.dtype:
-        raise ValueError(
-            f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} must have that shape and dtype, and is "
-            f"{got.dtype}{list(got.shape)}."
-        )
-    return ct if isinstance(ct, jax.Array) else jnp.asarray(ct)
 
 
 # --- the transformations ----------------------------------------------------------------------------------------------
@@ -119,7 +253,14 @@ class Backward:
         rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again.
+            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
+            `Budget`: the least work done again that fits into a number of bytes.
+        outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
+            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
+            again, behind a barrier, what its plan did not keep.
+        edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
+            the cotangents of the names that the walk has passed by then: those between the value and the output. An
+            edit's result has the shape and dtype of the value.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -130,17 +271,37 @@ class Backward:
     """
 
     def __init__(
-        self, *, rules: Mapping[Any, Rule] | None = None, residuals: str = "min_cut", on_missing: str = "error"
+        self,
+        *,
+        rules: Mapping[Any, Rule] | None = None,
+        edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
+        residuals: str | Budget = "min_cut",
+        outside_loops: bool = False,
+        on_missing: str = "error",
     ):
-        if residuals not in RESIDUALS:
-            raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, and was {residuals!r}.")
+        check_residuals(residuals)
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        self.rules, self.residuals, self.on_missing = dict(rules or {}), residuals, on_missing
-        self._key = (tuple(self.rules.items()), residuals, on_missing)
+        self.rules, self.edits = dict(rules or {}), dict(edits or {})
+        self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
+        self.has_steps = any(rule.kind == "step" for rule in self.rules.values())
+        self.watch: Watch | None = None
+        self.factored = False
+
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored)
+        return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
+
+    def looking(self, watch: Watch | None = None, factored: bool = False) -> Backward:
+        """The same, with something that watches the steps; or with products left as factors where they leave a loop."""
+        other = copy.copy(self)
+        other.__dict__.pop("_key", None)
+        other.watch, other.factored = watch or self.watch, factored or self.factored
+        return other
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backward) and self._key == other._key
@@ -188,9 +349,9 @@ class Backward:
         return self._vjp(f, primals, has_aux)
 
     def _vjp(self, f: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool) -> Any:
-        _check_callable(f)
+        check_callable(f)
         leaves, in_tree = jax.tree.flatten(primals)
-        values = [_as_value(x) for x in leaves]
+        values = [as_value(x) for x in leaves]
         out_tree = None
 
         def flat(*xs: Any) -> tuple[list[Any], Any]:
@@ -198,12 +359,14 @@ class Backward:
             out, aux = f(*jax.tree.unflatten(in_tree, xs)), None
             if has_aux:
                 if not isinstance(out, tuple) or len(out) != 2:
-                    raise TypeError(f"With has_aux=True, {_name(f)} must return a pair (output, aux).")
+                    raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
                 out, aux = out
             outs, out_tree = jax.tree.flatten(out)
-            return [_checked(o) for o in outs], aux
+            return [checked(o) for o in outs], aux
 
-        rec, outs, kept, aux = record(flat, values, [True] * len(values), self)
+        run = with_aux(in_regions, flat, self.residuals) if self.outside_loops else flat
+        rec, outs, kept, aux = record(run, values, [True] * len(values), self)
+        check_names(self.edits, rec, "Backward(edits=...) has")
         types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
         pullback = Pullback(kept, (self, rec, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
         out = jax.tree.unflatten(out_tree, outs)
@@ -235,15 +398,15 @@ class Backward:
             >>> bp.value_and_grad(lambda x: jnp.sum(x**3))(jnp.array([1.0, 2.0]))
             (Array(9., dtype=float32), Array([ 3., 12.], dtype=float32))
         """
-        _check_callable(f)
+        check_callable(f)
 
         @functools.wraps(f)
         def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-            partial, chosen = _split_arguments(f, argnums, args, kwargs)
+            partial, chosen = split_arguments(f, argnums, args, kwargs)
             for x in jax.tree.leaves(chosen):
-                _check_input(x, holomorphic, allow_int, "grad")
+                check_input(x, holomorphic, allow_int, "grad")
             value, pullback, *aux = self._vjp(partial, chosen, has_aux)
-            _check_scalar(value, holomorphic)
+            check_scalar(value, holomorphic)
             grads = pullback(jnp.ones_like(value))
             grads = grads[0] if isinstance(argnums, int) else tuple(grads)
             return ((value, aux[0]), grads) if has_aux else (value, grads)
@@ -294,16 +457,16 @@ class Backward:
             Array([[2., 0.],
                    [0., 4.]], dtype=float32)
         """
-        _check_callable(f)
+        check_callable(f)
 
         @functools.wraps(f)
         def jacobian(*args: Any, **kwargs: Any) -> Any:
-            partial, chosen = _split_arguments(f, argnums, args, kwargs)
+            partial, chosen = split_arguments(f, argnums, args, kwargs)
             for x in jax.tree.leaves(chosen):
-                _check_input(x, holomorphic, allow_int, "jacrev")
+                check_input(x, holomorphic, allow_int, "jacrev")
             value, pullback, *aux = self._vjp(partial, chosen, has_aux)
             for y in jax.tree.leaves(value):
-                _check_output(y, holomorphic, "jacrev")
+                check_output(y, holomorphic, "jacrev")
             leaves, tree = jax.tree.flatten(value)
             sizes = [y.size for y in leaves]
             rows = []
@@ -343,6 +506,24 @@ class Backward:
         return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
 
 
+def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
+    """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
+
+    def run(*args: Any) -> tuple[list[Any], Any]:
+        count, tree = 0, None
+
+        def leaves(*xs: Any) -> list[Any]:
+            nonlocal count, tree
+            outs, aux = f(*xs)
+            count, (rest, tree) = len(outs), jax.tree.flatten(aux)
+            return [*outs, *rest]
+
+        outs = change(leaves, *options)(*args)
+        return outs[:count], jax.tree.unflatten(tree, outs[count:])
+
+    return run
+
+
 @functools.partial(jx.weakref_cache, maxsize=4096)
 def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes:
     box: list[Record] = []
@@ -354,136 +535,12 @@ def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes
 
     program = jx.trace(forward, jx.in_avals(jaxpr), "forward")
     (rec,) = box
-    reached = [o is not None for o in rec.outputs]
-    return Passes(program, functools.partial(pull_back, walker, rec), perturbed, reached)
 
+    def back(kept: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
+        walk = Walk(walker, named)
+        return pull_back(walk, rec, kept, ct), walk.found
 
-def missing(primitive: Any) -> Rule:
-    """A rule for an equation without one: an error, raised if the equation turns out to be needed."""
-
-    def message(where: str) -> str:
-        if primitive.name in REFUSED:
-            return f"funcbp has no derivative for {where}: {REFUSED[primitive.name]}"
-        return (
-            f"funcbp has no rule for {where}. Write one, funcbp.Backward(rules={{primitive: funcbp.rule(bwd)}}), wrap "
-            f'the operation in jax.custom_vjp, or borrow JAX\'s derivative for it: funcbp.Backward(on_missing="jax").'
-        )
-
-    return Rule(kind="missing", save=lambda *_: (), message=message)
-
-
-def borrowed(primitive: Any) -> Rule:
-    """A rule for an equation without one: JAX's reverse mode, for this equation alone."""
-
-    def borrowed_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
-        chosen = [i for i, p in enumerate(perturbed) if p]
-
-        def equation(*xs: Any) -> Any:
-            primals = list(res)
-            for i, x in zip(chosen, xs, strict=True):
-                primals[i] = x
-            return primitive.bind(*primals, **params)
-
-        outs, pullback = jax.vjp(equation, *(res[i] for i in chosen))
-        if primitive.multiple_results:
-            ct = [
-                instantiate(c, jax.typeof(o)) if is_differentiable(o) else float0_zeros(o)
-                for c, o in zip(ct, outs, strict=True)
-            ]
-        back = dict(zip(chosen, pullback(ct), strict=True))
-        return [back.get(i) for i in range(len(perturbed))]
-
-    warnings.warn(f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it.", stacklevel=2)
-    return Rule(borrowed_bwd)
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
-def _name(f: Any) -> str:
-    return getattr(f, "__name__", repr(f))
-
-
-def _check_callable(f: Any) -> None:
-    if not callable(f):
-        raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
-
-
-def _checked(x: Any) -> Any:
-    try:
-        jax.typeof(x)
-    except TypeError as error:
-        raise TypeError(f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are.") from error
-    return x
-
-
-def _as_value(x: Any) -> Any:
-    return x if isinstance(x, jax.Array) else jnp.asarray(_checked(x))
-
-
-def _split_arguments(
-    f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """`f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
-    if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
-        raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
-    numbers = [argnums] if isinstance(argnums, int) else list(argnums)
-    for i in numbers:
-        if not -len(args) <= i < len(args):
-            raise ValueError(
-                f"argnums={argnums!r} asks for positional argument {i}, and {_name(f)} was called with {len(args)}. "
-                "Arguments passed by keyword cannot be differentiated with respect to."
-            )
-    numbers = [i % len(args) for i in numbers]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"argnums={argnums!r} names an argument twice.")
-
-    def partial(*chosen: Any) -> Any:
-        full = list(args)
-        for i, x in zip(numbers, chosen, strict=True):
-            full[i] = x
-        return f(*full, **kwargs)
-
-    return partial, tuple(args[i] for i in numbers)
-
-
-def _check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
-    dtype = jx.type_of(_checked(x)).dtype
-    if not holomorphic and (allow_int or is_inexact(dtype)):
-        return
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:
-        raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
-    if holomorphic:
-        if not jax.dtypes.issubdtype(dtype, np.complexfloating):
-            raise TypeError(f"{what} with holomorphic=True requires complex inputs, and got {dtype}.")
-    else:
-        raise TypeError(
-            f"{what} requires real- or complex-valued inputs (a sub-dtype of np.inexact), and got {dtype}. "
-            "Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
-        )
-
-
-def _check_scalar(value: Any, holomorphic: bool) -> None:
-    if not jax.tree_util.all_leaves([value]):
-        raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
-    aval = jax.typeof(value)
-    if aval.shape != ():
-        raise TypeError(f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}.")
-    _check_output(value, holomorphic, "grad")
-
-
-def _check_output(y: Any, holomorphic: bool, what: str) -> None:
-    dtype = jax.typeof(y).dtype
-    if holomorphic:
-        if not jax.dtypes.issubdtype(dtype, np.complexfloating):
-            raise TypeError(f"{what} with holomorphic=True requires complex outputs, and got {dtype}.")
-    elif jax.dtypes.issubdtype(dtype, np.complexfloating):
-        raise TypeError(
-            f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}. For holomorphic "
-            "differentiation pass holomorphic=True; otherwise use vjp."
-        )
-    elif not jax.dtypes.issubdtype(dtype, np.floating):
-        raise TypeError(f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}.")
+    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored, rec)
 
 
 _default = Backward()

@@ -14,6 +14,7 @@ from .images import weights as weights
 from .judgement import confusion as confusion
 from .judgement import decision_boundaries as decision_boundaries
 from .judgement import predictions as predictions
+from .memory import memory as memory
 from .surface import error_curve as error_curve
 from .surface import error_surface as error_surface
 from .surface import loss_slice as loss_slice

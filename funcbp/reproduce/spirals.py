@@ -99,8 +99,8 @@ def _draw(found: dict[str, Outcome], points: int) -> Any:
         best = int(np.argmax(outcome.solved))
         params = jax.tree.map(lambda p, best=best: p[best], outcome.params)
         says = np.asarray(jax.nn.sigmoid(WAYS[name].net.apply(params, places)))[..., 0]
-        ax.imshow(says, plot.SIGNED, origin="lower", extent=(-7, 7, -7, 7), vmin=0, vmax=1, alpha=0.7)
-        ax.scatter(*x.T, c=t[:, 0], cmap=plot.SIGNED, vmin=0, vmax=1, s=8, edgecolors="k", linewidths=0.3)
+        ax.imshow(says, plot.canvas.SIGNED, origin="lower", extent=(-7, 7, -7, 7), vmin=0, vmax=1, alpha=0.7)
+        ax.scatter(*x.T, c=t[:, 0], cmap=plot.canvas.SIGNED, vmin=0, vmax=1, s=8, edgecolors="k", linewidths=0.3)
         after = f"{outcome.epochs[best]} epochs" if outcome.solved[best] else "not solved"
         ax.set_title(f"{name}\n{after}", fontsize=9)
         ax.set(xticks=[], yticks=[])

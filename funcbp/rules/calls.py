@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Zero
+from ..cotangents import Zero, dense
 from ..jaxpr import (
     as_function,
     bind_device_put,
@@ -22,9 +22,11 @@ from ..jaxpr import (
     is_saved,
     primitive,
     primitives,
+    run_behind_barrier,
     sharding_of,
 )
-from ..plan import Plan, by_policy, plan_of_call
+from ..plan import Plan, plan_of_call
+from ..policies import permitted
 from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -35,12 +37,14 @@ def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[A
     return outs[:n], (plan, [primals[i] for i in plan.free], outs[n:]), plan.passes.differentiable
 
 
-def call_back(res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+def call_back(walk: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
     """Run the backward program of a body on what was kept; `run(program, args)` says how."""
     plan, free, kept = res
-    program, reached = plan.backward([c is not Zero for c in ct])
-    outs = iter(run(program, [*free, *kept, *(c for c in ct if c is not Zero)]))
-    return [next(outs) if r else Zero for r in reached]
+    program, tree = plan.backward([c is not Zero for c in ct], walk.given)
+    args = [*free, *kept, *(dense(c) for c in ct if c is not Zero), *walk.brought]
+    cts, found = tree.unflatten(run(program, args))
+    walk.take_in(found)
+    return cts
 
 
 def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
@@ -49,9 +53,9 @@ def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any
     return call_res(plan, primals, plan.forward.jitted(*primals))
 
 
-def jit_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def jit_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the compiled backward program on what was kept."""
-    return call_back(res, ct, lambda program, args: program.jitted(*args))
+    return call_back(walk, res, ct, lambda program, args: program.jitted(*args))
 
 
 TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
@@ -63,16 +67,23 @@ for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_
 
 
 def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Run the region, keeping its inputs and what the user's policy says."""
-    policy = params["policy"]
-    choose = by_policy(lambda eqn: is_saved(policy, eqn))
-    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), policy, choose)
+    """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
+    policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
+    choose = policy.choose if planned(policy) else permitted(lambda eqn: is_saved(policy, eqn), cut=narrow)
+    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), (policy, narrow), choose)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
-def remat_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def remat_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
-    return call_back(res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+    if planned(params["policy"]):
+        return call_back(walk, res, ct, run_behind_barrier)
+    return call_back(walk, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+
+
+def planned(policy: Any) -> bool:
+    """Whether it is our own plan that placed a region, see `straight.py`, and not the user."""
+    return hasattr(policy, "choose")
 
 
 def_control(primitives.remat_p, remat_fwd, remat_bwd)
@@ -92,9 +103,13 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
     return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
 
 
-def_linear(primitives.name_p, lambda ct, x, **_: ct)
-def_linear(primitives.sharding_constraint_p, lambda ct, x, **p: primitives.sharding_constraint_p.bind(ct, **p))
-def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct)
-def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)))
+def_linear(primitives.name_p, lambda ct, x, **_: ct, isometric=True)
+def_linear(
+    primitives.sharding_constraint_p,
+    lambda ct, x, **params: primitives.sharding_constraint_p.bind(ct, **params),
+    isometric=True,
+)
+def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, isometric=True)
+def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), isometric=True)
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES)
 def_rule(primitives.device_put_p, device_put_bwd, save=TYPES)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero
-from ..jaxpr import dilated, permuted_sharding, primitive, primitives, sharding_of
-from .table import def_bilinear, def_rule
+from ..cotangents import ABSORB, Product
+from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
+from .table import BILINEAR, def_bilinear, def_rule
 
 
 def dot_general_left(
     ct: Any,
-    x: Any,
     y: Any,
+    x: Any,
     *,
     dimension_numbers: Any,
     precision: Any,
@@ -56,10 +57,25 @@ def dot_general_right(ct: Any, x: Any, y: Any, *, dimension_numbers: Any, **para
     """ȳ[b,j,c] = Σ_i z̄[b,i,j] x[b,i,c]: the same with the operands exchanged."""
     (x_contract, y_contract), (x_batch, y_batch) = dimension_numbers
     exchanged = (y_contract, x_contract), (y_batch, x_batch)
-    return dot_general_left(ct, y, x, dimension_numbers=exchanged, swapped=True, **params)
+    return dot_general_left(ct, x, y, dimension_numbers=exchanged, swapped=True, **params)
+
+
+def _dot_general_summed(product: Product) -> Product:
+    """Σ_t of products of stacked factors: the steps t are one more axis of the other operand's own."""
+    (x_contract, y_contract), (x_batch, y_batch) = product.params["dimension_numbers"]
+    later = lambda axes: tuple(a + 1 for a in axes)
+    if product.rule is dot_general_left:  # z: b.. i.. j.., and t comes to the j's
+        dims = ((x_contract, later(y_contract)), (x_batch, later(y_batch)))
+        place = len(product.aval.shape) - len(x_contract)
+    else:  # z: b.. i.. j.., and t comes to the i's
+        dims = ((later(x_contract), y_contract), (later(x_batch), y_batch))
+        place = len(x_batch)
+    params = dict(product.params, dimension_numbers=dims)
+    return product._replace(ct=jnp.moveaxis(product.ct, 0, place), params=params)
 
 
 def_bilinear(primitives.dot_general_p, dot_general_left, dot_general_right)
+ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_general_summed})
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
@@ -84,8 +100,8 @@ def _spatial(x: Any, spec: Any) -> list[int]:
 
 def conv_left(
     ct: Any,
-    x: Any,
     w: Any,
+    x: Any,
     *,
     window_strides: Any,
     padding: Any,
@@ -148,8 +164,6 @@ def conv_right(
     out_sharding: Any = None,
 ) -> Any:
     """z = x ⋆ w:  w̄ is x convolved with z̄, with the batch as the channels that are summed over."""
-    if ct.size == 0:
-        return Zero
     x_spec, w_spec, z_spec = dimension_numbers
     exchange = lambda spec: (spec[1], spec[0], *spec[2:])
     k = dilated(_spatial(w, w_spec), rhs_dilation)
@@ -173,7 +187,17 @@ def conv_right(
     return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
 
 
+def _conv_right_summed(product: Product) -> Product | None:
+    """Σ_t of products of stacked factors: the steps t are more examples."""
+    if product.params["batch_group_count"] > 1:
+        return None
+    x_spec, _, z_spec = product.params["dimension_numbers"]
+    merge = lambda a, axis: _merge_axis(a, 0, axis)
+    return product._replace(ct=merge(product.ct, z_spec[0]), other=merge(product.other, x_spec[0]))
+
+
 def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)
+ABSORB[conv_right] = _conv_right_summed
 
 
 # --- ragged contraction -----------------------------------------------------------------------------------------------
@@ -232,4 +256,10 @@ def ragged_dot_general_bwd(
     return [x_bar, y_bar, None]
 
 
-def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd)
+def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, y, group_sizes = primals
+    return (x if perturbed[1] else aval_of(x)), (y if perturbed[0] else aval_of(y)), group_sizes
+
+
+def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)
+BILINEAR.add(primitive("ragged_dot_general_p"))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Zero, instantiate
+from ..cotangents import Factored, Zero, dense, instantiate
 from ..jaxpr import (
     Program,
     bind_cond,
@@ -22,7 +22,8 @@ from ..jaxpr import (
     while_parts,
     zeros,
 )
-from ..plan import RESIDUALS, Choose, Passes, Plan, plan_of_call
+from ..plan import Given, Passes, Plan, plan_of_call, with_names
+from ..policies import Choose, Deferral, chooser, deferral
 from .table import TABLE, Rule, def_control
 
 
@@ -53,7 +54,9 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = _split(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: walker.passes(body, p), *_split(perturbed, n_consts, n_carry))
-    plan = passes.made(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
+    steps = params["length"]
+    how = chooser(walker.residuals, steps), deferral(walker.residuals)
+    plan = passes.made((walker.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, *how))
     n_ys = len(passes.outputs) - n_carry
     once = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
@@ -65,73 +68,86 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     return [*carry, *ys], res, [*grown, *passes.differentiable[n_carry:]]
 
 
-def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose) -> Plan:
+def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose, defer: Deferral) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
-    make = lambda nonzero: _scan_backward(passes, n_consts, n_carry, nonzero)
+    make = lambda nonzero, given: _scan_backward(passes, n_consts, n_carry, defer, nonzero, given)
     return Plan(passes, make, free=[k != 1 for k in kinds], steady=[k == 0 for k in kinds], choose=choose)
 
 
 def _scan_backward(
-    passes: Passes, n_consts: int, n_carry: int, nonzero: Sequence[bool]
-) -> tuple[Program, tuple[list[bool], list[bool]]]:
-    """The body of the loop backward: (*candidates, *sums, *ct of carry, *ct of y) -> sums, ct of carry, ct of x.
+    passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], given: Given
+) -> tuple[Program, tuple[list[bool], Any]]:
+    """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *given, *sums) -> sums, ct of carry, stacks.
 
-    The cotangents of constants are sums over the steps, carried along. All perturbed carries have one, of ys only those
-    that are nonzero. Also: which constants and xs get a cotangent.
+    The cotangents of constants are sums over the steps, carried along, or products that are left to be carried out
+    after the loop: their factors are stacked. All perturbed carries have a cotangent, of ys those that are nonzero.
+
+    Returns:
+        The program; which constants have a sum; and the structure of the stacks (products of constants, cotangents of
+        xs, what the walk found).
     """
     perturbed = _split(passes.perturbed, n_consts, n_carry)
-    const_types, carry_types, _ = _split([strong(t) for t in passes.in_types], n_consts, n_carry)
-    ys_types = [strong(t) for t in passes.out_types[n_carry:]]
-    sums = [t for t, p in zip(const_types, perturbed[0], strict=True) if p]
+    carry_types = [strong(t) for t in passes.in_types[n_consts : n_consts + n_carry]]
     carries = [t for t, p in zip(carry_types, perturbed[1], strict=True) if p]
-    ys = [t for t, z in zip(ys_types, nonzero[n_carry:], strict=True) if z]
+    ys = [strong(t) for t, z in zip(passes.out_types[n_carry:], nonzero[n_carry:], strict=True) if z]
     n = len(passes.candidates)
-    reached: tuple[list[bool], list[bool]] = ([], [])
+    trees: list[Any] = []
+    summed: list[bool] = []
 
-    def backward(*args: Any) -> list[Any]:
-        kept, summed, ct_carry, ct_ys = _split(args, n, len(sums), len(carries))
+    def step(*args: Any) -> list[Any]:
+        kept, ct_carry, ct_ys, named = _split(args, n, len(carries), len(ys))
         carry_cts, y_cts = iter(ct_carry), iter(ct_ys)
         ct = [next(carry_cts) if p else Zero for p in perturbed[1]]
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
-        to_consts, to_carry, to_xs = _split(passes.pull_back(kept, ct), n_consts, n_carry)
-        reached[0][:] = [c is not Zero for c in to_consts]
-        reached[1][:] = [c is not Zero for c in to_xs]
-        totals = iter(summed)
-        added = [
-            total if c is Zero else lax.add(total, c)
-            for c, total in ((c, next(totals)) for c, p in zip(to_consts, perturbed[0], strict=True) if p)
-        ]
+        back, found = passes.pull_back(kept, ct, with_names(given, named))
+        to_consts, to_carry, to_xs = _split(back, n_consts, n_carry)
+        wait = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
+        later = [c if wait(c) else Zero for c in to_consts]
+        now = [dense(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
+        summed[:] = [c is not Zero for c in now]
         before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]
-        return [to_strong(x) for x in (*added, *before, *(c for c in to_xs if c is not Zero))]
+        stacks, tree = jax.tree.flatten((later, to_xs if passes.factored else [dense(c) for c in to_xs], found))
+        trees.append(tree)
+        return [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
 
-    return trace(backward, [*passes.candidate_types, *sums, *carries, *ys], "scan_backward"), reached
+    types = [*passes.candidate_types, *carries, *ys, *(t for _, t in given or ())]
+    program = trace(step, types, "scan_backward")
+    n_sums = sum(summed)
+
+    def add(*args: Any) -> list[Any]:
+        terms, rest, sums = _split(args, n_sums, len(program.outvars) - n_sums)
+        return [*(lax.add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
+
+    outs = [v.aval for v in program.outvars]
+    adding = trace(add, [*outs, *outs[:n_sums]], "sums")
+    return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), (list(summed), trees[0])
 
 
-def scan_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def scan_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the loop the other way round, on what was kept."""
     plan, const_types, free_consts, once, free_xs, kept = res
     _, n_consts, n_carry = scan_parts(params)
     passes = plan.passes
-    ct_carry, ct_ys = list(ct[:n_carry]), list(ct[n_carry:])
+    ct_carry, ct_ys = [dense(c) for c in ct[:n_carry]], [dense(c) for c in ct[n_carry:]]
     nonzero = [*passes.differentiable[:n_carry], *(c is not Zero for c in ct_ys)]
-    program, (consts_reached, xs_reached) = plan.backward(nonzero)
-    grown = _split(passes.perturbed, n_consts, n_carry)
-    sums = [zeros(strong(t)) for t, p in zip(const_types, grown[0], strict=True) if p]
-    carry_types = passes.in_types[n_consts : n_consts + n_carry]
-    init = [to_strong(instantiate(c, t)) for c, t, p in zip(ct_carry, carry_types, grown[1], strict=True) if p]
-    stacked = [*free_xs, *kept, *(to_strong(c) for c in ct_ys if c is not Zero)]
+    program, (summed, tree) = plan.backward(nonzero, walk.given)
+    sums = [zeros(strong(t)) for t, s in zip(const_types, summed, strict=True) if s]
+    carries = zip(ct_carry, passes.in_types[n_consts:], passes.perturbed[n_consts:], strict=False)
+    init = [to_strong(instantiate(c, t)) for c, t, p in carries if p]
+    ys = [to_strong(c) for c in ct_ys if c is not Zero]
     # the program's inputs come as (*free, *once, *kept, *others): bring constants, carries and stacks together
-    n_fc, n_fx, n_once, n_kept = len(free_consts), len(free_xs), len(once), len(kept)
-    fc, fx, on, ke, su, cy = _split(range(len(program.invars)), n_fc, n_fx, n_once, n_kept, len(sums) + len(init))
-    program = passes.made(program, lambda: program.reordered([*fc, *on, *su, *fx, *ke, *cy]))
-    outs, to_xs = bind_scan(program, [*free_consts, *once], [*sums, *init], stacked, params, not params["reverse"])
-    totals, firsts, rest = iter(outs[: len(sums)]), iter(outs[len(sums) :]), iter(to_xs)
-    # a sum is taken for every perturbed constant; those that no cotangent reached stayed zero
-    per_const = [next(totals) if p else Zero for p in grown[0]]
+    parts = free_consts, free_xs, once, kept, init, ys, walk.brought
+    fc, fx, on, ke, ca, y, na, su = _split(range(len(program.invars)), *map(len, parts))
+    program = passes.made(program, lambda: program.reordered([*fc, *on, *na, *su, *ca, *fx, *ke, *y]))
+    constants = [*free_consts, *once, *walk.brought]
+    outs, stacks = bind_scan(program, constants, [*sums, *init], [*free_xs, *kept, *ys], params, not params["reverse"])
+    later, to_xs, found = tree.unflatten(stacks)
+    walk.take_in(found)
+    totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
     return [
-        *(c if r else Zero for c, r in zip(per_const, consts_reached, strict=True)),
-        *(next(firsts) if p else Zero for p in grown[1]),
-        *(next(rest) if r else Zero for r in xs_reached),
+        *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
+        *(next(firsts) if p else Zero for p in passes.perturbed[n_consts : n_consts + n_carry]),
+        *(c.stacked(params["length"]) if type(c) is Factored else c for c in to_xs),
     ]
 
 
@@ -183,38 +199,54 @@ def _fill_slots(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Progr
     return trace(forward, plan.passes.in_types, "branch")
 
 
-def cond_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """Go back through the branch that was taken."""
+def cond_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Go back through the branch that was taken. What only another branch would find is zero."""
     plans, places, read, index, operands, kept = res
     nonzero = [c is not Zero for c in ct]
     # an output that only other branches perturb has no cotangent in this one
-    programs = [
-        plan.backward([z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)]) for plan in plans
-    ]
-    reached = [any(r) for r in zip(*(r for _, r in programs), strict=True)]
+    own = [[z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)] for plan in plans]
+    programs = [plan.backward(z, walk.given) for plan, z in zip(plans, own, strict=True)]
+    args = [*operands, *kept, *(to_strong(dense(c)) for c in ct if c is not Zero), *walk.brought]
+    arg_types = tuple(jax.typeof(x) for x in args)
     types = [strong(t) for t in plans[0].passes.in_types]
-    n_read, n_kept = len(read), len(kept)
+    results = [_in_branch(i, *tree.unflatten([v.aval for v in p.outvars])) for i, (p, tree) in enumerate(programs)]
+    # a cotangent, or a thing found, that any branch has: with its type, for the others to fill with zeros
+    reached = [any(c is not Zero for c in cs) for cs in zip(*(cts for cts, _ in results), strict=True)]
+    found_types: tuple[dict[Any, Any], ...] = ({}, {})
+    for _, found in results:
+        for all_types, of_branch in zip(found_types, found, strict=True):
+            all_types.update({k: v for k, v in of_branch.items() if k not in all_types})
+    wanted = [t if r else Zero for t, r in zip(types, reached, strict=True)], found_types
+    merged: Any = jax.tree.structure(wanted)
 
-    def branch(plan: Plan, place: Sequence[int], program: Program, own: Sequence[bool]) -> Program:
+    def branch(i: int, plan: Plan, place: Sequence[int], which: Sequence[bool], program: Program, tree: Any) -> Program:
         def backward(*args: Any) -> list[Any]:
-            inputs, slots, cts = _split(args, n_read, n_kept)
+            inputs, slots, cts, named = _split(args, len(read), len(kept), sum(nonzero))
             where = dict(zip(read, inputs, strict=True))
             given = iter(cts)
-            pairs = [(next(given), d) for z, d in zip(nonzero, plan.passes.differentiable, strict=True) if z]
-            outs = iter(
-                program(*(where[i] for i in plan.free), *(slots[i] for i in place), *(c for c, d in pairs if d))
-            )
-            back = [next(outs) if o else Zero for o in own]
-            return [to_strong(instantiate(c, t)) for c, t, r in zip(back, types, reached, strict=True) if r]
+            own_cts = [c for c, w in ((next(given), w) for z, w in zip(nonzero, which, strict=True) if z) if w]
+            outs = program(*(where[i] for i in plan.free), *(slots[i] for i in place), *own_cts, *named)
+            back, found = _in_branch(i, *tree.unflatten(outs))
+            full = [instantiate(c, t) for c, t, r in zip(back, types, reached, strict=True) if r]
+            for all_types, of_branch in zip(found_types, found, strict=True):
+                fill = {k: of_branch.get(k, jax.tree.map(zeros, t)) for k, t in all_types.items()}
+                full += jax.tree.leaves(fill)
+            return [to_strong(x) for x in full]
 
         return trace(backward, arg_types, "branch_backward")
 
-    args = [*operands, *kept, *(to_strong(c) for c in ct if c is not Zero)]
-    arg_types = tuple(jax.typeof(x) for x in args)
-    make = lambda: [branch(pl, place, *pr) for pl, place, pr in zip(plans, places, programs, strict=True)]
-    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types), make)
-    outs = iter(bind_cond(index, branches, args, params))
-    return [None, *(next(outs) if r else Zero for r in reached)]
+    of_branches = list(zip(plans, places, own, programs, strict=True))
+    make = lambda: [branch(i, plan, place, w, *pr) for i, (plan, place, w, pr) in enumerate(of_branches)]
+    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types, walk.given), make)
+    cts, found = merged.unflatten(bind_cond(index, branches, args, params))
+    walk.take_in(found)
+    return [None, *cts]
+
+
+def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
+    """What a branch's walk found, its steps' numbers preceded by the branch's."""
+    named, watched = found
+    return cts, (named, {(i, *where): seen for where, seen in watched.items()})
 
 
 def_control(primitives.cond_p, cond_fwd, cond_bwd)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -181,8 +182,8 @@ def _run(args: argparse.Namespace) -> int:
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
         return FAILED
 
-    task: Any = job.task
-    x, y, held_out = dataset.x_train, dataset.y_train, (dataset.x_validation, dataset.y_validation)
+    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+    task, held_out = job.task, (jnp.asarray(dataset.x_validation), jnp.asarray(dataset.y_validation))
     score = score_key(task.score_name)
     before = jax.jit(
         lambda params: (task.loss(params, x, y), task.loss(params, *held_out), task.score(params, *held_out))

@@ -1,0 +1,51 @@
+"""What stands in for a rule that is not there: an error, or JAX's derivative of that one equation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ..cotangents import float0_zeros, instantiate, is_differentiable
+from .table import REFUSED, Rule
+
+
+def missing(primitive: Any) -> Rule:
+    """A rule for an equation without one: an error, raised if the equation turns out to be needed."""
+
+    def message(where: str) -> str:
+        if primitive.name in REFUSED:
+            return f"funcbp has no derivative for {where}: {REFUSED[primitive.name]}"
+        return (
+            f"funcbp has no rule for {where}. Write one, funcbp.Backward(rules={{primitive: funcbp.rule(bwd)}}), wrap "
+            f'the operation in jax.custom_vjp, or borrow JAX\'s derivative for it: funcbp.Backward(on_missing="jax").'
+        )
+
+    return Rule(kind="missing", save=lambda *_: (), message=message)
+
+
+def borrowed(primitive: Any) -> Rule:
+    """A rule for an equation without one: JAX's reverse mode, for this equation alone."""
+
+    def borrowed_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+        chosen = [i for i, p in enumerate(perturbed) if p]
+
+        def equation(*xs: Any) -> Any:
+            primals = list(res)
+            for i, x in zip(chosen, xs, strict=True):
+                primals[i] = x
+            return primitive.bind(*primals, **params)
+
+        outs, pullback = jax.vjp(equation, *(res[i] for i in chosen))
+        if primitive.multiple_results:
+            ct = [
+                instantiate(c, jax.typeof(o)) if is_differentiable(o) else float0_zeros(o)
+                for c, o in zip(ct, outs, strict=True)
+            ]
+        back = dict(zip(chosen, pullback(ct), strict=True))
+        return [back.get(i) for i in range(len(perturbed))]
+
+    warnings.warn(f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it.", stacklevel=2)
+    return Rule(borrowed_bwd)

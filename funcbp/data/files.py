@@ -67,6 +67,14 @@ def read_csv(path: str | Path, seed: int = 0) -> Dataset:
     Raises:
         DataError: the file is empty, ragged, or holds something that is not a finite number.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import data
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "squares.csv")
+        >>> _ = path.write_text("\\n".join(f"{i},{i * i}.0" for i in range(20)))
+        >>> data.read_csv(path).y_train.shape  # a regression: the targets have decimal points
+        (14, 1)
     """
     path = Path(path)
     rows, lines = _rows(path)
@@ -174,6 +182,14 @@ def read_npz(path: str | Path, seed: int = 0) -> Dataset:
     Raises:
         DataError: the file is no npz file, or its arrays cannot be used.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np
+        >>> from funcbp import data
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "images.npz")
+        >>> np.savez(path, x=np.random.rand(20, 5, 4), y=np.arange(20) % 2)
+        >>> data.read_npz(path).image_shape
+        (5, 4, 1)
     """
     path = Path(path)
     with path.open("rb") as raw:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -269,24 +270,27 @@ def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params
 
 
 def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Solve as the user said, and keep the solution."""
+    """Solve as the user said, and keep the solution where the matrix is perturbed."""
     outs = primitives.linear_solve_p.bind(*primals, **params)
-    n = len(primals) - sum(solve_parts(params)[1])
-    return outs, (list(primals[: len(primals) - n]), outs[:n]), [*([True] * n), *([False] * (len(outs) - n))]
+    lengths = solve_parts(params)[1]
+    n = len(primals) - sum(lengths)
+    solution = outs[:n] if any(perturbed[: lengths[0]]) else [jax.typeof(y) for y in outs[:n]]
+    return outs, (list(primals[: len(primals) - n]), solution), [*([True] * n), *([False] * (len(outs) - n))]
 
 
 def linear_solve_bwd(walker: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
     constants, x = res
     jaxprs, lengths = solve_parts(params)
-    b_bar = transposed_solve(params, constants, [instantiate(c, jnp.asarray(y)) for c, y in zip(ct, x, strict=False)])
+    b_bar = transposed_solve(params, constants, [instantiate(c, y) for c, y in zip(ct, x, strict=False)])
     of_matrix = constants[: lengths[0]]
     to_matrix: list[Any] = [Zero] * lengths[0]
     if any(perturbed[: lengths[0]]):
         passes = walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
-        outs = passes.forward(*of_matrix, *x)
+        keep = lambda: passes.forward.with_outputs(passes.candidates).pruned(keep_inputs=True)[0]
+        candidates = passes.made("candidates", keep)(*of_matrix, *x)
         minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
-        to_matrix = passes.pull_back(outs[len(b_bar) :], minus)[: lengths[0]]
+        to_matrix = passes.pull_back(candidates, minus)[: lengths[0]]
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 

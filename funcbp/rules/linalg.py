@@ -259,12 +259,13 @@ def triangular_solve_bwd(
 def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A X = B, A of three diagonals:  B̄ = A⁻ᵀ X̄;  the diagonals get those of -B̄ Xᵀ."""
     low, mid, up, x = res
-    zero = lax.full_like(low[..., :1], 0)
+    zero = jnp.zeros((*low.shape[:-1], 1), low.dtype)
     low_t = jnp.concatenate([zero, up[..., :-1]], -1)
     up_t = jnp.concatenate([low[..., 1:], zero], -1)
     b_bar = primitives.tridiagonal_solve_p.bind(low_t, mid, up_t, ct, **params)
-    before = lambda: jnp.concatenate([jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
-    after = lambda: jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], -2)
+    row = lambda: jnp.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype)
+    before = lambda: jnp.concatenate([row(), x[..., :-1, :]], -2)
+    after = lambda: jnp.concatenate([x[..., 1:, :], row()], -2)
     met = zip((before, lambda: x, after), perturbed[:3], strict=True)
     return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,24 @@ def test_gradients_do_not_depend_on_what_is_kept(program, residuals):
     jax.tree.map(
         lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11), twice(backward.grad), twice(jax.grad)
     )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_smallest_budget_is_met_and_changes_no_gradient(program):
+    """Asked for too little, it names the smallest budget; with that, the gradients are the same."""
+    f, args = PROGRAMS[program]
+    least = 1
+    while True:
+        gradient = bp.Backward(residuals=bp.Budget(bytes=least)).grad(f)
+        try:
+            jax.eval_shape(gradient, args)
+            break
+        except ValueError as error:
+            (needed,) = re.findall(r"The smallest budget is Budget\(bytes=(\d+)\)", str(error))
+            assert int(needed) > least
+            least = int(needed)
+    want = jax.jit(jax.grad(f))(args)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-13), jax.jit(gradient)(args), want)
 
 
 def bytes_between(f, args, residuals):

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from . import accuracy, memory, report, step
+from . import accuracy, learning, memory, report, step
 
-TABLES = {"step": step.run, "accuracy": accuracy.run, "memory": memory.run}
+TABLES = {"step": step.run, "accuracy": accuracy.run, "learning": learning.run, "memory": memory.run}
 PICTURES = {"memory": memory.draw}
 
 

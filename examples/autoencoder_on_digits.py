@@ -5,7 +5,6 @@ or 8, and what passes is what the digits have in common.
 """
 
 # %%
-import functools
 import sys
 from pathlib import Path
 
@@ -30,35 +29,24 @@ digits = data.load("digits")
 x, x_test = jnp.asarray(digits.x_train), jnp.asarray(digits.x_test)
 
 # %% [markdown]
-# A network 64-32-n-32-64, with n units in the middle. One epoch is a sweep over the examples in a random order, in
-# batches of 32, and the whole training is one compiled program.
+# A network 64-32-n-32-64, with n units in the middle.
+
 
 # %%
-EPOCHS, BATCH = 50, 32
-
-
 def network(n):
     return nets.autoencoder([64, 32, n], activation=jnp.tanh)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def learn(n, key):
-    net, optimizer = network(n), optax.adam(3e-3)
-    params = net.init(key, x)
-
-    def step(state, batch):
-        params, memory = state
-        error, gradient = bp.value_and_grad(lambda p: ops.squared_error(net.apply(p, batch), batch, "mean"))(params)
-        updates, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, updates), memory), error
-
-    def epoch(state, key):
-        order = jax.random.permutation(key, len(x))[: len(x) // BATCH * BATCH]
-        state, errors = jax.lax.scan(step, state, x[order].reshape(-1, BATCH, 64))
-        return state, jnp.mean(errors)
-
-    (params, _), errors = jax.lax.scan(epoch, (params, optimizer.init(params)), jax.random.split(key, EPOCHS))
-    return params, errors
+def learn(n):
+    net, key = network(n), jax.random.key(n)
+    return bp.fit(
+        lambda params, batch: ops.squared_error(net.apply(params, batch), batch, "mean"),
+        net.init(key, x),
+        x,
+        optimizer=optax.adam(3e-3),
+        epochs=50,
+        key=key,
+    )
 
 
 # %% [markdown]
@@ -77,7 +65,8 @@ components = np.linalg.svd(x - mean, full_matrices=False)[2]
 trained, errors, middles = {}, {}, (2, 4, 8)
 print("units in the middle   network   principal components")
 for n in middles:
-    trained[n], errors[f"{n} units"] = learn(n, jax.random.key(n))
+    learned = learn(n)
+    trained[n], errors[f"{n} units"] = learned.params, learned.history["loss"]
     linear = mean + (x_test - mean) @ components[:n].T @ components[:n]
     print(f"{n:19} {100 * given_back(network(n).apply(trained[n], x_test)):7.1f} % {100 * given_back(linear):20.1f} %")
 

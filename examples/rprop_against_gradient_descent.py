@@ -2,11 +2,11 @@
 
 Gradient descent multiplies the gradient by a learning rate, and somebody has to choose it. RPROP looks only at the
 signs: every weight has a step of its own, which grows by 1.2 while the sign of its derivative stays the same, and is
-halved when it changes. No learning rate is to be chosen.
+halved when it changes. No learning rate is to be chosen. The variant is iRprop−, which leaves a weight alone for one
+update when its sign has changed.
 """
 
 # %%
-import functools
 import sys
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import optax
 
 import funcbp as bp
 from funcbp import data, nets, ops, plot
+from funcbp.train import stopping
 
 out = Path(sys.argv[1] if sys.argv[1:] and sys.argv[1][0] != "-" else "runs/rprop_against_gradient_descent")
 out.mkdir(parents=True, exist_ok=True)
@@ -37,43 +38,56 @@ net = nets.mlp([10, 5, 10], activation=ops.logistic, output=ops.logistic, initia
 SEEDS, EPOCHS = 50, 500
 
 
-def error(params):
-    y = net.apply(params, x)
-    return ops.squared_error(y, t), jnp.all(jnp.abs(t - y) < 0.4)
+def error(params, batch):
+    x, t = batch
+    return ops.squared_error(net.apply(params, x), t)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-@functools.partial(jax.vmap, in_axes=(None, None, 0))
-def learn(rule, number, key):
-    """The errors over the epochs, until it is learned, and how many epochs that took; nan if it never was."""
-    optimizer = rule(number)
-
-    def epoch(state, _):
-        params, memory = state
-        (e, right), gradient = bp.value_and_grad(error, has_aux=True)(params)
-        updates, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, updates), memory), (e, right)
-
-    params = net.init(key, x)
-    _, (errors, right) = jax.lax.scan(epoch, (params, optimizer.init(params)), length=EPOCHS)
-    last = jnp.where(jnp.any(right), jnp.argmax(right), EPOCHS)
-    return errors[jnp.minimum(jnp.arange(EPOCHS), last)], jnp.where(last < EPOCHS, last, jnp.nan)
+def correct(params, batch):
+    x, t = batch
+    return stopping.forty_twenty_forty(net.apply(params, x), t)
 
 
-keys = jax.random.split(jax.random.key(0), SEEDS)
+def learn(rule, numbers):
+    """Fifty networks for each of these learning rates, or first steps, until they have learned, in one program."""
+    members = np.arange(SEEDS * len(numbers))
+    return bp.fit_many(
+        error,
+        lambda key: net.init(key, x),
+        (x, t),
+        optimizer=lambda number: rule(number),
+        over={"number": jnp.repeat(jnp.asarray(numbers), SEEDS)},
+        key=jax.random.split(jax.random.key(0), SEEDS)[members % SEEDS],
+        mode="batch",
+        epochs=EPOCHS,
+        correct=correct,
+        stop={"learned": stopping.all_correct()},
+    )
+
+
+def by_number(many, numbers):
+    """The errors, and how many epochs each took, nan for those that did not learn; by number, then by member."""
+    learned = np.array([reason == "learned" for reason in many.reason])
+    epochs = np.where(learned, many.epochs, np.nan)
+    return many.history["loss"].T.reshape(len(numbers), SEEDS, -1), epochs.reshape(len(numbers), SEEDS)
+
 
 # %% [markdown]
 # Fifty networks each, from the same fifty beginnings. A curve stays where it is when its network has learned.
 
 # %%
-runs = {f"gradient descent, rate {rate}": learn(optax.sgd, rate, keys) for rate in (0.1, 0.5, 1.7)}
-runs["RPROP, first step 0.1"] = learn(optax.rprop, 0.1, keys)
+rates = (0.1, 0.5, 1.7)
+descent, rprop = by_number(learn(optax.sgd, rates), rates), by_number(learn(bp.optim.irprop_minus, [0.1]), [0.1])
+runs = {
+    f"gradient descent, rate {rate}": (errors, epochs) for rate, errors, epochs in zip(rates, *descent, strict=True)
+}
+runs["RPROP, first step 0.1"] = rprop[0][0], rprop[1][0]
 keep(plot.curves({name: errors for name, (errors, _) in runs.items()}, ylabel="error E"), "errors")
 
 # %%
 print(f"{'':32}{'learned':>8}{'median':>8}{'10 %':>6}{'90 %':>6}   epochs")
 for name, (_, epochs) in runs.items():
-    solved = epochs[jnp.isfinite(epochs)]
+    solved = epochs[np.isfinite(epochs)]
     quantiles = np.percentile(solved, [50, 10, 90]) if len(solved) else [np.nan] * 3
     print(f"{name:32}{len(solved):5}/{SEEDS}" + "{:8.0f}{:6.0f}{:6.0f}".format(*quantiles))
 
@@ -84,8 +98,8 @@ for name, (_, epochs) in runs.items():
 # %%
 numbers = np.geomspace(0.01, 10, 10)
 axes = plot.new_axes(10, 4, 2)
-for name, rule in (("gradient descent: learning rate", optax.sgd), ("RPROP: first step", optax.rprop)):
-    epochs = np.array([learn(rule, number, keys)[1] for number in numbers])
+for name, rule in (("gradient descent: learning rate", optax.sgd), ("RPROP: first step", bp.optim.irprop_minus)):
+    epochs = by_number(learn(rule, numbers), numbers)[1]
     solved = np.isfinite(epochs)
     enough = solved.mean(1) > 0.5
     low, middle, high = np.percentile(np.where(solved, epochs, EPOCHS), [10, 50, 90], axis=1)

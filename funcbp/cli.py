@@ -17,6 +17,7 @@ import jax
 
 from . import data, train
 from .jaxpr import public_names
+from .reproduce.command import run_reproduce_command
 from .rules import coverage
 from .testing.command import run_check_command
 from .train.command import add_train_command
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["check"]:
         return run_check_command(argv[1:])
+    if argv[:1] == ["reproduce"]:
+        return run_reproduce_command(argv[1:])
     try:
         args = parser().parse_args(argv)
         return args.run(args)
@@ -76,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run_coverage)
     commands.add_parser("check", help="is a function's derivative right? (see `funcbp check --help`)", add_help=False)
+    commands.add_parser(
+        "reproduce", help="published results, looked for again (see `funcbp reproduce --help`)", add_help=False
+    )
     return top
 
 

@@ -13,11 +13,13 @@ first, and whoever wants the factors finds them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -26,6 +28,7 @@ from . import jaxpr as jx
 __all__ = [
     "Cotangents",
     "Factored",
+    "Linear",
     "Product",
     "Zero",
     "dense",
@@ -112,21 +115,33 @@ class Product(NamedTuple):
             return _follow(self, len(self.then), self.ct, self.other)
 
     def summed(self) -> Product:
-        """The product summed over a leading axis of its factors: one larger contraction, where the rule knows how."""
-        if SUMMED in self.then or STACKED in self.then:
-            return self._replace(then=(*self.then, SUMMED))
-        larger = absorbed(self)
+        """The product summed over a leading axis of its factors: one larger contraction, where the rule knows how.
+
+        What follows is linear, so the sum may come first: the axis goes inside those of the loops that follow.
+        """
+        loops = sum(what in (SUMMED, STACKED) for what in self.then)
+        inward = (jnp.moveaxis(a, 0, loops) for a in (self.ct, self.other))
+        larger = self._replace(ct=next(inward), other=next(inward)).absorbed(loops)
         return self._replace(then=(*self.then, SUMMED)) if larger is None else larger
+
+    def absorbed(self, loops: int) -> Product | None:
+        """The sum over the axis after those of the loops, as one product, where the rule has it (see `ABSORB`)."""
+        if self.rule not in ABSORB:
+            return None
+        larger: list[Product | None] = []
+
+        def absorb(ct: Any, other: Any) -> Any:
+            larger.append(ABSORB[self.rule](self._replace(ct=ct, other=other)))
+            return None if larger[0] is None else (larger[0].ct, larger[0].other)
+
+        for _ in range(loops):
+            absorb = jax.vmap(absorb)
+        factors = absorb(self.ct, self.other)
+        return None if larger[0] is None else larger[0]._replace(ct=factors[0], other=factors[1])
 
 
 SUMMED, STACKED = "summed", "stacked"
 ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
-
-
-def absorbed(product: Product) -> Product | None:
-    """A product of stacked factors that is the sum over the stack, where the rule has one (see `ABSORB`)."""
-    absorb = ABSORB.get(product.rule)
-    return None if absorb is None else absorb(product)
 
 
 def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
@@ -137,8 +152,25 @@ def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
     if what is STACKED:
         return jax.vmap(lambda c, o: _follow(product, n - 1, c, o))(ct, other)
     if what is SUMMED:
-        return jax.numpy.sum(jax.vmap(lambda c, o: _follow(product, n - 1, c, o))(ct, other), 0)
+        return jnp.sum(jax.vmap(lambda c, o: _follow(product, n - 1, c, o))(ct, other), 0)
     return what(_follow(product, n - 1, ct, other))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A linear map that follows a product: the rule of a linear operation, with all that it takes but the cotangent.
+
+    `isometric`: whether it only moves numbers to other places, and so keeps inner products.
+    """
+
+    bwd: Callable[..., Any]
+    res: Any
+    perturbed: tuple[bool, ...]
+    params: dict[str, Any]
+    isometric: bool
+
+    def __call__(self, ct: Any) -> Any:
+        return self.bwd(self.res, ct, self.perturbed, **self.params)[0]
 
 
 class Factored:
@@ -182,7 +214,7 @@ class Factored:
 
     def summed(self) -> Factored:
         """After a loop, whose steps' factors are stacked: the sum over the steps, for what is the same in each."""
-        rest = Zero if self.rest is Zero else jax.numpy.sum(self.rest, 0)
+        rest = Zero if self.rest is Zero else jnp.sum(self.rest, 0)
         return Factored([p.summed() for p in self.products], rest, self.shape, self.dtype)
 
     def stacked(self, length: int) -> Factored:

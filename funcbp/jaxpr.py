@@ -27,9 +27,10 @@ from jax._src import (
     source_info_util,
     util,
 )
-from jax._src.interpreters import partial_eval
+from jax._src.interpreters import batching, mlir, partial_eval
+from jax._src.interpreters.ad import primitive_jvps
 from jax._src.lax import lax as lax_internal
-from jax.extend.core import primitives
+from jax.extend.core import Primitive, primitives
 
 Aval = Any
 weakref_cache = util.weakref_lru_cache
@@ -142,6 +143,31 @@ def user_line(source: Any) -> str:
     return source_info_util.summarize(source)
 
 
+def own_name(fun: Any) -> str:
+    """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
+    name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
+    return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
+# --- the feedback mark ------------------------------------------------------------------------------------------------
+
+
+feedback_p = Primitive("feedback")  # for JAX the identity of its first operand; for our recording, see `mirrors.py`
+feedback_p.def_impl(lambda w, b: w)
+feedback_p.def_abstract_eval(lambda w, b: w)
+mlir.register_lowering(feedback_p, lambda ctx, w, b: [w])
+primitive_jvps[feedback_p] = lambda primals, tangents: (feedback_p.bind(*primals), tangents[0])
+
+
+def _feedback_batched(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
+    front = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
+    return feedback_p.bind(*front), 0
+
+
+batching.primitive_batchers[feedback_p] = _feedback_batched
+
+
 # --- programs ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +260,10 @@ class Program:
         new = [*self.constvars, *(invars[i] for i in order)]
         return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
 
+    def inlined(self) -> Program:
+        """The same with the compiled calls inside written out."""
+        return trace(lambda *args: _inline(self.jaxpr, (*self.consts, *args)), [v.aval for v in self.invars], "inlined")
+
     @functools.cached_property
     def closed(self) -> Any:
         """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
@@ -292,6 +322,21 @@ def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "f
     debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
     return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
+
+
+def _inline(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+    """Run a jaxpr that has no constants apart, and the bodies of the `jit` equations in it in their places."""
+    env = dict(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if is_literal(v) else env[v]
+    for eqn in jaxpr.eqns:
+        ins = list(map(read, eqn.invars))
+        if eqn.primitive is primitives.jit_p:
+            body = trace(as_function(constrained(eqn.params)), [v.aval for v in eqn.invars])
+            outs = _inline(body.jaxpr, (*body.consts, *ins))
+        else:
+            outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
+        env.update(zip(eqn.outvars, outs if eqn.primitive.multiple_results else [outs], strict=True))
+    return list(map(read, jaxpr.outvars))
 
 
 def is_literal(v: Any) -> bool:
@@ -392,6 +437,7 @@ CHEAP = frozenset(
         "exp",
         "exp2",
         "expm1",
+        "feedback",
         "floor",
         "ge",
         "gt",
@@ -542,6 +588,48 @@ def bind_scan(
         new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
     outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
     return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+@weakref_cache
+def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+    """The program with one more input after each of `which`, the mirror that the input is marked with."""
+
+    def marked(*args: Any) -> list[Any]:
+        rest = iter(args)
+        inputs = [(next(rest), next(rest) if w else None) for w in which]
+        return as_function(jaxpr)(*(x if m is None else feedback_p.bind(x, m) for x, m in inputs))
+
+    inputs = zip(in_avals(jaxpr), which, strict=True)
+    types = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a))
+        for a, w in inputs
+        for _ in range(2 if w else 1)
+    ]
+    return jax.make_jaxpr(marked)(*types)
+
+
+def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a scan with one more operand after each of `which`, its mirror."""
+    body, n_consts, n_carry = scan_parts(params)
+    new = dict(params, jaxpr=_marked(body, tuple(which)))
+    more = sum(which[:n_consts])
+    if "num_consts" in params:
+        return new | {"num_consts": n_consts + more}
+    from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+    n_xs = len(which) - n_consts - n_carry + sum(which[n_consts + n_carry :])
+    return new | {"ft_in": ft.pack((ft.nones(n_consts + more), ft.nones(n_carry), ft.nones(n_xs)))}
+
+
+def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a cond with one more operand after each of `which`, its mirror."""
+    branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
+    return dict(params, branches=branches)
+
+
+def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its mirror."""
+    return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
 
 
 def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from .cotangents import Zero, dense
 from .jaxpr import Program
 from .policies import Choose, all_needed, read_for
 
-__all__ = ["Given", "Passes", "Plan", "plan_of_call", "with_names"]
+__all__ = ["Given", "Passes", "Plan", "plan_of_call", "records_inside", "with_names"]
 
 Made = TypeVar("Made")
 
@@ -172,6 +172,12 @@ class Plan:
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         again = self.passes.forward.between([*(invars[i] for i in self.free), *self.once, *self.kept], needed)
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+
+
+def records_inside(step: Any) -> list[Any]:
+    """The records of the programs that a step has inside: one, or one per branch."""
+    plans = (p for r in step.res for p in (r if isinstance(r, tuple) else (r,)))
+    return [p.passes.record for p in plans if isinstance(p, Plan)]
 
 
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:

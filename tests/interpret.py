@@ -69,8 +69,8 @@ def scan(eqn, inputs):
 
 ELEMENTWISE = """
     add sub mul atan2:arctan2 max:maximum min:minimum eq:equal ne:not_equal lt:less le:less_equal gt:greater
-    ge:greater_equal and:bitwise_and or:bitwise_or not:bitwise_not neg:negative sin cos tan tanh exp exp2 expm1 log log1p
-    sqrt cbrt sign floor ceil abs square is_finite:isfinite add_any:add pow:power
+    ge:greater_equal and:bitwise_and or:bitwise_or not:bitwise_not neg:negative sin cos tan tanh exp exp2 expm1 log
+    log1p sqrt cbrt sign floor ceil abs square is_finite:isfinite add_any:add pow:power
 """
 
 
@@ -126,9 +126,13 @@ NUMPY = {word.partition(":")[0]: elementwise(word.partition(":")[2] or word) for
     "stop_gradient": lambda x, **_: x,
     "copy": lambda x, **_: x,
     "copy_p": lambda x, **_: x,
-    "convert_element_type": lambda x, *, new_dtype, **_: x.astype(new_dtype),
+    "convert_element_type": lambda x, *, new_dtype, **_: (
+        x if np.issubdtype(new_dtype, np.complexfloating) else np.asarray(x.real)
+    ).astype(new_dtype),
     "broadcast_in_dim": broadcast_in_dim,
-    "reshape": lambda x, *, new_sizes, dimensions, **_: x.reshape(new_sizes),
+    "reshape": lambda x, *, new_sizes, dimensions, **_: (
+        x if dimensions is None else np.transpose(x, dimensions)
+    ).reshape(new_sizes),
     "squeeze": lambda x, *, dimensions: np.squeeze(x, dimensions),
     "expand_dims": lambda x, *, dimensions: np.expand_dims(x, dimensions),
     "transpose": lambda x, *, permutation: np.transpose(x, permutation),

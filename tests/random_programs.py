@@ -1,7 +1,7 @@
 """Random well-typed programs, and whether their gradients equal `jax.vjp`'s, in float64.
 
-A few hundred run with the tests. The long run goes by chunks of a hundred programs, the chunk's number being its seed; it
-writes a line per chunk and goes on where the log ends:
+A few hundred run with the tests. The long run goes by chunks of a hundred programs, the chunk's number being its seed.
+It writes a line per chunk, and goes on where the log ends:
 
     python -m tests.random_programs --programs 10000 --log random_programs.log
 """

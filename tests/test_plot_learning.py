@@ -39,7 +39,7 @@ def test_curves_show_the_median_and_the_middle_of_the_runs():
 
 def test_curves_of_runs_that_stopped_and_of_losses_that_are_not_positive():
     ax = drawn(plot.curves({"stopped": [[3, 2, np.nan, np.nan], [3, 1, 0, np.nan]]})).axes[0]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), [3, 1.5, 0])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [3, 1.5, 1])  # the first stays at 2, and both end together
     assert ax.get_yscale() == "linear"
 
 

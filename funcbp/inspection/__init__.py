@@ -1,5 +1,6 @@
-"""Look inside: what is kept between the passes, and when memory is in use."""
+"""Looking into the two passes: cotangents by name, the first number that is not finite, what is kept, the ledger."""
 
-from .residuals import Residual, Residuals, residuals
-
-__all__ = ["Residual", "Residuals", "residuals"]
+from .named import cotangents as cotangents
+from .residuals import Residual as Residual
+from .residuals import Residuals as Residuals
+from .residuals import residuals as residuals

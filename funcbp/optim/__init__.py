@@ -15,6 +15,9 @@ from .bold_driver import vogl as vogl
 from .by_path import by_path as by_path
 from .delta_bar_delta import DeltaBarDeltaState as DeltaBarDeltaState
 from .delta_bar_delta import delta_bar_delta as delta_bar_delta
+from .gauss_newton import gauss_newton as gauss_newton
+from .levenberg_marquardt import LevenbergMarquardtState as LevenbergMarquardtState
+from .levenberg_marquardt import levenberg_marquardt as levenberg_marquardt
 from .quickprop import QuickpropState as QuickpropState
 from .quickprop import quickprop as quickprop
 from .quickprop import sigmoid_prime_offset as sigmoid_prime_offset

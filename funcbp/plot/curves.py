@@ -60,7 +60,8 @@ def curves(
     """Learning curves side by side: of several runs, such as one per seed, the median and the band of 80 % of them.
 
     Args:
-        runs: by name, numbers of shape (epochs,) or (runs, epochs); nan after the end of a run that stopped.
+        runs: by name, numbers of shape (epochs,) or (runs, epochs). Where a run has stopped they are nan, and its curve
+            stays at its last number as long as others go on.
         xlabel: what is counted; it begins at 0.
         ylabel: what is drawn.
         title: what to write above.
@@ -81,7 +82,7 @@ def curves(
     positive = True
     for i, (name, values) in enumerate(runs.items()):
         values = np.atleast_2d(np.asarray(values, float))
-        values = values[:, np.any(np.isfinite(values), axis=0)]
+        values = _held(values[:, np.any(np.isfinite(values), axis=0)])
         positive = positive and bool(np.nanmin(values, initial=np.inf) > 0)
         low, middle, high = np.nanpercentile(values, [10, 50, 90], axis=0)
         colour, label = COLOURS[i % len(COLOURS)], name if len(values) == 1 else f"{name}: {len(values)} runs"
@@ -93,3 +94,9 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.legend(frameon=False)
     return tidy(ax).figure
+
+
+def _held(values: np.ndarray) -> np.ndarray:
+    """The last finite number of each row in place of those that are not."""
+    last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(values.shape[1])[None], 0), axis=1)
+    return np.take_along_axis(values, last, axis=1)

@@ -103,9 +103,13 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
     return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
 
 
-def_linear(primitives.name_p, lambda ct, x, **_: ct)
-def_linear(primitives.sharding_constraint_p, lambda ct, x, **p: primitives.sharding_constraint_p.bind(ct, **p))
-def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct)
-def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)))
+def_linear(primitives.name_p, lambda ct, x, **_: ct, isometric=True)
+def_linear(
+    primitives.sharding_constraint_p,
+    lambda ct, x, **params: primitives.sharding_constraint_p.bind(ct, **params),
+    isometric=True,
+)
+def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, isometric=True)
+def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), isometric=True)
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES)
 def_rule(primitives.device_put_p, device_put_bwd, save=TYPES)

@@ -14,7 +14,7 @@ from jax import lax
 
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
-from .table import def_bilinear, def_rule
+from .table import BILINEAR, def_bilinear, def_rule
 
 
 def dot_general_left(
@@ -187,7 +187,17 @@ def conv_right(
     return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
 
 
+def _conv_right_summed(product: Product) -> Product | None:
+    """Σ_t of products of stacked factors: the steps t are more examples."""
+    if product.params["batch_group_count"] > 1:
+        return None
+    x_spec, _, z_spec = product.params["dimension_numbers"]
+    merge = lambda a, axis: _merge_axis(a, 0, axis)
+    return product._replace(ct=merge(product.ct, z_spec[0]), other=merge(product.other, x_spec[0]))
+
+
 def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)
+ABSORB[conv_right] = _conv_right_summed
 
 
 # --- ragged contraction -----------------------------------------------------------------------------------------------
@@ -252,3 +262,4 @@ def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any
 
 
 def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)
+BILINEAR.add(primitive("ragged_dot_general_p"))

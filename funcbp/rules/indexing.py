@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero
-from ..jaxpr import primitive, primitives, zeros
+from ..cotangents import ABSORB, Factored, Product, Zero
+from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
 from .table import TYPES, def_rule
 
 
@@ -100,16 +100,33 @@ def gather_bwd(
 ) -> list[Any]:
     """z = x[indices]:  x̄ adds z̄ up at the indices, so a row read twice gets the sum. Keeps the indices."""
     (x, _), indices = res
-    x_bar = lax.scatter_add(
-        zeros(x),
-        indices,
-        ct,
-        scatter_numbers(dimension_numbers),
-        indices_are_sorted=indices_are_sorted,
-        unique_indices=unique_indices,
-        mode=mode,
+    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    return [gather_left(ct, indices, x, dimension_numbers=dimension_numbers, **how), None]
+
+
+def gather_left(ct: Any, indices: Any, x: Any, *, dimension_numbers: Any, **how: Any) -> Any:
+    """x̄ is the product of z̄ with the one-hot code of the indices, computed as an adding write."""
+    return lax.scatter_add(zeros(x), indices, ct, scatter_numbers(dimension_numbers), **how)
+
+
+def gather_factors(
+    res: Any, ct: Any, perturbed: Sequence[bool], *, dimension_numbers: Any, mode: Any, **_: Any
+) -> list[Any]:
+    """As `gather_bwd`, the write left to be done."""
+    (x, _), indices = res
+    params = dict(dimension_numbers=dimension_numbers, mode=mode)
+    product = Product(ct, indices, gather_left, aval_of(x), params, (), current_source())
+    return [Factored([product], Zero, x.shape, x.dtype), None]
+
+
+def _gather_summed(product: Product) -> Product:
+    """Σ_t of writes: the steps t are one more axis of the indices."""
+    d = product.params["dimension_numbers"]
+    later = lambda axes: tuple(a + 1 for a in axes)
+    numbers = d._replace(
+        offset_dims=later(d.offset_dims), start_indices_batching_dims=later(d.start_indices_batching_dims)
     )
-    return [x_bar, None]
+    return product._replace(params=dict(product.params, dimension_numbers=numbers))
 
 
 def scatter_add_bwd(
@@ -218,6 +235,18 @@ def scatter_fwd(
     return z, (types, indices, untouched, won)
 
 
+def scatter_save(primals: Any, res: Any, perturbed: Any, params: Any) -> Any:
+    """What was left untouched for the operand, who won for the updates; the indices for either, if they are unique."""
+    types, indices, untouched, won = res
+    unique = untouched is None
+    return (
+        types,
+        indices if perturbed[2] or unique else None,
+        untouched if perturbed[0] else None,
+        won if perturbed[2] else None,
+    )
+
+
 def scatter_bwd(
     res: Any,
     ct: Any,
@@ -245,10 +274,11 @@ def scatter_bwd(
     return [x_bar, None, u_bar]
 
 
-def_rule(primitives.gather_p, gather_bwd, save=keep_indices)
+def_rule(primitives.gather_p, gather_bwd, save=keep_indices, factors=gather_factors)
+ABSORB[gather_left] = _gather_summed
 def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices_of_updates)
 def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updates)
 def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save)
 def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
 def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
-def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd)
+def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save)

@@ -99,13 +99,15 @@ def unstack_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, axi
 
 
 def_rule(primitives.broadcast_in_dim_p, broadcast_in_dim_bwd, save=TYPES)
-def_linear(primitives.reshape_p, reshape_back)
-def_linear(primitives.squeeze_p, squeeze_back)
+def_linear(primitives.reshape_p, reshape_back, isometric=True)
+def_linear(primitives.squeeze_p, squeeze_back, isometric=True)
 def_linear(
-    primitives.transpose_p, lambda ct, x, *, permutation: lax.transpose(ct, tuple(np.argsort(permutation).tolist()))
+    primitives.transpose_p,
+    lambda ct, x, *, permutation: lax.transpose(ct, tuple(np.argsort(permutation).tolist())),
+    isometric=True,
 )
-def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions))
-def_linear(primitives.slice_p, slice_back)
+def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions), isometric=True)
+def_linear(primitives.slice_p, slice_back, isometric=True)
 def_rule(primitive("split_p"), split_bwd, save=TYPES)
 def_rule(primitives.concatenate_p, concatenate_bwd, save=TYPES)
 def_rule(primitives.pad_p, pad_bwd, save=TYPES)

@@ -296,8 +296,8 @@ def _keeps_what_it_reads(rule: _Rule) -> Claim:
     for perturbed in [[i in rule.floats for i in range(len(rule.args))], *map(rule.only, rule.floats)]:
         program, count, size = _program(rule, perturbed)
         _, used = program.pruned()
-        if not all(used[:count]):
-            which = [j for j, u in enumerate(used[:count]) if not u]
+        which = [j for j in range(count) if not used[j] and program.invars[j].aval.size]
+        if which:
             return _claim(text, False, f"of {count} arrays kept ({size} bytes), number {which} is never read")
     return _claim(text, True, f"{size} bytes")
 

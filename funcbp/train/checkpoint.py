@@ -8,13 +8,9 @@ for each array, so damage is noticed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +48,9 @@ class Store(Protocol):
 
     every: int | None
 
+    def exists(self) -> bool:
+        """Whether there is anything to load."""
+
     def save(self, saved: Saved) -> None:
         """Keep this, instead of what was there."""
 
@@ -67,7 +66,8 @@ class Checkpoint:
 
     Args:
         path: of the file.
-        every: after how many epochs it is written; None: about every half minute. It is always written at the end.
+        every: after how many epochs it is written; None: about every half minute. It is always written before the
+            first epoch, so that a place that cannot be written to is noticed, and at the end.
 
     Raises:
         ValueError: `every` is less than 1.
@@ -92,6 +92,10 @@ class Checkpoint:
         """Where the checkpoint before the last one is."""
         return self.path.with_name(self.path.name + ".previous")
 
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
     def save(self, saved: Saved) -> None:
         """Write the file.
 
@@ -111,9 +115,9 @@ class Checkpoint:
         arrays |= {f"history/{name}": column for name, column in saved.history.items()}
         arrays["about"] = np.array(json.dumps(about))
         try:
-            if self.path.exists():
-                _keep(self.path, self.previous)
-            write_atomically(self.path, lambda file: np.savez(file, **arrays))
+            for left in self.path.parent.glob(f".{self.path.name}.*"):  # by a process that was killed as it wrote
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            write_atomically(self.path, lambda file: np.savez(file, **arrays), keep=self.previous)
         except OSError as error:
             raise CheckpointError(_not_written(self.path, error)) from error
 
@@ -130,7 +134,7 @@ class Checkpoint:
             CheckpointError: it cannot be read, it is no checkpoint, it is damaged, or it is of another training.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 if not isinstance(file, np.lib.npyio.NpzFile) or "about" not in file.files:
                     raise CheckpointError(f"{self.path} is not a checkpoint of funcbp.")
                 contents = {name: file[name] for name in file.files}
@@ -186,6 +190,13 @@ class OrbaxCheckpoint:
     def _manager(self) -> Any:
         options = self._orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         return self._orbax.CheckpointManager(self.folder, options=options)
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint in the folder."""
+        if not self.folder.exists():
+            return False
+        with self._manager() as manager:
+            return manager.latest_step() is not None
 
     def save(self, saved: Saved) -> None:
         """Write a checkpoint into the folder.
@@ -315,27 +326,8 @@ def _abstract(a: jax.Array) -> jax.ShapeDtypeStruct:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """A second name for the file that is about to be replaced; at no moment is `path` missing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{previous.name}.")
-    os.close(handle)
-    try:
-        os.unlink(temporary)
-        try:
-            os.link(path, temporary)
-        except OSError as error:  # file systems without links
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
-                raise
-            shutil.copy2(path, temporary)
-        os.replace(temporary, previous)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
 def _not_written(path: Path, error: OSError) -> str:
-    return f"The checkpoint {path} could not be written: {error.strerror or error}. The last one is as it was."
+    return f"The checkpoint {path} could not be written: {error.strerror or error}. What was there is as it was."
 
 
 def _check_every(every: int | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -156,6 +157,8 @@ def _run(args: argparse.Namespace) -> int:
     job = build(args.network, args.activation, dataset)
     mesh, layout = _mesh_and_layout(args, len(dataset.x_train))
     store = _checkpoint(args)
+    stops = dict(getattr(args, "stop", []))
+    correct = _right(job) if any(name.startswith("correct") for name in stops) else None
     folder = prepare(getattr(args, "out", Path("runs") / run_name(dataset.name, args.network)))
     make_optimizer, rate = (OPTIMIZERS | BATCH_OPTIMIZERS)[args.optimizer]
     rate = getattr(args, "learning_rate", rate)
@@ -179,13 +182,14 @@ def _run(args: argparse.Namespace) -> int:
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
         return FAILED
 
-    x, y = dataset.x_train, dataset.y_train
-    task, held_out = job.task, (dataset.x_validation, dataset.y_validation)
+    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+    task, held_out = job.task, (jnp.asarray(dataset.x_validation), jnp.asarray(dataset.y_validation))
     score = score_key(task.score_name)
-    loss, judged = jax.jit(task.loss), jax.jit(task.score)
-    first = {"epoch": 0, "loss": float(loss(params, x, y)), "validation_loss": float(loss(params, *held_out))}
-    first |= {f"validation_{score}": float(judged(params, *held_out)), "seconds": 0.0}
-    stops = dict(getattr(args, "stop", []))
+    before = jax.jit(
+        lambda params: (task.loss(params, x, y), task.loss(params, *held_out), task.score(params, *held_out))
+    )
+    names = "loss", "validation_loss", f"validation_{score}"
+    first = {"epoch": 0, **dict(zip(names, map(float, before(params)), strict=True)), "seconds": 0.0}
     fit = train.fit(
         lambda params, batch: task.loss(params, *batch),
         params,
@@ -198,7 +202,7 @@ def _run(args: argparse.Namespace) -> int:
         key=jax.random.fold_in(key, 1),
         validation=held_out,
         score={score: lambda params, batch: task.score(params, *batch)},
-        correct=_right(job) if any(name.startswith("correct") for name in stops) else None,
+        correct=correct,
         stop=stops,
         progress=True,
         log=[folder / "metrics.jsonl", *getattr(args, "metrics", [])],
@@ -319,7 +323,10 @@ def _checkpoint(args: argparse.Namespace) -> train.Checkpoint | None:
         if args.resume or hasattr(args, "checkpoint_every"):
             raise RequestError("--resume and --checkpoint-every need --checkpoint FILE.")
         return None
-    return train.Checkpoint(path, getattr(args, "checkpoint_every", None))
+    store = train.Checkpoint(path, getattr(args, "checkpoint_every", None))
+    if store.exists() and not args.resume:
+        raise RequestError(f"{path} is there already, and would be lost: go on from it by --resume, or move it away.")
+    return store
 
 
 def _mesh_and_layout(args: argparse.Namespace, examples: int) -> tuple[Any, str | None]:

@@ -6,6 +6,7 @@ the checkpoint and Ctrl-C; so a small problem is one call, and a large one is ca
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -22,9 +23,9 @@ from jax import P
 from jax.sharding import NamedSharding
 
 from . import loop
-from .checkpoint import Saved, Store
+from .checkpoint import CheckpointError, Saved, Store
 from .layout import Placement, batch_spec, to_host
-from .loop import DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
+from .loop import AT_ONCE, DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
 from .records import progress_bar, trackers
 
 ROWS = 16384  # the most epochs that are in one call
@@ -83,75 +84,96 @@ def drive(
     state = halves.init(params, key, members)
     if learner.placement:
         state = learner.placement.put(state)
-    state, history = _resumed(state, host, many)
-    past, spent = _rows(history), float(history["seconds"][-1]) if len(history.get("seconds", ())) else 0.0
-    done = len(past)
-    columns = [history] if done else []
+    keeper = Keeper(host.store, host.settings)
+    state, columns = keeper.begin(state, host.resume)
+    past = _rows(_joined(columns))
+    done, spent = len(past), past[-1]["seconds"] if past else 0.0
     pace = Pace(SECONDS_PER_SHOW if host.progress else SECONDS_PER_CALL)
-    saved, saved_at, ended, batch = done, time.perf_counter(), "epochs", None
-    feed = iter(data)
-
-    def save() -> None:
-        nonlocal saved, saved_at
-        if host.store and saved != done:
-            host.store.save(Saved(state, _joined(columns), host.settings))
-            saved, saved_at = done, time.perf_counter()
-
+    feed, batch, ended = iter(data), None, "epochs"
     first = jax.process_index() == 0
     with (
         interruptible() as interrupted,
         trackers(host.log if first else None, past) as log,
         progress_bar(host.progress if first else False, host.epochs, done) as show,
     ):
-        if streams:  # go on after what has been learned from
-            for _ in itertools.islice(feed, done):
-                pass
+        if streams:  # what has been learned from is skipped
+            collections.deque(itertools.islice(feed, done), maxlen=0)
         while done < host.epochs and np.any(to_host(state.code) == GOES_ON):
-            waited = host.store is not None and host.store.every is None
-            waited = waited and time.perf_counter() - saved_at > SECONDS_PER_SAVE
-            halt, due, count = agree(interrupted(), waited, pace.count)
+            halt, due, count = agree(interrupted(), keeper.is_due(done), pace.count)
             if due:
-                save()
+                keeper.save(state, columns, done)
             if halt:
                 ended = "interrupted"
                 break
             if (batch := next(feed, None)) is None:
                 ended = "data"
                 break
-            pace.guess(learner, state.params, batch)
-            count = 1 if streams else min(count or pace.count, host.epochs - done, ROWS)
-            if host.store and host.store.every:
-                count = min(count, host.store.every - done % host.store.every)
+            count = 1 if streams else count or pace.guess(learner, state.params, batch)
+            count = keeper.limit(min(count, host.epochs - done, ROWS), done)
             begun = time.perf_counter()
             state, rows, ran = halves.run(state, batch, validation, members, np.int32(count))
             epochs = int(to_host(ran))
-            if not many and int(to_host(state.code)) == DIVERGED:
+            if not many and int(to_host(state.code)) in (DIVERGED, AT_ONCE):
                 epochs -= 1
             pace.note(epochs, time.perf_counter() - begun)
             column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
             column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
             columns.append(column)
-            if not many:
-                for i, row in enumerate(new := _rows(column), done + 1):
-                    log(i, row)
-            if epochs:
-                show(epochs, {} if many else new[-1])
+            new = [] if many else _rows(column)
+            for epoch, row in enumerate(new, done + 1):
+                log(epoch, row)
+            show(epochs, new[-1] if new else {})
             done += epochs
-            if host.store and host.store.every and done % host.store.every == 0:
-                save()
-        save()
+        keeper.save(state, columns, done)
     reasons = [_reason(code, ended, host.names) for code in np.atleast_1d(to_host(state.code))]
     return Outcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
 
 
-def _resumed(state: State, host: Host, many: bool) -> tuple[State, dict[str, np.ndarray]]:
-    """The state to begin with, and the history so far."""
-    saved = host.store.load(Saved(state, {}, host.settings)) if host.store and host.resume else None
-    if saved is None:
-        return loop.own_copy(state), {}
-    state = loop.own_copy(saved.state)
-    # what diverged may be tried again, with a smaller learning rate
-    return state._replace(code=jnp.where(state.code == DIVERGED, GOES_ON, state.code)), dict(saved.history)
+class Keeper:
+    """The checkpoint: what to begin with, and when it is written."""
+
+    def __init__(self, store: Store | None, settings: Mapping[str, Any]):
+        self.store, self.settings = store, settings
+        self._saved, self._saved_at = -1, time.perf_counter()
+
+    def begin(self, state: State, resume: bool) -> tuple[State, list[dict[str, np.ndarray]]]:
+        """The state to begin with, to be donated, and the history so far."""
+        if self.store is None:
+            return state, []
+        if not agree(self.store.exists())[0]:
+            self.save(state, [], 0)  # a place that cannot be written to shall be noticed now
+            return state, []
+        if not resume:
+            raise CheckpointError(
+                "There is a checkpoint already, and it would be lost: go on from it by resume=True, or move it away."
+            )
+        saved = self.store.load(Saved(state, {}, self.settings))
+        assert saved is not None
+        self._saved = int(np.max(to_host(saved.state.epoch)))
+        state = loop.own_copy(saved.state)
+        # what diverged may be tried again, with a smaller learning rate
+        diverged = (state.code == DIVERGED) | (state.code == AT_ONCE)
+        state = state._replace(code=jnp.where(diverged, GOES_ON, state.code))
+        return state, [dict(saved.history)] if saved.history else []
+
+    def limit(self, count: int, done: int) -> int:
+        """How many of the next epochs are before a checkpoint."""
+        every = self.store.every if self.store else None
+        return min(count, every - done % every) if every else count
+
+    def is_due(self, done: int) -> bool:
+        """Whether a checkpoint is due after so many epochs."""
+        if self.store is None or done == self._saved:
+            return False
+        if self.store.every:
+            return done % self.store.every == 0
+        return time.perf_counter() - self._saved_at > SECONDS_PER_SAVE
+
+    def save(self, state: State, columns: list[dict[str, np.ndarray]], done: int) -> None:
+        """Write it, if it is not there already."""
+        if self.store and done != self._saved:
+            self.store.save(Saved(state, _joined(columns), self.settings))
+            self._saved, self._saved_at = done, time.perf_counter()
 
 
 def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
@@ -160,18 +182,17 @@ def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
 
 
 def _number(value: Any) -> Any:
-    return value.item() if value.ndim == 0 else value
+    return value.item() if value.ndim == 0 else value  # of many members, a row has an array
 
 
 def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    columns = [each for each in columns if len(each["seconds"])] or columns[:1]
     return {name: np.concatenate([each[name] for each in columns]) for name in (columns[0] if columns else ())}
 
 
 def _reason(code: int, ended: str, names: tuple[str, ...]) -> str:
     if code >= STOPPED:
         return names[code - STOPPED]
-    return {GOES_ON: ended, DIVERGED: "diverged", GAVE_UP: "restarts"}[int(code)]
+    return {GOES_ON: ended, DIVERGED: "diverged", AT_ONCE: "diverged", GAVE_UP: "restarts"}[int(code)]
 
 
 # --- how long a call is -----------------------------------------------------------------------------------------------
@@ -183,12 +204,13 @@ class Pace:
     def __init__(self, seconds: float):
         self.seconds, self.count, self._calls = seconds, 0, 0
 
-    def guess(self, learner: Learner, params: Any, data: Any) -> None:
-        """Before the first call: what an epoch will take."""
+    def guess(self, learner: Learner, params: Any, data: Any) -> int:
+        """Before the first call: how many, by what an epoch will take."""
         if not self.count:
             work = 6.0 * loop.count_numbers(params) * loop.count_examples(data)
             work += UPDATE_OVERHEAD * loop.count_updates(learner, data)
             self.count = max(1, int(FLOPS_PER_CALL * self.seconds / work))
+        return self.count
 
     def note(self, epochs: int, seconds: float) -> None:
         """After a call. The first one was compiled, too, and says nothing."""

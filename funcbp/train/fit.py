@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from . import loop
 from .checkpoint import Store, store_of
 from .drive import Host, drive, stream
 from .layout import Layout, Placement, make_placement
-from .loop import MODES, Learner, State
+from .loop import AT_ONCE, MODES, Learner, State
 from .stopping import Restart, Rule
 
 
@@ -54,7 +55,8 @@ class Fit(NamedTuple):
     """How learning ended. For `fit_many`, everything but `seconds` has an entry for each member.
 
     Attributes:
-        params: the last parameters; if learning diverged, those before the epoch in which it did.
+        params: the last parameters; if learning diverged, the last good ones: those before the epoch in which it did,
+            or, if the loss of these was not finite, those before the epoch before.
         best_params: those with the smallest validation loss; without validation data, the last.
         history: columns of measurements, a row per epoch: `loss`, the mean of the losses before each update; after the
             epoch, and if they were asked for, `correct`, `validation_loss` and `validation_score`; and `seconds`, when
@@ -186,7 +188,8 @@ def fit(
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
-    settings = {"mode": mode, **({"updates": updates} if streams else settings_of(learner, data))}
+    key = jax.random.key(0) if key is None else key
+    settings = settings_of(learner, mode, key, data, updates)
     source: Iterator[Any]
     if streams:
         source = stream(data, updates, mode == "online", placement)
@@ -195,7 +198,7 @@ def fit(
     out = drive(
         learner,
         jax.tree.map(jnp.asarray, params),
-        jax.random.key(0) if key is None else key,
+        key,
         source,
         put(validation) if validation is not None else None,
         None,
@@ -204,7 +207,7 @@ def fit(
     state, (reason,) = out.state, out.reasons
     return Fit(
         state.params,
-        state.params if validation is None else state.best_params,
+        state.params if validation is None else state.kept,
         out.history,
         reason,
         int(state.epoch),
@@ -217,6 +220,8 @@ def fit(
 
 def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     """Go through the epoch that diverged once more, up to the update where it did."""
+    if int(state.code) == AT_ONCE:
+        state = state._replace(params=state.kept)
     params, _, losses = jax.jit(functools.partial(learner.epoch, guarded=True))(state, data)
     epoch, bad = int(state.epoch) + 1, np.flatnonzero(np.isnan(losses))
     if not bad.size:
@@ -247,13 +252,13 @@ def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((f"validation_{name}", f) for name, f in scores.items())
 
 
-def settings_of(learner: Learner, data: Any) -> dict[str, Any]:
+def settings_of(learner: Learner, mode: str, key: jax.Array, data: Any, updates: int) -> dict[str, Any]:
     """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
-    return {
-        "examples": loop.count_examples(data),
-        "batch_size": learner.batch_size,
-        "replacement": learner.replacement,
-    }
+    settings = {"mode": mode, "key": f"{zlib.crc32(np.asarray(jax.random.key_data(key)).tobytes()):08x}"}
+    if learner.mode == "stream":
+        return {**settings, "updates": updates}
+    examples = loop.count_examples(data)
+    return {**settings, "examples": examples, "batch_size": learner.batch_size, "replacement": learner.replacement}
 
 
 def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> None:

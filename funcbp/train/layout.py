@@ -176,9 +176,9 @@ class Placement:
         """A state, or whatever has the field `params`, where it lives."""
         return jax.tree.map(to_sharding, state, self.shardings(state, state.params))
 
-    def constrain(self, state: Any, like: Any) -> Any:
+    def constrain(self, state: Any) -> Any:
         """In a program: keep a state where it lives."""
-        return jax.lax.with_sharding_constraint(state, self.shardings(like, like.params))
+        return jax.lax.with_sharding_constraint(state, self.shardings(state, state.params))
 
     def spread(self, batch: Any) -> Any:
         """In a program: divide a batch over the devices."""

@@ -25,7 +25,8 @@ from .layout import Placement
 from .stopping import Restart, Rule, Seen
 
 MODES = ("online", "batch", "stochastic")
-GOES_ON, DIVERGED, GAVE_UP, STOPPED = 0, 1, 2, 3  # `State.code`; rule i says STOPPED + i
+# `State.code`; AT_ONCE: it diverged in the first update of an epoch, so the parameters before that were bad already
+GOES_ON, DIVERGED, AT_ONCE, GAVE_UP, STOPPED = range(5)  # rule i says STOPPED + i
 RESTARTS = 0  # the number folded into the key for restarts; the epochs' numbers begin at 1
 
 
@@ -38,9 +39,10 @@ class State(NamedTuple):
         key: from which every order, and every key of the loss, is derived by the number of the epoch.
         epoch: how many epochs there were.
         code: whether and why it ended.
-        best_params: the parameters with the smallest validation loss; None without validation data.
-        best_loss: that loss.
-        best_epoch: when that was.
+        kept: with validation data, the parameters with the smallest validation loss; without, those before the last
+            epoch, whose loss is known to be finite.
+        best_loss: that smallest loss.
+        best_epoch: when it was.
         rules: the states of the stopping rules, and of the rule for starting again.
         attempt: how often it has begun again.
         began: the epoch in which this attempt began.
@@ -51,7 +53,7 @@ class State(NamedTuple):
     key: jax.Array
     epoch: jax.Array
     code: jax.Array
-    best_params: Any
+    kept: Any
     best_loss: jax.Array
     best_epoch: jax.Array
     rules: Any
@@ -99,21 +101,20 @@ class Learner:
     def init(self, params: Any, key: jax.Array) -> State:
         """The state before the first epoch."""
         number = jnp.zeros((), jnp.int32)
-        best = jax.tree.map(jnp.copy, params) if self.validates else None
         infinity = jnp.asarray(jnp.inf, jnp.result_type(float))
         rules = tuple(rule.init() for rule in (*self.rules, *([self.restart.when] if self.restart else [])))
         return State(
-            params,
-            self._transformation.init(params),
-            key,
-            number,
-            number,
-            best,
-            infinity,
-            number,
-            rules,
-            number,
-            number,
+            params=params,
+            memory=self._transformation.init(params),
+            key=key,
+            epoch=number,
+            code=number,
+            kept=params,
+            best_loss=infinity,
+            best_epoch=number,
+            rules=rules,
+            attempt=number,
+            began=number,
         )
 
     def update(self, params: Any, memory: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -189,29 +190,38 @@ class Learner:
         good = is_finite((params, loss, row.get("validation_loss", loss)))
         running = jnp.asarray(True) if alone else state.code == GOES_ON
 
-        seen = Seen(number - state.began, **{k: row[k] for k in ("loss", "validation_loss", "correct") if k in row})
-        pairs = [rule.update(s, seen) for rule, s in zip(self.rules, state.rules, strict=False)]
-        code = jnp.full_like(state.code, GOES_ON)
-        for i in reversed(range(len(pairs))):
-            code = jnp.where(pairs[i][1], STOPPED + i, code)
-        rules = [s for s, _ in pairs]
-        gives_up = jnp.asarray(False)
-        if self.restart:
-            watch, gives_up = self.restart.when.update(state.rules[-1], seen)
-            rules.append(watch)
-        new = state._replace(
-            params=params, memory=memory, epoch=number, code=code.astype(state.code.dtype), rules=tuple(rules)
-        )
-        if self.validates:
-            better = row["validation_loss"] < state.best_loss
-            best = params, row["validation_loss"].astype(state.best_loss.dtype), number
-            params, loss, number = _where(better, best, (state.best_params, state.best_loss, state.best_epoch))
-            new = new._replace(best_params=params, best_loss=loss, best_epoch=number)
+        new, gives_up = self._obey_rules(state, row)
+        new = self._keep(new._replace(params=params, memory=memory, epoch=number), state, row)
         new = _where(running & good, new, state)
         new = new._replace(code=jnp.where(running & ~good, DIVERGED, new.code))
+        if not self.validates:
+            at_once = running & ~jnp.isfinite(losses[0])
+            swapped = new._replace(params=state.kept, kept=state.params, code=jnp.full_like(new.code, AT_ONCE))
+            new = _where(at_once, swapped, new)
         if self.restart:
             new = self._start_again(new, state, running & (~good | (gives_up & (new.code == GOES_ON))))
         return new, row if alone else {k: jnp.where(running, v, jnp.nan) for k, v in row.items()}
+
+    def _obey_rules(self, state: State, row: Mapping[str, jax.Array]) -> tuple[State, jax.Array]:
+        """What the rules say after an epoch: the new state's rules and code, and whether to begin again."""
+        known = {name: row[name] for name in ("loss", "validation_loss", "correct") if name in row}
+        seen = Seen(state.epoch + 1 - state.began, **known)
+        rules = (*self.rules, *([self.restart.when] if self.restart else []))
+        pairs = [rule.update(memory, seen) for rule, memory in zip(rules, state.rules, strict=True)]
+        code = jnp.full_like(state.code, GOES_ON)
+        for i in reversed(range(len(self.rules))):  # the first that stops is the reason
+            code = jnp.where(pairs[i][1], jnp.full_like(code, STOPPED + i), code)
+        gives_up = pairs[-1][1] if self.restart else jnp.asarray(False)
+        return state._replace(rules=tuple(memory for memory, _ in pairs), code=code), gives_up
+
+    def _keep(self, new: State, state: State, row: Mapping[str, jax.Array]) -> State:
+        """Which parameters are kept beside the new ones."""
+        if not self.validates:
+            return new._replace(kept=state.params)
+        loss = row["validation_loss"].astype(state.best_loss.dtype)
+        old = state.kept, state.best_loss, state.best_epoch
+        kept, loss, epoch = _where(loss < state.best_loss, (new.params, loss, new.epoch), old)
+        return new._replace(kept=kept, best_loss=loss, best_epoch=epoch)
 
     def _start_again(self, new: State, state: State, wanted: jax.Array) -> State:
         """A new attempt, if one is wanted and there are any left; an epoch in which it diverged counts, too."""
@@ -223,9 +233,10 @@ class Learner:
             key = jax.random.fold_in(jax.random.fold_in(state.key, RESTARTS), state.attempt + 1)
             like = lambda a, b: jnp.asarray(a, b.dtype)
             begun = self.init(jax.tree.map(like, restart.init(key), state.params), state.key)
-            kept = {k: getattr(new, k) for k in ("best_params", "best_loss", "best_epoch")}
             epoch = state.epoch + 1
-            return begun._replace(epoch=epoch, began=epoch, attempt=state.attempt + 1, **kept)
+            begun = begun._replace(epoch=epoch, began=epoch, attempt=state.attempt + 1)
+            best = {name: getattr(new, name) for name in ("kept", "best_loss", "best_epoch")}
+            return begun._replace(**best) if self.validates else begun
 
         out_of_attempts = new._replace(code=jnp.where(wanted & (new.code == GOES_ON), GAVE_UP, new.code))
         return lax.cond(wanted & allowed, fresh, lambda: out_of_attempts)
@@ -238,7 +249,7 @@ class Program(NamedTuple):
     """The compiled halves of a training.
 
     Attributes:
-        init: `init(params, key, members) -> state`.
+        init: `init(params, key, members) -> state`, in memory of its own.
         run: `run(state, data, validation, members, count) -> (state, rows, epochs)`: `count` epochs, or fewer if
             nobody goes on; the state is donated, and the rows have room for `limit` epochs.
     """
@@ -252,14 +263,14 @@ def program(learner: Learner, limit: int, many: bool) -> Program:
     """The program of a learner; of many, mapped over the leading axes of the state and of `members`."""
 
     def one_init(params: Any, key: jax.Array, member: Mapping[str, Any]) -> State:
-        return learner.bind(member).init(params, key)
+        return own_copy(learner.bind(member).init(params, key))
 
     def one_step(state: State, data: Any, validation: Any, member: Mapping[str, Any]) -> Any:
         return learner.bind(member).step(state, data, validation, alone=not many)
 
     init = jax.vmap(one_init) if many else one_init
     step = jax.vmap(one_step, in_axes=(0, None, None, 0)) if many else one_step
-    placed = learner.placement.constrain if learner.placement else lambda state, like: state
+    placed = learner.placement.constrain if learner.placement else lambda state: state
 
     def run(state: State, data: Any, validation: Any, members: Mapping[str, Any], count: jax.Array) -> Any:
         shapes = jax.eval_shape(step, state, data, validation, members)[1]
@@ -270,12 +281,13 @@ def program(learner: Learner, limit: int, many: bool) -> Program:
             return (done < count) & jnp.any(state.code == GOES_ON)
 
         def body(carry: Any) -> Any:
-            before, rows, done = carry
-            state, row = step(before, data, validation, members)
+            state, rows, done = carry
+            state, row = step(placed(state), data, validation, members)
             rows = jax.tree.map(lambda column, value: column.at[done].set(value), rows, row)
-            return placed(state, before), rows, done + 1
+            return placed(state), rows, done + 1
 
-        return lax.while_loop(goes_on, body, (state, rows, jnp.zeros((), jnp.int32)))
+        state, rows, done = lax.while_loop(goes_on, body, (state, rows, jnp.zeros((), jnp.int32)))
+        return placed(state), rows, done
 
     return Program(jax.jit(init), jax.jit(run, donate_argnums=0))
 

@@ -104,6 +104,7 @@ def fit_many(
         MemberPlacement(mesh, ()) if mesh is not None else None,
     )
     check(learner, mode, data, epochs, 1)
+    settings = settings_of(learner, mode, keys, data, 1)
     put = learner.placement.everywhere if learner.placement else functools.partial(jax.tree.map, jnp.asarray)
     out = drive(
         learner,
@@ -112,12 +113,12 @@ def fit_many(
         itertools.repeat(put(data)),
         put(validation) if validation is not None else None,
         over,
-        Host(epochs, progress, None, store_of(checkpoint), resume, {"mode": mode, **settings_of(learner, data)}, names),
+        Host(epochs, progress, None, store_of(checkpoint), resume, settings, names),
     )
     state = out.state
     return Fit(
         state.params,
-        state.params if validation is None else state.best_params,
+        state.params if validation is None else state.kept,
         out.history,
         out.reasons,
         np.asarray(state.epoch),

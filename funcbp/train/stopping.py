@@ -167,17 +167,25 @@ def any_of(*rules: Rule) -> Rule:
 def all_correct(fraction: float = 1.0) -> Rule:
     """Stop when all training examples are right, or a fraction of them.
 
-    What "right" means is the task's criterion: `forty_twenty_forty`, `right_class`, or a function of your own.
+    What "right" means is the task's criterion: `forty_twenty_forty`, `right_class`, or a function of your own. The
+    fraction is compared up to two units of float32 in its last place, as the mean of ones, which is a sum times a
+    rounded 1/n, need not be 1: so one wrong example is told apart among up to four million.
 
     Args:
         fraction: how many, from 0 to 1.
 
     Raises:
         ValueError: the fraction is not above 0 and at most 1.
+
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.all_correct(0.9)
+        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.2, correct=0.95))[1])
+        True
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"all_correct needs a fraction above 0 and at most 1, and got {fraction}.")
-    return _stateless(lambda seen: _float(seen.correct) >= _float(fraction))
+    return _stateless(lambda seen: _float(seen.correct) >= _float(fraction) - 2 * float(jnp.finfo(jnp.float32).eps))
 
 
 def target_error(error: float, of: str = "loss") -> Rule:
@@ -189,6 +197,12 @@ def target_error(error: float, of: str = "loss") -> Rule:
 
     Raises:
         ValueError: `of` is neither.
+
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.target_error(0.1)
+        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.05))[1])
+        True
     """
     _check_loss("target_error", of)
     return _stateless(lambda seen: _float(getattr(seen, of)) <= _float(error))
@@ -202,6 +216,12 @@ def maximum_epochs(count: int) -> Rule:
 
     Raises:
         ValueError: it is less than 1.
+
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.maximum_epochs(100)
+        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=100, loss=0.05))[1])
+        True
     """
     _check_count("maximum_epochs", count)
     return _stateless(lambda seen: _epoch(seen) >= count)
@@ -289,6 +309,13 @@ def generalization_loss(alpha: float = 5.0) -> Rule:
     Args:
         alpha: per cent.
 
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.generalization_loss(5.0)
+        >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
+        >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
+        True
+
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """
 
@@ -311,6 +338,13 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
 
     Raises:
         ValueError: `strip` is less than 1.
+
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.progress_quotient(1.0, strip=1)  # strips of one epoch make no progress
+        >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
+        >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
+        True
 
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """
@@ -338,6 +372,16 @@ def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
     Raises:
         ValueError: `strip` is less than 1.
 
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.low_progress(strip=2)
+        >>> state, stops = rule.init(), []
+        >>> for epoch, loss in enumerate([0.9, 0.5, 0.5, 0.5], 1):
+        ...     state, stop = rule.update(state, stopping.Seen(epoch, loss))
+        ...     stops.append(bool(stop))
+        >>> stops
+        [False, False, False, True]
+
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """
     _check_count("low_progress", strip)
@@ -360,6 +404,16 @@ def up_strips(count: int = 2, strip: int = 5) -> Rule:
 
     Raises:
         ValueError: one of them is less than 1.
+
+    Example:
+        >>> from funcbp.train import stopping
+        >>> rule = stopping.up_strips(2, strip=1)
+        >>> state, stops = rule.init(), []
+        >>> for epoch, loss in enumerate([1.0, 0.5, 0.6, 0.7], 1):
+        ...     state, stop = rule.update(state, stopping.Seen(epoch, 0.1, validation_loss=loss))
+        ...     stops.append(bool(stop))
+        >>> stops
+        [False, False, False, True]
 
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """

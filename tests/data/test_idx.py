@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from funcbp import cli, data
+from funcbp import data
+from funcbp.train import job
 
 RNG = np.random.default_rng(0)
 CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
@@ -91,7 +92,7 @@ def test_the_four_files_are_a_data_set(folder):
 
 
 def test_the_command_takes_the_folder(folder):
-    assert cli._load(str(folder), 0).n_inputs == 12
+    assert job.load(str(folder), 0).n_inputs == 12
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 A row says which primitive it is about, a function that uses it, and the inputs, all of which are differentiated if they
 are floating-point. `numeric=False` marks inputs where finite differences are not a reference (kinks, ties, infinities);
-there the row is compared with `jax.vjp` alone. `order=1` marks rules that JAX cannot differentiate twice, `maps=False`
-those it cannot map over a batch of cotangents, `forward=False` those without forward mode, and `against_jax=False` those
-it cannot differentiate, or gets wrong.
+there the row is compared with `jax.vjp` alone. `order` is how often JAX can differentiate it, up to 3. `maps=False`
+marks rules it cannot map over a batch of cotangents, `forward=False` those without forward mode, and
+`against_jax=False` those it cannot differentiate, or gets wrong.
 """
 
 from __future__ import annotations

@@ -52,6 +52,12 @@ def test_thresholds():
     assert stops(stopping.all_correct(0.5)) == 20
 
 
+def test_all_correct_although_the_mean_is_rounded():
+    """In float32, the mean of 194 ones can be less than 1; one wrong among a million is still seen."""
+    means = np.array([0.5, 1 - 1e-6, 1 - 2.0**-23], np.float32)
+    assert stops(stopping.all_correct(), TRAINING[:3], VALIDATION[:3], means, first=0) == 2
+
+
 def test_unknown_never_stops():
     unknown = np.full(60, np.nan)
     for rule in (stopping.all_correct(), stopping.target_error(1.0, of="validation_loss"), stopping.up_strips(1)):

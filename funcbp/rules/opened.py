@@ -1,0 +1,107 @@
+"""A backward rule that somebody else wrote, opened: the products at its end are left to be carried out.
+
+A layer whose pair is carried by `jax.custom_vjp` computes W̄ = x' δ inside its own `bwd`. The rule is traced, and where
+an output is a contraction of something that follows from the cotangent with something that does not, perhaps moved to
+other places, its two factors are computed and the contraction is handed on as a `Product`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from ..cotangents import ABSORB, Factored, Product, Zero
+from ..jaxpr import Program, aval_of, current_source, is_literal, primitive, primitives, trace
+
+MOVES = {
+    *(primitives.convert_element_type_p, primitives.reshape_p, primitives.squeeze_p, primitives.transpose_p),
+    *(primitives.rev_p, primitive("copy_p")),
+}
+
+
+class Moved(NamedTuple):
+    """An equation that moves numbers to other places, or rounds them."""
+
+    primitive: Any
+    params: dict[str, Any]
+    isometric: bool = True
+
+    def __call__(self, x: Any) -> Any:
+        return self.primitive.bind(x, **self.params)
+
+
+def contracted(ct: Any, other: Any, aval: Any, *, ct_first: bool, **params: Any) -> Any:
+    """The contraction that somebody wrote, of what follows from the cotangent and what does not."""
+    return lax.dot_general_p.bind(*((ct, other) if ct_first else (other, ct)), **params)
+
+
+def _contracted_summed(product: Product) -> Product:
+    """Σ_t of contractions of stacked factors: the steps t are one more contracted axis."""
+    contract, batch = product.params["dimension_numbers"]
+    later = lambda axes: tuple(a + 1 for a in axes)
+    dims = tuple((0, *later(axes)) for axes in contract), tuple(map(later, batch))
+    return product._replace(params=dict(product.params, dimension_numbers=dims))
+
+
+ABSORB[contracted] = _contracted_summed
+
+
+def opened(
+    bwd: Callable[..., Sequence[Any]], types: Sequence[Any], res: Sequence[Any], ct: Sequence[Any], perturbed: Any
+) -> list[Any]:
+    """What `bwd(res, ct, perturbed)` returns, with the contractions at its end as `Factored`."""
+    nonzero = [c is not Zero for c in ct]
+    args = [*res, *(c for c in ct if c is not Zero)]
+    exists: list[bool] = []
+
+    def flat(*xs: Any) -> list[Any]:
+        given = iter(xs[len(res) :])
+        outs = bwd(xs[: len(res)], [next(given) if z else Zero for z in nonzero], perturbed)
+        exists[:] = [c is not None and c is not Zero and p for c, p in zip(outs, perturbed, strict=True)]
+        return [c for c, e in zip(outs, exists, strict=True) if e]
+
+    program = trace(flat, [jax.typeof(a) for a in args], "bwd").inlined()
+    from_ct = _following(program, program.invars[len(res) :])
+    ends = [_end(program, v, from_ct) for v in program.outvars]
+    wanted = [v for v, end in zip(program.outvars, ends, strict=True) for v in (end[0].invars if end else [v])]
+    values = iter(program.with_outputs(wanted).pruned(keep_inputs=True)[0](*args))
+    found = (next(values) if end is None else _product(end, next(values), next(values), from_ct) for end in ends)
+    outs = [next(found) if e else None for e in exists]
+    of_type = zip(outs, types, strict=True)
+    return [Factored([o], Zero, t.shape, t.dtype) if type(o) is Product else o for o, t in of_type]
+
+
+def _end(program: Program, v: Any, from_ct: set[Any]) -> tuple[Any, list[Moved]] | None:
+    """The contraction that this output comes from, and what moves its result; None where it does not."""
+    made = {out: eqn for eqn in program.eqns for out in eqn.outvars}
+    then: list[Moved] = []
+    while not is_literal(v) and v in made:
+        eqn = made[v]
+        if eqn.primitive is primitives.dot_general_p:
+            one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1
+            return (eqn, then[::-1]) if one_sided and v.aval.size else None
+        if eqn.primitive not in MOVES or len(eqn.invars) > 1:
+            return None
+        then.append(Moved(eqn.primitive, eqn.params))
+        v = eqn.invars[0]
+    return None
+
+
+def _product(end: tuple[Any, list[Moved]], left: Any, right: Any, from_ct: set[Any]) -> Product:
+    eqn, then = end
+    ct_first = not is_literal(eqn.invars[0]) and eqn.invars[0] in from_ct
+    ct, other = (left, right) if ct_first else (right, left)
+    params = dict(eqn.params, ct_first=ct_first)
+    return Product(ct, other, contracted, aval_of(eqn.outvars[0].aval), params, tuple(then), current_source())
+
+
+def _following(program: Program, sources: Sequence[Any]) -> set[Any]:
+    """All values that follow from these."""
+    known = set(sources)
+    for eqn in program.eqns:
+        if any(not is_literal(v) and v in known for v in eqn.invars):
+            known.update(eqn.outvars)
+    return known

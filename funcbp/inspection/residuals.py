@@ -153,7 +153,8 @@ def residuals(
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
-        >>> report = bp.residuals(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(jnp.exp(c)), None), x, length=7)[0])(1.0)
+        >>> step = lambda c, _: (jnp.tanh(jnp.exp(c)), None)
+        >>> report = bp.residuals(lambda x: jax.lax.scan(step, x, length=7)[0])(1.0)
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
     """

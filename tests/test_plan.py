@@ -150,7 +150,11 @@ def test_the_cut_is_the_narrowest():
 
 def test_a_mask_is_kept_for_relu():
     f = lambda x: lax.scan(lambda c, _: (jax.nn.relu(c + 0.5) - 0.1, None), x, None, 6)[0].sum()
-    assert bytes_between(f, jnp.ones(8), "min_cut") == 6 * 8  # one byte each
+    assert bytes_between(f, jnp.ones(6), "min_cut") == 6 * 6  # one byte each
+    assert bytes_between(f, jnp.ones((2, 16)), "min_cut") == 6 * 2 * 16 // 8  # whole bytes: one bit each
+    x = jnp.asarray(rng.normal(size=(2, 16)))
+    np.testing.assert_array_equal(bp.grad(f)(x), jax.grad(f)(x))
+    assert bp.residuals(f)(x).total == 6 * 2 * 16 // 8
 
 
 def test_unknown_policy():

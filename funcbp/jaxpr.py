@@ -85,6 +85,29 @@ def like(x: Any, aval: Aval) -> Any:
     return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
+def packs(aval: Aval) -> bool:
+    """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
+    return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
+
+
+def packed(aval: Aval) -> Aval:
+    """The type of such values as bits."""
+    return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+
+
+def pack(x: Any) -> Any:
+    """Booleans as bytes, eight neighbours along the last axis in one."""
+    eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
+    return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+
+
+def unpack(x: Any) -> Any:
+    """The booleans that were packed."""
+    eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
+    shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
+    return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
+
+
 def sharding_of(x: Any) -> Any:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(aval_of(x), "sharding", None)

@@ -2,7 +2,7 @@
 
 from . import credit, data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
-from .inspection import cotangents
+from .inspection import cotangents, find_nan
 from .ops.marks import feedback, name
 from .rules import coverage, rule
 from .testing import check
@@ -18,6 +18,7 @@ __all__ = [
     "credit",
     "data",
     "feedback",
+    "find_nan",
     "grad",
     "hvp",
     "jacrev",

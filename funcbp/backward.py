@@ -58,7 +58,7 @@ def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Seq
     """One step of the walk: the cotangents of a step's primals, by its rule."""
     rule, (res, noted) = step.rule, step.residuals(kept)
     try:
-        with jx.written_at(step.source):
+        with jx.written_at(step.source, rule.name):
             ct = walk.meet(step, noted, ct)
             if rule.kind == "control":
                 out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]

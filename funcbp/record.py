@@ -192,7 +192,7 @@ class RecordTrace(core.Trace):
             and rule.body is not None
             and (self.staging or rule.bwd is None or mirrors or self.walker.has_steps)
         ):
-            with core.set_current_trace(self):
+            with core.set_current_trace(self), jx.inside_call(params):
                 return rule.body(params)(*tracers)
         if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
             values, slots, params = inside

@@ -2,7 +2,7 @@
 
 from . import credit, data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
-from .inspection import cotangents, find_nan
+from .inspection import cotangents, find_nan, trace
 from .ops.marks import feedback, name
 from .rules import coverage, rule
 from .testing import check
@@ -29,6 +29,7 @@ __all__ = [
     "rule",
     "rules",
     "testing",
+    "trace",
     "train",
     "value_and_grad",
     "vjp",

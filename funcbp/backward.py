@@ -276,7 +276,7 @@ class Backward:
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
         self.rules, self.edits = dict(rules or {}), dict(edits or {})
         self.residuals, self.on_missing = residuals, on_missing
-        self.has_steps = any(rule.kind == "step" for rule in self.rules.values())
+        self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
         self.watch: Watch | None = None
         self.factored = False
 
@@ -285,11 +285,14 @@ class Backward:
         options = (self.residuals, self.on_missing, self.watch, self.factored)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
 
-    def looking(self, watch: Watch | None = None, factored: bool = False) -> Backward:
-        """The same, with something that watches the steps; or with products left as factors where they leave a loop."""
+    def looking(self, watch: Watch | None = None, factored: bool = False, opens_calls: bool = False) -> Backward:
+        """The same, with something that watches the steps; or with products left as factors where they leave a loop;
+        or running what calls have inside one by one, as a plain call otherwise compiles it.
+        """
         other = copy.copy(self)
         other.__dict__.pop("_key", None)
         other.watch, other.factored = watch or self.watch, factored or self.factored
+        other.opens_calls = opens_calls or self.opens_calls
         return other
 
     def __eq__(self, other: object) -> bool:

@@ -101,7 +101,7 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules", "testing"):
+for _core in "jaxpr.py record.py backward.py plan.py cotangents.py credit.py rules ops inspection testing".split():
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
@@ -287,8 +287,8 @@ def _run(closed: Any, args: Sequence[Any]) -> list[Any]:
 
     Programs that JAX's own functions are made of have no such line; they are at the line of the call.
     """
-    call, env = source_info_util.current().traceback, {}
-    env.update(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    call = source_info_util.current().traceback
+    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(closed.jaxpr.invars, args, strict=True))
     read = lambda v: v.val if is_literal(v) else env[v]
     knows_lines, around = _knows_lines(closed), source_info_util.current_name_stack()

@@ -126,7 +126,8 @@ class Nonfinite:
         self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []
         self.result = statistics(root.result) if root is not None else None
         trap = trap_of(birth, root) if birth is not None and root is not None and located else None
-        self.trap, self.remedy = (None, None) if trap is None else trap
+        self.trap = None if trap is None else trap.name
+        self.remedy = None if trap is None else trap.remedy
 
     def __bool__(self) -> bool:
         return self._birth is not None

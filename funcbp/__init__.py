@@ -2,7 +2,7 @@
 
 from . import credit, data, nets, ops, plot, rules, testing, train
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
-from .inspection import cotangents, find_nan, trace
+from .inspection import cotangents, find_nan, summary, trace
 from .ops.marks import feedback, name
 from .rules import coverage, rule
 from .testing import check
@@ -28,6 +28,7 @@ __all__ = [
     "plot",
     "rule",
     "rules",
+    "summary",
     "testing",
     "trace",
     "train",

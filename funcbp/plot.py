@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from .inspection.pictures import gradient_flow as gradient_flow
+from .inspection.pictures import graph as graph
+from .inspection.pictures import histograms as histograms
+from .inspection.pictures import saturation as saturation
+
 SIGNED = "RdBu_r"
 INK = "gray_r"
 TRAINING, VALIDATION = "#1f77b4", "#d95f02"

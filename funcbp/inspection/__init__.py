@@ -3,3 +3,4 @@
 from .ledger import trace as trace
 from .named import cotangents as cotangents
 from .nan import find_nan as find_nan
+from .summary import summary as summary

@@ -10,7 +10,7 @@ from .ledger import Row, Trace
 
 __all__ = ["to_dot", "to_mermaid", "to_svg"]
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 190, 58, 46, 26
+WIDTH, HEIGHT, GAP_X, GAP_Y = 190, 58, 84, 30
 
 
 class Edge(NamedTuple):
@@ -101,14 +101,23 @@ def to_svg(trace: Trace) -> str:
     x = lambda i: 12 + places[i][0] * (WIDTH + GAP_X)
     y = lambda i: 12 + places[i][1] * (HEIGHT + GAP_Y)
     wide = max((x(i) for i in range(len(nodes))), default=0) + WIDTH + 12
-    high = max((y(i) for i in range(len(nodes))), default=0) + HEIGHT + 12
+    high = max((y(i) for i in range(len(nodes))), default=0) + HEIGHT + GAP_Y + 12
     parts = []
-    for a, b, label in edges:
-        x0, y0, x1, y1 = x(a) + WIDTH, y(a) + HEIGHT / 2, x(b), y(b) + HEIGHT / 2
-        bend = (x0 + x1) / 2
-        parts.append(f'<path class="edge" d="M{x0} {y0} C{bend} {y0} {bend} {y1} {x1 - 5} {y1}"/>')
+    incoming = [[k for k, e in enumerate(edges) if e.target == i] for i in range(len(nodes))]
+    for k, (a, b, label) in enumerate(edges):
+        port = (incoming[b].index(k) + 1) / (len(incoming[b]) + 1)  # each arrow ends at its own height
+        x0, y0, x1, y1 = x(a) + WIDTH, y(a) + HEIGHT / 2, x(b), y(b) + HEIGHT * port
+        between = [y(i) for i in range(len(nodes)) if places[a][0] < places[i][0] < places[b][0]]
+        if between:  # below the boxes that are in between
+            low = max(between) + HEIGHT + 8 + 3 * (k % 5)
+            path = f"M{x0} {y0} C{x0 + 40} {y0} {x0 + 20} {low} {x0 + 60} {low} L{x1 - 60} {low} "
+            path += f"C{x1 - 20} {low} {x1 - 40} {y1} {x1 - 3} {y1}"
+        else:
+            bend = (x0 + x1) / 2
+            path = f"M{x0} {y0} C{bend} {y0} {bend} {y1} {x1 - 3} {y1}"
+        parts.append(f'<path class="edge" d="{path}"/>')
         if label:
-            parts.append(f'<text class="local" x="{x1 - 8}" y="{y1 - 5}" text-anchor="end">{html.escape(label)}</text>')
+            parts.append(f'<text class="local" x="{x1 - 8}" y="{y1 - 4}" text-anchor="end">{html.escape(label)}</text>')
     for i, r in enumerate(nodes):
         title, value, grad = (html.escape(_cut(s)) for s in lines_of(r))
         css = "box input" if r.primitive == "input" else "box"

@@ -222,12 +222,12 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
-        >>> loss = lambda w, x: jnp.sum(bp.name(jnp.tanh(w * x), "h") ** 2)
+        >>> loss = lambda w, x: jnp.sum(3 * bp.name(jnp.tanh(w * x), "h"))
         >>> t = bp.trace(loss)(jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0]))
         >>> [row.primitive for row in t]
-        ['mul', 'tanh', 'name', 'square', 'reduce_sum']
+        ['mul', 'tanh', 'name', 'mul', 'reduce_sum']
         >>> t["h"].cotangent.round(3), t["w"].cotangent.round(3)
-        (array([1.523, 0.   ], dtype=float32), array([0.64, 0.  ], dtype=float32))
+        (array([3., 3.], dtype=float32), array([1.26, 6.  ], dtype=float32))
     """
     check_callable(loss)
     walker = (backward or Backward()).looking(watch=Everything(), opens_calls=True)
@@ -249,9 +249,16 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
         value, pullback = walker.vjp(partial, *(leaves[i] for i in floats))
         check_scalar(value, False)
         grads, seen = pullback.walk(jnp.ones_like(value))
-        paths = _paths(loss, args, kwargs)
+        paths, number = _paths(loss, args, kwargs), lambda x: np.asarray(jnp.asarray(x))
         inputs = [
-            Row("", "input", name=paths[i], values=(np.asarray(leaves[i]),), cotangents=(np.asarray(g),), outputs=(s,))
+            Row(
+                "",
+                "input",
+                name=paths[i],
+                values=(number(leaves[i]),),
+                cotangents=(np.asarray(g),),
+                outputs=(s,),
+            )
             for i, g, s in zip(floats, grads, pullback.record.inputs, strict=True)
         ]
         rows = list(_rows(walker, pullback, pullback.record, seen, (), True))

@@ -57,7 +57,7 @@ def line(row: Row) -> str:
         where, rule = "branch not taken", rule + " not taken"
     return (
         f'<div class="row{"" if row.taken else " off"}" title="{html.escape(row.line)}">'
-        f"<div>{left} {numbers(row.of_value)} <span class=i>{where}</span></div>"
+        f"<div>{left} <span class=i>{where}</span> {numbers(row.of_value)}</div>"
         f"<div>{rule} {numbers(row.of_cotangent)}</div></div>"
     )
 

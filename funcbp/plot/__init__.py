@@ -24,3 +24,7 @@ from .surface import error_surface as error_surface
 from .surface import loss_slice as loss_slice
 from .surface import principal_directions as principal_directions
 from .surface import random_directions as random_directions
+from .traces import gradient_flow as gradient_flow
+from .traces import graph as graph
+from .traces import histograms as histograms
+from .traces import saturation as saturation

@@ -1,1 +1,1 @@
-"""Benchmarks: funcbp against JAX's own reverse mode. `python -m benchmarks` prints every table."""
+"""Benchmarks: funcbp against JAX's own reverse mode and other libraries. `python -m benchmarks` prints every table."""

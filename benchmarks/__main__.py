@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
-from . import accuracy, report, step
+from . import accuracy, learning, memory, report, step
 
-TABLES = {"step": step.run, "accuracy": accuracy.run}
+TABLES = {"step": step.run, "accuracy": accuracy.run, "learning": learning.run, "memory": memory.run}
+PICTURES = {"memory": memory.draw}
 
 
 def surroundings() -> dict[str, Any]:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables: {', '.join(TABLES)}; default: all")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of runs for each time ratio (default 20)")
     parser.add_argument("--only", default="", help="numbers of workloads, separated by commas: W1,W4")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw what can be drawn, into DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(argv)
     if unknown := set(options.tables) - set(TABLES):
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--pairs must be at least 1")
     only = [name.strip().upper() for name in options.only.split(",") if name.strip()]
     around = surroundings()
-    tables = [TABLES[name](options.pairs, only) for name in options.tables or TABLES]
+    names = options.tables or list(TABLES)
+    tables = [TABLES[name](options.pairs, only) for name in names]
     if not any(table.rows for table in tables):
         parser.error(f"there is no workload {', '.join(only)} in these tables")
     print(
@@ -50,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for table in tables:
         print("\n" + report.markdown(table))
+    if options.plots:
+        options.plots.mkdir(parents=True, exist_ok=True)
+        for name, table in zip(names, tables, strict=True):
+            if name in PICTURES:
+                PICTURES[name](table).savefig(options.plots / f"{name}.png", dpi=120)
     if options.json:
         content = {**around, "pairs": options.pairs, "tables": [report.as_json(t) for t in tables]}
         options.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 class Workload(NamedTuple):
@@ -95,9 +96,18 @@ def convnet(
 
 
 def transformer(
-    d: int = 128, time: int = 128, batch: int = 8, blocks: int = 4, heads: int = 4, vocabulary: int = 512
+    d: int = 128,
+    time: int = 128,
+    batch: int = 8,
+    blocks: int = 4,
+    heads: int = 4,
+    vocabulary: int = 512,
+    wrap: Callable[[Any], Any] = lambda block: block,
 ) -> Workload:
-    """W4: a language model, a scan over pre-norm blocks with causal attention, embedding and read-out tied."""
+    """W4: a language model, a scan over pre-norm blocks with causal attention, embedding and read-out tied.
+
+    `wrap` is applied to the block: a `jax.checkpoint`. Its names are `qkv`, `attended` and `up`.
+    """
     rng = np.random.default_rng(4)
 
     def make_loss():
@@ -109,14 +119,16 @@ def transformer(
             return a.reshape(batch, time, heads, d // heads).swapaxes(1, 2)
 
         def block(x, p):
-            q, k, v = map(split, jnp.split(norm(x, p["norm_0"]) @ p["qkv"], 3, -1))
+            q, k, v = map(split, jnp.split(checkpoint_name(norm(x, p["norm_0"]) @ p["qkv"], "qkv"), 3, -1))
             scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
             weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -1e9))
-            x = x + (weights @ v).swapaxes(1, 2).reshape(batch, time, d) @ p["out"]
-            return x + jax.nn.gelu(norm(x, p["norm_1"]) @ p["up"]) @ p["down"], None
+            attended = checkpoint_name((weights @ v).swapaxes(1, 2).reshape(batch, time, d), "attended")
+            x = x + attended @ p["out"]
+            up = checkpoint_name(norm(x, p["norm_1"]) @ p["up"], "up")
+            return x + jax.nn.gelu(up) @ p["down"], None
 
         def loss(params, tokens):
-            x, _ = lax.scan(block, params["embedding"][tokens], params["blocks"])
+            x, _ = lax.scan(wrap(block), params["embedding"][tokens], params["blocks"])
             return cross_entropy(x @ params["embedding"].T, jnp.roll(tokens, -1, 1))
 
         return loss
@@ -136,22 +148,31 @@ def transformer(
     return gradient_of(make_loss, params, tokens)
 
 
-def lstm(time: int = 500, batch: int = 16, units: int = 128) -> Workload:
-    """W6: an LSTM over time; the loss is the mean square of its last output."""
+def lstm(
+    time: int = 500,
+    batch: int = 16,
+    units: int = 128,
+    wrap: Callable[[Any], Any] = lambda step: step,
+    scan: Callable[..., Any] = lax.scan,
+) -> Workload:
+    """W6: an LSTM over time; the loss is the mean square of its last output.
+
+    `wrap` is applied to the step: a `jax.checkpoint`. Its name is `net`.
+    """
     rng = np.random.default_rng(6)
 
     def make_loss():
         def loss(params, xs):
             def step(carry, x):
                 h, c = carry
-                net = jnp.concatenate([x, h], -1) @ params["kernel"] + params["bias"]
+                net = checkpoint_name(jnp.concatenate([x, h], -1) @ params["kernel"] + params["bias"], "net")
                 i, f, o, g = jnp.split(net, 4, -1)
                 c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
                 h = jax.nn.sigmoid(o) * jnp.tanh(c)
                 return (h, c), None
 
             zeros = jnp.zeros((batch, units), xs.dtype)
-            (h, _), _ = lax.scan(step, (zeros, zeros), xs)
+            (h, _), _ = scan(wrap(step), (zeros, zeros), xs)
             return jnp.mean(h**2)
 
         return loss

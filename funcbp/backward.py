@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,10 +32,12 @@ from .arguments import (
     split_arguments,
 )
 from .cotangents import Cotangents, Factored, Linear, Zero, dense, float0_zeros, instantiate, is_differentiable
-from .plan import RESIDUALS, Passes
+from .plan import Passes, records_inside
+from .policies import Budget, check_residuals
 from .record import Record, Step, Watch, record
 from .rules.fallback import borrowed, missing
 from .rules.table import TABLE, MissingRuleError, Rule, coverage
+from .straight import in_regions
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 
@@ -74,7 +76,7 @@ def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Seq
         for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
             if slot is not None and c is not None and c is not Zero:
                 got = c if type(c) is Factored else jx.type_of(c)
-                if got.shape != x.shape or got.dtype != x.dtype:
+                if got.shape != x.shape or (got.dtype != x.dtype and x.dtype != bool):
                     got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
                     raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
     except Exception as error:
@@ -149,11 +151,45 @@ def edited(
     edit: Callable[[Any, Mapping[str, Any]], Any], name: str, ct: Any, named: Mapping[str, Any], aval: Any
 ) -> Any:
     """The cotangent that the user's function puts in the place of a named value's."""
-    out = jnp.asarray(edit(ct, named))
+    out = jnp.asarray(edit(ct, Passed(named)))
     if out.shape != aval.shape or out.dtype != aval.dtype:
         got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (out, aval))
-        raise TypeError(f"The edit of {name!r} returned {got}, and the named value is {wanted}.")
+        also = f" The names passed by then are {listed(named)}." if named else ""
+        raise TypeError(f"The edit of {name!r} returned {got}, and the named value is {wanted}.{also}")
     return out
+
+
+class Passed(dict[str, Any]):
+    """The cotangents of the names that the walk has passed."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"The walk has not passed the name {name!r}; by then it had passed {listed(self)}.")
+
+
+def names_in(record: Record) -> dict[str, None]:
+    """The names of the values in a record, in the order they were met, those inside its loops and branches included."""
+    names: dict[str, None] = {}
+    for step in record.steps:
+        if step.primitive == "name":
+            names[step.params["name"]] = None
+        for inside in records_inside(step):
+            names |= names_in(inside)
+    return names
+
+
+def check_names(wanted: Collection[str], record: Record, what: str) -> None:
+    """Refuse names that no value between the perturbed inputs and the outputs has."""
+    there = names_in(record)
+    unknown = [name for name in wanted if name not in there]
+    if unknown:
+        raise ValueError(
+            f"{what} the {'name' if len(unknown) == 1 else 'names'} {listed(unknown)}, and the names there are: "
+            f"{listed(there)}. A name counts where a differentiated value goes through it on its way to the output."
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 class Pullback:
@@ -172,21 +208,36 @@ class Pullback:
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
         """
+        return self.walk(ct)[0]
+
+    def walk(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
+        """The cotangents of the primals, and what the walker's watch saw, by the steps' numbers.
+
+        Args:
+            ct: as above.
+            edits: whether the walker's edits are made; without them, the same record gives the true cotangents.
+        """
         _, _, in_tree, in_types, out_tree, out_types = self.static
         leaves, tree = jax.tree.flatten(ct)
         if tree != out_tree:
             raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        back = self.walk([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)])
+        back, watched = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
         out = [
             jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
             for c, t in zip(back, in_types, strict=True)
         ]
-        return jax.tree.unflatten(in_tree, out)
+        return jax.tree.unflatten(in_tree, out), watched
 
-    def walk(self, cts: Sequence[Any]) -> list[Any]:
-        """The cotangents of the primals' leaves as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
+    def follow(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
+        """The same for flat lists, the cotangents as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
         walker, record, *_ = self.static
-        return pull_back(Walk(walker, {}), record, self.kept, cts)
+        walk = Walk(walker, {} if edits else None)
+        return pull_back(walk, record, self.kept, cts), walk.watched
+
+    @property
+    def record(self) -> Record:
+        """What was recorded, without its numbers."""
+        return self.static[1]
 
 
 jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))
@@ -202,9 +253,14 @@ class Backward:
         rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again.
+            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
+            `Budget`: the least work done again that fits into a number of bytes.
+        outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
+            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
+            again, behind a barrier, what its plan did not keep.
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
-            the cotangents of the names that the walk has passed by then: those between the value and the output.
+            the cotangents of the names that the walk has passed by then: those between the value and the output. An
+            edit's result has the shape and dtype of the value.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -219,24 +275,25 @@ class Backward:
         *,
         rules: Mapping[Any, Rule] | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
-        residuals: str = "min_cut",
+        residuals: str | Budget = "min_cut",
+        outside_loops: bool = False,
         on_missing: str = "error",
     ):
-        if residuals not in RESIDUALS:
-            raise ValueError(f"residuals is one of {', '.join(map(repr, RESIDUALS))}, and was {residuals!r}.")
+        check_residuals(residuals)
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
         self.rules, self.edits = dict(rules or {}), dict(edits or {})
-        self.residuals, self.on_missing = residuals, on_missing
+        self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
+        self.has_steps = any(rule.kind == "step" for rule in self.rules.values())
         self.watch: Watch | None = None
         self.factored = False
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        options = (self.residuals, self.on_missing, self.watch, self.factored)
+        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
 
     def looking(self, watch: Watch | None = None, factored: bool = False) -> Backward:
@@ -307,7 +364,9 @@ class Backward:
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], aux
 
-        rec, outs, kept, aux = record(flat, values, [True] * len(values), self)
+        run = with_aux(in_regions, flat, self.residuals) if self.outside_loops else flat
+        rec, outs, kept, aux = record(run, values, [True] * len(values), self)
+        check_names(self.edits, rec, "Backward(edits=...) has")
         types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
         pullback = Pullback(kept, (self, rec, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
         out = jax.tree.unflatten(out_tree, outs)
@@ -447,6 +506,24 @@ class Backward:
         return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
 
 
+def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
+    """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
+
+    def run(*args: Any) -> tuple[list[Any], Any]:
+        count, tree = 0, None
+
+        def leaves(*xs: Any) -> list[Any]:
+            nonlocal count, tree
+            outs, aux = f(*xs)
+            count, (rest, tree) = len(outs), jax.tree.flatten(aux)
+            return [*outs, *rest]
+
+        outs = change(leaves, *options)(*args)
+        return outs[:count], jax.tree.unflatten(tree, outs[count:])
+
+    return run
+
+
 @functools.partial(jx.weakref_cache, maxsize=4096)
 def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes:
     box: list[Record] = []
@@ -463,7 +540,7 @@ def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes
         walk = Walk(walker, named)
         return pull_back(walk, rec, kept, ct), walk.found
 
-    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored)
+    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored, rec)
 
 
 _default = Backward()

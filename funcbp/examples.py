@@ -310,9 +310,9 @@ def backpropagate(
     def one(values: Any, example: Any) -> Any:
         y, pullback = walker.vjp(lambda v: f(jax.tree.unflatten(tree, v), example), values)
         if seeds is not None:
-            return y, jax.vmap(lambda ct: pullback.walk([ct]))(seeds(y, example))
+            return y, jax.vmap(lambda ct: pullback.follow([ct])[0])(seeds(y, example))
         _check_loss(f, y)
-        return y, pullback.walk([jnp.ones_like(y)])
+        return y, pullback.follow([jnp.ones_like(y)])[0]
 
     try:
         outputs, cts = jax.vmap(one, (None, 0))(values, batch)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src import (
     ad_util,
@@ -24,9 +27,10 @@ from jax._src import (
     source_info_util,
     util,
 )
-from jax._src.interpreters import partial_eval
+from jax._src.interpreters import batching, mlir, partial_eval
+from jax._src.interpreters.ad import primitive_jvps
 from jax._src.lax import lax as lax_internal
-from jax.extend.core import primitives
+from jax.extend.core import Primitive, primitives
 
 Aval = Any
 weakref_cache = util.weakref_lru_cache
@@ -65,6 +69,11 @@ def strong(aval: Aval) -> Aval:
     return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
 
 
+def row(aval: Aval) -> Aval:
+    """The type of what is at one index of the first axis."""
+    return core.mapped_aval(aval.shape[0], 0, aval)
+
+
 def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
     return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
@@ -99,7 +108,18 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in ("jaxpr.py", "record.py", "backward.py", "plan.py", "cotangents.py", "rules", "testing"):
+for _core in (
+    "jaxpr.py",
+    "record.py",
+    "backward.py",
+    "plan.py",
+    "policies.py",
+    "loops.py",
+    "straight.py",
+    "cotangents.py",
+    "rules",
+    "testing",
+):
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
@@ -121,6 +141,31 @@ def restored(source: Any) -> Any:
 def user_line(source: Any) -> str:
     """`file:line (function)` of the user's line, as JAX's own messages write it."""
     return source_info_util.summarize(source)
+
+
+def own_name(fun: Any) -> str:
+    """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
+    name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
+    return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
+# --- the feedback mark ------------------------------------------------------------------------------------------------
+
+
+feedback_p = Primitive("feedback")  # for JAX the identity of its first operand; for our recording, see `mirrors.py`
+feedback_p.def_impl(lambda w, b: w)
+feedback_p.def_abstract_eval(lambda w, b: w)
+mlir.register_lowering(feedback_p, lambda ctx, w, b: [w])
+primitive_jvps[feedback_p] = lambda primals, tangents: (feedback_p.bind(*primals), tangents[0])
+
+
+def _feedback_batched(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
+    front = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
+    return feedback_p.bind(*front), 0
+
+
+batching.primitive_batchers[feedback_p] = _feedback_batched
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -230,6 +275,48 @@ def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Se
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
 
 
+def opened(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program, and the compiled calls in it equation by equation, but for those that are cheap."""
+
+    def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        read = lambda v: v.val if is_literal(v) else env[v]
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "jit" and not is_cheap(eqn):
+                inside = eqn.params["jaxpr"]
+                outs = run(inside.jaxpr, inside.consts, [read(v) for v in eqn.invars])
+            else:
+                inputs = list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+                outs = core.eval_jaxpr(_replace(jaxpr, inputs, eqn.outvars, [eqn]), (), *(env[v] for v in inputs))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    return run(program.jaxpr, (), [*program.consts, *args])
+
+
+def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
+    """Equations `start` to `stop` of a program, as a program without constants."""
+    return Program(_replace(program.jaxpr, inputs, outputs, program.jaxpr.eqns[start:stop]))
+
+
+def signature(program: Program, i: int) -> Any:
+    """What equations of a program share that do the same to values of the same types, derivatives included."""
+    eqn = program.jaxpr.eqns[i]
+    params = eqn.params
+    if eqn.primitive.name == "custom_jvp_call":  # its derivative, written out
+        inputs = [v for v in eqn.invars if not is_literal(v)]
+        alone = part(program, i, i + 1, inputs, eqn.outvars)
+        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+        inexact = all(jax.dtypes.issubdtype(t.dtype, np.inexact) for t in types)
+        forward = jax.make_jaxpr(lambda xs, ts: jax.jvp(alone.__call__, xs, ts))
+        kind: Any = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
+    elif eqn.primitive.name == "custom_vjp_call":
+        kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
+    else:
+        kind = str(sorted(params.items(), key=lambda item: item[0]))
+    return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
+
+
 def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
     """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types."""
     debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
@@ -259,6 +346,11 @@ def is_literal(v: Any) -> bool:
 def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
     """The function a (closed or open) jaxpr stands for."""
     return core.jaxpr_as_fun(_close(jaxpr))
+
+
+def path_name(path: Any) -> str:
+    """The path of a leaf, written `dense_0/kernel`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def in_avals(jaxpr: Any) -> list[Aval]:
@@ -345,6 +437,7 @@ CHEAP = frozenset(
         "exp",
         "exp2",
         "expm1",
+        "feedback",
         "floor",
         "ge",
         "gt",
@@ -408,13 +501,61 @@ CHEAP = frozenset(
 )
 
 
+# as good as new when computed again, but not cheap
+REPEATABLE = CHEAP | frozenset(
+    """
+    approx_top_k argsort bessel_i0e bessel_i1e cholesky clz conv_general_dilated cumlogsumexp cummax cummin cumprod
+    cumsum digamma dot_general dynamic_slice dynamic_update_slice eigh fft gather householder_product igamma igammac
+    lgamma lu lu_pivots_to_permutation mul_add nextafter polygamma qr ragged_dot ragged_dot_general reduce
+    reduce_prod reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor
+    regularized_incomplete_beta scatter scatter_add scatter-add scatter_max scatter_min scatter_mul
+    select_and_gather_add select_and_scatter_add sort svd top_k triangular_solve tridiagonal_solve
+    """.split()
+)
+
+
+def inner(eqn: Any) -> list[Any]:
+    """The equations of the programs inside an equation."""
+    return [e for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns]
+
+
 def is_cheap(eqn: Any) -> bool:
     """Whether it costs little to compute this equation again: elementwise, structural, or a plain reduction."""
     if eqn.effects:
         return False
-    if eqn.primitive.name == "jit":
-        return all(is_cheap(e) for e in eqn.params["jaxpr"].eqns)
+    if eqn.primitive.name in ("jit", "custom_jvp_call"):
+        return all(map(is_cheap, inner(eqn)))
     return eqn.primitive.name in CHEAP
+
+
+def is_repeatable(eqn: Any) -> bool:
+    """Whether this equation gives the same numbers when computed again: no draw, collective, callback, custom call."""
+    if eqn.effects:
+        return False
+    if eqn.primitive.name in ("jit", "custom_jvp_call", "closed_call", "scan", "cond", "remat2", "checkpoint"):
+        return all(map(is_repeatable, inner(eqn)))
+    return eqn.primitive.name in REPEATABLE
+
+
+def flops(eqn: Any) -> float:
+    """About how many floating-point operations an equation takes: a contraction exactly, the rest by its elements."""
+    ins, outs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
+    match eqn.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            return 2.0 * outs[0].size * math.prod(ins[0].shape[i] for i in contracted)
+        case "conv_general_dilated":
+            channels = ins[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            return 2.0 * outs[0].size * ins[1].size / max(channels, 1)
+        case "scan":
+            return float(eqn.params["length"]) * sum(map(flops, inner(eqn)))
+        case "cond":
+            return max(sum(map(flops, branch.eqns)) for branch in cond_branches(eqn.params))
+        case _:
+            inside = inner(eqn)
+            if inside:
+                return float(sum(map(flops, inside)))
+            return float(max((a.size for a in (*ins, *outs) if hasattr(a, "size")), default=0))
 
 
 def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
@@ -447,6 +588,48 @@ def bind_scan(
         new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
     outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
     return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+@weakref_cache
+def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+    """The program with one more input after each of `which`, the mirror that the input is marked with."""
+
+    def marked(*args: Any) -> list[Any]:
+        rest = iter(args)
+        inputs = [(next(rest), next(rest) if w else None) for w in which]
+        return as_function(jaxpr)(*(x if m is None else feedback_p.bind(x, m) for x, m in inputs))
+
+    inputs = zip(in_avals(jaxpr), which, strict=True)
+    types = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a))
+        for a, w in inputs
+        for _ in range(2 if w else 1)
+    ]
+    return jax.make_jaxpr(marked)(*types)
+
+
+def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a scan with one more operand after each of `which`, its mirror."""
+    body, n_consts, n_carry = scan_parts(params)
+    new = dict(params, jaxpr=_marked(body, tuple(which)))
+    more = sum(which[:n_consts])
+    if "num_consts" in params:
+        return new | {"num_consts": n_consts + more}
+    from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+    n_xs = len(which) - n_consts - n_carry + sum(which[n_consts + n_carry :])
+    return new | {"ft_in": ft.pack((ft.nones(n_consts + more), ft.nones(n_carry), ft.nones(n_xs)))}
+
+
+def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a cond with one more operand after each of `which`, its mirror."""
+    branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
+    return dict(params, branches=branches)
+
+
+def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its mirror."""
+    return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
 
 
 def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
@@ -509,6 +692,21 @@ def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], di
     """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
+
+    XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
+    There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
+    """
+    floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
+    if jax.default_backend() != "cpu" or not floats:
+        return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
+    first, last = (x[(0,) * x.ndim].astype(np.float32) for x in (floats[0], floats[-1]))
+    always = (first + last <= jnp.inf) | jnp.isnan(first + last)
+    otherwise = lambda *_: [zeros(v.aval) for v in program.outvars]
+    return list(lax.cond(always, program, otherwise, *args))
 
 
 def custom_bwd(

@@ -16,17 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from . import jaxpr as jx
 from .cotangents import Zero, dense
 from .jaxpr import Program
+from .policies import Choose, all_needed, read_for
 
-__all__ = ["RESIDUALS", "Choose", "Given", "Passes", "Plan", "by_policy", "plan_of_call", "with_names"]
+__all__ = ["Given", "Passes", "Plan", "plan_of_call", "records_inside", "with_names"]
 
-Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
 Made = TypeVar("Made")
 
 
@@ -40,6 +37,7 @@ class Passes:
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
         factored: whether the inputs' cotangents are handed out as products not carried out.
+        record: the steps of the forward pass.
     """
 
     def __init__(
@@ -49,8 +47,9 @@ class Passes:
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
         factored: bool,
+        record: Any,
     ):
-        self.forward, self.pull_back, self.factored = forward, pull_back, factored
+        self.forward, self.pull_back, self.factored, self.record = forward, pull_back, factored, record
         self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
         n = len(self.differentiable)
         self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
@@ -109,7 +108,8 @@ class Plan:
             values that need not be kept.
 
     Attributes:
-        free: indices of the inputs that the backward pass reads.
+        needed: variables that the backward pass reads.
+        free: indices of the inputs that the backward pass reads, or computes others of them from.
         once: variables kept once, which follow from the steady inputs.
         kept: variables kept at every step.
         forward: program from inputs to outputs, followed by `kept`.
@@ -124,7 +124,7 @@ class Plan:
         steady: Sequence[bool] | None = None,
         choose: Choose | None = None,
     ):
-        choose = choose or RESIDUALS["needed"]
+        choose = choose or all_needed
         self.passes, self._make = passes, make
         full, info = make(passes.differentiable, None)
         forward, invars = passes.forward, passes.forward.invars
@@ -132,12 +132,12 @@ class Plan:
         fixed: set[Any] = set()
         if steady is not None:
             fixed = _following(forward, {v for v, s in zip(invars, steady, strict=True) if s})
-        needed = self._needed(full)
+        self.needed = needed = self._needed(full)
         self.once = [v for v in needed if v in fixed and v not in there]
         wanted = [v for v in needed if v not in fixed and v not in there]
         self.kept = choose(forward, wanted, {*there, *fixed})
         given = {*self.once, *self.kept}
-        read = _read(forward, needed, given) - given
+        read = read_for(forward, needed, given) - given
         self.free = [i for i, v in enumerate(invars) if v in read]
         assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
         self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
@@ -174,72 +174,16 @@ class Plan:
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
 
 
+def records_inside(step: Any) -> list[Any]:
+    """The records of the programs that a step has inside: one, or one per branch."""
+    plans = (p for r in step.res for p in (r if isinstance(r, tuple) else (r,)))
+    return [p.passes.record for p in plans if isinstance(p, Plan)]
+
+
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
     """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
     free = [True] * len(passes.in_types)
     return passes.made(key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), free, choose=choose))
-
-
-def by_policy(saved: Callable[[Any], bool]) -> Choose:
-    """Keep the results of the equations that `saved` approves of, as far as they are needed."""
-
-    def choose(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
-        approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
-        read = _read(forward, needed, approved)
-        return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
-
-    return choose
-
-
-def all_needed(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
-    """Keep everything the backward pass reads; compute nothing again."""
-    return needed
-
-
-def only_inputs(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
-    """Keep the inputs of each step; compute everything again."""
-    return [v for v in forward.invars if v in _read(forward, needed, set()) and v not in there]
-
-
-def minimum_cut(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
-    """Keep the fewest bytes from which all that is needed can be computed again cheaply.
-
-    A graph has an edge into and out of every value, as wide as the value has bytes. Flow comes from where a value
-    cannot be had again (a step's inputs, and the results of contractions, loops, sorts, draws: see `jaxpr.is_cheap`)
-    and goes to what is needed; the narrowest cut is what to keep. Of several, the one nearest to what is needed: it
-    leaves the least to compute again.
-    """
-    read, constants = _read(forward, needed, there), set(forward.constvars)
-    made = (v for eqn in forward.eqns for v in eqn.outvars)
-    inside = [v for v in (*forward.invars, *made) if v in read and v not in there and v not in constants]
-    if not inside:
-        return []
-    number = {v: i for i, v in enumerate(inside)}
-    source, sink, unbounded = 2 * len(inside), 2 * len(inside) + 1, 2**30
-    bytes_ = {v: max(1, v.aval.size * v.aval.dtype.itemsize) for v in inside}
-    unit = max(1, sum(bytes_.values()) // unbounded + 1)
-    edges: dict[tuple[int, int], int] = {(2 * i, 2 * i + 1): -(-bytes_[v] // unit) for v, i in number.items()}
-    for v in forward.invars:
-        if v in number:
-            edges[source, 2 * number[v]] = unbounded
-    for eqn in forward.eqns:
-        for out in (v for v in eqn.outvars if v in number):
-            if not jx.is_cheap(eqn):
-                edges[source, 2 * number[out]] = unbounded
-            for v in eqn.invars:
-                if not jx.is_literal(v) and v in number:
-                    edges[2 * number[v] + 1, 2 * number[out]] = unbounded
-    for v in needed:
-        edges[2 * number[v] + 1, sink] = unbounded
-    (rows, columns), widths = zip(*edges, strict=True), list(edges.values())
-    graph = csr_array((np.array(widths, np.int32), (rows, columns)), shape=(sink + 1, sink + 1))
-    left = graph - maximum_flow(graph, source, sink).flow
-    upstream = breadth_first_order((left > 0).astype(np.int8).T.tocsr(), sink, return_predecessors=False)
-    near_sink = set(upstream.tolist())
-    return [v for v, i in number.items() if 2 * i + 1 in near_sink and 2 * i not in near_sink]
-
-
-RESIDUALS: dict[str, Choose] = {"min_cut": minimum_cut, "needed": all_needed, "inputs": only_inputs}
 
 
 def _following(program: Program, known: set[Any]) -> set[Any]:
@@ -249,12 +193,3 @@ def _following(program: Program, known: set[Any]) -> set[Any]:
         if not eqn.effects and all(jx.is_literal(v) or v in known for v in eqn.invars):
             known.update(eqn.outvars)
     return known
-
-
-def _read(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
-    """All values that are read when the targets are computed from the given values and the inputs."""
-    read = {v for v in targets if not jx.is_literal(v)}
-    for eqn in reversed(program.eqns):
-        if any(v in read and v not in given for v in eqn.outvars):
-            read |= {v for v in eqn.invars if not jx.is_literal(v)}
-    return read

@@ -19,10 +19,11 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from . import jaxpr as jx
 from .cotangents import Zero, is_differentiable
+from .mirrors import mirrors_of, passed_inside, read_backward
 from .rules.opened import opened
-from .rules.table import MissingRuleError, Rule
+from .rules.table import INPUTS, NAMED, MissingRuleError, Rule
 
-__all__ = ["Record", "Step", "Watch", "record"]
+__all__ = ["Equation", "Record", "Step", "Watch", "observe", "record"]
 
 
 class Kept(NamedTuple):
@@ -79,13 +80,17 @@ class Record(NamedTuple):
 
 
 class RecordTracer(core.Tracer):
-    """A perturbed value: the value itself, and its number in the record."""
+    """A perturbed value: the value itself, and its number in the record.
 
-    __slots__ = ("slot", "value")
+    A value under a feedback mark also has its mirror, which deltas go through in its stead (see `mirrors.py`); then the
+    number is None where the value is not perturbed.
+    """
 
-    def __init__(self, trace: RecordTrace, value: Any, slot: int):
+    __slots__ = ("mirror", "slot", "value")
+
+    def __init__(self, trace: RecordTrace, value: Any, slot: int | None, mirror: Any = None):
         super().__init__(trace, value.aval if isinstance(value, core.Tracer) else core.typeof(value))
-        self.value, self.slot = value, slot
+        self.value, self.slot, self.mirror = value, slot, mirror
 
     def to_concrete_value(self) -> Any:
         return core.to_concrete_value(self.value)
@@ -110,6 +115,7 @@ class RecordTrace(core.Trace):
         self.staging = isinstance(parent, DynamicJaxprTrace)
         self.steps: list[Step] = []
         self.kept: list[Any] = []
+        self.marked = False  # whether any value has a mirror
         self._places: dict[int, int] = {}
         self._slots = 0
 
@@ -134,9 +140,23 @@ class RecordTrace(core.Trace):
         values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
         return values, [t.slot if m else None for t, m in zip(tracers, mine, strict=True)]
 
+    def mirrors(self, tracers: Sequence[Any]) -> list[Any] | None:
+        """The mirrors of these values, None for each that has none; or None if none of them has."""
+        mirrors = [t.mirror if self.mine(t) else None for t in tracers] if self.marked else []
+        return mirrors if any(m is not None for m in mirrors) else None
+
+    def mirrored(self, value: Any, mirror: Any) -> Any:
+        """A value, recorded or not, with this mirror if there is one."""
+        return value if mirror is None else RecordTracer(self, self.value(value), self.slot(value), mirror)
+
+    def mark(self, w: Any, b: Any) -> RecordTracer:
+        """The value w, through whose mirror b deltas go."""
+        self.marked = True
+        return RecordTracer(self, self.value(w), self.slot(w), self.value(b))
+
     def stage_value(self, x: Any) -> Any:
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
-        return RecordTracer(self, stage(x.value), x.slot) if self.mine(x) else stage(x)
+        return RecordTracer(self, stage(x.value), x.slot, x.mirror) if self.mine(x) else stage(x)
 
     def keep(self, x: Any) -> Any:
         """Set an array aside for the backward pass, once."""
@@ -163,37 +183,69 @@ class RecordTrace(core.Trace):
     # JAX calls these
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+        if primitive is jx.feedback_p:
+            return self.mark(*tracers)
         values, slots = self.unwrap(tracers)
         perturbed = [slot is not None for slot in slots]
-        avals = tuple(map(core.typeof, values))
-        rule = self.walker.lookup(primitive) if any(perturbed) else None
-        if rule is None or rule.kind in ("zero", "nondiff"):
-            return primitive.bind_with_trace(self.parent_trace, values, avals, params)
-        if rule.body is not None and (self.staging or rule.bwd is None):
+        mirrors = self.mirrors(tracers)
+        rule = self.walker.lookup(primitive) if any(perturbed) or mirrors else None
+        if (
+            rule is not None
+            and rule.body is not None
+            and (self.staging or rule.bwd is None or mirrors or self.walker.has_steps)
+        ):
             with core.set_current_trace(self):
                 return rule.body(params)(*tracers)
-        several, differentiable = primitive.multiple_results, None
+        if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
+            values, slots, params = inside
+            perturbed, mirrors = [slot is not None for slot in slots], None
+        avals, several = tuple(map(core.typeof, values)), primitive.multiple_results
+        if rule is None or not any(perturbed) or rule.kind in ("zero", "nondiff"):
+            outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
+            return self.with_mirrors(outs, primitive, values, mirrors, perturbed, params) if mirrors else outs
+        differentiable = None
         if rule.kind == "tangent":
             tangents = [t if p else None for t, p in zip(tracers, perturbed, strict=True)]
             with core.set_current_trace(self):
                 outs, slopes = rule.fwd(values, tangents, **params)  # type: ignore[misc]
             return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
+        if rule.kind == "control":  # a boolean's cotangent does not go through programs inside programs
+            slots = [slot if is_differentiable(t) else None for slot, t in zip(slots, avals, strict=True)]
+            perturbed = [slot is not None for slot in slots]
         if rule.fwd is None:
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-            res = rule.save(values, outs, perturbed, params)
+            res = (rule.save or INPUTS)(read_backward(primitive, values, mirrors), outs, perturbed, params)
         else:
             with core.set_current_trace(self.parent_trace):
                 if rule.kind == "control":
                     outs, res, differentiable = self.run_control(primitive, rule, perturbed, values, params)
                 else:
                     outs, res = rule.fwd(*values, **params)
+                    res = res if rule.save is None else rule.save(values, res, perturbed, params)
         outs = list(outs) if several else [outs]
+        if rule.kind == "step":
+            differentiable = [True]
         if differentiable is None:
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
         if any(differentiable):
             self.write(primitive.name, rule, params, slots, avals, wrapped, res, several)
-        return wrapped if several else wrapped[0]
+        out = wrapped if several else wrapped[0]
+        return self.with_mirrors(out, primitive, values, mirrors, perturbed, params) if mirrors else out
+
+    def with_mirrors(
+        self, outs: Any, primitive: Any, values: Any, mirrors: Any, perturbed: Any, params: dict[str, Any]
+    ) -> Any:
+        """What an equation returned, with mirrors where the equation only moved or scaled what has one."""
+        several = primitive.multiple_results
+        shapes = [jx.type_of(o).shape for o in (outs if several else [outs])]
+        with core.set_current_trace(self.parent_trace):
+            found = mirrors_of(primitive, values, mirrors, perturbed, params, shapes)
+        if found is None:
+            return outs
+        if not several:
+            return self.mirrored(outs, found)
+        return [self.mirrored(o, m) for o, m in zip(outs, found, strict=True)]
 
     def run_control(self, primitive: Any, rule: Rule, perturbed: Any, values: Any, params: Any) -> Any:
         try:
@@ -218,18 +270,28 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+        named = NAMED.get(jx.own_name(fun))
+        if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
+            with core.set_current_trace(self.parent_trace):
+                outs = fun.call_wrapped(*values)
+            with core.set_current_trace(self):
+                return self.carried(outs, [named(values, [t if self.mine(t) else None for t in tracers])])
         zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
         with core.set_current_trace(self.parent_trace):
-            tangents = [t if self.mine(t) else zero(core.typeof(t).to_tangent_aval()) for t in tracers]
+            tangents = [
+                zero(core.typeof(v).to_tangent_aval()) if slot is None else t
+                for t, v, slot in zip(tracers, values, slots, strict=True)
+            ]
+        mirrors = self.mirrors(tracers) or [None] * len(values)
         with core.set_current_trace(self):
-            outs = jvp.call_wrapped(*values, *tangents)
+            outs = jvp.call_wrapped(*map(self.mirrored, values, mirrors), *tangents)
         n = len(outs) // 2
         return self.carried(outs[:n], outs[n:])
 
     def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         """The outputs of a tangent rule, each carrying the number of its tangent."""
         return [
-            RecordTracer(self, self.value(y), t.slot) if self.mine(t) else self.value(y)
+            self.value(y) if self.slot(t) is None else RecordTracer(self, self.value(y), t.slot)
             for y, t in zip(outs, tangents, strict=True)
         ]
 
@@ -243,12 +305,15 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
             return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
-        with core.set_current_trace(self.parent_trace):
-            res_and_outs = fwd.call_wrapped(*(x for pair in zip(values, perturbed, strict=True) for x in pair))
+        mirrors = self.mirrors(tracers)
+        operands = list(map(self.mirrored, values, mirrors)) if mirrors else values
+        with core.set_current_trace(self if mirrors else self.parent_trace):
+            res_and_outs = fwd.call_wrapped(*(x for pair in zip(operands, perturbed, strict=True) for x in pair))
         _, res_tree, forwarded = out_trees()
         n = res_tree.num_leaves - sum(i is not None for i in forwarded)
-        own, outs = iter(res_and_outs[:n]), res_and_outs[n:]
-        res = [next(own) if i is None else values[i] for i in forwarded]
+        own, outs = iter(res_and_outs[:n]), list(map(self.value, res_and_outs[n:]))
+        res = [next(own) if i is None else operands[i] for i in forwarded]
+        res = [x.mirror if self.mine(x) else x for x in res]  # here only a value with a mirror is ours
         types = [core.typeof(o) for o in outs]
         wrapped = [self.new(o) if is_differentiable(o) else o for o in outs]
 
@@ -295,7 +360,7 @@ def record(
             ]
         with core.set_current_trace(trace):
             outs, rest = f(*primals)
-        out_slots = tuple(map(trace.slot, outs))
+        out_slots = tuple(trace.slot(o) if trace.mine(o) and is_differentiable(o) else None for o in outs)
         steps, kept = _reaching(trace, out_slots)
         rest = jax.tree.map(trace.value, rest)
         return Record(steps, tuple(map(trace.slot, primals)), out_slots), [trace.value(o) for o in outs], kept, rest
@@ -316,3 +381,95 @@ def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[
     renumber = lambda r: Kept(kept.setdefault(r.place, len(kept))) if type(r) is Kept else r
     steps = [s._replace(res=tuple(map(renumber, s.res)), number=i) for i, s in enumerate(reversed(steps))]
     return tuple(steps), [trace.kept[i] for i in kept]
+
+
+# --- what ran, with its numbers ---------------------------------------------------------------------------------------
+
+
+class Equation(NamedTuple):
+    """One equation that ran: the operation as a function, the values it ran on, and where it was written."""
+
+    primitive: str
+    params: dict[str, Any]
+    apply: Callable[..., list[Any]]
+    values: tuple[Any, ...]
+    source: Any
+
+
+class ObservingTrace(RecordTrace):
+    """Writes down the equations themselves, with the values they run on, in the place of what their rules keep.
+
+    Calls are gone into; a function with a derivative of its own is one equation, and `apply` still carries it.
+    """
+
+    def __init__(self, parent: core.Trace):
+        super().__init__(parent, None)
+        self.equations: list[Equation] = []
+        self.calls: list[Any] = []  # where the calls that we are in were written
+
+    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+        values, slots = self.unwrap(tracers)
+        if primitive.name in CALLS:
+            self.calls.append(jx.current_source())
+            with core.set_current_trace(self):
+                outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
+            self.calls.pop()
+            return outs
+        outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
+        several = primitive.multiple_results
+        if all(slot is None for slot in slots) or primitive.name == "stop_gradient":
+            return outs
+        apply = lambda *xs: primitive.bind(*xs, **params) if several else [primitive.bind(*xs, **params)]
+        wrapped = self.observed(primitive.name, params, apply, values, outs if several else [outs])
+        return wrapped if several else wrapped[0]
+
+    def observed(self, name: str, params: Any, apply: Any, values: Any, outs: Any) -> list[Any]:
+        written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
+        source = next(filter(jx.user_line, written), written[0])
+        self.equations.append(Equation(name, params, apply, tuple(values), source))
+        return [self.new(y) if is_differentiable(y) else y for y in outs]
+
+    def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
+        """Staged, so that it can be called again with its rule; its outputs come from its body."""
+        values, slots = self.unwrap(tracers)
+        types = tuple(map(core.typeof, values))
+
+        def staged(*xs: Any) -> list[Any]:
+            with core.take_current_trace() as staging:
+                return primitive.bind_with_trace(staging, xs, types, subfuns)
+
+        program = jx.trace(staged, types)
+        (eqn,) = (e for e in program.eqns if e.primitive is primitive)
+        with core.set_current_trace(self.parent_trace):
+            outs = jx.as_function(jx.call_jaxpr(eqn.params))(*values)
+        if all(slot is None for slot in slots):
+            return outs
+        return self.observed(primitive.name, eqn.params, program, values, outs)
+
+    def process_custom_jvp_call(
+        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
+    ) -> Any:
+        return self.custom_call(primitive, tracers, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
+    ) -> Any:
+        subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
+        return self.custom_call(primitive, tracers, subfuns)
+
+
+CALLS = ("jit", "closed_call", "remat2", "composite", "custom_vmap_call")
+
+
+def observe(f: Callable[..., Any], *values: Any) -> list[Equation]:
+    """Run `f` on these arrays, and return the equations that a floating-point input entered, in the order they ran.
+
+    Python control flow on values works: the equations are those of the branch that was taken.
+    """
+    with core.take_current_trace() as parent:
+        trace = ObservingTrace(parent)
+        with core.set_current_trace(parent):
+            primals = [trace.new(v) if is_differentiable(v) else v for v in values]
+        with core.set_current_trace(trace):
+            f(*primals)
+        return trace.equations

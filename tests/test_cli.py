@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import funcbp
-from funcbp import cli, ops, plot, train
+from funcbp import ops, plot, train
 from funcbp.cli import main
+from funcbp.train import command
 
 FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -99,6 +100,28 @@ def test_files(capsys):
     assert "images: 16 inputs, regression" in capsys.readouterr().out
 
 
+def test_modes_stops_and_records(capsys):
+    """In two parts by a checkpoint, and whole: the same."""
+    argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
+    argv += ["--stop", "correct", "--stop", "target:1e-9", "--metrics", "m.csv", "--mesh", f"data={jax.device_count()}"]
+    assert main([*argv, "--epochs", "4", "--checkpoint", "run.npz", "--checkpoint-every", "2"]) == 0
+    assert main([*argv, "--epochs", "9", "--checkpoint", "run.npz", "--resume", "--out", "parts"]) == 0
+    out = capsys.readouterr().out
+    assert "irprop-plus, rate 0.01, all examples at once, 9 epochs" in out and "the best by validation loss" in out
+    assert f"Mesh        data={jax.device_count()} of " in out
+    assert main([*argv, "--epochs", "9", "--out", "whole"]) == 0
+    parts, whole = (train.load_params(f"{out}/params.npz") for out in ("parts", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    assert [line["epoch"] for line in lines_of("parts/metrics.jsonl")][:-1] == list(range(10))
+    assert Path("m.csv").read_text().splitlines()[0] == "epoch,loss,correct,validation_loss,validation_accuracy,seconds"
+    assert len(Path("m.csv").read_text().splitlines()) == 10
+    capsys.readouterr()
+    assert "run.npz is there already, and would be lost" in refused(capsys, *argv, "--checkpoint", "run.npz")
+    assert main(["train", "iris", "--network", "mlp:4", "--mode", "online", "--stop", "target:100", "--out", "o"]) == 0
+    out = capsys.readouterr().out
+    assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
+
+
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
         assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
@@ -131,7 +154,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
         return jnp.tanh(x)
 
     wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, ct: (0.999 * ct * (1 - jnp.tanh(x) ** 2),))
-    monkeypatch.setitem(cli.ACTIVATIONS, "tanh", wrong)
+    monkeypatch.setitem(command.ACTIVATIONS, "tanh", wrong)
     assert main(["train", "iris", "--network", "mlp:4", "--activation", "tanh"]) == 1
     out, err = capsys.readouterr()
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip().startswith("dense_")}
@@ -146,41 +169,39 @@ def test_divergence_keeps_the_last_good_parameters(capsys):
     assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
     out, err = capsys.readouterr()
     kept = int(err.split("The parameters of epoch ")[1].split(" ")[0])
-    assert f"after epoch {kept} the loss is no longer a finite number" in err
+    assert f"Learning diverged in epoch {kept + 1}, at " in err and "the loss is no longer a finite number" in err
     *epochs, _ = lines_of("out/metrics.jsonl")
     assert epochs[-1]["epoch"] == kept
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(train.load_params("out/params.npz")))
     assert "Results in out" in out
 
 
-def interrupt_after(epochs, monkeypatch):
-    loop = train.epochs
+def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
+    fit = train.fit
 
-    def interrupted(*args, **kwargs):
-        for epoch in loop(*args, **kwargs):
-            yield epoch
-            if epoch.number == epochs:
-                raise KeyboardInterrupt
+    class Interrupts:
+        def log(self, metrics, *, step):
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train, "epochs", interrupted)
+    def interrupted(*args, log, **options):
+        return fit(*args, log=[*log, Interrupts()], **options)
 
-
-@pytest.mark.parametrize("epochs", [0, 2])
-def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch, epochs):
-    interrupt_after(epochs, monkeypatch)
+    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
     assert main(["train", "iris", "--network", "mlp:4", "--out", "out"]) == 130
     out, err = capsys.readouterr()
-    assert f"Interrupted: the parameters of epoch {epochs} are kept." in err
+    assert "Interrupted: the parameters of epoch 2 are kept." in err
     assert "Results in out" in out
     assert {p.name for p in Path("out").iterdir()} == FILES
-    assert [line["epoch"] for line in lines_of("out/metrics.jsonl")] == [*range(epochs + 1), epochs]
+    assert [line["epoch"] for line in lines_of("out/metrics.jsonl")] == [0, 1, 2, 2]
 
 
 def test_ctrl_c_before_the_training(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "compare_gradients", interrupted)
+    monkeypatch.setattr(command, "compare_gradients", interrupted)
     assert main(["train", "iris"]) == 130
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 
@@ -222,13 +243,29 @@ def test_a_real_ctrl_c():
         (["train", "--network", "autoencoder:0"], "'0' is not a whole number of at least 1"),
         (["train", "iris", "--network", "convnet"], "A convnet reads images, and iris has none"),
         (["train", "--activation", "step"], "--activation: invalid choice: 'step'"),
-        (["train", "--optimizer", "lbfgs"], "--optimizer: invalid choice: 'lbfgs'"),
+        (["train", "--optimizer", "adagrid"], "--optimizer: invalid choice: 'adagrid'"),
         (["train", "--learning-rate", "fast"], "--learning-rate: 'fast' is not a positive number"),
         (["train", "--learning-rate", "nan"], "'nan' is not a positive number"),
         (["train", "--learning-rate", "-1"], "'-1' is not a positive number"),
         (["train", "--batch-size", "0"], "--batch-size: '0' is not a whole number of at least 1"),
         (["train", "--epochs", "1.5"], "--epochs: '1.5' is not a whole number of at least 1"),
         (["train", "--seed", "-1"], "--seed: '-1' is not a whole number of at least 0"),
+        (["train", "--mode", "slow"], "--mode: invalid choice: 'slow'"),
+        (["train", "--stop", "soon"], "--stop: there is no rule 'soon'; there are target, correct, plateau"),
+        (["train", "--stop", "plateau:0.5"], "--stop: plateau counts epochs from 1, and got 0"),
+        (["train", "--stop", "gl:x"], "--stop: 'x' is not a positive number"),
+        (["train", "diabetes", "--stop", "correct"], "--stop correct is for classes"),
+        (["train", "--metrics", "m.txt"], "--metrics: 'm.txt' is neither a .jsonl nor a .csv file"),
+        (["train", "--resume"], "--resume and --checkpoint-every need --checkpoint FILE."),
+        (["train", "--mesh", "data=64"], "A mesh of data=64 has 64 devices, and there"),
+        (["train", "--mesh", "model=1"], "A mesh has the axes data, fsdp, tensor, and not model."),
+        (["train", "--mesh", "data"], "--mesh: '' is not a whole number of at least 1"),
+        (["train", "--layout", "fsdp"], "there is no mesh"),
+        (["train", "--process", "0"], "need all of --coordinator HOST:PORT, --process I and --processes N."),
+        (
+            ["train", "--coordinator", "localhost:1", "--process", "2", "--processes", "2"],
+            "--process counts from 0, so with --processes 2 it is not 2.",
+        ),
         (["train", "--speed", "9"], "Unrecognized arguments: --speed"),
         (["train", "missing.csv"], "missing.csv: No such file or directory."),
         (["train", "--data", "missing.npz"], "missing.npz: No such file or directory."),
@@ -298,7 +335,17 @@ def test_help_names_every_choice(capsys):
         main(["train", "--help"])
     assert stop.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    for word in ("digits", "breast-cancer", "convnet", "autoencoder", "nesterov", "gaussian", "adam 0.001"):
+    for word in (
+        "digits",
+        "breast-cancer",
+        "convnet",
+        "autoencoder",
+        "nesterov",
+        "gaussian",
+        "adam 0.001",
+        "quickprop",
+        "plateau:10",
+    ):
         assert word in out
-    assert all(hasattr(ops, name) for name in cli.ACTIVATIONS)
+    assert all(hasattr(ops, name) for name in command.ACTIVATIONS)
     assert plot.__doc__

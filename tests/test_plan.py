@@ -10,7 +10,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp.plan import RESIDUALS, minimum_cut
+from funcbp.policies import RESIDUALS, minimum_cut
 
 policies = pytest.mark.parametrize("residuals", RESIDUALS)
 x23 = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
@@ -134,7 +134,9 @@ def test_a_mask_is_kept_for_relu():
 
 
 def test_unknown_policy():
-    with pytest.raises(ValueError, match="residuals is one of 'min_cut', 'needed', 'inputs', and was 'most'"):
+    with pytest.raises(
+        ValueError, match="residuals is one of 'min_cut', 'needed', 'inputs', or a Budget, and was 'most'"
+    ):
         bp.Backward(residuals="most")
 
 

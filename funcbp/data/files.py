@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from .dataset import DataError, Dataset, split
+from .idx import read_mnist
 
 TARGET_NAMES = ("target", "label", "y")
 MOST_CLASSES = 100
@@ -17,14 +20,14 @@ INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 
 
 def read(path: str | Path, seed: int = 0) -> Dataset:
-    """A data set from a file, by its extension: `.csv` or `.npz`.
+    """A data set from a file, by its extension, `.csv` or `.npz`; or from a folder with MNIST's four files.
 
     Args:
-        path: where the file is.
+        path: where the file or the folder is.
         seed: of the division into training, validation and test.
 
     Returns:
-        A data set named after the file.
+        A data set named after the file or the folder.
 
     Raises:
         DataError: the file's content cannot be used.
@@ -39,9 +42,11 @@ def read(path: str | Path, seed: int = 0) -> Dataset:
         ('0', '1')
     """
     path = Path(path)
+    if path.is_dir():
+        return read_mnist(path, seed)
     readers = {".csv": read_csv, ".npz": read_npz}
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path} is neither a .csv nor a .npz file.")
+        raise DataError(f"{path} is neither a .csv nor a .npz file, nor a folder with the four files of MNIST.")
     return readers[path.suffix.lower()](path, seed)
 
 
@@ -171,11 +176,8 @@ def read_npz(path: str | Path, seed: int = 0) -> Dataset:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it ({error}).") from error
+    with path.open("rb") as raw:
+        arrays = _arrays(path, raw)
     given_test = {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys()
     if not given_test and not {"x", "y"} <= arrays.keys():
         raise DataError(
@@ -186,6 +188,12 @@ def read_npz(path: str | Path, seed: int = 0) -> Dataset:
     parts = [(x, y), (arrays["x_test"], arrays["y_test"])] if given_test else [(x, y)]
     for part_x, part_y in parts:
         _check_arrays(path, part_x, part_y, x.shape[1:])
+    y_test = parts[-1][1]
+    if y_test.shape[1:] != y.shape[1:] or (y_test.dtype.kind == "f") != (y.dtype.kind == "f"):
+        raise DataError(
+            f"{path}: y_train and y_test must be of one kind, and are {y.dtype}{list(y.shape)} and "
+            f"{y_test.dtype}{list(y_test.shape)}."
+        )
     image_shape = (*x.shape[1:], 1)[:3] if x.ndim > 2 else None
     dtype = np.result_type(x, np.float32)
     flat = [(part_x.reshape(len(part_x), -1).astype(dtype), part_y) for part_x, part_y in parts]
@@ -199,6 +207,18 @@ def read_npz(path: str | Path, seed: int = 0) -> Dataset:
         flat = [(part_x, part_y.reshape(len(part_y), -1).astype(np.float64)) for part_x, part_y in flat]
     test = flat[1] if given_test else None
     return split(path.stem, *flat[0], classes=classes, image_shape=image_shape, seed=seed, test=test)
+
+
+def _arrays(path: Path, raw: BinaryIO) -> dict[str, np.ndarray]:
+    """All arrays in the file, in memory: only reading them shows whether they are whole."""
+    try:
+        with np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (
+        *(ValueError, TypeError, AttributeError, EOFError),  # not a zip archive, or not of arrays
+        *(zipfile.BadZipFile, zlib.error, RuntimeError, OSError, MemoryError),  # an archive that was damaged
+    ) as error:
+        raise DataError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it ({error}).") from error
 
 
 def _check_arrays(path: Path, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,11 @@ from .activations import softplus as softplus
 from .activations import swish as swish
 from .activations import tanh as tanh
 from .dense import dense as dense
+from .fahlman import dead_zone_error as dead_zone_error
+from .fahlman import hyper_error as hyper_error
 from .losses import logistic_cross_entropy as logistic_cross_entropy
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from .losses import squared_error as squared_error
+from .marks import feedback as feedback
+from .marks import name as name

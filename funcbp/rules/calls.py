@@ -22,9 +22,11 @@ from ..jaxpr import (
     is_saved,
     primitive,
     primitives,
+    run_behind_barrier,
     sharding_of,
 )
-from ..plan import Plan, by_policy, plan_of_call
+from ..plan import Plan, plan_of_call
+from ..policies import permitted
 from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -65,16 +67,23 @@ for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_
 
 
 def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Run the region, keeping its inputs and what the user's policy says."""
-    policy = params["policy"]
-    choose = by_policy(lambda eqn: is_saved(policy, eqn))
-    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), policy, choose)
+    """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
+    policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
+    choose = policy.choose if planned(policy) else permitted(lambda eqn: is_saved(policy, eqn), cut=narrow)
+    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), (policy, narrow), choose)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
 def remat_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
+    if planned(params["policy"]):
+        return call_back(walk, res, ct, run_behind_barrier)
     return call_back(walk, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+
+
+def planned(policy: Any) -> bool:
+    """Whether it is our own plan that placed a region, see `straight.py`, and not the user."""
+    return hasattr(policy, "choose")
 
 
 def_control(primitives.remat_p, remat_fwd, remat_bwd)

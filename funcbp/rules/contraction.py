@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import ABSORB, Product
-from ..jaxpr import dilated, permuted_sharding, primitive, primitives, sharding_of
-from .table import def_bilinear, def_rule
+from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
+from .table import BILINEAR, def_bilinear, def_rule
 
 
 def dot_general_left(
@@ -256,4 +256,10 @@ def ragged_dot_general_bwd(
     return [x_bar, y_bar, None]
 
 
-def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd)
+def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, y, group_sizes = primals
+    return (x if perturbed[1] else aval_of(x)), (y if perturbed[0] else aval_of(y)), group_sizes
+
+
+def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)
+BILINEAR.add(primitive("ragged_dot_general_p"))

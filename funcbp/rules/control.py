@@ -22,7 +22,8 @@ from ..jaxpr import (
     while_parts,
     zeros,
 )
-from ..plan import RESIDUALS, Choose, Given, Passes, Plan, plan_of_call, with_names
+from ..plan import Given, Passes, Plan, plan_of_call, with_names
+from ..policies import Choose, Deferral, chooser, deferral
 from .table import TABLE, Rule, def_control
 
 
@@ -53,7 +54,9 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = _split(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: walker.passes(body, p), *_split(perturbed, n_consts, n_carry))
-    plan = passes.made(walker.residuals, lambda: _scan_plan(passes, n_consts, n_carry, RESIDUALS[walker.residuals]))
+    steps = params["length"]
+    how = chooser(walker.residuals, steps), deferral(walker.residuals)
+    plan = passes.made((walker.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, *how))
     n_ys = len(passes.outputs) - n_carry
     once = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
@@ -65,14 +68,14 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
     return [*carry, *ys], res, [*grown, *passes.differentiable[n_carry:]]
 
 
-def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose) -> Plan:
+def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose, defer: Deferral) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
-    make = lambda nonzero, given: _scan_backward(passes, n_consts, n_carry, nonzero, given)
+    make = lambda nonzero, given: _scan_backward(passes, n_consts, n_carry, defer, nonzero, given)
     return Plan(passes, make, free=[k != 1 for k in kinds], steady=[k == 0 for k in kinds], choose=choose)
 
 
 def _scan_backward(
-    passes: Passes, n_consts: int, n_carry: int, nonzero: Sequence[bool], given: Given
+    passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], given: Given
 ) -> tuple[Program, tuple[list[bool], Any]]:
     """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *given, *sums) -> sums, ct of carry, stacks.
 
@@ -98,7 +101,8 @@ def _scan_backward(
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
         back, found = passes.pull_back(kept, ct, with_names(given, named))
         to_consts, to_carry, to_xs = _split(back, n_consts, n_carry)
-        later = [c if passes.factored and type(c) is Factored else Zero for c in to_consts]
+        wait = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
+        later = [c if wait(c) else Zero for c in to_consts]
         now = [dense(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
         summed[:] = [c is not Zero for c in now]
         before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]

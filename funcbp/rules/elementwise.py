@@ -32,6 +32,7 @@ from .table import (
     def_bilinear,
     def_elementwise,
     def_linear,
+    def_named,
     def_nondiff,
     def_rule,
     def_zero,
@@ -95,8 +96,13 @@ def div_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
+def types_or_both(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    """Two primals where the second is perturbed, and their types alone where it is not."""
+    return tuple(primals) if perturbed[1] else TYPES(primals, outs, perturbed, params)
+
+
 def rem_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y)."""
+    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y). Keeps x and y only where y is perturbed."""
     x, y = res
     return [
         unbroadcast(ct, x) if perturbed[0] else Zero,
@@ -109,7 +115,10 @@ def _trunc(x: Any) -> Any:
 
 
 def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0."""
+    """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0.
+
+    Keeps y only where x is perturbed, and z only where y is.
+    """
     x, y, z = res
     x_bar = y_bar = None
     if perturbed[0]:
@@ -139,7 +148,8 @@ def _pow_slope(x: Any, y: Any, z: Any) -> Any:
 
 
 def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
-    return (*primals, z)
+    x, y = primals
+    return x, (y if perturbed[0] else jax.typeof(y)), (z if perturbed[1] else jax.typeof(z))
 
 
 def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
@@ -158,9 +168,13 @@ def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) 
 
 def integer_pow_slope(x: Any, *, y: int) -> Any:
     """z = x^n:  x̄ = z̄ n x^(n-1)."""
-    if y == 0:
-        return lax.full_like(x, 0)
+    if y in (0, 1):
+        return lax.full(x.shape, y, x.dtype)
     return lax.mul(lax.full_like(x, y), lax.integer_pow(x, y - 1))
+
+
+def integer_pow_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    return TYPES(primals, outs, perturbed, params) if params["y"] in (0, 1) else tuple(primals)
 
 
 def extremum(op: Any) -> Any:
@@ -182,16 +196,20 @@ def extremum(op: Any) -> Any:
 
 
 def select_n_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
-    return (primals[0],)
+    spike_becomes_number = perturbed[0] and not any(perturbed[1:])
+    return (primals[0], primals[1:] if spike_becomes_number else None)
 
 
 def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which."""
-    (which,) = res
+    """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which.
+
+    Between two constants, a `which` that has a cotangent (see the kind "step") gets z̄ (case₁ - case₀).
+    """
+    which, constants = res
     zeros = lax.full_like(ct, 0)
     n = len(perturbed) - 1
     return [
-        None,
+        None if constants is None else ct * (constants[1] - constants[0]),
         *(
             lax.select_n(which, *(ct if j == i else zeros for j in range(n))) if perturbed[i + 1] else Zero
             for i in range(n)
@@ -202,13 +220,19 @@ def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
 def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     """z = min(max(x, low), high):  x̄ = z̄ strictly between the bounds;  a bound gets z̄ where it was the result."""
     low, x, high = res
-    lows, highs = grown(low, x.shape), grown(high, x.shape)
+    highs = grown(high, x.shape)
     back = lambda mask, operand: unbroadcast(where(mask, ct, 0), operand)
-    return [
-        back(lax.bitwise_and(lax.gt(lows, x), lax.lt(lows, highs)), low) if perturbed[0] else None,
-        back(lax.bitwise_and(lax.gt(x, lows), lax.lt(x, highs)), x) if perturbed[1] else None,
-        back(lax.lt(highs, x), high) if perturbed[2] else None,
-    ]
+    low_bar = x_bar = None
+    if perturbed[0] or perturbed[1]:
+        lows = grown(low, x.shape)
+        low_bar = back(lax.bitwise_and(lax.gt(lows, x), lax.lt(lows, highs)), low) if perturbed[0] else None
+        x_bar = back(lax.bitwise_and(lax.gt(x, lows), lax.lt(x, highs)), x) if perturbed[1] else None
+    return [low_bar, x_bar, back(lax.lt(highs, x), high) if perturbed[2] else None]
+
+
+def clamp_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    low, x, high = primals
+    return (low if perturbed[0] or perturbed[1] else jax.typeof(low)), x, high
 
 
 def_rule(primitives.add_p, add_bwd, save=TYPES)
@@ -216,29 +240,33 @@ def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES)
 def_rule(primitives.sub_p, sub_bwd, save=TYPES)
 def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False)
 def_rule(primitives.div_p, div_bwd, save=div_save)
-def_rule(primitives.rem_p, rem_bwd)
+def_rule(primitives.rem_p, rem_bwd, save=types_or_both)
 def_rule(primitive("polynomial_p"), polynomial_bwd)
 def_rule(primitives.pow_p, pow_bwd, save=pow_save)
 def_rule(primitives.max_p, extremum(lax.max))
 def_rule(primitives.min_p, extremum(lax.min))
 def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
-def_rule(primitives.clamp_p, clamp_bwd)
+def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
-def_elementwise(primitives.integer_pow_p, integer_pow_slope)
+def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save)
 def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
 def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x))
 
 
 def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-    """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|."""
-    x, z = res
-    if not is_complex(x):
+    """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|.
+
+    Keeps z for complex numbers alone.
+    """
+    x, *complex_only = res
+    if not complex_only:
         return [where(lax.ge(x, lax.full_like(x, 0)), ct, lax.neg(ct))]
+    (z,) = complex_only
     size = where(lax.eq(z, lax.full_like(z, 0)), 1, z)
     return [lax.complex(ct / size, lax.full_like(ct, 0)) * lax.conj(x)]
 
 
-def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (primals[0], z))
+def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (*primals, z) if is_complex(primals[0]) else primals)
 
 # --- exponentials, logarithms, roots ----------------------------------------------------------------------------------
 
@@ -296,13 +324,27 @@ def tanh_slope(y: Any, **_: Any) -> Any:
     return one_minus_square(y)
 
 
-def logistic_slope(y: Any, **_: Any) -> Any:
-    """y = 1 / (1 + e^-x):  dy/dx = y (1 - y). Keeps y."""
-    return lax.mul(y, lax.sub(lax.full_like(y, 1), y))
+def logistic_slope(x: Any, **_: Any) -> Any:
+    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had."""
+    return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+
+
+def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
+    """z = log(e^x + e^y):  dz = σ(x - y) dx + σ(y - x) dy.
+
+    The same numbers as JAX's e^(x - z), whose own derivative cancels in the tail: softplus, log_sigmoid.
+    """
+    x, y = primals
+    infinite = lax.bitwise_and(lax.eq(x, y), lax.bitwise_not(lax.is_finite(x)))
+    difference = where(infinite, 0, lax.sub(x, y))
+    terms = ((tangents[0], difference), (tangents[1], lax.neg(difference)))
+    one, *other = (lax.mul(t, lax.logistic(d)) for t, d in terms if t is not None)
+    return lax.add(one, *other) if other else one
 
 
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT)
-def_elementwise(primitives.logistic_p, logistic_slope, save=OUTPUT)
+def_elementwise(primitives.logistic_p, logistic_slope)
+def_named("logaddexp", logaddexp_tangent)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
@@ -466,7 +508,9 @@ def_rule(primitives.complex_p, complex_bwd, save=TYPES)
 
 
 def convert_back(ct: Any, x: Any, **params: Any) -> Any:
-    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part."""
+    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, z̄ itself."""
+    if x.dtype == bool:
+        return ct
     if is_complex(ct) and not is_complex(x):
         ct = lax.real(ct)
     return lax.convert_element_type(ct, x.dtype)

@@ -13,12 +13,17 @@ from jax import lax
 
 from ..cotangents import ABSORB, Factored, Product, Zero
 from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
-from .table import def_rule
+from .table import TYPES, def_rule
 
 
 def keep_indices(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
     """The types of the operands, and the numbers of the indices."""
-    return tuple(jax.typeof(x) for x in primals), primals[1]
+    return TYPES(primals, outs, perturbed, params), primals[1]
+
+
+def keep_indices_of_updates(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    """The types of the operands, and the numbers of the indices where the updates are perturbed."""
+    return TYPES(primals, outs, perturbed, params), (primals[1] if perturbed[2] else None)
 
 
 # --- slices with a computed start -------------------------------------------------------------------------------------
@@ -142,7 +147,7 @@ def _gather_summed(product: Product) -> Product:
 def scatter_add_bwd(
     res: Any, ct: Any, perturbed: Sequence[bool], *, dimension_numbers: Any, mode: Any, **_: Any
 ) -> list[Any]:
-    """z = x, with u added at the indices:  x̄ = z̄,  ū = z̄[indices]. Keeps the indices."""
+    """z = x, with u added at the indices:  x̄ = z̄,  ū = z̄[indices]. Keeps the indices where u is perturbed."""
     (_, _, u), indices = res
     return [ct, None, written_back(ct, indices, dimension_numbers, u, mode, 0) if perturbed[2] else Zero]
 
@@ -151,6 +156,11 @@ def scatter_sub_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any)
     """z = x, with u subtracted at the indices:  x̄ = z̄,  ū = -z̄[indices]."""
     x_bar, _, u_bar = scatter_add_bwd(res, ct, perturbed, **params)
     return [x_bar, None, u_bar if u_bar is Zero else lax.neg(u_bar)]
+
+
+def scatter_mul_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, indices, u = primals
+    return (x if perturbed[2] else jax.typeof(x)), indices, (u if perturbed[0] else jax.typeof(u))
 
 
 def scatter_mul_bwd(
@@ -198,7 +208,11 @@ def scatter_extremum_bwd(
     x_won = here(lax.eq(x, z))
     contenders = x_won + lax.scatter_add(lax.full_like(x, 0), indices, u_won, dimension_numbers, **how)
     share = ct / lax.max(contenders, one)
-    return [share * x_won, None, u_won * back(share) if perturbed[2] else Zero]
+    return [
+        share * x_won if perturbed[0] else Zero,
+        None,
+        u_won * back(share) if perturbed[2] else Zero,
+    ]
 
 
 def scatter_fwd(
@@ -236,6 +250,18 @@ def scatter_fwd(
     return z, (types, indices, untouched, won)
 
 
+def scatter_save(primals: Any, res: Any, perturbed: Any, params: Any) -> Any:
+    """What was left untouched for the operand, who won for the updates; the indices for either, if they are unique."""
+    types, indices, untouched, won = res
+    unique = untouched is None
+    return (
+        types,
+        indices if perturbed[2] or unique else None,
+        untouched if perturbed[0] else None,
+        won if perturbed[2] else None,
+    )
+
+
 def scatter_bwd(
     res: Any,
     ct: Any,
@@ -265,9 +291,9 @@ def scatter_bwd(
 
 def_rule(primitives.gather_p, gather_bwd, save=keep_indices, factors=gather_factors)
 ABSORB[gather_left] = _gather_summed
-def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices)
-def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices)
-def_rule(primitives.scatter_mul_p, scatter_mul_bwd)
+def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices_of_updates)
+def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updates)
+def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save)
 def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
 def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
-def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd)
+def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save)

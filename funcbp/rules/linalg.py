@@ -198,8 +198,8 @@ def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv:
     v = H(vt)
     d = dot(dot(H(u), da), v)
     ds = diagonal(lax.real(d) if is_complex(d) else d)
-    if not compute_uv:
-        return [s], [ds]
+    if not compute_uv:  # the same numbers as without a derivative, to the last bit
+        return primitives.svd_p.bind(a, full_matrices=full_matrices, compute_uv=False, **params), [ds]
     wide = as_type(s, a.dtype)[..., None, :]
     tall = T(wide)
     one = eye(s.shape[-1], d)
@@ -262,10 +262,10 @@ def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params
     low_t = jnp.concatenate([zero, up[..., :-1]], -1)
     up_t = jnp.concatenate([low[..., 1:], zero], -1)
     b_bar = primitives.tridiagonal_solve_p.bind(low_t, mid, up_t, ct, **params)
-    before = jnp.concatenate([jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
-    after = jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], -2)
-    back = lambda y: lax.neg(jnp.sum(b_bar * y, -1))
-    return [back(before), back(x), back(after), b_bar]
+    before = lambda: jnp.concatenate([jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
+    after = lambda: jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], -2)
+    met = zip((before, lambda: x, after), perturbed[:3], strict=True)
+    return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 
 
 def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
@@ -290,8 +290,13 @@ def linear_solve_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 
-def_rule(primitives.triangular_solve_p, triangular_solve_bwd, save=lambda primals, x, *_: (primals[0], x))
-def_rule(primitives.tridiagonal_solve_p, tridiagonal_solve_bwd, save=lambda primals, x, *_: (*primals[:3], x))
+def solve_save(primals: Any, x: Any, perturbed: Any, params: Any) -> Any:
+    """The matrix (all operands but the last), and the solution where the matrix is perturbed."""
+    return *primals[:-1], (x if any(perturbed[:-1]) else None)
+
+
+def_rule(primitives.triangular_solve_p, triangular_solve_bwd, save=solve_save)
+def_rule(primitives.tridiagonal_solve_p, tridiagonal_solve_bwd, save=solve_save)
 def_control(primitives.linear_solve_p, linear_solve_fwd, linear_solve_bwd)
 
 # --- Fourier transforms -----------------------------------------------------------------------------------------------

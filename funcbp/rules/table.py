@@ -8,6 +8,7 @@ A rule is a pair you can print:
 `fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the
 rest (types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is
 `INPUTS`, `OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)` that chooses among them.
+Where both are given, `save(primals, res, perturbed, params)` says what of `res` is needed for these perturbed primals.
 
 `bwd` gets the residuals, the cotangent of the output (a list of cotangents, `Zero` where zero, for a primitive with
 several outputs) and which primals are perturbed, and returns a cotangent per primal: an array of the primal's shape and
@@ -30,6 +31,7 @@ from ..jaxpr import aval_of, current_source, public_names
 
 __all__ = [
     "INPUTS",
+    "NAMED",
     "NOTHING",
     "OUTPUT",
     "REFUSED",
@@ -43,6 +45,7 @@ __all__ = [
     "def_control",
     "def_elementwise",
     "def_linear",
+    "def_named",
     "def_nondiff",
     "def_refused",
     "def_rule",
@@ -91,7 +94,8 @@ class Rule:
     derivative zero almost everywhere), `"nondiff"` (no output has a derivative), `"tangent"` (`fwd(primals, tangents,
     **params) -> (outs, tangents of the outs)` is linear in the tangents, and is transposed by the walk), `"control"`
     (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also returns which outputs are
-    differentiable, and `bwd` gets the walk first), or `"missing"` (`bwd` is absent, and `message(where)` says so when
+    differentiable, and `bwd` gets the walk first), `"step"` (the output is a boolean, and has a cotangent all the same:
+    a number, where the boolean becomes one), or `"missing"` (`bwd` is absent, and `message(where)` says so when
     it turns out to be needed). `body(params)`, where given, is a function to run through the recording in the
     primitive's place. `factors`, where given, is `bwd` with products left to be carried out (`Factored`), for a walk
     that asks for them. `isometric` says of a linear rule that it only moves numbers to other places.
@@ -99,7 +103,7 @@ class Rule:
 
     bwd: Callable[..., Sequence[Any]] | None = None
     fwd: Callable[..., tuple[Any, ...]] | None = None
-    save: Save = INPUTS
+    save: Save | None = None  # INPUTS, where there is no fwd
     kind: str = "rule"
     body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
     message: Callable[[str], str] | None = None
@@ -112,17 +116,19 @@ class Rule:
 
 
 TABLE: dict[Any, Rule] = {}
+BILINEAR: set[Any] = set()  # the primitives linear in each of two operands
 
 
 def rule(
-    bwd: Callable[..., Sequence[Any]], fwd: Callable[..., tuple[Any, Any]] | None = None, save: Save = INPUTS
+    bwd: Callable[..., Sequence[Any]], fwd: Callable[..., tuple[Any, Any]] | None = None, save: Save | None = None
 ) -> Rule:
     """A rule of your own, for `Backward(rules={primitive: rule(...)})`.
 
     Args:
         bwd: `bwd(res, ct, perturbed, **params)`, one cotangent per primal.
         fwd: `fwd(*primals, **params) -> (outs, res)`; left out, the primitive is run and `save` is kept.
-        save: what to keep where `fwd` is left out: `INPUTS`, `OUTPUT`, `TYPES`, `NOTHING` or a function.
+        save: what to keep where `fwd` is left out: `INPUTS` (if left out too), `OUTPUT`, `TYPES`, `NOTHING` or a
+            function.
 
     Example:
         >>> import jax, funcbp as bp
@@ -134,7 +140,11 @@ def rule(
 
 
 def def_rule(
-    primitive: Any, bwd: Callable[..., Sequence[Any]], fwd: Any = None, save: Save = INPUTS, factors: Any = None
+    primitive: Any,
+    bwd: Callable[..., Sequence[Any]],
+    fwd: Any = None,
+    save: Save | None = None,
+    factors: Any = None,
 ) -> None:
     """Enter a rule in the table. A primitive that this JAX does not have is passed as None and skipped."""
     if primitive is not None:
@@ -155,6 +165,18 @@ def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:
     """
     if primitive is not None:
         TABLE[primitive] = Rule(fwd=tangent, kind="tangent")
+
+
+NAMED: dict[str, Callable[..., Any]] = {}
+
+
+def def_named(name: str, tangent: Callable[..., Any]) -> None:
+    """A rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
+
+    `tangent(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an unperturbed
+    primal.
+    """
+    NAMED[name] = tangent
 
 
 REFUSED: dict[str, str] = {}
@@ -255,6 +277,7 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
 
     bwd.__name__ = f"{primitive}_bwd"
     def_rule(primitive, bwd, save=keep)
+    BILINEAR.add(primitive)
 
 
 def coverage(borrow: bool = False) -> dict[str, str]:

@@ -118,7 +118,7 @@ def check(
             leaves += _second_order(wide, setting, random[0])
         culprit = ""
         if any(leaf.verdict == "wrong" for leaf in leaves):
-            culprit = blame(program, wide, vjp, seed)
+            culprit = blame(wide, vjp, seed)
     unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
     return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import float0_zeros, is_differentiable
+from ..record import Equation, observe
 from .numerical import Evaluator
-from .subject import Subject
+from .subject import Subject, first_line
 
 __all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "stops_gradients"]
 
@@ -45,9 +46,9 @@ def _line(source: Any) -> str:
     return "" if os.path.dirname(__file__) in line else line
 
 
-def _inside(eqn: Any) -> list[Any]:
-    """The programs inside an equation."""
-    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or callable(x))
+def programs_in(params: dict[str, Any]) -> list[Any]:
+    """The programs inside an equation, by its parameters."""
+    found = jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or callable(x))
     return [j for j in found if hasattr(j, "eqns")]
 
 
@@ -55,7 +56,7 @@ def equations(program: Any) -> Iterator[Any]:
     """All equations of a program and of those inside it."""
     for eqn in program.eqns:
         yield eqn
-        for inner in _inside(eqn):
+        for inner in programs_in(eqn.params):
             yield from equations(inner)
 
 
@@ -105,13 +106,13 @@ def draws_implicitly(program: Any) -> bool:
 Visit = Callable[[Any, Any, list[Any]], list[Any]]
 
 
-def run(program: Any, args: Sequence[Any], visit: Visit, calls: frozenset[str] | set[str] = frozenset(CALLS)) -> Any:
+def run(program: Any, args: Sequence[Any], visit: Visit) -> Any:
     """Run a program, `visit(program, eqn, inputs) -> outputs` running each equation that is no call."""
     values = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
     for eqn in program.eqns:
         inputs = [v.val if jx.is_literal(v) else values[v] for v in eqn.invars]
-        if eqn.primitive.name in calls:
-            outs = run(_opened(jx.call_jaxpr(eqn.params), inputs), inputs, visit, calls)
+        if eqn.primitive.name in CALLS:
+            outs = run(_opened(jx.call_jaxpr(eqn.params), inputs), inputs, visit)
         else:
             outs = visit(program, eqn, inputs)
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -164,65 +165,60 @@ class Frozen:
 # --- whose rule is wrong ----------------------------------------------------------------------------------------------
 
 
-def blame(program: Any, subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
-    """The equation whose own derivative is wrong: the first that going backward through the program meets.
+def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
+    """The equation whose own derivative is wrong: the first that going backward through the record meets.
 
-    Each equation is differentiated alone, by the derivative under test and by `jax.vjp`, on the values it has. A
-    function with a rule of its own is compared with what JAX makes of its body.
+    The function runs once more on its values, so one that branches on them in Python is no different. Each equation
+    that ran is differentiated alone, on the values it had, by the derivative under test and by `jax.vjp`. A function
+    with a rule of its own is compared with what JAX makes of its body.
 
     Returns:
         A sentence, or one that says that no single equation is at fault.
     """
-    if program is None:
-        return "The function cannot be traced (Python control flow on values?), so the equation cannot be named."
     floats = subject.inputs.arrays(jnp.asarray(subject.point))
     with contextlib.suppress(Exception):
         if not np.array_equal(vjp(lambda x: x, jnp.arange(3.0))[1](jnp.arange(3.0))[0], np.arange(3.0)):
             return "No equation: this vjp is wrong even for the identity."
-    found = _search(program, floats, vjp, np.random.default_rng(seed), depth=0)
+    function = lambda *xs: subject.outputs_of(subject.chosen(subject.with_floats(xs)))[0]
+    try:
+        found = _search(function, floats, vjp, np.random.default_rng(seed))
+    except Exception as error:
+        return f"The equation cannot be named: running the function under a trace raises {first_line(error)}."
     if found:
         return found
     return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
 
 
-def _search(program: Any, args: Sequence[Any], vjp: Callable[..., Any], rng: Any, depth: int) -> str:
-    visited: list[tuple[Any, Any, list[Any]]] = []
-
-    def visit(program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
-        visited.append((program, eqn, inputs))
-        return single(program, eqn)(*inputs)
-
-    inlined = CALLS - set(OWN_RULE)
-    run(program, args, visit, inlined)
-    for program_, eqn, inputs in reversed(visited):
-        error = _wrong_by(program_, eqn, inputs, vjp, rng)
+def _search(f: Callable[..., Any], args: Sequence[Any], vjp: Callable[..., Any], rng: Any, depth: int = 0) -> str:
+    for equation in reversed(observe(f, *args)):
+        error = _wrong_by(equation, vjp, rng)
         if error is None:
             continue
-        if depth < 4:
-            for inner in _inside(eqn) if eqn.primitive.name in ("scan", "cond", "while") else ():
-                deeper = _inner_search(inner, eqn, inputs, vjp, rng, depth)
+        if depth < 4 and equation.primitive in ("scan", "cond", "while"):
+            for inner in programs_in(equation.params):
+                deeper = _inner_search(inner, equation, vjp, rng, depth)
                 if deeper:
                     return deeper
-        return _sentence(eqn, error)
+        return _sentence(equation, error)
     return ""
 
 
-def _inner_search(inner: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any], rng: Any, depth: int) -> str:
-    """The same inside a loop, on values of its first step where shapes allow, on random ones otherwise."""
+def _inner_search(inner: Any, equation: Equation, vjp: Callable[..., Any], rng: Any, depth: int) -> str:
+    """The same inside a loop, on the values of its first step."""
     types = jx.in_avals(inner)
-    firsts = [x if np.shape(x) == t.shape else x[0] for x, t in zip(inputs[-len(types) :], types, strict=False)]
+    last = equation.values[len(equation.values) - len(types) :]
+    firsts = [x if np.shape(x) == t.shape else x[0] for x, t in zip(last, types, strict=False)]
     if len(firsts) != len(types) or any(np.shape(x) != t.shape for x, t in zip(firsts, types, strict=True)):
         return ""
-    return _search(_opened(inner, firsts), firsts, vjp, rng, depth + 1)
+    return _search(jx.as_function(inner), firsts, vjp, rng, depth + 1)
 
 
-def _wrong_by(program: Any, eqn: Any, inputs: list[Any], vjp: Callable[..., Any], rng: Any) -> float | None:
+def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | None:
     """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right."""
-    name = eqn.primitive.name
+    name, apply, inputs = equation.primitive, equation.apply, equation.values
     ids = [i for i, x in enumerate(inputs) if is_differentiable(jax.typeof(x)) and np.size(x)]
-    apply = single(program, eqn)
-    body = jx.as_function(jx.call_jaxpr(eqn.params)) if name in OWN_RULE else apply
-    if not ids or not any(is_differentiable(v.aval) for v in eqn.outvars) or name == "stop_gradient":
+    body = jx.as_function(jx.call_jaxpr(equation.params)) if name in OWN_RULE else apply
+    if not ids or not any(map(is_differentiable, apply(*inputs))):
         return None
 
     def of(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -289,11 +285,11 @@ def _random(y: Any, rng: Any) -> Any:
     return jnp.asarray(draw, y.dtype)
 
 
-def _sentence(eqn: Any, error: float) -> str:
-    name, line = eqn.primitive.name, _line(eqn.source_info)
+def _sentence(equation: Equation, error: float) -> str:
+    name, line = equation.primitive, _line(equation.source)
     what = f"`{name}`"
     if name in OWN_RULE:
-        info = getattr(jx.call_jaxpr(eqn.params).debug_info, "func_src_info", "") or "a function"
+        info = getattr(jx.call_jaxpr(equation.params).debug_info, "func_src_info", "") or "a function"
         what = f"the {OWN_RULE[name]} rule of {info}"
     where = f", used at {line}" if line else ""
     return f"{what}{where}: its own derivative is wrong, by {error:.2g} of its largest element."

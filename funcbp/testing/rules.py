@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ..record import record
 from .check import check
 from .subject import first_line
 
-__all__ = ["Claim", "check_rule"]
+__all__ = ["Claim", "check_rule", "structural_claims"]
 
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-30, 30.0, -30.0, np.inf, -np.inf, np.nan)
 PRECISION = 1e-9
@@ -116,10 +117,23 @@ class _Rule:
         self.apply, self.walker = apply, walker
         self.args = [jnp.asarray(x) for x in args]
         self.floats = [i for i, x in enumerate(self.args) if is_differentiable(x)]
-        self.outs = self.flat(*self.args)
+        self.types = [jax.typeof(x) for x in self.args]
+        self.out_types = [v.aval for v in jx.trace(self.flat, self.types).outvars]
+        self.differentiable = [is_differentiable(t) for t in self.out_types]
+
+    @functools.cached_property
+    def outs(self) -> list[Any]:
+        return self.flat(*self.args)
+
+    @functools.cached_property
+    def cts(self) -> list[Any]:
         rng = np.random.default_rng(0)
-        self.cts = [self.draw(rng, y) for y in self.outs]
-        self.others = [self.draw(rng, y) for y in self.outs]
+        return [self.draw(rng, y) for y in self.outs]
+
+    @functools.cached_property
+    def others(self) -> list[Any]:
+        rng = np.random.default_rng(1)
+        return [self.draw(rng, y) for y in self.outs]
 
     def flat(self, *xs: Any) -> list[Any]:
         return jax.tree.leaves(self.apply(*xs))
@@ -215,19 +229,49 @@ def _zero_in_zero_out(rule: _Rule) -> Claim:
     return _claim(text, True)
 
 
+def structural_claims(
+    f: Callable[..., Any], args: Sequence[Any], walker: backward.Backward | None = None
+) -> list[Claim]:
+    """What can be read off the programs of the two passes of an operation, without running them.
+
+    Args:
+        f: a function of `args` whose output is a pytree of arrays.
+        args: its operands, arrays.
+        walker: the `Backward` whose rules are meant; the default one if left out.
+
+    Returns:
+        Two claims: unperturbed inputs cost nothing, and what is kept is what is read.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from funcbp.testing.rules import structural_claims
+        >>> [c.holds for c in structural_claims(jnp.multiply, (jnp.ones(3), jnp.ones(3)))]
+        [True, True]
+    """
+    rule = _Rule(f, args, walker or backward.Backward())
+    return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
+
+
 def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
     """The backward pass as a program of (kept arrays, cotangents), how many arrays are kept, and their bytes."""
-    rec, _, kept = rule.record(rule.args, perturbed)
-    given = [c for c in rule.cts if c is not Zero]
-    types = [jax.typeof(x) for x in (*kept, *given)]
+    recorded: list[Any] = []
+
+    def forward(*args: Any) -> list[Any]:
+        rec, _, kept = rule.record(args, perturbed)
+        recorded[:] = [rec]
+        return kept
+
+    kept = [v.aval for v in jx.trace(forward, rule.types).outvars]
+    (rec,) = recorded
 
     def back(*xs: Any) -> list[Any]:
         cts = iter(xs[len(kept) :])
-        full = [c if c is Zero else next(cts) for c in rule.cts]
+        full = [next(cts) if d else Zero for d in rule.differentiable]
         out = rule.pull_back(rec, xs[: len(kept)], full)
         return [c for c, p in zip(out, perturbed, strict=True) if p and c is not Zero]
 
-    return jx.trace(back, types), len(kept), sum(int(x.nbytes) for x in kept)
+    cts = [t for t, d in zip(rule.out_types, rule.differentiable, strict=True) if d]
+    return jx.trace(back, [*kept, *cts]), len(kept), sum(t.size * t.dtype.itemsize for t in kept)
 
 
 def _size(program: Any) -> int:
@@ -252,8 +296,8 @@ def _keeps_what_it_reads(rule: _Rule) -> Claim:
     for perturbed in [[i in rule.floats for i in range(len(rule.args))], *map(rule.only, rule.floats)]:
         program, count, size = _program(rule, perturbed)
         _, used = program.pruned()
-        if not all(used[:count]):
-            which = [j for j, u in enumerate(used[:count]) if not u]
+        which = [j for j in range(count) if not used[j] and program.invars[j].aval.size]
+        if which:
             return _claim(text, False, f"of {count} arrays kept ({size} bytes), number {which} is never read")
     return _claim(text, True, f"{size} bytes")
 

@@ -1,13 +1,25 @@
 """Learning, and what it leaves behind."""
 
+from . import stopping as stopping
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import OrbaxCheckpoint as OrbaxCheckpoint
+from .checkpoint import Saved as Saved
+from .fit import Divergence as Divergence
+from .fit import Fit as Fit
+from .fit import fit as fit
+from .layout import LAYOUTS as LAYOUTS
+from .layout import from_local as from_local
+from .layout import make_mesh as make_mesh
+from .many import fit_many as fit_many
+from .records import Csv as Csv
+from .records import JsonLines as JsonLines
 from .results import leaf_paths as leaf_paths
 from .results import load_params as load_params
 from .results import save_params as save_params
 from .results import write_atomically as write_atomically
 from .results import write_metrics as write_metrics
-from .supervised import Epoch as Epoch
 from .supervised import Task as Task
 from .supervised import classification as classification
-from .supervised import epochs as epochs
 from .supervised import reconstruction as reconstruction
 from .supervised import regression as regression

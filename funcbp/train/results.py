@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from .records import json_line
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Write a file so that it is never seen half written: beside its place first, and then moved there.
 
     Args:
         path: where the file shall be; what was there is replaced.
         write: writes the content to the binary file it is given.
+        keep: what was there is kept under this name, if one is given.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; then `path` is as it was.
@@ -40,10 +43,34 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if keep and path.exists():
+            _give_second_name(path, keep)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _flush(path.parent)
+
+
+def _give_second_name(path: Path, name: Path) -> None:
+    """So that at no moment there is nothing at `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        second = Path(folder, name.name)
+        try:
+            os.link(path, second)
+        except OSError:  # a file system without links
+            shutil.copy2(path, second)
+        os.replace(second, name)
+
+
+def _flush(folder: Path) -> None:
+    """That a file has another name is written to the disk, too, where the system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -158,8 +185,5 @@ def write_metrics(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Non
         {"epoch": 2, "loss": null}
     """
 
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    lines = [json.dumps({k: finite(v) for k, v in record.items()}, ensure_ascii=False) + "\n" for record in records]
-    write_atomically(path, lambda file: file.write("".join(lines).encode()))
+    text = "".join(map(json_line, records))
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -89,7 +89,7 @@ def test_other_things_that_are_no_data(tmp_path):
         data.read(tmp_path / "missing.csv")
     with pytest.raises(data.DataError, match="not a text file in UTF-8"):
         data.read(write(tmp_path, "é,1\n", encoding="latin-1"))
-    with pytest.raises(data.DataError, match=r"neither a .csv nor a .npz file"):
+    with pytest.raises(data.DataError, match=r"neither a .csv nor a .npz file, nor a folder with the four files"):
         data.read(write(tmp_path, "", "table.txt"))
 
 
@@ -162,3 +162,28 @@ def test_what_is_no_npz(tmp_path):
             data.read(path)
     with pytest.raises(data.DataError, match="not an npz file of plain arrays"):
         data.read(save(tmp_path, x=np.array([[1, "a"]], object), y=LABELS))
+
+
+def test_an_npz_that_was_damaged_is_a_sentence_and_never_another_error(tmp_path):
+    path = tmp_path / "arrays.npz"
+    np.savez_compressed(path, x=RNG.normal(size=(40, 3)), y=LABELS)
+    whole, rng, said = path.read_bytes(), np.random.default_rng(0), 0
+    for trial in range(200):
+        damaged = bytearray(whole[: rng.integers(len(whole))] if trial % 4 == 0 else whole)
+        for _ in range(3 if len(damaged) else 0):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            data.read(path)
+        except data.DataError as error:
+            assert str(path) in str(error)
+            said += 1
+    assert said > 150
+
+
+def test_parts_of_different_kinds(tmp_path):
+    x = RNG.normal(size=(40, 3))
+    with pytest.raises(data.DataError, match=r"must be of one kind, and are int64\[40\] and float64\[40\]"):
+        data.read(save(tmp_path, x_train=x, y_train=LABELS, x_test=x, y_test=LABELS + 0.5))
+    with pytest.raises(data.DataError, match=r"must be of one kind, and are float64\[40, 3\] and float64\[40, 2\]"):
+        data.read(save(tmp_path, x_train=x, y_train=x, x_test=x, y_test=x[:, :2]))

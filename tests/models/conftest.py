@@ -6,16 +6,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Small programs spend their time in the compiler; it does not have to optimise them."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture
 def precision(request):
     """JAX's default float for the time of the test, model and data included."""
     with jax.enable_x64(request.param == "float64"):

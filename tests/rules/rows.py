@@ -2,8 +2,9 @@
 
 A row says which primitive it is about, a function that uses it, and the inputs, all of which are differentiated if they
 are floating-point. `numeric=False` marks inputs where finite differences are not a reference (kinks, ties, infinities);
-there the row is compared with `jax.vjp` alone. `order=1` marks rules that JAX cannot differentiate twice, `maps=False`
-those it cannot map over a batch of cotangents, and `against_jax=False` those it cannot differentiate, or gets wrong.
+there the row is compared with `jax.vjp` alone. `order` is how often JAX can differentiate it, up to 3. `maps=False`
+marks rules it cannot map over a batch of cotangents, `forward=False` those without forward mode, and
+`against_jax=False` those it cannot differentiate, or gets wrong.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ class Row(NamedTuple):
     f: Callable[..., Any]
     args: tuple[Any, ...]
     numeric: bool = True
-    order: int = 2
+    order: int = 3
     against_jax: bool = True
     maps: bool = True
+    forward: bool = True
 
 
 ROWS: list[Row] = []
@@ -316,7 +318,7 @@ def cubed(x: Any) -> Any:
 
 
 cubed.defvjp(lambda x: (x**3, x), lambda x, ct: (3 * x**2 * ct,))
-row("custom_vjp_call", cubed, x23)
+row("custom_vjp_call", cubed, x23, forward=False)
 row("remat2", jax.checkpoint(lambda x: jnp.sin(jnp.sin(x) @ x.T)), x23)
 row(
     "remat2",

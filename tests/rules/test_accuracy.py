@@ -49,6 +49,36 @@ def test_tanh_does_not_cancel_near_zero():
         assert ulps(bp.grad(bp.grad(jnp.tanh))(np.float32(x)), -2 * float(np.float32(x))) <= 4
 
 
+TAILS = {  # the function, which derivative, and that in closed form
+    "log_sigmoid (jax#40383)": (jax.nn.log_sigmoid, 2, lambda x: -1 / (2 * np.cosh(x / 2)) ** 2),
+    "softplus (jax#40387)": (jax.nn.softplus, 2, lambda x: 1 / (2 * np.cosh(x / 2)) ** 2),
+    "logistic (jax#40342)": (jax.nn.sigmoid, 1, lambda x: 1 / (2 * np.cosh(x / 2)) ** 2),
+    "logistic, second": (jax.nn.sigmoid, 2, lambda x: -np.tanh(x / 2) / (2 * np.cosh(x / 2)) ** 2),
+    "logaddexp": (lambda x: jnp.logaddexp(x, x.dtype.type(0.5)), 2, lambda x: 1 / (2 * np.cosh((x - 0.5) / 2)) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_tails(name):
+    """Within 4 ulp far out on both sides, where JAX's give 0 or a few digits, and at 0."""
+    f, order, closed = TAILS[name]
+    g = f
+    for _ in range(order):
+        g = bp.grad(g)
+    x = np.float32([-80, -40, -20, -12, -6, -2, 0, 2, 6, 12, 20, 40, 80])
+    got = jax.vmap(g)(x)
+    errors = list(map(ulps, got, closed(x.astype(np.float64))))
+    assert max(errors) <= 4, dict(zip(x.tolist(), errors, strict=True))
+
+
+def test_logaddexp_at_infinity():
+    """Equal shares at equal infinities, and all to the larger where one is infinite."""
+    inf = np.inf
+    x, y = np.array([inf, -inf, inf, 1.0, -inf]), np.array([inf, -inf, 1.0, -inf, 1.0])
+    got = jax.vmap(bp.grad(jnp.logaddexp, (0, 1)))(x, y)
+    np.testing.assert_array_equal(got, [[0.5, 0.5, 1, 1, 0], [0.5, 0.5, 0, 0, 1]])
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_erf_far_out(dtype):
     """Where e^(-x²) underflows, erf's first and second derivatives are 0, and not 0 times infinity."""

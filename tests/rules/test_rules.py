@@ -1,32 +1,49 @@
-"""One test, driven by the rows: every rule against `jax.vjp`, against finite differences, and of itself."""
+"""One test, driven by the rows: every rule against `jax.vjp`, against finite differences, of itself, and its claims."""
 
 from __future__ import annotations
 
-import collections
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import ROWS, Row  # type: ignore[import-not-found]
+from rows import ROWS  # type: ignore[import-not-found]
 
 import funcbp as bp
 from funcbp.rules import TABLE
+from funcbp.testing.rules import structural_claims
+
+from ..interpret import interpreted
 
 IDS = [f"{r.primitive}-{r.label or 'plain'}-{i}" for i, r in enumerate(ROWS)]
-every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
+FIRST = {r.primitive: i for i, r in reversed(list(enumerate(ROWS)))}  # of each primitive, its first row
+WITH_PROGRAMS = {"jit", "scan", "cond", "remat2"}
 
 
-def some_rows(wanted):
-    """The rows that `wanted` holds for: of programs inside programs all, of other primitives the first three."""
-    seen: collections.Counter[str] = collections.Counter()
-    chosen = []
-    for i, row in zip(IDS, ROWS, strict=True):
-        seen[row.primitive] += 1
-        if wanted(row) and (seen[row.primitive] <= 3 or row.primitive in ("jit", "scan", "cond", "remat2")):
-            chosen.append(pytest.param(row, id=i))
-    return pytest.mark.parametrize("row", chosen)
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=IDS)
+def test_row(number):
+    """All that is claimed of a rule, on one row."""
+    row = ROWS[number]
+    plain = number == FIRST[row.primitive]
+    f = only_floats(row.f)
+    outs, pullback = bp.vjp(f, *row.args)
+    ct = a_cotangent(outs)
+    cts = pullback(ct)
+    check_against_jax(row, f, outs, ct, cts)
+    if row.numeric:
+        check_against_differences(f, tuple(map(jnp.asarray, row.args)), ct, cts)
+    check_claims(f, row)
+    if row.numeric or row.order > 1:  # traced, mapped, and of each other
+        check_traced(f, row, ct, cts)
+        if row.maps:
+            check_mapped(f, row, outs, pullback)
+        if row.order > 1 and row.against_jax:
+            check_order(2, f, row)
+        if row.order > 2 and row.against_jax and plain:
+            check_order(3, f, row)
+    if plain or row.primitive in WITH_PROGRAMS:
+        assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), cts, 1e-11)
 
 
 def is_float(x):
@@ -56,34 +73,17 @@ def assert_same(got, want, tolerance=1e-12):
         np.testing.assert_allclose(g, w, rtol=precise, atol=precise * min(largest, 1e3))
 
 
-@every_row
-def test_equals_jax(row: Row):
-    f = only_floats(row.f)
-    outs, pullback = bp.vjp(f, *row.args)
-    want_outs, want_pullback = jax.vjp(f, *row.args) if row.against_jax else (f(*row.args), None)
-    assert_same(outs, want_outs, 1e-14)
-    if want_pullback is not None:
-        ct = a_cotangent(outs)
-        assert_same(pullback(ct), want_pullback(ct))
+def check_against_jax(row, f, outs, ct, cts):
+    if row.against_jax:
+        want_outs, want_pullback = jax.vjp(f, *row.args)
+        assert_same(cts, want_pullback(ct))
+        assert_same(outs, want_outs, 1e-14)
+    else:
+        assert_same(outs, f(*row.args), 1e-14)
 
 
-@some_rows(lambda row: True)
-def test_jit_equals_eager(row: Row):
-    f = only_floats(row.f)
-    outs, pullback = bp.vjp(f, *row.args)
-    ct = a_cotangent(outs)
-    assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), pullback(ct), 1e-11)
-
-
-@pytest.mark.parametrize(
-    "row", [r for r in ROWS if r.numeric], ids=[i for i, r in zip(IDS, ROWS, strict=True) if r.numeric]
-)
-def test_equals_finite_differences(row: Row):
+def check_against_differences(f, args, ct, cts):
     """⟨ct, f'(x) v⟩ by central differences, extrapolated to step 0, against ⟨vjp(ct), v⟩."""
-    f, args = only_floats(row.f), tuple(map(jnp.asarray, row.args))
-    outs, pullback = bp.vjp(f, *args)
-    ct = a_cotangent(outs)
-    cts = pullback(ct)
     rng = np.random.default_rng(7)
     for i, x in enumerate(args):
         if not is_float(x):
@@ -103,33 +103,74 @@ def test_equals_finite_differences(row: Row):
         assert abs(got - numeric) <= 1e-8 * max(1.0, scale), (got, numeric)
 
 
-@some_rows(lambda row: row.order > 1 and row.against_jax)
-def test_second_order(row: Row):
-    f = only_floats(row.f)
-
-    def gradients(vjp):
-        def total(*args):
-            outs, pullback = vjp(f, *args)
-            return sum(jnp.sum(jnp.real(c * c)) for c in pullback(a_cotangent(outs)) if c.dtype != jax.dtypes.float0)
-
-        floats = tuple(i for i, x in enumerate(row.args) if is_float(x))
-        return lambda grad: grad(total, floats)(*row.args)
-
-    want = gradients(jax.vjp)(jax.grad)
-    assert_same(gradients(bp.vjp)(bp.grad), want, 1e-9)
-    assert_same(gradients(bp.vjp)(jax.grad), want, 1e-9)
+def check_traced(f, row, ct, cts):
+    """The rule records tracers as it records numbers."""
+    assert_same(interpreted(lambda args, ct: bp.vjp(f, *args)[1](ct), row.args, ct), cts, 1e-11)
 
 
-@some_rows(lambda row: row.maps)
-def test_vmap(row: Row):
+def check_mapped(f, row, outs, pullback):
     """The pullback maps over a batch of cotangents."""
-    f = only_floats(row.f)
-    outs, pullback = bp.vjp(f, *row.args)
     a, b = a_cotangent(outs, 1), a_cotangent(outs, 2)
-    got = jax.vmap(pullback)(jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b))
+    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
+    got = interpreted(lambda cts: jax.vmap(pullback)(cts), both)
     for i, ct in enumerate((a, b)):
         floats = [c for c in pullback(ct) if c.dtype != jax.dtypes.float0]
         assert_same([c[i] for c in got if c.dtype != jax.dtypes.float0], floats, 1e-11)
+
+
+def check_claims(f, row):
+    """Unperturbed inputs cost nothing; what is kept is read. Both are read off the programs."""
+    broken = [c for c in structural_claims(f, row.args) if c.holds is False]
+    assert not broken, broken
+
+
+def check_order(order, f, row):
+    """Reverse and forward mode of each other, in every sequence, along the same directions: JAX's, by all forward."""
+    floats = [i for i, x in enumerate(row.args) if is_float(x)]
+    rng = np.random.default_rng(11)
+    draw = lambda x: rng.normal(size=np.shape(x)) + (1j * rng.normal(size=np.shape(x)) if np.iscomplexobj(x) else 0)
+    primals = [jnp.asarray(row.args[i]) for i in floats]
+    directions = [[jnp.asarray(draw(x), x.dtype) for x in primals] for _ in range(order - 1)]
+
+    def total(*xs):
+        full = list(row.args)
+        for i, x in zip(floats, xs, strict=True):
+            full[i] = x
+        outs = f(*full)
+        return product(outs, a_cotangent(outs, 5))
+
+    def product(xs, ys):
+        return sum(jnp.sum(jnp.real(x * y)) for x, y in zip(xs, ys, strict=True))
+
+    def along(how, g, v):
+        """The derivative of a scalar function in a direction, forward or reverse."""
+        if how == "forward":
+            return lambda *xs: jax.jvp(g, xs, tuple(v))[1]
+        return lambda *xs: product(gradient(how, g)(*xs), v)
+
+    def gradient(how, g):
+        vjp = {"reverse": bp.vjp, "JAX's": jax.vjp}[how]
+        pull = lambda y, pullback: pullback(jnp.ones_like(y))
+        return lambda *xs: pull(*vjp(g, *xs))
+
+    def mixed(hows, last):
+        g = total
+        for how, v in zip(hows, directions, strict=True):
+            g = along(how, g, v)
+        return interpreted(gradient(last, g), *primals)
+
+    # The last derivative gives the array; going forward over it would be one more direction of `along`.
+    want = mixed(["forward" if row.forward else "JAX's"] * (order - 1), "JAX's")
+    sequences = itertools.product(["reverse", "forward"] if row.forward else ["reverse"], repeat=order - 1)
+    for hows in sequences:
+        assert_same(mixed(hows, "reverse"), want, 1e-9)
+    if order == 2:  # forward over reverse: of the gradient itself
+        over = lambda *xs: jax.jvp(gradient("reverse", total), xs, tuple(directions[0]))[1]
+    else:
+        over = lambda *xs: jax.jvp(
+            gradient("reverse", along("reverse", total, directions[0])), xs, tuple(directions[1])
+        )[1]
+    assert_same(interpreted(over, *primals), want, 1e-9)
 
 
 def test_every_ruled_primitive_has_a_row(monkeypatch):
@@ -139,7 +180,7 @@ def test_every_ruled_primitive_has_a_row(monkeypatch):
     monkeypatch.setattr(bp.Backward, "lookup", lambda self, p: (used.add(p.name), lookup(self, p))[1])
     for row in ROWS:
         used.clear()
-        jax.jit(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
+        jax.make_jaxpr(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
         if row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"):
             assert row.primitive in used, f"the row {row.primitive}-{row.label} never uses the rule"
     rows = {r.primitive for r in ROWS} | {"reshard"}  # which needs a mesh: tests/test_sharding.py

@@ -98,10 +98,35 @@ def test_the_equation_is_named_inside_a_loop_and_a_function_with_its_own_rule():
     assert "my_square" in culprit and "custom_vjp" in culprit
 
 
-def test_without_a_program_the_equation_is_not_named():
-    f = lambda x: jnp.tanh(x) if x[0] > 0 else x
-    report = check(f, X, vjp=WRONG.vjp)
-    assert not report.ok and "cannot be traced" in report.culprit
+def test_the_equation_is_named_where_python_branches_on_values():
+    """The record is of what ran; the same function cannot be traced to a program."""
+
+    @jax.custom_vjp
+    def my_cube(x):
+        return x**3
+
+    my_cube.defvjp(lambda x: (x**3, x), lambda x, ct: (2 * x**2 * ct,))
+
+    def f(x):
+        for _ in range(int(x[0] > 0) + 1):
+            x = jnp.tanh(x) if x[0] > 0 else jnp.sin(x)
+        return my_cube(x) if jnp.sum(x) < 100 else x
+
+    with pytest.raises(jax.errors.ConcretizationTypeError):
+        jax.make_jaxpr(f)(X)
+    assert "custom_vjp rule of" in (culprit := check(f, X).culprit) and "my_cube" in culprit and ".f)" in culprit
+    culprit = check(lambda x: jnp.tanh(x) if x[0] > 0 else x, X, vjp=WRONG.vjp).culprit
+    assert "`tanh`" in culprit and "test_check.py" in culprit
+
+
+def test_a_function_that_cannot_be_recorded_is_not_named():
+    """Nothing under a trace can be turned to NumPy, and the report says so."""
+
+    def vjp(f, x):
+        return f(x), lambda ct: (ct if np.array_equal(f(x), x) else 2 * ct,)
+
+    culprit = check(lambda x: jnp.asarray(np.sin(np.asarray(x))), X, vjp=vjp).culprit
+    assert "cannot be named" in culprit and "TracerArrayConversionError" in culprit
 
 
 # --- witnesses --------------------------------------------------------------------------------------------------------

@@ -1,83 +1,14 @@
-"""Pictures of learning. Each function draws on the axes it is given, or on a figure of its own, and returns the figure.
-
-Nothing is shown and no global state is touched, so it works without a screen; `figure.savefig(path)` writes a file.
-"""
+"""Images: a layer's weights, and the examples a network got wrong."""
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-SIGNED = "RdBu_r"
-INK = "gray_r"
-TRAINING, VALIDATION = "#1f77b4", "#d95f02"
-
-
-def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1) -> Any:
-    """The axes of a new figure, side by side.
-
-    Args:
-        width: of the figure, in inches.
-        height: of the figure, in inches.
-        columns: how many axes.
-
-    Returns:
-        The axes, or an array of them if there are several columns.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    except ImportError as error:
-        raise ImportError(
-            'Pictures are drawn by matplotlib, which is not installed: pip install "funcbp[plots]".'
-        ) from error
-    return figure.subplots(1, columns)
-
-
-def learning_curves(records: Sequence[Mapping[str, Any]], score: str = "accuracy", axes: Any = None) -> Any:
-    """The loss, and the score on the validation set, over the epochs.
-
-    Args:
-        records: one dict per epoch with the keys `epoch`, `loss`, `validation_loss` and `validation_<score>`.
-        score: what the score is called.
-        axes: two axes to draw on, for the loss and for the score.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from funcbp import plot
-        >>> record = {"epoch": 1, "loss": 0.5, "validation_loss": 0.6, "validation_accuracy": 0.9}
-        >>> len(plot.learning_curves([record]).axes)
-        2
-    """
-    losses, scores = new_axes(10, 4, 2) if axes is None else axes
-    epochs = [r["epoch"] for r in records]
-    marker = "o" if len(records) < 3 else None
-    losses.plot(epochs, [r["loss"] for r in records], color=TRAINING, label="training", marker=marker)
-    losses.plot(epochs, [r["validation_loss"] for r in records], color=VALIDATION, label="validation", marker=marker)
-    if all(value > 0 for r in records for value in (r["loss"], r["validation_loss"])):
-        losses.set_yscale("log")
-    losses.set(xlabel="epoch", ylabel="loss", title="Loss")
-    losses.legend(frameon=False)
-    values = np.array([r[f"validation_{score}"] for r in records], float)
-    scores.plot(epochs, values, color=VALIDATION, marker=marker)
-    last = f"{100 * values[-1]:.1f} %" if score == "accuracy" else f"{values[-1]:.3f}"
-    name = {"r2": "R²"}.get(score, score)
-    scores.set(xlabel="epoch", ylabel=name, title=f"Validation {name}: {last} at the end")
-    later = values[1:] if len(values) > 2 else values
-    span = max(later.max() - later.min(), 0.02)
-    scores.set_ylim(max(later.min() - 0.08 * span, -1.0), later.max() + 0.08 * span)
-    for ax in (losses, scores):
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    return losses.figure
+from .canvas import INK, SIGNED, new_axes
 
 
 def weights(kernel: Any, image_shape: Sequence[int] | None = None, title: str | None = None, ax: Any = None) -> Any:
@@ -196,64 +127,6 @@ def reconstructions(images: Any, given_back: Any, image_shape: Sequence[int], mo
     ax.imshow(tile(pictures, max(len(worst), 1)), cmap=INK)
     ax.set_axis_off()
     ax.set_title(f"The {len(worst)} worst reconstructions: input above, output below")
-    return ax.figure
-
-
-def predictions(true: Any, predicted: Any, ax: Any = None) -> Any:
-    """What was predicted against what was true; on the line, both are equal.
-
-    Args:
-        true: numbers, any shape.
-        predicted: numbers of the same shape.
-        ax: axes to draw on.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from funcbp import plot
-        >>> plot.predictions([1.0, 2.0], [1.1, 1.9]).axes[0].get_xlabel()
-        'true'
-    """
-    true, predicted = np.ravel(true), np.ravel(predicted)
-    ax = new_axes(5, 5) if ax is None else ax
-    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())] if len(true) else [0, 1]
-    ax.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
-    ax.scatter(true, predicted, s=14, alpha=0.6, color=TRAINING, edgecolors="none")
-    ax.set(xlabel="true", ylabel="predicted", title=f"{len(true)} predictions", aspect="equal")
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax.figure
-
-
-def confusion(table: Any, classes: Sequence[str], ax: Any = None) -> Any:
-    """How often each class was predicted for each class: true classes down, predicted ones across.
-
-    Args:
-        table: counts, shape (classes, classes).
-        classes: the names of the classes.
-        ax: axes to draw on.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from funcbp import plot
-        >>> plot.confusion([[5, 1], [0, 4]], ("no", "yes")).axes[0].get_title()
-        '1 of 10 misclassified'
-    """
-    table = np.asarray(table)
-    side = 2.5 + 0.5 * len(classes)
-    ax = new_axes(min(side, 12), min(side, 12)) if ax is None else ax
-    ax.imshow(table, cmap="Blues", vmin=0)
-    if len(classes) <= 30:
-        for (i, j), count in np.ndenumerate(table):
-            ink = "white" if count > 0.6 * table.max() else "black" if i != j else "0.3"
-            ax.text(j, i, str(count), ha="center", va="center", color=ink, weight="bold" if count and i != j else None)
-        ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        ax.set_yticks(range(len(classes)), classes)
-    wrong = table.sum() - np.trace(table)
-    ax.set(xlabel="predicted", ylabel="true", title=f"{wrong} of {table.sum()} misclassified")
     return ax.figure
 
 

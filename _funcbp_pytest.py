@@ -1,4 +1,6 @@
-"""The pytest plugin: a fixture, a marker, and three options. JAX is imported when a gradient is checked, not before.
+"""The pytest plugin: a fixture, a marker, and three options.
+
+pytest loads it in every run, so it lies outside of the package: JAX is imported when a gradient is checked, not before.
 
 def test_my_loss(gradcheck):
     gradcheck(my_loss, params, batch, wrt=0)
@@ -61,7 +63,7 @@ def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
     def run(f: Callable[..., Any], *args: Any, **own: Any) -> Any:
         __tracebackhide__ = True
-        from .check import assert_gradients
+        from funcbp.testing import assert_gradients
 
         return assert_gradients(f, *args, **(options | own))
 

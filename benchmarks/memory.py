@@ -1,0 +1,226 @@
+"""What is kept between the passes, in bytes and in time: our policies, JAX's, and checkpoints placed by hand.
+
+Every row is a gradient of the same model, beside `jax.value_and_grad` of it; the rows of one model are points on a
+plane, which `--plots` draws. Contractions are counted in the program, loops times their length.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import funcbp as bp
+from funcbp import jaxpr as jx
+from funcbp import loops, policies
+
+from . import measure, workloads
+from .measure import ratio
+from .report import Cell, Row, Table, Target, spread
+
+COLUMNS = ("time", "temp bytes", "contractions", "trace", "compile", "live states", "sweeps")
+STOCK = ("everything_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "nothing_saveable")
+BUDGETS = (0.3, 0.15)
+
+
+class Model(NamedTuple):
+    """A workload that takes `wrap`, which names to keep where the checkpoints are placed by hand, and targets."""
+
+    make: Callable[..., workloads.Workload]
+    names: tuple[str, ...]
+    targets: Mapping[str, Target]
+
+
+MODELS = {
+    "W4 transformer, d=128": Model(
+        workloads.transformer, ("qkv", "attended", "up"), {"time": Target(0.80), "temp bytes": Target(0.50)}
+    ),
+    "W6 LSTM, T=500": Model(workloads.lstm, ("net",), {"time": Target(0.92), "temp bytes": Target(0.60)}),
+}
+DEEP = functools.partial(workloads.transformer, blocks=24)
+LONG = functools.partial(workloads.lstm, time=1000)
+SNAPSHOTS = 10
+
+
+class Side(NamedTuple):
+    """A compiled gradient, and what it costs."""
+
+    run: Callable[[], Any]
+    temp_bytes: int
+    contractions: float
+    trace: float
+    compile: float
+
+
+def side(workload: workloads.Workload, api: Any) -> Side:
+    """Trace and compile."""
+    f = workload.program(api)
+    jax.clear_caches()
+    traced, trace = measure.seconds(lambda: jax.jit(f).trace(*workload.args))
+    lowered = traced.lower()
+    compiled, compile_ = measure.seconds(lowered.compile)
+    temp = compiled.memory_analysis().temp_size_in_bytes
+    return Side(lambda: compiled(*workload.args), temp, contractions(traced.jaxpr.jaxpr.eqns), trace, compile_)
+
+
+def contractions(eqns: Collection[Any]) -> float:
+    """The floating-point operations of all contractions, those in loops counted for each step."""
+    total = 0.0
+    for eqn in eqns:
+        inside = jx.inner(eqn)
+        own = jx.flops(eqn) if eqn.primitive.name in ("dot_general", "conv_general_dilated") else 0.0
+        total += own + eqn.params.get("length", 1) * contractions(inside) if inside else own
+    return total
+
+
+def sides_of(model: Model) -> Iterator[tuple[str, workloads.Workload, Any]]:
+    """The rows of a model: what it is called, the workload and whose gradient."""
+    plain = model.make()
+    yield "jax", plain, jax
+    wrapped = lambda policy: model.make(wrap=functools.partial(jax.checkpoint, policy=policy, prevent_cse=False))
+    for name in STOCK:
+        yield f"jax, {name}", wrapped(getattr(jax.checkpoint_policies, name)), jax
+    by_hand = jax.checkpoint_policies.save_only_these_names(*model.names)
+    yield f"jax, by hand ({', '.join(model.names)})", wrapped(by_hand), jax
+    for kept in ("needed", "min_cut", *(bp.Budget(fraction=f) for f in BUDGETS), "inputs"):
+        name = kept if isinstance(kept, str) else f"Budget({kept.fraction:.0%} of needed)"
+        yield f"funcbp, {name}", plain, bp.Backward(residuals=kept)
+    yield "funcbp, by hand", wrapped(by_hand), bp
+
+
+def difference(a: tuple[workloads.Workload, Any], b: tuple[workloads.Workload, Any]) -> float:
+    """The largest difference of two gradients in float64, relative to each leaf's largest element."""
+    with jax.enable_x64(True):
+        wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x
+        results = [
+            [np.asarray(x) for x in jax.tree.leaves(jax.jit(w.program(api))(*jax.tree.map(wide, w.args)))]
+            for w, api in (a, b)
+        ]
+    gaps = [np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-300) for x, y in zip(*results, strict=True)]
+    return float(np.max(gaps))
+
+
+def compared(name: str, ours: Side, theirs: Side, pairs: int, targets: Mapping[str, Target] | None = None) -> Row:
+    """One side beside the other."""
+    target = (targets or {}).get
+    times = measure.take_turns(ours.run, theirs.run, pairs)
+    cells = {
+        "time": spread(times.ratios, target("time")),
+        "temp bytes": Cell(ratio(ours.temp_bytes, theirs.temp_bytes), target=target("temp bytes")),
+        "contractions": Cell(ratio(ours.contractions, theirs.contractions), target=target("contractions")),
+        "trace": Cell(ratio(ours.trace, theirs.trace)),
+        "compile": Cell(ratio(ours.compile, theirs.compile), target=target("compile")),
+    }
+    return Row(name, cells)
+
+
+def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
+    """All sides of a model, beside JAX's plain gradient."""
+    (_, plain, api), *others = sides_of(model)
+    theirs = side(plain, api)
+    yield Row(f"{name}: jax", {c: Cell(1.0) for c in COLUMNS[:5]})
+    for label, workload, walker in others:
+        gap = difference((workload, walker), (plain, api))
+        if not gap <= measure.AGREEMENT:
+            yield Row(f"{name}: {label}", {"time": Cell(remark=f"not timed: differs by {gap:.1e}")}, refused=True)
+            continue
+        targets = {**model.targets, "contractions": Target(1.0)} if label == "funcbp, min_cut" else {}
+        yield compared(f"{name}: {label}", side(workload, walker), theirs, pairs, targets)
+
+
+def deep_row(pairs: int) -> Row:
+    """What 24 scanned layers cost to trace and to compile."""
+    workload = DEEP()
+    theirs = side(workload, jax)
+    ours = side(workload, bp)
+    return compared("W4 transformer, 24 layers: funcbp, min_cut", ours, theirs, pairs, {"compile": Target(1.0)})
+
+
+def deferral_rows(pairs: int) -> Iterator[Row]:
+    """The weights' gradient summed after the loop, beside the same summed in the loop; and what is chosen."""
+    chosen = policies.Deferral()
+    try:
+        for batch in (1, 16, 128):
+            workload = workloads.lstm(time=500 if batch < 100 else 100, batch=batch)
+            sides = []
+            for times, least in ((0.0, 0), (np.inf, 0), (chosen.times, chosen.at_least)):
+                policies.WAIT = policies.Deferral(times, least)
+                sides.append(side(workload, bp))
+            after, inside, own = sides
+            row = compared(f"W6 LSTM, batch {batch}: after the loop : in the loop", after, inside, pairs)
+            choice = "after" if own.temp_bytes == after.temp_bytes else "in"
+            yield row._replace(name=f"{row.name} (chosen: {choice})")
+    finally:
+        policies.WAIT = chosen
+
+
+def snapshots_row(pairs: int) -> Row:
+    """The long loop with a few snapshots: live states and forward sweeps, counted in the schedule that runs."""
+    workload = LONG(scan=functools.partial(bp.scan, snapshots=SNAPSHOTS))
+    plain = LONG()
+    gap = difference((workload, bp), (plain, jax))
+    row = compared(f"W6 LSTM, T=1000: {SNAPSHOTS} snapshots", side(workload, bp), side(plain, jax), pairs)
+    if not gap <= measure.AGREEMENT:
+        return Row(row.name, {"time": Cell(remark=f"differs by {gap:.1e}")}, refused=True)
+    live, sweeps = counted(len(plain.args[1]), SNAPSHOTS)
+    cells = {"live states": Cell(live, target=Target(12)), "sweeps": Cell(sweeps, target=Target(4))}
+    return row._replace(cells=row.cells | cells)
+
+
+def counted(steps: int, snapshots: int) -> tuple[int, float]:
+    """The most states alive at any time, the one at hand and its cotangent included; and the sweeps forward in all."""
+    stored = live = advanced = 0
+    for action in loops.schedule(steps, snapshots):
+        stored += (action.kind == "store") - (action.kind == "drop")
+        advanced += action.stop - action.start if action.kind == "advance" else 0
+        live = max(live, stored + 2)
+    return live, advanced / steps
+
+
+def run(pairs: int, only: Collection[str] = (), models: Mapping[str, Model] = MODELS) -> Table:
+    """Measure.
+
+    Args:
+        pairs: how often the two sides are timed against each other.
+        only: the numbers of the workloads to measure, all of them if empty.
+        models: the models whose policies are compared, by name.
+    """
+    rows: list[Row] = []
+    wanted = lambda number: not only or number in only
+    for name, model in models.items():
+        if wanted(name.split()[0]):
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            rows += model_rows(name, model, pairs)
+    if wanted("W4"):
+        rows.append(deep_row(pairs))
+    if wanted("W6"):
+        rows += [*deferral_rows(pairs), snapshots_row(pairs)]
+    return Table("What is kept between the passes, beside jax.value_and_grad", COLUMNS, rows)
+
+
+def draw(table: Table) -> Any:
+    """The rows of each model as points: bytes across, time up, both beside JAX's plain gradient."""
+    points: dict[str, list[tuple[str, float, float]]] = {}
+    for row in table.rows:
+        name, _, label = row.name.partition(": ")
+        time, temp = row.cells.get("time"), row.cells.get("temp bytes")
+        if label.startswith(("jax", "funcbp,")) and time and temp and time.value is not None and temp.value is not None:
+            points.setdefault(name, []).append((label, temp.value, time.value))
+    points = {name: found for name, found in points.items() if len(found) > 2}
+    axes = np.atleast_1d(bp.plot.new_axes(7.0 * max(len(points), 1), 5.0, max(len(points), 1)))
+    for ax, (name, found) in zip(axes, points.items(), strict=False):
+        for i, (label, temp, time) in enumerate(sorted(found, key=lambda p: p[2])):
+            color = "#d95f02" if "funcbp" in label else "#1f77b4"
+            ax.scatter(temp, time, color=color, s=30)
+            above = 6 if i % 2 else -12
+            ax.annotate(label, (temp, time), (5, above), textcoords="offset points", fontsize=7, color=color)
+        ax.axhline(1, color="0.8", zorder=0)
+        ax.axvline(1, color="0.8", zorder=0)
+        ax.set(xlabel="temporary bytes : jax", ylabel="time : jax", title=name)
+        ax.set_xlim(0, 1.25 * max(p[1] for p in found))
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes[0].figure

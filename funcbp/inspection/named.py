@@ -1,0 +1,136 @@
+"""The lean look inside: cotangents of named values beside the gradient, in one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..arguments import check_callable, check_input, check_scalar, split_arguments
+from ..backward import Backward, check_names
+from ..plan import records_inside
+from ..record import Record, Step
+
+__all__ = ["cotangents", "gradient_watched", "step_at"]
+
+
+def step_at(record: Record, place: Sequence[int]) -> Step:
+    """The step with these numbers, from the outermost record in; a cond's number is followed by the branch's."""
+    number, *rest = place
+    step = record.steps[number]
+    if not rest:
+        return step
+    if step.primitive == "cond":
+        branch, *rest = rest
+        return step_at(records_inside(step)[branch], rest)
+    return step_at(records_inside(step)[0], rest)
+
+
+def gradient_watched(
+    walker: Backward, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
+) -> tuple[Any, Any, Record, dict[tuple[int, ...], Any]]:
+    """`value_and_grad`, with the record and what the walker's watch saw.
+
+    Returns:
+        The value (a pair with the auxiliary data, if any), the gradient, the record, and what was seen by place.
+    """
+    check_callable(loss)
+    partial, chosen = split_arguments(loss, argnums, args, kwargs)
+    for x in jax.tree.leaves(chosen):
+        check_input(x, False, True, "grad")
+    value, pullback, *aux = walker.vjp(partial, *chosen, has_aux=has_aux)
+    check_scalar(value, False)
+    grads, seen = pullback.walk(jnp.ones_like(value))
+    grads = grads[0] if isinstance(argnums, int) else tuple(grads)
+    return ((value, aux[0]) if has_aux else value), grads, pullback.record, seen
+
+
+@dataclass(frozen=True)
+class Named:
+    """A watch for the cotangents of named values."""
+
+    names: tuple[str, ...] | None
+    reduce: Callable[[Any], Any] | None
+
+    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return None
+
+    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
+        if step.primitive != "name" or (self.names is not None and step.params["name"] not in self.names):
+            return None
+        return ct[0] if self.reduce is None else self.reduce(ct[0])
+
+
+def cotangents(
+    loss: Callable[..., Any],
+    names: Sequence[str] | None = None,
+    reduce: Callable[[Any], Any] | None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """The cotangents of named values, or what is made of them, beside the value and the gradient.
+
+    They are taken from the one walk there is, so it costs little, and it runs under `jax.jit`.
+
+    Args:
+        loss: a function with a scalar output, in which values are named by `funcbp.name`.
+        names: which names; by default all.
+        reduce: a function of a cotangent that returns a pytree of arrays: its norm, its histogram. Left out, the
+            cotangents themselves are returned.
+        argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
+        has_aux: whether `loss` returns a pair (output, auxiliary data).
+
+    Returns:
+        A function with the loss's arguments that returns `(value, grads, found)`: with `has_aux`, value is a pair. In
+        the dict `found` a cotangent from inside a loop is stacked along a leading axis, by the loop's steps; that of a
+        branch not taken is zero. A name that several values bear has a tuple, in the order they are computed in.
+
+    Raises:
+        ValueError: one of `names` is not there; the message lists those that are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> def loss(w, x):
+        ...     layer = lambda h, w: (bp.name(jnp.tanh(h @ w), "h"), None)
+        ...     return jnp.sum(jax.lax.scan(layer, x, w)[0])
+        >>> watched = jax.jit(bp.cotangents(loss, reduce=jnp.linalg.norm))
+        >>> value, grads, found = watched(jnp.ones((3, 2, 2)), jnp.zeros(2))
+        >>> found["h"]
+        Array([5.656854, 2.828427, 1.414214], dtype=float32)
+    """
+    wanted = None if names is None else tuple(names)
+    walker = Backward().looking(watch=Named(wanted, reduce))
+
+    def watched(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
+        value, grads, record, seen = gradient_watched(walker, loss, argnums, has_aux, args, kwargs)
+        check_names(wanted or (), record, "cotangents(names=...) has")
+        return value, grads, _by_name(record, seen)
+
+    return watched
+
+
+def _by_name(record: Record, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
+    """What was seen, by name. Of the branches of a cond one is taken and the others are zero, so they are summed."""
+    found: dict[str, list[Any]] = {}
+    branches: dict[Any, int] = {}
+    for place in sorted(seen):
+        name, value = step_at(record, place).params["name"], seen[place]
+        cond = next((i for i in range(1, len(place)) if step_at(record, place[:i]).primitive == "cond"), None)
+        if cond is not None:
+            nth = sum(1 for k in branches if k[:3] == (name, place[:cond], place[cond]))
+            branches[name, place[:cond], place[cond], nth] = len(found.get(name, []))
+            first = min(b for n, c, b, _ in branches if (n, c) == (name, place[:cond]))
+            twin = branches.get((name, place[:cond], first, nth))
+            if first != place[cond] and twin is not None and _alike(found[name][twin], value):
+                found[name][twin] = jax.tree.map(jnp.add, found[name][twin], value)
+                continue
+        found.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else tuple(values) for name, values in found.items()}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(t)] for t in (a, b)]
+    return shapes[0] == shapes[1]

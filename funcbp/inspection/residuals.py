@@ -1,0 +1,301 @@
+"""What passes from the forward to the backward pass, in writing: each value, its bytes, and why it is kept."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import jaxpr as jx
+from ..arguments import as_value, split_arguments
+from ..backward import Backward
+from ..cotangents import is_differentiable
+from ..plan import Plan, plan_of_call
+from ..record import Kept
+from ..straight import in_regions
+from .live import Live, live_bytes
+
+__all__ = ["Residual", "Residuals", "residuals"]
+
+KEPT, ONCE, THERE, AGAIN = "kept", "kept once", "there anyway", "computed again"
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One value that the backward pass reads.
+
+    Attributes:
+        name: the name it was given by `funcbp.name` or `checkpoint_name`, the path of the argument it is, or what made
+            it.
+        line: the user's line that made it.
+        shape, dtype: of one step's value.
+        bytes: of one step's value.
+        steps: in how many steps it is kept.
+        fate: `"kept"`, `"kept once"` (the same in every step of a loop), `"there anyway"` (an argument, or what a loop
+            goes along) or `"computed again"`.
+        why: the reason.
+        wanted: the rules that want it, with their lines.
+        inside: the loops and regions around it, from the outermost in.
+    """
+
+    name: str
+    line: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    steps: int
+    fate: str
+    why: str
+    wanted: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes in all steps together."""
+        return self.bytes * self.steps
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What is kept between the passes of a function, and what is computed again.
+
+    Attributes:
+        name: of the function.
+        policy: how it was planned.
+        values: a `Residual` for each value that the backward pass reads.
+        live: the bytes in use along both passes, for `funcbp.plot.memory`.
+    """
+
+    name: str
+    policy: str
+    values: tuple[Residual, ...]
+    live: Live = field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """The bytes that are kept, in all."""
+        return sum(v.total for v in self.values if v.fate in (KEPT, ONCE))
+
+    @property
+    def again(self) -> int:
+        """The bytes that were not kept, because they are computed again."""
+        return sum(v.total for v in self.values if v.fate == AGAIN)
+
+    def to_json(self) -> str:
+        """As JSON: the attributes but for `live`, and the sums."""
+        values = [{**asdict(v), "total": v.total} for v in self.values]
+        sums = {"total": self.total, "again": self.again}
+        return json.dumps({"name": self.name, "policy": self.policy, **sums, "values": values}, indent=2)
+
+    def _title(self) -> str:
+        return f"{self.name}: {self.total:,} bytes kept, {self.again:,} computed again   ({self.policy})"
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *map(_row, self.values)]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(_HEAD))]
+        lines = [self._title()]
+        for r in rows:
+            cells = (
+                c.rjust(w) if i in _NUMBERS else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
+            )
+            lines.append("  " + "  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cell = lambda tag, i, c: f"<{tag}{' align=right' if i in _NUMBERS else ''}>{html.escape(c)}</{tag}>"
+        line = lambda tag, r: "<tr>" + "".join(cell(tag, i, c) for i, c in enumerate(r)) + "</tr>"
+        body = "".join(line("td", _row(v)) for v in self.values)
+        head = f"<thead>{line('th', _HEAD)}</thead>"
+        return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
+
+
+_HEAD = ("value", "type", "bytes", "steps", "total", "fate", "why", "wanted by", "line", "inside")
+_NUMBERS = (2, 3, 4)
+
+
+def _row(v: Residual) -> tuple[str, ...]:
+    kind = f"{v.dtype}[{','.join(map(str, v.shape))}]"
+    rules = list(dict.fromkeys(w.split(" ")[0] for w in v.wanted))
+    numbers = (f"{v.bytes:,}", f"{v.steps:,}", f"{v.total:,}")
+    inside = " > ".join(map(_short, v.inside))
+    return (v.name, kind, *numbers, v.fate, v.why, ", ".join(rules) or "-", _short(v.line) or "-", inside)
+
+
+def _short(line: str) -> str:
+    """A line without its folders, its column and its function."""
+    return re.sub(r"(?:\S*/)?([^\s/]+:\d+)(?::\d+)?(?: \(.*\))?$", r"\1", line)
+
+
+def residuals(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, backward: Backward | None = None
+) -> Callable[..., Residuals]:
+    """What is kept between the two passes of a gradient, with the reasons: the plan in writing.
+
+    The function is traced as under `jit`; nothing is computed.
+
+    Args:
+        f: a function of pytrees of arrays to a pytree of arrays.
+        argnums: which arguments are differentiated with respect to, as in `grad`.
+        backward: the options; left out, those of the module's functions.
+
+    Returns:
+        A function with the arguments of `f` that returns a `Residuals`: a table in a terminal and a notebook.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> report = bp.residuals(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=7)[0])(1.0)
+        >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
+        (28, [('carry 0', 7, 'kept'), ('cos', 7, 'computed again')])
+    """
+    walker = backward or Backward()
+
+    @functools.wraps(f)
+    def report(*args: Any, **kwargs: Any) -> Residuals:
+        split_arguments(f, argnums, args, kwargs)  # with its errors
+        numbers = {i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums)}
+        leaves, tree = jax.tree_util.tree_flatten_with_path(args)
+        chosen = [path[0].idx in numbers for path, _ in leaves]
+        arrays = [i for i, (_, x) in enumerate(leaves) if chosen[i] or isinstance(x, (jax.Array, np.ndarray))]
+        values = [as_value(leaves[i][1]) for i in arrays]
+
+        def flat(*xs: Any) -> list[Any]:
+            full = [x for _, x in leaves]
+            for i, x in zip(arrays, xs, strict=True):
+                full[i] = x
+            return jax.tree.leaves(f(*jax.tree.unflatten(tree, full), **kwargs))
+
+        run = in_regions(flat, walker.residuals) if walker.outside_loops else flat
+        program = jx.trace(run, [jax.typeof(v) for v in values])
+        n = len(program.consts)
+        perturbed = [chosen[i] and is_differentiable(v) for i, v in zip(arrays, values, strict=True)]
+        plan = plan_of_call(walker.passes(program.closed, [False] * n + perturbed))
+        paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
+        policy = walker.residuals if isinstance(walker.residuals, str) else repr(walker.residuals)
+        name = getattr(f, "__name__", repr(f))
+        found = tuple(_of_plan(plan, dict(zip(plan.passes.forward.invars, paths, strict=True)), 1, (), "outside"))
+        return Residuals(name, policy, found, live_bytes(plan))
+
+    return report
+
+
+def _path(f: Any, path: Any) -> str:
+    """The path of a leaf of the arguments, beginning with the argument's name."""
+    number = path[0].idx
+    try:
+        name = list(inspect.signature(f).parameters)[number]
+    except (TypeError, ValueError, IndexError):
+        name = f"argument {number}"
+    return "/".join(filter(None, [name, jx.path_name(path[1:])]))
+
+
+# --- a plan, read aloud -----------------------------------------------------------------------------------------------
+
+
+def _of_plan(
+    plan: Plan, names: Mapping[Any, str], steps: int, inside: tuple[str, ...], kind: str
+) -> Iterator[Residual]:
+    """The values of one plan, those of the plans inside in the place of what these hand out."""
+    forward = plan.passes.forward
+    maker = {v: eqn for eqn in forward.eqns for v in eqn.outvars}
+    wanted, plans, steady = _wanted(plan)
+    given = {e.invars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
+    given |= {e.outvars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
+    free = [forward.invars[i] for i in plan.free]
+    fates = {v: ONCE if v in steady else KEPT for v in plan.kept} | {v: THERE for v in free}
+    # what this loop keeps once is made outside it, and listed there
+    values = [v for v in dict.fromkeys([*plan.kept, *free, *plan.needed]) if v not in plan.once]
+    opened: set[int] = set()
+    dear = _dear(forward.eqns, fates)
+    for v in values:
+        eqn, fate = maker.get(v), fates.get(v, AGAIN)
+        inner = plans.get(id(eqn.params.get("jaxpr"))) if eqn is not None else None
+        if eqn is not None and inner is not None and eqn.outvars.index(v) >= len(inner.passes.outputs):
+            if id(eqn) not in opened:
+                opened.add(id(eqn))
+                yield from _of_inner(eqn, inner, names, given, steps, inside)
+            continue
+        name = given.get(v) or names.get(v) or (eqn.primitive.name if eqn is not None else "input")
+        line = jx.user_line(eqn.source_info) if eqn is not None else ""
+        times = 1 if fate in (ONCE, THERE) else steps
+        size = v.aval.size * v.aval.dtype.itemsize
+        why = _why(fate, eqn, kind, dear.get(v, ""))
+        yield Residual(
+            name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside
+        )
+
+
+def _of_inner(
+    eqn: Any, plan: Plan, names: Mapping[Any, str], given: Mapping[Any, str], steps: int, inside: tuple[str, ...]
+) -> Iterator[Residual]:
+    """The values of the plan of a loop or a region."""
+    loop = eqn.primitive.name == "scan"
+    label = {"scan": f"loop of {eqn.params.get('length')} steps", "cond": "branch"}.get(eqn.primitive.name, "region")
+    line = jx.user_line(eqn.source_info)
+    invars, operands = plan.passes.forward.invars, eqn.invars[-len(plan.passes.in_types) :]
+    inner: dict[Any, str] = {}
+    _, n_consts, n_carry = jx.scan_parts(eqn.params) if loop else (None, len(invars), 0)
+    n_consts -= len(eqn.invars) - len(operands) if loop else 0
+    for i, (v, outer) in enumerate(zip(invars, operands, strict=True)):
+        if n_consts <= i < n_consts + n_carry:
+            inner[v] = f"carry {i - n_consts}"
+        elif not jx.is_literal(outer) and (name := given.get(outer) or names.get(outer)):
+            inner[v] = f"{name}[step]" if i >= n_consts + n_carry else name
+    times = steps * (eqn.params["length"] if loop else 1)
+    where = f"{label} at {line}" if line else label
+    yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region")
+
+
+def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]]:
+    """Which rules want each candidate; the plans of the programs inside, by their forward passes; and the candidates
+    that a loop inside keeps once.
+    """
+    wanted: dict[Any, list[str]] = {}
+    plans: dict[int, Plan] = {}
+    steady: set[Any] = set()
+    for step in plan.passes.record.steps:
+        candidates = [plan.passes.candidates[r.place] for r in step.res if type(r) is Kept]
+        for v in candidates:
+            if not jx.is_literal(v):
+                wanted.setdefault(v, []).append(f"{step.rule.name} for {step.where()}")
+        for inner in (r for r in step.res if isinstance(r, Plan)):
+            plans |= {id(inner.forward.closed): inner, id(inner.forward.jaxpr): inner}
+            if step.primitive == "scan":  # it keeps (constants, once, xs, stacks)
+                first = sum(i < jx.scan_parts(step.params)[1] for i in inner.free)
+                once = candidates[first : first + len(inner.once)]
+                steady.update(v for v in once if not jx.is_literal(v))
+    return wanted, plans, steady
+
+
+def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
+    """For what is not there, an operation that is not cheap and has to be run again to make it."""
+    dear: dict[Any, str] = {}
+    for eqn in eqns:
+        before = next((dear[v] for v in eqn.invars if not jx.is_literal(v) and v in dear), "")
+        name = before if jx.is_cheap(eqn) else eqn.primitive.name
+        if name:
+            dear |= dict.fromkeys((v for v in eqn.outvars if v not in fates), name)
+    return dear
+
+
+def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
+    if fate == ONCE:
+        return "the same in every step of a loop"
+    if fate == THERE:
+        return {"outside": "an argument", "loop": "the loop's constant, or what it goes along"}.get(kind, "an input")
+    if fate == AGAIN:
+        return f"{dear} is run again to save it" if dear else "cheap to make of what is kept"
+    if kind == "outside":
+        return "outside loops all that is read is kept"
+    if eqn is None:
+        return "the state before the step"
+    return "narrower than what it is made of" if jx.is_cheap(eqn) else f"{eqn.primitive.name} is not run again"

@@ -1,0 +1,122 @@
+"""Fahlman's two errors: one that leaves small ones alone, and one that makes large ones larger.
+
+Indices and carriers as in `losses`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def dead_zone_error(predictions: Any, targets: Any, width: float = 0.1) -> Array:
+    """Half the squared error without a dead zone, E = ½ Σ max((t - y)² - width², 0): ȳ = y - t, or 0 within `width`.
+
+    Args:
+        predictions: y, any shape, floating point.
+        targets: t, of the same shape.
+        width: how far from the target nothing is wrong.
+
+    Returns:
+        A scalar, the sum over units and examples.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> print(bp.grad(bp.ops.dead_zone_error)(jnp.array([0.95, 0.5]), jnp.array([1.0, 1.0])))
+        [ 0.  -0.5]
+
+    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+    """
+    y, t = _same_shape("dead_zone_error", predictions, targets)
+    return _dead_zone(y, t, jnp.asarray(width).astype(y.dtype))
+
+
+@jax.custom_vjp
+def _dead_zone(y: Array, t: Array, width: Array) -> Array:
+    return dead_zone_fwd(y, t, width)[0]
+
+
+def dead_zone_fwd(y: Array, t: Array, width: Array) -> tuple[Array, tuple[Array, Array]]:
+    """E = ½ Σ max((y - t)² - width², 0); keeps y - t where it counts, and 0 elsewhere."""
+    error = y - t
+    error = jnp.where(jnp.abs(error) >= width, error, 0)
+    return 0.5 * jnp.sum(jnp.where(error == 0, 0, error * error - width * width)), (error, width)
+
+
+def dead_zone_bwd(res: tuple[Array, Array], ct: Array) -> tuple[Array, Array, Array]:
+    """ȳ = E̅ (y - t), t̄ = -ȳ outside the dead zone; width's is -E̅ width for each error outside."""
+    error, width = res
+    y_bar = ct * error
+    return y_bar, -y_bar, -ct * width * jnp.sum(jnp.where(error == 0, 0, jnp.ones_like(error)))
+
+
+_dead_zone.defvjp(dead_zone_fwd, dead_zone_bwd)
+
+LARGEST = 17.0  # what his program takes for an error of ±1, where the logarithm is infinite
+
+
+def hyper_error(predictions: Any, targets: Any) -> Array:
+    """The error whose derivative is 2 artanh of the plain one, E = Σ (1 + d) ln(1 + d) + (1 - d) ln(1 - d), d = y - t.
+
+    Backward, ȳ = E̅ ln((1 + d) / (1 - d)), and no more than 17 E̅: a unit that is utterly wrong is corrected hard.
+
+    Args:
+        predictions: y, any shape, floating point, less than 1 away from the targets.
+        targets: t, of the same shape.
+
+    Returns:
+        A scalar, the sum over units and examples.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> print(bp.grad(bp.ops.hyper_error)(jnp.array([0.9, 0.0]), jnp.array([1.0, 1.0])).round(3))
+        [ -0.201 -17.   ]
+
+    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988; the bound is that of
+    his program quickprop1.lisp.
+    """
+    return _hyper(*_same_shape("hyper_error", predictions, targets))
+
+
+@jax.custom_vjp
+def _hyper(y: Array, t: Array) -> Array:
+    return hyper_fwd(y, t)[0]
+
+
+def hyper_fwd(y: Array, t: Array) -> tuple[Array, Array]:
+    """E = Σ (1 + d) ln(1 + d) + (1 - d) ln(1 - d); keeps d = y - t."""
+    d = y - t
+    return jnp.sum(_x_log_x(1 + d) + _x_log_x(1 - d)), d
+
+
+def _x_log_x(x: Array) -> Array:
+    return jnp.where(x <= 0, 0, x * jnp.log(jnp.where(x <= 0, 1, x)))
+
+
+def hyper_bwd(d: Array, ct: Array) -> tuple[Array, Array]:
+    """ȳ = E̅ ln((1 + d) / (1 - d)), ±17 E̅ from |d| = 0.9999999 on; t̄ = -ȳ."""
+    far = jnp.abs(d) > 0.9999999
+    inner = jnp.where(far, 0, d)
+    y_bar = ct * jnp.where(far, LARGEST * jnp.sign(d), jnp.log1p(inner) - jnp.log1p(-inner))
+    return y_bar, -y_bar
+
+
+_hyper.defvjp(hyper_fwd, hyper_bwd)
+
+
+def _same_shape(name: str, predictions: Any, targets: Any) -> tuple[Array, Array]:
+    y, t = jnp.asarray(predictions), jnp.asarray(targets)
+    if y.shape != t.shape:
+        raise ValueError(f"{name} needs predictions and targets of one shape, and got {y.shape} and {t.shape}.")
+    dtype = jnp.result_type(y, t)
+    return y.astype(dtype), t.astype(dtype)

@@ -1,0 +1,103 @@
+"""Silva and Almeida's rule: a learning rate for each weight, by the signs of successive gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .base import filled, leafwise, needed, number, scalar, zeros
+
+
+class SilvaAlmeidaState(NamedTuple):
+    """What Silva and Almeida's rule remembers.
+
+    Attributes:
+        learning_rates: η, like the parameters.
+        signs: the gradient of the update before, accepted or not.
+        value: the error at the last accepted point, a scalar.
+        gradients: the gradient there.
+        averages: z, the gradient with momentum, there.
+        updates: the step from there.
+        failures: how many steps were rejected in succession.
+    """
+
+    learning_rates: Any
+    signs: Any
+    value: jax.Array
+    gradients: Any
+    averages: Any
+    updates: Any
+    failures: jax.Array
+
+
+def silva_almeida(
+    learning_rate: Any, up: Any = 1.2, down: Any = 0.8, momentum: Any = 0.0, patience: int = 5
+) -> optax.GradientTransformationExtraArgs:
+    """Silva and Almeida's adaptive rates, with the step rejected when the error rises.
+
+    With g(t) = ∂E/∂w, each weight's rate η is multiplied by u where g(t) g(t-1) > 0 and by d where it is < 0, and
+    w̄(t) = -η z(t) with z(t) = g(t) + α z(t-1). When the error has risen, the step is rejected and tried again from
+    where it began, with the gradient of that point and the rates as adapted; after five rejections in succession all
+    rates are halved. The point that a rejected step led to has its say in the rates: where the sign changed, the rate
+    falls.
+
+    Args:
+        learning_rate: η, to begin with.
+        up: u, 1.1 to 1.3.
+        down: d, 0.7 to 0.9.
+        momentum: α.
+        patience: how many rejections in succession halve the rates.
+
+    Returns:
+        An optax transformation with a `SilvaAlmeidaState`. `update` takes the error of the present parameters as
+        `value=`.
+
+    Raises:
+        ValueError: `update` was called without `value=`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from funcbp import optim
+        >>> w, optimizer = jnp.array([1.0]), optim.silva_almeida(0.3)
+        >>> state = optimizer.init(w)
+        >>> for _ in range(3):
+        ...     update, state = optimizer.update(2 * w, state, w, value=jnp.sum(w**2))
+        ...     w = optax.apply_updates(w, update)
+        ...     print(f"{w[0]:.3f}")
+        0.400
+        0.112
+        0.015
+
+    Source: F. Silva, L. Almeida, "Speeding up backpropagation", 1990.
+    """
+
+    def init(params: Any) -> SilvaAlmeidaState:
+        nothing = zeros(params)
+        return SilvaAlmeidaState(
+            filled(params, learning_rate), nothing, scalar(jnp.inf), nothing, nothing, nothing, jnp.zeros((), jnp.int32)
+        )
+
+    def update(gradients: Any, state: SilvaAlmeidaState, params: Any = None, *, value: Any = None, **_: Any) -> Any:
+        value = scalar(needed(value, "silva_almeida", "value=loss", "compares the error with the one before"))
+        rejected = ~(value <= state.value)  # one that is not a number is rejected too
+        failures = jnp.where(rejected, state.failures + 1, 0)
+        halve = failures >= patience
+
+        def step(g: Any, rate: Any, sign: Any, kept_g: Any, z: Any, last: Any) -> tuple[jax.Array, ...]:
+            s = jnp.sign(g) * jnp.sign(sign)
+            rate = rate * jnp.where(s > 0, number(up, g), jnp.where(s < 0, number(down, g), 1))
+            rate = jnp.where(halve, 0.5 * rate, rate)
+            kept_g = jnp.where(rejected, kept_g, g)
+            z = kept_g + jnp.where(rejected, 0, number(momentum, g) * z)
+            moved = -rate * z
+            return moved - jnp.where(rejected, last, 0), rate, g, kept_g, z, moved
+
+        trees = state.learning_rates, state.signs, state.gradients, state.averages, state.updates
+        moved, rates, signs, kept, averages, last = leafwise(6, step, gradients, *trees)
+        value = jnp.where(rejected, state.value, value)
+        return moved, SilvaAlmeidaState(rates, signs, value, kept, averages, last, jnp.where(halve, 0, failures))
+
+    return optax.GradientTransformationExtraArgs(init, update)

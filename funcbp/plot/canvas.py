@@ -1,0 +1,43 @@
+"""Where pictures are drawn, and in which colours."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+SIGNED = "RdBu_r"
+INK = "gray_r"
+POSITIVE, NEGATIVE = "#b2182b", "#2166ac"
+TRAINING, VALIDATION = "#1f77b4", "#d95f02"
+COLOURS = (TRAINING, VALIDATION, "#1b9e77", "#7570b3", "#a6761d", "#e7298a", "#666666")
+
+
+def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1, projection: str | None = None) -> Any:
+    """The axes of a new figure, side by side.
+
+    Args:
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+        columns: how many axes.
+        projection: of matplotlib, `"3d"` for surfaces.
+
+    Returns:
+        The axes, or an array of them if there are several columns.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    except ImportError as error:
+        raise ImportError(
+            'Pictures are drawn by matplotlib, which is not installed: pip install "funcbp[plots]".'
+        ) from error
+    return figure.subplots(1, columns, subplot_kw={"projection": projection})
+
+
+def tidy(ax: Any) -> Any:
+    """A light grid, and no frame above and on the right."""
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,93 @@
+"""Which training function is fastest depends on the problem: a curve to fit, and a parity to learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import data, nets, ops, optim, plot
+from .table import MEMORY, NONE, Picture, Reproduction, Row
+from .trials import Outcome, make_trial, uniform_weights
+
+# name: (network, mean squared error to reach, the reference's time of each rule in units of the best)
+PROBLEMS = {
+    "SIN 1-5-1": ([1, 5, 1], 0.002, {"LM": "1.00", "RP": "4.97", "GDX": "24.29"}),
+    "PARITY 3-10-10-1": ([3, 10, 10, 1], 0.001, {"LM": "3.50", "RP": "1.00", "GDX": "7.26"}),
+}
+MISSING = "not in this version"
+
+
+def rules(net: nets.Net, x: np.ndarray, t: np.ndarray) -> dict[str, optax.GradientTransformation]:
+    """The rules by the names that MATLAB has for them, without the `train`."""
+    found = {"RP": optim.irprop_minus(0.07), "GDX": optim.vogl(0.01)}
+    levenberg_marquardt = getattr(optim, "levenberg_marquardt", None)
+    if levenberg_marquardt is None:
+        return found
+    residuals = lambda params, example: net.apply(params, example[0]) - example[1]
+    return {"LM": levenberg_marquardt(residuals, 0.001, batch=(jnp.asarray(x), jnp.asarray(t))), **found}
+
+
+def problem(name: str) -> tuple[nets.Net, np.ndarray, np.ndarray]:
+    """A network of tanh units and a linear output unit, inputs and targets from -1 to 1."""
+    sizes = PROBLEMS[name][0]
+    x, t = data.sine(41) if name.startswith("SIN") else data.parity(3, inputs=(-1, 1), targets=(-1, 1))
+    return nets.mlp(sizes, activation=ops.tanh), x, t
+
+
+def learn(name: str, optimizer: Any, trials: int, most: int, seed: int) -> tuple[Outcome, np.ndarray]:
+    """Trials one after another, by one compiled program, and the seconds that each took."""
+    net, x, t = problem(name)
+    goal = PROBLEMS[name][1]
+
+    def error(params: Any) -> tuple[jax.Array, jax.Array]:
+        value = jnp.mean((net.apply(params, x) - t) ** 2)
+        return value, value <= goal
+
+    trial = jax.jit(make_trial(error, uniform_weights(net, x, 1.0), optimizer, most))
+    keys = jax.random.split(jax.random.key(seed), trials)
+    jax.block_until_ready(trial(keys[0]))
+    ends, seconds = [], []
+    for key in keys:
+        begin = time.perf_counter()
+        ends.append(jax.block_until_ready(trial(key)))
+        seconds.append(time.perf_counter() - begin)
+    return jax.tree.map(lambda *a: np.stack(a), *ends), np.array(seconds)
+
+
+def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+    """The rows and the picture."""
+    trials, most = (3, 2000) if quick else (30, 30_000)
+    axes = plot.new_axes(10, 4, 2)
+    for ax, (name, (_, goal, references)) in zip(axes, PROBLEMS.items(), strict=True):
+        note = (
+            f"Mean time until the mean squared error is {goal:g}, in units of the fastest; a trial that fails counts "
+            "with its time. The reference has MATLAB's rules, and its initial weights are others."
+        )
+        found = {rule: learn(name, optimizer, trials, most, seed) for rule, optimizer in rules(*problem(name)).items()}
+        means = {rule: seconds.mean() for rule, (_, seconds) in found.items()}
+        for rule, reference in references.items():
+            if rule not in found:
+                yield Row(f"{name}, {rule}", f"{reference}×", MEMORY, MISSING, "0", note)
+                continue
+            outcome, _ = found[rule]
+            ours = f"{means[rule] / min(means.values()):.2f}× ({1e3 * means[rule]:.1f} ms)"
+            yield Row(f"{name}, {rule}", f"{reference}×", MEMORY, ours, outcome.tally(), note)
+            yield Row(f"{name}, {rule}: epochs", "", NONE, outcome.spread(), outcome.tally())
+        ax.boxplot([1e3 * seconds for _, seconds in found.values()], tick_labels=list(found), whis=(0, 100))
+        ax.set(yscale="log", ylabel="ms per trial", title=f"{name}, to {goal:g}")
+    yield Picture("mathworks", axes[0].figure)
+
+
+REPRODUCTION = Reproduction(
+    "mathworks",
+    "Levenberg-Marquardt, resilient backpropagation and adaptive gradient descent on two problems",
+    'The MathWorks, "Choose a multilayer neural network training function", in the manual of its toolbox',
+    11 if not hasattr(optim, "levenberg_marquardt") else 13,
+    run,
+)

@@ -1,0 +1,275 @@
+"""The loop outside: calls of the compiled loop, and what is done between them.
+
+Everything that happens per epoch is compiled (`loop.py`). Between the calls there are the progress bar, the trackers,
+the checkpoint and Ctrl-C; so a small problem is one call, and a large one is calls of about a second.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+from jax.sharding import NamedSharding
+
+from . import loop
+from .checkpoint import CheckpointError, Saved, Store
+from .layout import Placement, batch_spec, to_host
+from .loop import AT_ONCE, DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
+from .records import progress_bar, trackers
+
+ROWS = 16384  # the most epochs that are in one call
+FLOPS_PER_CALL = 2e9  # what the first call may take, roughly: about a second on a slow core
+UPDATE_OVERHEAD = 1e4  # what an update takes beside its arithmetic, in the same unit
+SECONDS_PER_CALL, SECONDS_PER_SHOW, SECONDS_PER_SAVE = 1.0, 0.2, 30.0
+
+
+class Outcome(NamedTuple):
+    """Where a training, or many, have got to.
+
+    Attributes:
+        state: the last state.
+        history: columns of measurements, an array with a row per epoch.
+        reasons: why it ended, one for each member.
+        seconds: how long it took.
+        data: what the last epoch learned from.
+    """
+
+    state: State
+    history: dict[str, np.ndarray]
+    reasons: list[str]
+    seconds: float
+    data: Any
+
+
+class Host(NamedTuple):
+    """What is done between the calls, as it is given to `fit`."""
+
+    epochs: int
+    progress: Any
+    log: Any
+    store: Store | None
+    resume: bool
+    settings: dict[str, Any]
+    names: tuple[str, ...]
+
+
+def drive(
+    learner: Learner,
+    params: Any,
+    key: jax.Array,
+    data: Iterable[Any],
+    validation: Any,
+    members: Mapping[str, jax.Array] | None,
+    host: Host,
+) -> Outcome:
+    """Train until everybody has stopped, the epochs or the data are used up, or Ctrl-C is pressed.
+
+    `data` yields what each call learns from. With `members`, everything has a leading axis.
+    """
+    many, streams = members is not None, learner.mode == "stream"
+    members = members or {}
+    start = time.perf_counter()
+    halves = loop.program(learner, 1 if streams else min(host.epochs, ROWS), many)
+    state = halves.init(params, key, members)
+    if learner.placement:
+        state = learner.placement.put(state)
+    keeper = Keeper(host.store, host.settings)
+    state, columns = keeper.begin(state, host.resume)
+    past = _rows(_joined(columns))
+    done, spent = len(past), past[-1]["seconds"] if past else 0.0
+    pace = Pace(SECONDS_PER_SHOW if host.progress else SECONDS_PER_CALL)
+    feed, batch, ended = iter(data), None, "epochs"
+    first = jax.process_index() == 0
+    with (
+        interruptible() as interrupted,
+        trackers(host.log if first else None, past) as log,
+        progress_bar(host.progress if first else False, host.epochs, done) as show,
+    ):
+        if streams:  # what has been learned from is skipped
+            collections.deque(itertools.islice(feed, done), maxlen=0)
+        while done < host.epochs and np.any(to_host(state.code) == GOES_ON):
+            halt, due, count = agree(interrupted(), keeper.is_due(done), pace.count)
+            if due:
+                keeper.save(state, columns, done)
+            if halt:
+                ended = "interrupted"
+                break
+            if (batch := next(feed, None)) is None:
+                ended = "data"
+                break
+            count = 1 if streams else count or pace.guess(learner, state.params, batch)
+            count = keeper.limit(min(count, host.epochs - done, ROWS), done)
+            begun = time.perf_counter()
+            state, rows, ran = halves.run(state, batch, validation, members, np.int32(count))
+            epochs = int(to_host(ran))
+            if not many and int(to_host(state.code)) in (DIVERGED, AT_ONCE):
+                epochs -= 1
+            pace.note(epochs, time.perf_counter() - begun)
+            column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
+            column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
+            columns.append(column)
+            new = [] if many else _rows(column)
+            for epoch, row in enumerate(new, done + 1):
+                log(epoch, row)
+            show(epochs, new[-1] if new else {})
+            done += epochs
+        keeper.save(state, columns, done)
+    reasons = [_reason(code, ended, host.names) for code in np.atleast_1d(to_host(state.code))]
+    return Outcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
+
+
+class Keeper:
+    """The checkpoint: what to begin with, and when it is written."""
+
+    def __init__(self, store: Store | None, settings: Mapping[str, Any]):
+        self.store, self.settings = store, settings
+        self._saved, self._saved_at = -1, time.perf_counter()
+
+    def begin(self, state: State, resume: bool) -> tuple[State, list[dict[str, np.ndarray]]]:
+        """The state to begin with, to be donated, and the history so far."""
+        if self.store is None:
+            return state, []
+        if not agree(self.store.exists())[0]:
+            self.save(state, [], 0)  # a place that cannot be written to shall be noticed now
+            return state, []
+        if not resume:
+            raise CheckpointError(
+                "There is a checkpoint already, and it would be lost: go on from it by resume=True, or move it away."
+            )
+        saved = self.store.load(Saved(state, {}, self.settings))
+        assert saved is not None
+        self._saved = int(np.max(to_host(saved.state.epoch)))
+        state = loop.own_copy(saved.state)
+        # what diverged may be tried again, with a smaller learning rate
+        diverged = (state.code == DIVERGED) | (state.code == AT_ONCE)
+        state = state._replace(code=jnp.where(diverged, GOES_ON, state.code))
+        return state, [dict(saved.history)] if saved.history else []
+
+    def limit(self, count: int, done: int) -> int:
+        """How many of the next epochs are before a checkpoint."""
+        every = self.store.every if self.store else None
+        return min(count, every - done % every) if every else count
+
+    def is_due(self, done: int) -> bool:
+        """Whether a checkpoint is due after so many epochs."""
+        if self.store is None or done == self._saved:
+            return False
+        if self.store.every:
+            return done % self.store.every == 0
+        return time.perf_counter() - self._saved_at > SECONDS_PER_SAVE
+
+    def save(self, state: State, columns: list[dict[str, np.ndarray]], done: int) -> None:
+        """Write it, if it is not there already."""
+        if self.store and done != self._saved:
+            self.store.save(Saved(state, _joined(columns), self.settings))
+            self._saved, self._saved_at = done, time.perf_counter()
+
+
+def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, float]]:
+    names = list(columns)
+    return [dict(zip(names, map(_number, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _number(value: Any) -> Any:
+    return value.item() if value.ndim == 0 else value  # of many members, a row has an array
+
+
+def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([each[name] for each in columns]) for name in (columns[0] if columns else ())}
+
+
+def _reason(code: int, ended: str, names: tuple[str, ...]) -> str:
+    if code >= STOPPED:
+        return names[code - STOPPED]
+    return {GOES_ON: ended, DIVERGED: "diverged", AT_ONCE: "diverged", GAVE_UP: "restarts"}[int(code)]
+
+
+# --- how long a call is -----------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """How many epochs a call has: as many as take about `seconds`, by a guess first, and then as measured."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.count, self._calls = seconds, 0, 0
+
+    def guess(self, learner: Learner, params: Any, data: Any) -> int:
+        """Before the first call: how many, by what an epoch will take."""
+        if not self.count:
+            work = 6.0 * loop.count_numbers(params) * loop.count_examples(data)
+            work += UPDATE_OVERHEAD * loop.count_updates(learner, data)
+            self.count = max(1, int(FLOPS_PER_CALL * self.seconds / work))
+        return self.count
+
+    def note(self, epochs: int, seconds: float) -> None:
+        """After a call. The first one was compiled, too, and says nothing."""
+        self._calls += 1
+        if self._calls > 1 and epochs:
+            self.count = min(max(int(epochs * self.seconds / seconds), 1), 4 * self.count, ROWS)
+
+
+# --- what the data are ------------------------------------------------------------------------------------------------
+
+
+def stream(items: Iterator[Any], updates: int, online: bool, placement: Placement | None) -> Iterator[Any]:
+    """From an iterator of examples, or of batches: the batches of an epoch together, shape (updates, batch, ...).
+
+    Nothing is read ahead of the epoch. Where the shape changes, and where the data end, an epoch is shorter.
+    """
+    lead = (lambda a: np.asarray(a)[None]) if online else np.asarray
+    shape = lambda item: tuple((a.shape, a.dtype) for a in jax.tree.leaves(item))
+    for _, alike in itertools.groupby((jax.tree.map(lead, item) for item in items), shape):
+        while chunk := list(itertools.islice(alike, updates)):
+            stacked = jax.tree.map(lambda *parts: np.stack(parts), *chunk)
+            if placement is None:
+                yield jax.tree.map(jnp.asarray, stacked)
+            else:
+                sharding = NamedSharding(placement.mesh, P(None, *batch_spec(placement.mesh)))
+                put = functools.partial(jax.make_array_from_process_local_data, sharding)
+                yield jax.tree.map(put, stacked)
+
+
+# --- processes, and Ctrl-C --------------------------------------------------------------------------------------------
+
+
+def agree(*values: int) -> list[int]:
+    """Of several processes, what the first one has decided: they must make the same calls."""
+    if jax.process_count() == 1:
+        return list(values)
+    from jax.experimental import multihost_utils
+
+    return [int(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.int32))]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, as a function; pressed a second time, it interrupts as ever.
+
+    So it never falls between a call, which takes the state's memory, and the taking of its result.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,177 @@
+"""One request of `funcbp train`: the data and the network that are asked for, how well it did, and what is left."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import data, nets, ops, plot, train
+
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "identity": ops.identity,
+    "logistic": ops.logistic,
+    "tanh": ops.tanh,
+    "relu": ops.relu,
+    "leaky_relu": ops.leaky_relu,
+    "elu": ops.elu,
+    "softplus": ops.softplus,
+    "swish": ops.swish,
+    "mish": ops.mish,
+    "gelu": ops.gelu,
+    "gaussian": ops.gaussian,
+}
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done; the message says why."""
+
+
+class Job(NamedTuple):
+    """A network, what it is to do, and what it is called."""
+
+    net: nets.Net
+    task: train.Task
+    title: str
+    rebuilds: bool  # whether the network gives back its input
+
+
+class Result(NamedTuple):
+    """How the network did on the test set: the numbers to keep, and a picture of its mistakes."""
+
+    record: dict[str, Any]
+    picture: Any
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type of arguments: a whole number of at least so much."""
+
+    def whole(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least or int(text) >= 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return whole
+
+
+def load(source: str, seed: int) -> data.Dataset:
+    """The data set that was asked for."""
+    if source in data.SETS:
+        return data.load(source, seed)
+    if Path(source).suffix.lower() in (".csv", ".npz") or Path(source).is_dir():
+        return data.read(source, seed)
+    raise RequestError(f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and .csv and .npz files.")
+
+
+def build(network: str, activation_name: str, dataset: data.Dataset) -> Job:
+    """The network that was asked for, on these data."""
+    activation = ACTIVATIONS[activation_name]
+    kind, _, sizes = network.partition(":")
+    try:
+        hidden = [whole(1)(size.strip()) for size in sizes.split(",")] if sizes else []
+    except argparse.ArgumentTypeError as error:
+        raise RequestError(f"The sizes in --network {network} are wrong: {error}.") from error
+    n_in, n_out = dataset.n_inputs, dataset.n_outputs
+    if kind == "autoencoder":
+        encoder = [n_in, *(hidden or [max(n_in // 2, 1), max(n_in // 4, 1)])]
+        net = nets.autoencoder(encoder, activation)
+        title = f"autoencoder {'-'.join(map(str, [*encoder, *encoder[-2::-1]]))}, {activation_name}"
+        return Job(net, train.reconstruction(net), title, True)
+    if kind == "mlp":
+        layers = [n_in, *([64, 32] if network == "mlp" else hidden), n_out]
+        net, title = nets.mlp(layers, activation), "mlp " + "-".join(map(str, layers))
+        title += f", {activation_name}" if len(layers) > 2 else " (the delta rule)"
+    elif network == "convnet":
+        if dataset.image_shape is None:
+            raise RequestError(f"A convnet reads images, and {dataset.name} has none; try --network mlp:64,32.")
+        try:
+            net = nets.convnet(dataset.image_shape, n_out, activation=activation)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        height, width, channels = dataset.image_shape
+        title = f"convnet for images of {height}x{width}x{channels}, {activation_name}"
+    else:
+        raise RequestError(f"--network is mlp:SIZES, convnet or autoencoder:SIZES, and was {network!r}.")
+    task = train.regression if dataset.classes is None else train.classification
+    return Job(net, task(net), title, False)
+
+
+def run_name(name: str, network: str) -> str:
+    """The name of the folder for the results."""
+    return f"{name}-{network}".replace(":", "-").replace(",", "-").strip("-")
+
+
+def prepare(folder: Path) -> Path:
+    """Make the folder, and be sure that it can be written to before any work is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
+
+
+def judge(job: Job, params: Any, dataset: data.Dataset) -> Result:
+    """Try the network on the test set, and print how it did."""
+    x, y = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
+    output = np.asarray(jax.jit(job.net.apply)(params, x))
+    loss, score = (float(v) for v in (job.task.loss(params, x, y), job.task.score(params, x, y)))
+    record = {"test_loss": loss, f"test_{score_key(job.task.score_name)}": score}
+    if job.rebuilds:
+        print(f"Test R² {score:.4f} of the inputs, loss {loss:.4f}")
+        if dataset.image_shape:
+            return Result(record, plot.reconstructions(dataset.x_test, output, dataset.image_shape))
+        return Result(record, plot.predictions(dataset.x_test, output))
+    if dataset.classes is None:
+        assert dataset.targets is not None
+        true, predicted = dataset.targets.undo(dataset.y_test), dataset.targets.undo(output)
+        error = math.sqrt(np.mean(np.square(true - predicted)))
+        print(f"Test R² {score:.4f}, root mean squared error {error:.4g}, in the target's own unit")
+        return Result({**record, "test_rmse": error}, plot.predictions(true, predicted))
+    predicted = np.argmax(output, -1)
+    table = np.zeros((len(dataset.classes),) * 2, int)
+    np.add.at(table, (dataset.y_test, predicted), 1)
+    print(f"Test accuracy {100 * score:.2f} % ({np.trace(table)} of {table.sum()})\n")
+    _print_confusion(table, dataset.classes)
+    if dataset.image_shape:
+        picture = plot.mistakes(dataset.x_test, dataset.y_test, predicted, dataset.classes, dataset.image_shape)
+        return Result(record, picture)
+    return Result(record, plot.confusion(table, dataset.classes))
+
+
+def _print_confusion(table: np.ndarray, classes: Sequence[str]) -> None:
+    """True classes down, predicted ones across; zeros are dots."""
+    if len(classes) > 20:
+        return
+    names = [name[:10] for name in classes]
+    width = max(4, *(len(name) + 1 for name in names))
+    print("true \\ predicted".ljust(18) + "".join(name.rjust(width) for name in names))
+    for name, row in zip(names, table, strict=True):
+        print(name.rjust(16) + "  " + "".join((str(n) if n else "·").rjust(width) for n in row))
+
+
+def score_key(score: str) -> str:
+    """What a score is called in records."""
+    return score.replace("²", "2").lower()
+
+
+def leave(
+    folder: Path, job: Job, params: Any, records: Sequence[Mapping[str, Any]], result: Result, dataset: data.Dataset
+) -> None:
+    """Write the measurements, the parameters and the pictures."""
+    train.write_metrics(folder / "metrics.jsonl", records)
+    train.save_params(folder / "params.npz", params)
+    name = next(iter(params))
+    kernel = params[name]["kernel"]
+    pictures = {
+        "curves.png": plot.learning_curves(records[:-1], score_key(job.task.score_name)),
+        "weights.png": plot.weights(kernel, dataset.image_shape, f"Weights of the {kernel.shape[-1]} units of {name}"),
+        "mistakes.png": result.picture,
+    }
+    for file_name, figure in pictures.items():
+        train.write_atomically(folder / file_name, partial(figure.savefig, format="png", dpi=150))

@@ -1,0 +1,171 @@
+"""Measurements while a training goes on: into files, to a tracker, and as a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+
+class Tracker(Protocol):
+    """What measurements can be given to: anything with this method, such as a run of Weights & Biases."""
+
+    def log(self, metrics: Mapping[str, Any], *, step: int) -> Any:
+        """Take the measurements of an epoch; `step` is its number."""
+
+
+class JsonLines:
+    """Measurements as JSON lines, one object per epoch; what is not finite becomes null.
+
+    Args:
+        path: of the file; it is begun anew.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "metrics.jsonl")
+        >>> tracker = train.JsonLines(path)
+        >>> tracker.log({"loss": 0.5}, step=1)
+        >>> tracker.close()
+        >>> path.read_text()
+        '{"epoch": 1, "loss": 0.5}\\n'
+    """
+
+    def __init__(self, path: str | Path):
+        self._file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the tracker is)
+
+    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
+        """Write a line."""
+        self._file.write(json_line({"epoch": step, **metrics}))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Csv:
+    """Measurements as a table of comma-separated values, one line per epoch, with a header.
+
+    Args:
+        path: of the file; it is begun anew.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import train
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "metrics.csv")
+        >>> tracker = train.Csv(path)
+        >>> tracker.log({"loss": 0.5}, step=1)
+        >>> tracker.close()
+        >>> path.read_text()
+        'epoch,loss\\n1,0.5\\n'
+    """
+
+    def __init__(self, path: str | Path):
+        self._file: TextIO = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._begun = False
+
+    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
+        """Write a line; all have the columns of the first."""
+        if not self._begun:
+            self._writer.writerow(["epoch", *metrics])
+            self._begun = True
+        self._writer.writerow([step, *metrics.values()])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON; what is not finite becomes null."""
+    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps({k: finite(v) for k, v in record.items()}, ensure_ascii=False) + "\n"
+
+
+FILES: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
+
+
+@contextlib.contextmanager
+def trackers(log: Any, past: Sequence[Mapping[str, float]]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """All that is given as `log`, as one function of an epoch and its measurements.
+
+    Files are begun anew, with the measurements of the past; a tracker has seen those.
+
+    Raises:
+        ValueError: a file is neither .jsonl nor .csv.
+        TypeError: something has no method `log`.
+        OSError: a file cannot be written.
+    """
+    wanted = [] if log is None else log if isinstance(log, list | tuple) else [log]
+    with contextlib.ExitStack() as stack:
+        files: list[Tracker] = []
+        others: list[Tracker] = []
+        for each in wanted:
+            if isinstance(each, str | Path):
+                suffix = Path(each).suffix.lower()
+                if suffix not in FILES:
+                    raise ValueError(f"Measurements are written to .jsonl or .csv files, and {str(each)!r} is neither.")
+                files.append(stack.enter_context(contextlib.closing(FILES[suffix](each))))
+            elif callable(getattr(each, "log", None)):
+                others.append(each)
+            else:
+                raise TypeError(f"A tracker has a method log(metrics, step=), and {each!r} has none.")
+
+        def log_all(places: Sequence[Tracker], epoch: int, row: Mapping[str, float]) -> None:
+            for place in places:
+                place.log(row, step=epoch)
+
+        for epoch, row in enumerate(past, 1):
+            log_all(files, epoch, row)
+        yield lambda epoch, row: log_all([*files, *others], epoch, row)
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: Any, total: int, done: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A progress bar as a function of the number of new epochs and the last measurements.
+
+    Args:
+        wanted: False for none, True for tqdm, or a class like it.
+        total: how many epochs there will be.
+        done: how many there were.
+    """
+    if not wanted:
+        yield lambda epochs, row: None
+        return
+    make = tqdm() if wanted is True else wanted
+    with make(total=total, initial=done, desc="Training", unit="epoch") as bar:
+
+        def show(epochs: int, row: Mapping[str, float]) -> None:
+            shown = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name != "seconds"]
+            bar.set_postfix_str(", ".join(shown), refresh=False)
+            bar.update(epochs)
+
+        yield show
+
+
+def tqdm() -> Callable[..., Any]:
+    """The class of progress bars.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    try:
+        return importlib.import_module("tqdm").tqdm
+    except ImportError as error:
+        raise ImportError(
+            'The progress bar needs tqdm, which is not installed: pip install "funcbp[progress]".'
+        ) from error

@@ -1,0 +1,101 @@
+"""The plan in writing: what is kept, where it was made, how large it is, which rule wants it, and why."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+import funcbp as bp
+
+PARAMS = {"w": jnp.ones((3, 3)), "b": jnp.ones(3)}
+
+
+def loss(params, xs, label=None):
+    first = xs[0]
+
+    def step(h, x):
+        net = checkpoint_name(x @ params["w"] + h, "net")
+        h = jnp.where(first > 0, jnp.tanh(net) * jnp.exp(-net) * params["b"], 0.0)
+        return lax.scan(lambda c, _: (jnp.sin(c), None), h, None, 2)[0], h
+
+    h, hs = lax.scan(step, jnp.ones(3), xs)
+    return (h * hs.sum(0)).sum()
+
+
+XS = jnp.linspace(-1, 1, 15).reshape(5, 3)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return bp.residuals(loss)(PARAMS, XS, label="unused")
+
+
+def values(report, **wanted):
+    return [v for v in report.values if all(getattr(v, k) == x for k, x in wanted.items())]
+
+
+def test_each_value_is_listed_with_its_name_line_type_bytes_and_rule(report):
+    (net,) = values(report, name="net")
+    assert (net.shape, net.dtype, net.bytes, net.steps, net.total) == ((3,), "float64", 24, 5, 120)
+    (tanh,) = values(report, name="tanh")
+    assert (tanh.fate, tanh.why) == ("computed again", "cheap to make of what is kept")
+    assert "test_residuals.py" in tanh.line
+    assert any(w.startswith("tanh_bwd for `tanh` at ") and "test_residuals.py" in w for w in tanh.wanted)
+    assert tanh.inside[0].startswith("loop of 5 steps at ")
+    (xs,) = values(report, name="xs[step]")
+    assert xs.fate == "there anyway"
+    assert values(report, name="params/w", fate="there anyway") == []  # nobody asked for the cotangent of xs
+    assert values(report, name="params/b", fate="there anyway")
+    (mask,) = values(report, fate="kept once")
+    assert (mask.dtype, mask.steps, mask.why) == ("bool", 1, "the same in every step of a loop")
+
+
+def test_an_inner_loops_values_count_for_all_steps_of_both(report):
+    inner = [v for v in report.values if len(v.inside) == 2 and v.fate == "kept"]
+    assert [(v.name, v.steps, v.why) for v in inner] == [("carry 0", 10, "the state before the step")]
+
+
+def test_the_total_is_what_the_loops_hand_over(report):
+    """Everything that the forward half of the traced gradient hands to the backward half, and nothing else."""
+    _, pullback = bp.vjp(lambda p: loss(p, XS), PARAMS)
+    arrays = {id(x): x for x in jax.tree.leaves(pullback)}
+    given = [np.asarray(x) for x in (*PARAMS.values(), XS)]
+    own = [x for x in map(np.asarray, arrays.values()) if not any(x.shape == g.shape and (x == g).all() for g in given)]
+    assert report.total == sum(x.nbytes for x in own)
+
+
+def test_policies_differ_in_what_they_keep():
+    plain = {r: bp.residuals(loss, backward=bp.Backward(residuals=r))(PARAMS, XS) for r in ("needed", "inputs")}
+    assert plain["needed"].again == 0
+    assert plain["inputs"].total < plain["needed"].total
+    (tanh,) = values(plain["inputs"], name="tanh")
+    assert (tanh.fate, tanh.why) == ("computed again", "dot_general is run again to save it")
+    assert plain["inputs"].live.between < plain["needed"].live.between
+    assert plain["needed"].live.between - plain["needed"].total < 100  # and the loss itself
+
+
+def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
+    text = str(report)
+    assert text.splitlines()[0] == f"loss: {report.total:,} bytes kept, {report.again:,} computed again   (min_cut)"
+    assert len(text.splitlines()) == len(report.values) + 2
+    assert "/" not in next(line for line in text.splitlines() if " tanh_bwd" in line)  # lines without their folders
+    page = report._repr_html_()
+    assert page.count("<tr>") == len(report.values) + 1
+    assert "loop of 5 steps" in page
+    content = json.loads(report.to_json())
+    assert content["total"] == report.total
+    assert sum(v["total"] for v in content["values"] if v["fate"].startswith("kept")) == report.total
+
+
+def test_the_staircase_is_drawn_side_by_side(report):
+    figure = bp.plot.memory(report, bp.residuals(loss, backward=bp.Backward(residuals="needed"))(PARAMS, XS))
+    assert [ax.get_title() for ax in figure.axes] == ["residuals: min_cut", "residuals: needed"]
+    drawn = [line.get_ydata() for line in figure.axes[0].lines[:2]]
+    assert max(drawn[0]) * (2**10 if "KiB" in figure.axes[0].get_ylabel() else 1) == max(report.live.forward)
+    assert drawn[1][0] == drawn[0][-1]  # backward begins with what is kept

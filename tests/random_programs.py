@@ -1,0 +1,286 @@
+"""Random well-typed programs, and whether their gradients equal `jax.vjp`'s, in float64.
+
+A few hundred run with the tests. The long run goes by chunks of a hundred programs, the chunk's number being its seed.
+It writes a line per chunk, and goes on where the log ends:
+
+    python -m tests.random_programs --programs 10000 --log random_programs.log
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from jax import lax
+
+import funcbp as bp
+
+from .interpret import interpreted
+
+CHUNK = 100
+COMMON = dict(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
+
+
+@jax.custom_jvp
+def with_tangent(x):
+    return x * jnp.cos(x)
+
+
+with_tangent.defjvp(lambda p, t: (with_tangent(p[0]), 3 * t[0] * jnp.sin(p[0])))
+
+
+@jax.custom_vjp
+def with_bwd(x, y):
+    return x * y
+
+
+with_bwd.defvjp(lambda x, y: (x * y, (x, y)), lambda res, ct: (ct * res[1] * 2, ct * jnp.tanh(res[0])))
+
+UNARY = {
+    "tanh": jnp.tanh,
+    "sin": jnp.sin,
+    "logistic": jax.nn.sigmoid,
+    "square": jnp.square,
+    "softplus": jax.nn.softplus,
+    "relu": jax.nn.relu,
+    "abs": jnp.abs,
+    "gelu": jax.nn.gelu,
+    "neg": jnp.negative,
+    "expm1": lambda x: jnp.expm1(jnp.tanh(x)),
+    "sqrt": lambda x: jnp.sqrt(1 + x * x),
+    "log": lambda x: jnp.log(1 + x * x),
+    "round": jnp.round,
+    "stop": lax.stop_gradient,
+    "custom_jvp": with_tangent,
+    "cube": lambda x: x**3 / 4,
+}
+BINARY = {
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "mul": jnp.multiply,
+    "div": lambda x, y: x / (1 + y * y),
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "where": lambda x, y: jnp.where(x > y, x, y * 2),
+    "atan2": lambda x, y: jnp.arctan2(x, 2 + y * y),
+    "custom_vjp": lambda x, y: with_bwd(*jnp.broadcast_arrays(x, y)),
+    "pow": lambda x, y: (1 + x * x) ** jnp.tanh(y),
+}
+WRAPPERS = {
+    "plain": lambda f: f,
+    "jit": jax.jit,
+    "remat": jax.checkpoint,
+    "remat dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable),
+    "jit of remat": lambda f: jax.jit(jax.checkpoint(f)),
+}
+
+
+def settled(x):
+    """Values of order 1, so that a long program does not overflow, in one of few shapes, so that little is compiled."""
+    if x.ndim > 3:
+        x = x.reshape(-1, *x.shape[-2:])
+    if any(n > 3 for n in x.shape):
+        x = lax.slice(x, (0,) * x.ndim, [min(n, 3) for n in x.shape])
+    return x / (1 + 0.1 * jnp.abs(x))
+
+
+@st.composite
+def instructions(draw, depth=0):
+    """A list of steps; each names an operation, which earlier values it reads, and its own choices."""
+    kinds = ["unary", "binary", "reduce", "contract", "reshape", "transpose", "index", "slice", "update", "concatenate"]
+    kinds += ["sort", "cumulate", "pad", "softmax"] + (["scan", "cond", "block", "vmap"] if depth < 2 else [])
+    steps = []
+    for _ in range(draw(st.integers(1, 3 if depth else 6))):
+        kind = draw(st.sampled_from(kinds))
+        step = {
+            "kind": kind,
+            "a": draw(st.integers(0, 30)),
+            "b": draw(st.integers(0, 30)),
+            "n": draw(st.integers(0, 60)),
+        }
+        if kind == "unary":
+            step["op"] = draw(st.sampled_from(sorted(UNARY)))
+        if kind == "binary":
+            step["op"] = draw(st.sampled_from(sorted(BINARY)))
+        if kind in ("scan", "cond", "block", "vmap"):
+            step["body"] = draw(instructions(depth=depth + 1))
+            step["other"] = draw(instructions(depth=depth + 1)) if kind == "cond" else None
+            step["wrap"] = draw(st.sampled_from(sorted(WRAPPERS)))
+            step["reverse"] = draw(st.booleans())
+        steps.append(step)
+    return steps
+
+
+def broadcastable(x, y):
+    """y, cut or grown so that it broadcasts against x."""
+    y = y.reshape(-1)[: max(1, x.shape[-1] if x.ndim else 1)]
+    if x.ndim and y.size != x.shape[-1]:
+        y = y[:1]
+    return y.reshape((1,) * (x.ndim - 1) + (y.size,)) if x.ndim else y[0]
+
+
+def same_shape(y, like):
+    """The numbers of y, repeated or cut to another shape."""
+    flat = y.reshape(-1)
+    return jnp.tile(flat, -(-like.size // flat.size))[: like.size].reshape(like.shape)
+
+
+def perform(step, values):
+    x, y, n = values[step["a"] % len(values)], values[step["b"] % len(values)], step["n"]
+    axis = n % x.ndim if x.ndim else 0
+    kind = step["kind"]
+    if kind == "unary":
+        return UNARY[step["op"]](x)
+    if kind == "binary":
+        return BINARY[step["op"]](x, jnp.broadcast_to(broadcastable(x, y), x.shape) if n % 2 else broadcastable(x, y))
+    if kind == "block":
+        return WRAPPERS[step["wrap"]](lambda *v: run(step["body"], v)[-1])(*values)
+    if kind == "cond":
+        one = lambda v: same_shape(run(step["body"], v)[-1], x)
+        other = lambda v: same_shape(run(step["other"], v)[-1], x)
+        return lax.cond(jnp.sum(y) > 0, WRAPPERS[step["wrap"]](one), other, list(values))
+    if x.ndim == 0:
+        return x * jnp.sum(y)
+    if kind == "reduce":
+        op = [jnp.sum, jnp.mean, jnp.max, jnp.min, jnp.prod, jax.nn.logsumexp][n % 6]
+        return op(x, axis=axis, keepdims=bool(step["b"] % 2))
+    if kind == "contract":
+        other = same_shape(y, jnp.zeros((x.shape[axis], 2 + n % 2)))
+        return lax.dot_general(x, other, (((axis,), (0,)), ((), ()))) if n % 3 else jnp.tensordot(other.T, x, (1, axis))
+    if kind == "reshape":
+        return x.reshape(-1) if n % 2 else x[None]
+    if kind == "transpose":
+        return jnp.transpose(x, np.random.default_rng(n).permutation(x.ndim))
+    if kind == "index":
+        return jnp.take(x, np.random.default_rng(n).integers(0, x.shape[axis], 3), axis)
+    if kind == "slice":
+        return lax.slice_in_dim(x, 0, max(1, x.shape[axis] - 1), 1 + n % 2, axis) if n % 3 else jnp.flip(x, axis)
+    if kind == "update":
+        row = same_shape(y, x[0])
+        return x.at[n % x.shape[0]].set(row) if n % 2 else x.at[np.array([0, 0])].add(row[None])
+    if kind == "concatenate":
+        return jnp.concatenate([x, same_shape(y, x)], axis) if n % 2 else jnp.stack([x, same_shape(y, x)], axis)
+    if kind == "sort":
+        return jnp.sort(x, axis)
+    if kind == "cumulate":
+        return [jnp.cumsum, jnp.cumprod, lambda a, axis: lax.cummax(a, axis)][n % 3](x, axis=axis)
+    if kind == "pad":
+        return jnp.pad(x, [(n % 2, 1)] * x.ndim, constant_values=0.5)
+    if kind == "softmax":
+        return jax.nn.softmax(x, axis)
+    if kind == "vmap":
+        return jax.vmap(lambda v: run(step["body"], [v, y])[-1])(x)
+    assert kind == "scan"
+
+    def body(carry, u):
+        out = run(step["body"], [carry[0], u, y])[-1]
+        return (jnp.tanh(same_shape(out, carry[0]) + carry[0]), carry[1] + 1), out
+
+    (last, count), stacked = lax.scan(
+        WRAPPERS[step["wrap"]](body), (same_shape(y, x[0]), 0), x, reverse=step["reverse"], unroll=1 + n % 2
+    )
+    return stacked if n % 2 else last * count
+
+
+def run(steps, values):
+    values = list(values)
+    for step in steps:
+        values.append(settled(perform(step, values)))
+    return values
+
+
+def program(steps):
+    def f(*inputs):
+        values = run(steps, inputs)
+        return values[-1], sum(jnp.sum(v) for v in values[len(inputs) :]), jnp.argmax(values[-1].reshape(-1))
+
+    return f
+
+
+def opened(f, *args):
+    """Called with concrete values, loops unrolled and branches taken by Python."""
+    with jax.disable_jit():
+        return f(*args)
+
+
+WAYS = {
+    "traced": interpreted,
+    "eager, opened": opened,
+    "eager": lambda f, *args: f(*args),
+    "compiled": lambda f, *args: jax.jit(f)(*args),
+}
+CHEAP = ["traced"] * 15 + ["eager, opened"]  # the others compile a program, which takes a hundred times as long
+
+
+def check_program(steps, numbers, way):
+    """Raise an AssertionError if the outputs or the cotangents of a program are not those of `jax.vjp`."""
+    rng = np.random.default_rng(numbers)
+    inputs = [jnp.asarray(rng.normal(size=s)) for s in ((3,), (2, 3), (), (2, 1, 3))]
+    f = program(steps)
+    numbers = jnp.asarray(rng.normal(size=28))
+
+    def by(vjp):
+        def outputs_and_cotangents(numbers, *inputs):
+            outs, pullback = vjp(f, *inputs)
+            y = outs[0]
+            ct = (same_shape(numbers[1:], y), numbers[0], np.zeros((), jax.dtypes.float0))
+            return outs, pullback(ct)
+
+        return outputs_and_cotangents
+
+    got_outs, got = WAYS[way](by(bp.vjp), numbers, *inputs)
+    want_outs, want = (interpreted if way == "traced" else opened)(by(jax.vjp), numbers, *inputs)
+    size = max(1.0, *(float(np.max(np.abs(w))) for w in want))
+    for g, w in zip((*got, *got_outs), (*want, *want_outs), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-10 * size)
+
+
+def check_chunk(number, size, ways):
+    """`size` programs from the seed `number`, each checked in one of these ways; how many of which."""
+    counts = collections.Counter()
+
+    @seed(number)
+    @settings(max_examples=size, phases=[Phase.generate, Phase.shrink], **COMMON)
+    @given(instructions(), st.integers(0, 2**32 - 1), st.sampled_from(ways))
+    def every(steps, numbers, way):
+        counts[way] += 1
+        check_program(steps, numbers, way)
+
+    every()
+    return counts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=int, default=10_000)
+    parser.add_argument("--log", type=pathlib.Path, default=pathlib.Path("random_programs.log"))
+    arguments = parser.parse_args()
+    for option, value in ("enable_x64", True), ("disable_most_optimizations", True):
+        jax.config.update(f"jax_{option}", value)
+    done = arguments.log.read_text().splitlines() if arguments.log.exists() else []
+    finished = {int(line.split()[1].strip(",")) for line in done if line.startswith("seed ")}
+    for number in range(-(-arguments.programs // CHUNK)):
+        if number in finished:
+            continue
+        start = time.process_time()
+        try:
+            found = check_chunk(number, CHUNK, CHEAP)
+            said = "ok, " + ", ".join(f"{n} {way}" for way, n in sorted(found.items()))
+        except Exception as error:
+            said = f"FAILED: {error!r}\n{chr(10).join(getattr(error, '__notes__', []))}"
+        with arguments.log.open("a") as log:
+            seconds = time.process_time() - start
+            log.write(f"seed {number}, {CHUNK} programs, jax {jax.__version__}, {seconds:.0f} s: {said}\n")
+        if number % 25 == 24:
+            jax.clear_caches()  # memory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Other backward passes, against their equations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcbp as bp
+from funcbp import credit
+
+KEY = jax.random.key(3)
+normal = lambda i, *shape: jax.random.normal(jax.random.fold_in(KEY, i), shape)
+PARAMS = {f"dense_{i}": {"kernel": normal(i, 4, 4), "bias": normal(9 + i, 4)} for i in range(3)}
+X = normal(20, 5, 4)
+
+
+def loss(params, x):
+    for i in range(3):
+        p = params[f"dense_{i}"]
+        x = bp.name(jnp.tanh(x @ p["kernel"] + p["bias"][None]), f"h{i}")
+    return jnp.sum(x**2)
+
+
+# --- mirror trees -----------------------------------------------------------------------------------------------------
+
+
+def test_mirror_trees_have_arrays_for_weights_and_none_for_the_rest():
+    for mirrors in (
+        credit.feedback_alignment(KEY, PARAMS),
+        credit.uniform_sign(PARAMS),
+        credit.batchwise_sign(KEY, PARAMS),
+        credit.fixed_sign(credit.feedback_alignment(KEY, PARAMS), PARAMS),
+    ):
+        assert mirrors["dense_1"]["bias"] is None
+        assert mirrors["dense_1"]["kernel"].shape == (4, 4)
+        assert mirrors["dense_1"]["kernel"].dtype == jnp.float64
+    mirrors = credit.feedback_alignment(KEY, PARAMS)
+    assert not np.allclose(mirrors["dense_0"]["kernel"], mirrors["dense_1"]["kernel"])
+
+
+def test_sign_concordant_mirrors_have_the_signs_of_the_weights():
+    w = PARAMS["dense_0"]["kernel"]
+    uniform = credit.uniform_sign(PARAMS)["dense_0"]["kernel"]
+    np.testing.assert_allclose(uniform, np.sign(w) / 2)
+    one, other = (credit.batchwise_sign(jax.random.key(i), PARAMS)["dense_0"]["kernel"] for i in range(2))
+    np.testing.assert_array_equal(np.sign(one), np.sign(w))
+    assert not np.allclose(one, other)
+
+
+def test_kolen_pollack_brings_weights_and_mirrors_together():
+    w, b = PARAMS, credit.feedback_alignment(KEY, PARAMS)
+    gap = w["dense_0"]["kernel"] - b["dense_0"]["kernel"]
+    for i in range(3):
+        w, b = credit.kolen_pollack(w, b, jax.tree.map(lambda x, i=i: normal(i, *x.shape), PARAMS), decay=0.25)
+    np.testing.assert_allclose(w["dense_0"]["kernel"] - b["dense_0"]["kernel"], 0.75**3 * gap, rtol=1e-10)
+    assert b["dense_0"]["bias"] is None
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+def test_a_weight_mirror_tends_to_the_weights(kind):
+    if kind == "dense":
+        w, layer, noise = normal(0, 4, 3), lambda w, x: x @ w, normal(1, 20_000, 4)
+    else:
+        w, noise = normal(0, 3, 2, 3), normal(1, 4000, 4, 2)
+        layer = lambda w, x: lax.conv_general_dilated(x, w, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    b = credit.weight_mirror(layer, w, jnp.zeros_like(w), noise, rate=1.0)
+    cosine = jnp.vdot(b, w) / jnp.linalg.norm(b) / jnp.linalg.norm(w)
+    assert cosine > 0.995
+    np.testing.assert_allclose(credit.weight_mirror(layer, w, w, 0 * noise, decay=0.5), w / 2)
+
+
+# --- rules and edits --------------------------------------------------------------------------------------------------
+
+
+def test_direct_feedback_is_nokland_equations():
+    b = {"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}
+    got = credit.direct_feedback(b, error="h2").grad(loss)(PARAMS, X)
+    kernels, biases = zip(*((p["kernel"], p["bias"]) for p in PARAMS.values()), strict=True)
+    h = [X]
+    for w, c in zip(kernels, biases, strict=True):
+        h.append(jnp.tanh(h[-1] @ w + c[None]))
+    error = 2 * h[3]
+    deltas = [error @ b["h0"] * (1 - h[1] ** 2), error @ b["h1"] * (1 - h[2] ** 2), error * (1 - h[3] ** 2)]
+    for i, delta in enumerate(deltas):
+        np.testing.assert_allclose(got[f"dense_{i}"]["kernel"], h[i].T @ delta, rtol=1e-12)
+        np.testing.assert_allclose(got[f"dense_{i}"]["bias"], delta.sum(0), rtol=1e-12)
+
+
+def test_direct_feedback_leaves_the_unused_products_out():
+    products = lambda f: jax.jit(f).lower(PARAMS, X).compile().as_text().count(" dot(")
+    narrow = credit.direct_feedback({"h1": normal(31, 4, 4)}, error="h2")
+    detached = bp.Backward(edits={"h1": lambda ct, cts: jnp.zeros_like(ct)})
+    assert products(narrow.grad(loss)) == products(bp.grad(loss))  # one delta not carried down, one fed back
+    assert products(detached.grad(loss)) < products(bp.grad(loss))
+
+
+def test_straight_through():
+    rules = bp.Backward(rules=credit.straight_through())
+    x = jnp.array([0.3, 1.7, -2.2])
+    for step in (jnp.round, jnp.floor, jnp.ceil, jnp.sign):
+        np.testing.assert_allclose(rules.grad(lambda x, step=step: jnp.sum(step(x) * x))(x), step(x) + x)
+    only = bp.Backward(rules=credit.straight_through(lax.floor_p))
+    np.testing.assert_array_equal(only.grad(lambda x: jnp.sum(jnp.round(x)))(x), 0)
+
+
+SURROGATES = [
+    credit.straight(), credit.boxcar(2.0), credit.leaky_boxcar(2.0), credit.triangular(2.0), credit.parabolic(2.0),
+    credit.cosine(2.0), credit.logistic(2.0), credit.sech(2.0), credit.gaussian(2.0), credit.multi_gaussian(2.0),
+    credit.exponential(2.0), credit.fast_sigmoid(2.0), credit.superspike(), credit.arctan(2.0), credit.q_pseudo(2.0),
+]  # fmt: skip
+name_of = lambda h: h.__qualname__.split(".")[0]
+
+
+@pytest.mark.parametrize("h", SURROGATES, ids=name_of)
+def test_a_surrogate_is_one_at_the_threshold_even_and_finite(h):
+    u = jnp.array([0.0, 0.1, 0.3, 1.0, 4.0, 1e3])
+    values = h(u)
+    np.testing.assert_allclose(values[0], 1, rtol=1e-15)
+    assert values.shape == u.shape
+    assert jnp.isfinite(values).all()
+    np.testing.assert_allclose(h(-u), values, rtol=1e-12)
+    assert name_of(h) == "multi_gaussian" or (np.diff(values) <= 0).all()
+    assert name_of(h) in ("straight", "leaky_boxcar", "superspike") or abs(values[-1]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("smooth", "h", "k"),
+    [
+        (lambda x: x / (1 + jnp.abs(x)), credit.fast_sigmoid, 1.0),
+        (jnp.arctan, credit.arctan, 2 / np.pi),
+        (lambda x: 4 * jax.nn.sigmoid(x), credit.logistic, 1.0),
+        (lambda x: jax.scipy.special.erf(x / np.sqrt(2)) * np.sqrt(np.pi / 2), credit.gaussian, 1.0),
+        (lambda x: jnp.arctan(jnp.sinh(x)), credit.sech, 1.0),
+    ],
+    ids=["fast_sigmoid", "arctan", "logistic", "gaussian", "sech"],
+)
+def test_a_surrogate_is_the_derivative_of_what_it_says(smooth, h, k):
+    u, e = jnp.array([-1.5, -0.2, 0.4, 2.0]), 1e-6
+    np.testing.assert_allclose(h(k)(u), (smooth(u + e) - smooth(u - e)) / (2 * e), rtol=1e-8)
+
+
+def times_a_boolean(x, t):
+    with jax.numpy_dtype_promotion("standard"):
+        return 1.0 * (x > t)
+
+
+UNITS = {
+    ">": (lambda x, t: (x > t).astype(x.dtype), 1),
+    ">=": (lambda x, t: (x >= t).astype(x.dtype), 1),
+    "<": (lambda x, t: (x < t).astype(x.dtype), -1),
+    "swapped": (lambda x, t: (t < x).astype(x.dtype), 1),
+    "where": (lambda x, t: jnp.where(x > t, 1.0, 0.0), 1),
+    "where of two heights": (lambda x, t: jnp.where(x > t, 3.0, 1.0) / 2, 1),
+    "times a boolean": (times_a_boolean, 1),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("how", ["plain", "jit", "scan"])
+def test_a_plain_comparison_gets_the_surrogate(unit, how):
+    f, sign = UNITS[unit]
+    walker = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    x, t, c = jnp.array([0.2, 0.9, 1.3, 5.0]), jnp.full(4, 1.0), jnp.array([1.0, 2.0, 3.0, 4.0])
+    run = {"plain": f, "jit": jax.jit(f), "scan": lambda x, t: lax.scan(lambda _, a: (None, f(*a)), None, (x, t))[1]}
+    grads = walker.grad(lambda x, t: jnp.sum(c * run[how](x, t)), (0, 1))(x, t)
+    want = sign * c * np.maximum(1 - 0.5 * np.abs(x - t), 0)
+    np.testing.assert_allclose(grads, (want, -want), atol=1e-15)
+    np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(run[how](x, t)))(x), 0)
+
+
+def test_a_comparison_that_only_chooses_is_left_alone():
+    walker = bp.Backward(rules=credit.spikes(credit.straight()))
+    x = jnp.array([-1.0, 2.0])
+    np.testing.assert_array_equal(walker.grad(lambda x: jnp.sum(jnp.where(x > 0, x, 0 * x)))(x), [0, 1])
+    np.testing.assert_array_equal(walker.grad(lambda x: jnp.sum(jax.nn.relu(x)))(x), [0, 1])
+
+
+def test_a_spiking_unit_over_time_learns_its_slope():
+    walker = bp.Backward(rules=credit.spikes(credit.fast_sigmoid(slope=1.0)))
+
+    def count(slope, current):
+        def step(v, i):
+            z = (slope * (v - 1.0) > 0).astype(v.dtype)
+            return 0.9 * v * (1 - z) + i, z
+
+        return lax.scan(step, jnp.zeros(()), current)[1].sum()
+
+    def smooth(slope, current):
+        """The same in Python, forward and backward: the tangent of v and z with respect to the slope."""
+        v = dv = total = 0.0
+        for i in current:
+            u, du = slope * (v - 1), (v - 1) + slope * dv
+            z, dz = float(u > 0), du / (1 + abs(u)) ** 2
+            v, dv, total = 0.9 * v * (1 - z) + i, 0.9 * (dv * (1 - z) - v * dz), total + dz
+        return total
+
+    current = jnp.array([0.3, 0.5, 0.8, 0.1, 0.9, 0.4])
+    np.testing.assert_allclose(
+        walker.grad(count)(jnp.array(2.0), current), smooth(2.0, np.asarray(current)), rtol=1e-12
+    )
+
+
+# --- alignment --------------------------------------------------------------------------------------------------------
+
+
+def angle(a, b):
+    return np.degrees(np.arccos(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize("scheme", ["mirrors", "edits"])
+def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
+    true = bp.grad(loss)(PARAMS, X)
+    if scheme == "mirrors":
+        mirrors = credit.feedback_alignment(KEY, PARAMS)
+        other = bp.grad(lambda p: loss(bp.feedback(p, mirrors), X))(PARAMS)
+        found = credit.alignment(loss, mirrors)(PARAMS, X)
+    else:
+        walker = credit.direct_feedback({"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}, error="h2")
+        other = walker.grad(loss)(PARAMS, X)
+        found = credit.alignment(loss, backward=walker)(PARAMS, X)
+    for layer in PARAMS:
+        for leaf in PARAMS[layer]:
+            a, b, got = other[layer][leaf], true[layer][leaf], found[layer][leaf]
+            np.testing.assert_allclose(got.ratio, np.linalg.norm(a) / np.linalg.norm(b))
+            if layer == "dense_2":
+                assert got.angle < 1e-6
+            else:
+                np.testing.assert_allclose(got.angle, angle(a, b))
+
+
+def test_alignment_runs_the_forward_pass_once():
+    calls = []
+    counted = lambda params, x: (calls.append(1), loss(params, x))[1]
+    credit.alignment(counted, credit.feedback_alignment(KEY, PARAMS))(PARAMS, X)
+    credit.alignment(counted, backward=bp.Backward(edits={"h1": lambda ct, cts: -ct}))(PARAMS, X)
+    assert len(calls) == 2
+
+
+def test_alignment_wants_one_of_two():
+    with pytest.raises(TypeError, match="one of the two"):
+        credit.alignment(loss)
+
+
+# --- edits that cannot be ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_lists_those_there_are():
+    walker = bp.Backward(edits={"h7": lambda ct, cts: ct})
+    with pytest.raises(ValueError, match=r"has the name 'h7', and the names there are: 'h0', 'h1', 'h2'\."):
+        walker.grad(loss)(PARAMS, X)
+    in_loop = lambda w: lax.scan(lambda h, _: (bp.name(jnp.tanh(h @ w), "state"), None), X, None, length=2)[0].sum()
+    with pytest.raises(ValueError, match="the names there are: 'state'"):
+        jax.jit(walker.grad(in_loop))(PARAMS["dense_0"]["kernel"])
+
+
+def test_a_name_not_passed_yet_is_an_error_that_lists_those_passed():
+    walker = bp.Backward(edits={"h1": lambda ct, cts: cts["h0"]})
+    with pytest.raises(KeyError, match="has not passed the name 'h0'; by then it had passed 'h2'"):
+        walker.grad(loss)(PARAMS, X)
+
+
+def test_an_edit_of_another_shape_is_an_error_with_the_names():
+    walker = bp.Backward(edits={"h1": lambda ct, cts: cts["h2"][:1]})
+    with pytest.raises(TypeError, match=r"edit of 'h1' returned float64\[1, 4\].* The names passed by then are 'h2'"):
+        walker.grad(loss)(PARAMS, X)

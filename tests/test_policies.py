@@ -1,0 +1,199 @@
+"""Policies: the cheapest plan that fits a budget, what a user's policy permits, and when products wait."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+import funcbp as bp
+from funcbp import jaxpr as jx
+from funcbp import policies
+from funcbp.policies import Budget, bytes_of, graph_of, minimum_cut, permitted
+
+
+def body(x, w):
+    a = x @ w  # wide, dear
+    b = jnp.sin(a)
+    c = jnp.sum(b, 1)  # narrow, cheap
+    d = jnp.exp(jnp.broadcast_to(c[:, None], (4, 6)))
+    e = d @ w.T  # dear
+    f = jnp.tanh(e) * b[:, :3]
+    return [f, b, d, e]
+
+
+@pytest.fixture(scope="module")
+def program():
+    return jx.trace(lambda x, w: body(x, w), [jax.typeof(jnp.ones((4, 3))), jax.typeof(jnp.ones((3, 6)))])
+
+
+def made_again(program, kept, needed, there):
+    """The equations that run again, or None if what is needed cannot be had from what is kept."""
+    given, again = {*kept, *there}, []
+    wanted = set(needed) - given
+    for eqn in reversed(program.eqns):
+        if any(v in wanted for v in eqn.outvars):
+            again.append(eqn)
+            wanted |= {v for v in eqn.invars if not jx.is_literal(v)} - given
+    return None if any(v in wanted for v in program.invars) else again
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.45, 0.6, 0.8, 1.0])
+def test_a_budget_is_the_cheapest_plan_that_fits(program, fraction):
+    """Against every subset of what could be kept."""
+    needed, there = program.outvars, {program.invars[1]}
+    values = [program.invars[0], *(v for eqn in program.eqns for v in eqn.outvars)]
+    limit = fraction * bytes_of(needed)
+    best = np.inf
+    for n in range(len(values) + 1):
+        for kept in itertools.combinations(values, n):
+            again = made_again(program, kept, needed, there) if bytes_of(kept) <= limit else None
+            if again is not None:
+                best = min(best, sum(map(jx.flops, again)))
+    kept = Budget(fraction=fraction).chooser()(program, needed, there)
+    assert bytes_of(kept) <= limit
+    assert sum(map(jx.flops, made_again(program, kept, needed, there))) == best
+
+
+def test_the_cut_is_the_smallest_without_dear_equations(program):
+    needed, there = program.outvars, {program.invars[1]}
+    values = [v for eqn in program.eqns for v in eqn.outvars]
+    least = min(
+        bytes_of(kept)
+        for n in range(len(values) + 1)
+        for kept in itertools.combinations(values, n)
+        if (again := made_again(program, kept, needed, there)) is not None and all(map(jx.is_cheap, again))
+    )
+    assert bytes_of(minimum_cut(program, needed, there)) == least
+
+
+def test_values_that_are_alike_share_their_fate(program):
+    """Tying the two contractions' results together keeps both or neither."""
+    a, e = (
+        program.eqns[0].outvars[0],
+        next(x for x in program.eqns[::-1] if x.primitive.name == "dot_general").outvars[0],
+    )
+    graph = graph_of(program, program.outvars, set(), {e: a})
+    (place,) = [i for i, vs in enumerate(graph.values) if a in vs]
+    assert set(graph.values[place]) == {a, e}
+    kept = set(minimum_cut(program, program.outvars, set(), {e: a}))
+    assert (a in kept) == (e in kept)
+
+
+def test_a_budget_that_cannot_be_met_says_what_can():
+    f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 6)[0].sum()
+    with pytest.raises(ValueError, match=r"cannot do with less than 384 bytes \(6 × 64 bytes\): 284 bytes are missing"):
+        bp.Backward(residuals=Budget(bytes=100)).grad(f)(jnp.ones(8))
+    with pytest.raises(ValueError, match=r"at .*test_policies.py:\d+.*The smallest budget is Budget\(bytes=384\)"):
+        bp.Backward(residuals=Budget(bytes=100)).grad(f)(jnp.ones(8))
+    assert bp.Backward(residuals=Budget(bytes=384)).grad(f)(jnp.ones(8)).shape == (8,)
+
+
+@pytest.mark.parametrize("given", [{}, {"bytes": 1, "fraction": 0.5}, {"bytes": 0}, {"fraction": -0.1}])
+def test_a_budget_is_given_one_way(given):
+    with pytest.raises(ValueError, match="one of the two and positive"):
+        Budget(**given)
+
+
+def layers(w, x, length):
+    def block(x, _):
+        h = jax.nn.gelu(x @ w["up"]) * jax.nn.sigmoid(x @ w["gate"])
+        return x + h @ w["down"], None
+
+    return (lax.scan(block, x, None, length)[0] ** 2).sum()
+
+
+rng = np.random.default_rng(0)
+W = {k: jnp.asarray(rng.normal(size=s) * 0.3) for k, s in {"up": (4, 16), "gate": (4, 16), "down": (16, 4)}.items()}
+X = jnp.asarray(rng.normal(size=(8, 4)))
+
+
+def stacked(f, backward):
+    return sum(v.total for v in bp.residuals(f, backward=backward)(W, X).values if v.inside and v.fate == "kept")
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.2])
+def test_a_budget_predicts_the_compiled_loops_stacks(fraction):
+    """What the loop's length adds to the compiled program's memory is what the report says, within 2 %."""
+    backward = bp.Backward(residuals=Budget(fraction=fraction))
+    temp, said = [], []
+    for length in (40, 80):
+        f = lambda w, x, length=length: layers(w, x, length)
+        temp.append(jax.jit(backward.grad(f)).lower(W, X).compile().memory_analysis().temp_size_in_bytes)
+        said.append(stacked(f, backward))
+    assert temp[1] - temp[0] == pytest.approx(said[1] - said[0], rel=0.02)
+    assert said[1] <= fraction * stacked(f, bp.Backward(residuals="needed"))
+    want = jax.jit(jax.grad(f))(W, X)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), jax.jit(backward.grad(f))(W, X), want)
+
+
+# --- the user's policies ----------------------------------------------------------------------------------------------
+
+
+def region(x):
+    h = checkpoint_name(jnp.sin(x @ W["up"]), "h")
+    return jnp.sum(jnp.tanh(jnp.exp(h) @ W["down"]) ** 2)
+
+
+def kept_by(policy, **options):
+    report = bp.residuals(jax.checkpoint(region, policy=policy), backward=bp.Backward(**options))(X)
+    return sorted(v.name for v in report.values if v.fate == "kept" and v.inside)
+
+
+def test_a_users_policy_is_honoured():
+    stock = jax.checkpoint_policies
+    assert kept_by(None) == kept_by(stock.nothing_saveable) == []
+    assert kept_by(stock.save_only_these_names("h")) == ["h"]
+    assert kept_by(stock.dots_saveable) == ["dot_general", "dot_general"]
+    # all may be kept, and two values suffice: of the second product, what the rules want is as narrow
+    assert kept_by(stock.everything_saveable) == ["dot_general", "tanh"]
+    assert len(kept_by(stock.everything_saveable, residuals="needed")) > 2
+    want = jax.grad(region)(X)
+    for policy in (None, stock.save_only_these_names("h"), stock.everything_saveable):
+        got = jax.jit(bp.grad(jax.checkpoint(region, policy=policy)))(X)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_a_name_is_kept_though_it_could_be_had_again(program):
+    """A cheap value that the user named and wants kept is kept, even where a narrower one would do."""
+    f = lambda x: [jnp.exp(checkpoint_name(jnp.broadcast_to(jnp.sum(x, 1)[:, None], (4, 100)), "wide"))]
+    named = jx.trace(f, [jax.typeof(jnp.ones((4, 3)))])
+    (kept,) = permitted(lambda eqn: eqn.primitive.name == "name")(named, named.outvars, set(named.invars))
+    assert kept.aval.shape == (4, 100)
+
+
+# --- products that wait -----------------------------------------------------------------------------------------------
+
+
+def recurrent(w, xs):
+    units = xs.shape[-1]
+    step = lambda h, x: (jnp.tanh((jnp.concatenate([x, h], -1) @ w)[:, :units]), None)
+    return lax.scan(step, xs[0], xs)[0].sum()
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "waits"), [(1, 128, True), (16, 128, False), (128, 128, False), (1, 8, False)]
+)
+def test_small_products_of_a_large_weight_wait(batch, units, waits):
+    """The sizes of W6: for a batch of 1 after the loop; for 16 and 128 the stacks would take more than they save."""
+    w, xs = jnp.ones((2 * units, 4 * units), jnp.float32), jnp.ones((3, batch, units), jnp.float32)
+    *_, last = (e for e in jax.make_jaxpr(bp.grad(recurrent))(w, xs).eqns if e.primitive.name == "scan")
+    assert sum(e.primitive.name == "dot_general" for e in jx.inner(last)) == (1 if waits else 2)
+
+
+def test_waiting_changes_no_gradient(monkeypatch):
+    w, xs = jnp.asarray(rng.normal(size=(8, 16))), jnp.asarray(rng.normal(size=(5, 2, 4)))
+    monkeypatch.setattr(policies, "WAIT", policies.Deferral(0.0, 0))
+
+    def nested(w, xs):
+        return lax.scan(lambda c, _: (c + recurrent(w * c, xs), None), 1.0, None, 2)[0]
+
+    for f in (recurrent, nested):
+        got = jax.jit(bp.grad(lambda w, xs, f=f: f(w, xs), (0, 1)))(w, xs)
+        want = jax.jit(jax.grad(f, (0, 1)))(w, xs)
+        jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-11, atol=1e-12), got, want)

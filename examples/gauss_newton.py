@@ -98,6 +98,8 @@ for w in weights[:60:3]:
     jacobian, hessian = jacobian_and_hessian(w)
     apart.append(jnp.linalg.norm(hessian - jacobian.T @ jacobian) / jnp.linalg.norm(hessian))
 right.loglog(errors_of[:60:3], apart, "o-")
-plot.canvas.tidy(right).set(xlabel="error E", ylabel="|Hessian - J'J| / |Hessian|", title="Gauss-Newton's matrix becomes the Hessian")
+plot.canvas.tidy(right).set(
+    xlabel="error E", ylabel="|Hessian - J'J| / |Hessian|", title="Gauss-Newton's matrix becomes the Hessian"
+)
 right.figure.savefig(out / "gauss_newton.png", dpi=120)
 print(f"share of the Hessian that Gauss-Newton leaves out: {apart[0]:.2f} at first, {apart[-1]:.0e} at the end")

@@ -21,6 +21,12 @@ jax.config.update("jax_enable_x64", True)
 out = Path(sys.argv[1] if sys.argv[1:] and sys.argv[1][0] != "-" else "runs/gauss_newton")
 out.mkdir(parents=True, exist_ok=True)
 
+
+def keep(figure, name):
+    figure.savefig(out / f"{name}.png", dpi=120)
+    return figure
+
+
 x, t = (jnp.asarray(a, jnp.float64) for a in data.sine(40, periods=3, amplitude=0.25, offset=0.5))
 net = nets.mlp([1, 15, 1], activation=ops.tanh)
 start = net.init(jax.random.key(0), x)
@@ -59,8 +65,8 @@ print(f"{flat.size} weights, {len(jacobian)} errors")
 print(f"largest difference between the gradient and J'e: {jnp.max(jnp.abs(gradient - jacobian.T @ errors(flat))):.1e}")
 
 # %% [markdown]
-# The Hessian of E is J'J + Σ e ∂²e: what Gauss-Newton leaves out is weighted with the errors. So J'J becomes the Hessian
-# as the network learns. Gradient descent steps by -η J'e; Gauss-Newton by -(J'J)⁻¹ J'e; Levenberg-Marquardt by
+# The Hessian of E is J'J + Σ e ∂²e: what Gauss-Newton leaves out is weighted with the errors. So J'J becomes the
+# Hessian as the network learns. Gradient descent steps by -η J'e; Gauss-Newton by -(J'J)⁻¹ J'e; Levenberg-Marquardt by
 # -(J'J + μ I)⁻¹ J'e, which is the one for small μ and a short step of the other for large μ.
 
 
@@ -86,20 +92,25 @@ for name, (errors_of, _) in descents.items():
     print(f"{name:22} E = {errors_of[20]:.1e} after 20 updates, {errors_of[-1]:.1e} after {updates - 1}")
 
 # %%
-left, right = plot.new_axes(11, 4, 2)
+ax = plot.canvas.tidy(plot.new_axes())
 for name, (errors_of, _) in descents.items():
-    left.semilogy(errors_of, label=name)
-plot.canvas.tidy(left).set(xlabel="update", ylabel="error E", title="One Jacobian, three uses")
-left.legend()
+    ax.semilogy(errors_of, label=name)
+ax.set(xlabel="update", ylabel="error E", title="One Jacobian, three uses")
+ax.legend()
+keep(ax.figure, "error_over_updates")
 
+# %% [markdown]
+# On the way of Levenberg-Marquardt: how much of the Hessian J'J leaves out, against the error.
+
+# %%
 errors_of, weights = descents["Levenberg-Marquardt"]
 apart = []
 for w in weights[:60:3]:
     jacobian, hessian = jacobian_and_hessian(w)
     apart.append(jnp.linalg.norm(hessian - jacobian.T @ jacobian) / jnp.linalg.norm(hessian))
-right.loglog(errors_of[:60:3], apart, "o-")
-plot.canvas.tidy(right).set(
-    xlabel="error E", ylabel="|Hessian - J'J| / |Hessian|", title="Gauss-Newton's matrix becomes the Hessian"
-)
-right.figure.savefig(out / "gauss_newton.png", dpi=120)
 print(f"share of the Hessian that Gauss-Newton leaves out: {apart[0]:.2f} at first, {apart[-1]:.0e} at the end")
+
+ax = plot.canvas.tidy(plot.new_axes())
+ax.loglog(errors_of[:60:3], apart, "o-")
+ax.set(xlabel="error E", ylabel="|Hessian - J'J| / |Hessian|", title="Gauss-Newton's matrix becomes the Hessian")
+keep(ax.figure, "what_gauss_newton_leaves_out")

@@ -66,7 +66,7 @@ def test_the_sine_is_learned():
     Seventy-five times as many updates of gradient descent do not get there.
     """
     net = bp.nets.mlp([1, 15, 1], activation=bp.ops.tanh)
-    batch = tuple(map(jnp.asarray, bp.data.sine(40, periods=3, amplitude=0.25, offset=0.5)))
+    batch = tuple(jnp.asarray(a, jnp.float64) for a in bp.data.sine(40, periods=3, amplitude=0.25, offset=0.5))
     start = net.init(jax.random.key(0), batch[0])
     spread = jax.random.uniform(jax.random.key(50), (15,), minval=-5.0, maxval=5.0)
     start["dense_0"] = {"kernel": 5 * start["dense_0"]["kernel"], "bias": spread}

@@ -293,23 +293,25 @@ def _contracted_form(product: Product, ct: Array, other: Array) -> Pair:
 
 
 def _gather_form(product: Product, ct: Array, indices: Array) -> Pair | None:
-    """A lookup of rows: x is the one-hot code of the row. A row that does not exist has no delta."""
-    d, mode = product.params["dimension_numbers"], product.params["mode"]
-    if len(d.start_index_map) != 1 or d.collapsed_slice_dims != d.start_index_map or d.operand_batching_dims:
+    """A lookup of whole rows along one axis: x is the one-hot code of the row. One that does not exist has no delta."""
+    d, shape = product.params["dimension_numbers"], product.aval.shape
+    clips = lax.GatherScatterMode.from_any(product.params["mode"]) == lax.GatherScatterMode.CLIP
+    window = dict(zip(_others(len(shape), d.collapsed_slice_dims), (ct.shape[a] for a in d.offset_dims), strict=False))
+    looked_up = [a for a, n in enumerate(shape) if window.get(a, 0) != n]
+    if d.operand_batching_dims or len(looked_up) != 1 or window.get(looked_up[0], 1) != 1:
         return None
-    (axis,), shape = d.start_index_map, product.aval.shape
+    (axis,) = looked_up
+    if axis not in d.start_index_map or (len(d.start_index_map) > 1 and not clips):
+        return None
     rest = _others(len(shape), (axis,))
-    if [ct.shape[a] for a in d.offset_dims] != [shape[a] for a in rest]:
-        return None
     deltas = _grouped(ct, (), _others(ct.ndim, d.offset_dims), d.offset_dims)
-    places = indices.reshape(1, -1)
+    places = indices[..., d.start_index_map.index(axis)].reshape(1, -1)
     last = jnp.asarray(shape[axis] - 1, places.dtype)
-    exists = (places >= 0) & (places <= last)
-    if lax.GatherScatterMode.from_any(mode) != lax.GatherScatterMode.CLIP:
+    if not clips:
+        exists = (places >= 0) & (places <= last)
         deltas = jnp.where(exists[..., None], deltas, jnp.zeros((), deltas.dtype))
-    return Pair(
-        OneHot(jnp.clip(places, jnp.zeros_like(last), last), shape[axis]), deltas, Layout((), (axis,), rest, shape)
-    )
+    places = jnp.clip(places, jnp.zeros_like(last), last)
+    return Pair(OneHot(places, shape[axis]), deltas, Layout((), (axis,), rest, shape))
 
 
 def _conv_form(product: Product, ct: Array, x: Array) -> Pair | None:

@@ -12,6 +12,7 @@ IN_CELLS = [
     "autoencoder_on_digits",
     "error_surface",
     "forward_or_backward",
+    "gauss_newton",
     "modes_of_learning",
     "momentum_in_a_ravine",
     "rprop_against_gradient_descent",

@@ -48,7 +48,8 @@ def levenberg_marquardt(
     J'e is the gradient that backpropagation computes, and J comes from the same walk, once for each output.
 
     With fewer residuals than parameters the same step is J'(J J' + μ I)⁻¹ e. Then J is not made: J J' is the Gram
-    matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted gradient.
+    matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted
+    gradient.
 
     Args:
         residuals: `residuals(params, example)`, the errors e of one example, t - y or y - t: a scalar or an array.

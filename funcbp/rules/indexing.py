@@ -35,6 +35,16 @@ def dynamic_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) ->
     return [lax.dynamic_update_slice(zeros(x), ct, starts), *(None for _ in starts)]
 
 
+def dynamic_slice_factors(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """As `dynamic_slice_bwd`, the write left to be done: it is that of a lookup."""
+    x, starts = res
+    axes = tuple(range(len(x.shape)))
+    numbers = lax.GatherDimensionNumbers(offset_dims=axes, collapsed_slice_dims=(), start_index_map=axes)
+    params = dict(dimension_numbers=numbers, mode=lax.GatherScatterMode.CLIP)
+    product = Product(ct, jnp.stack(starts), gather_left, aval_of(x), params, (), current_source())
+    return [Factored([product], Zero, x.shape, x.dtype), *(None for _ in starts)]
+
+
 def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     """z = x with u written at s:  x̄ = z̄ with zeros written at s,  ū = z̄[s : s + n]. Keeps s."""
     (_, u), starts = res
@@ -45,7 +55,12 @@ def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> li
     ]
 
 
-def_rule(primitives.dynamic_slice_p, dynamic_slice_bwd, save=lambda p, *_: (jax.typeof(p[0]), tuple(p[1:])))
+def_rule(
+    primitives.dynamic_slice_p,
+    dynamic_slice_bwd,
+    save=lambda p, *_: (jax.typeof(p[0]), tuple(p[1:])),
+    factors=dynamic_slice_factors,
+)
 def_rule(
     primitives.dynamic_update_slice_p,
     dynamic_update_slice_bwd,

@@ -3,6 +3,10 @@
 Nothing is shown and no global state is touched, so it works without a screen; `figure.savefig(path)` writes a file.
 """
 
+from .canvas import INK as INK
+from .canvas import SIGNED as SIGNED
+from .canvas import TRAINING as TRAINING
+from .canvas import VALIDATION as VALIDATION
 from .canvas import new_axes as new_axes
 from .curves import curves as curves
 from .curves import learning_curves as learning_curves

@@ -18,7 +18,7 @@ import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp import loops, policies
 
-from . import measure, workloads
+from . import measure, step, workloads
 from .measure import ratio
 from .report import Cell, Row, Table, Target, spread
 
@@ -132,14 +132,6 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
         yield compared(f"{name}: {label}", side(workload, walker), theirs, pairs, targets)
 
 
-def deep_row(pairs: int) -> Row:
-    """What 24 scanned layers cost to trace and to compile."""
-    workload = DEEP()
-    theirs = side(workload, jax)
-    ours = side(workload, bp)
-    return compared("W4 transformer, 24 layers: funcbp, min_cut", ours, theirs, pairs, {"compile": Target(1.0)})
-
-
 def deferral_rows(pairs: int) -> Iterator[Row]:
     """The weights' gradient summed after the loop, beside the same summed in the loop; and what is chosen."""
     chosen = policies.Deferral()
@@ -197,7 +189,7 @@ def run(pairs: int, only: Collection[str] = (), models: Mapping[str, Model] = MO
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows += model_rows(name, model, pairs)
     if wanted("W4"):
-        rows.append(deep_row(pairs))
+        rows.append(step.compiled_row("W4 transformer, 24 layers: funcbp, min_cut", DEEP(), pairs)[0])
     if wanted("W6"):
         rows += [*deferral_rows(pairs), snapshots_row(pairs)]
     return Table("What is kept between the passes, beside jax.value_and_grad", COLUMNS, rows)

@@ -14,7 +14,7 @@ import jax
 from jax import lax
 
 from ..cotangents import ABSORB, Factored, Product, Zero
-from ..jaxpr import Program, aval_of, current_source, is_literal, primitive, primitives, trace
+from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, primitive, primitives, trace
 
 MOVES = {
     *(primitives.convert_element_type_p, primitives.reshape_p, primitives.squeeze_p, primitives.transpose_p),
@@ -63,7 +63,7 @@ def opened(
         exists[:] = [c is not None and c is not Zero and p for c, p in zip(outs, perturbed, strict=True)]
         return [c for c, e in zip(outs, exists, strict=True) if e]
 
-    program = trace(flat, [jax.typeof(a) for a in args], "bwd").inlined()
+    program = inlined(trace(flat, [jax.typeof(a) for a in args], "bwd"))
     from_ct = _following(program, program.invars[len(res) :])
     ends = [_end(program, v, from_ct) for v in program.outvars]
     wanted = [v for v, end in zip(program.outvars, ends, strict=True) for v in (end[0].invars if end else [v])]

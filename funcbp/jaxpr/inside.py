@@ -1,0 +1,232 @@
+"""Higher-order primitives: the only reader of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax._src import ad_util, core, sharding_impls
+from jax._src.interpreters import partial_eval
+from jax.extend.core import primitives
+
+from .marks import feedback_p
+from .programs import Program, as_function, in_avals, out_avals, run, trace
+from .values import Aval, float0, sharding_of, weakref_cache, zeros
+
+
+def call_jaxpr(params: dict[str, Any]) -> Any:
+    """The program inside a call: `jit`, `closed_call`, `composite`, `custom_vmap_call`."""
+    return next(params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in params)
+
+
+def constrained(params: dict[str, Any]) -> Any:
+    """The program inside a `jit`, with the shardings it was given for inputs and outputs as constraints."""
+    shardings = (tuple(params["in_shardings"]), tuple(params["out_shardings"]))
+    if all(isinstance(s, sharding_impls.UnspecifiedValue) for part in shardings for s in part):
+        return params["jaxpr"]
+    return _constrained(params["jaxpr"], *shardings)
+
+
+@weakref_cache
+def _constrained(jaxpr: Any, ins: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
+    def pin(x: Any, s: Any) -> Any:
+        return x if isinstance(s, sharding_impls.UnspecifiedValue) else lax.with_sharding_constraint(x, s)
+
+    def f(*args: Any) -> list[Any]:
+        pinned = [pin(x, s) for x, s in zip(args, ins, strict=True)]
+        return [pin(y, s) for y, s in zip(as_function(jaxpr)(*pinned), outs, strict=True)]
+
+    types = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in in_avals(jaxpr)]
+    return jax.make_jaxpr(f)(*types)
+
+
+def is_saved(policy: Any, eqn: Any) -> bool:
+    """Whether a `jax.checkpoint` policy keeps the results of this equation."""
+    if policy is None:
+        return False
+    case = policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
+    return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
+
+
+def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a scan, and how many of its inputs are constants and carries."""
+    if "num_consts" in params:
+        return params["jaxpr"], params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return params["jaxpr"], len(consts), len(carry)
+
+
+def stacked_types(params: dict[str, Any]) -> list[Aval]:
+    """The types of what a scan stacks."""
+    body, _, n_carry = scan_parts(params)
+    return [t.update(shape=(params["length"], *t.shape)) for t in out_avals(body)[n_carry:]]
+
+
+def bind_scan(
+    body: Program,
+    consts: Sequence[Any],
+    init: Sequence[Any],
+    xs: Sequence[Any],
+    params: dict[str, Any],
+    reverse: bool,
+) -> tuple[list[Any], list[Any]]:
+    """Run `body(consts, carry, x) -> carry, y` as `jax.lax.scan` would, without tracing it again."""
+    consts = [*body.consts, *consts]
+    n_consts, n_carry = len(consts), len(init)
+    new = dict(params, jaxpr=body.closed, reverse=reverse)
+    if "num_consts" in params:
+        new |= {"num_consts": n_consts, "num_carry": n_carry}
+    else:
+        from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+        n_ys = len(body.outvars) - n_carry
+        new["ft_in"] = ft.pack((ft.nones(n_consts), ft.nones(n_carry), ft.nones(len(xs))))
+        new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
+    outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
+    return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+@weakref_cache
+def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+    """The program with one more input after each of `which`, the mirror that the input is marked with."""
+
+    def marked(*args: Any) -> list[Any]:
+        rest = iter(args)
+        inputs = [(next(rest), next(rest) if w else None) for w in which]
+        return as_function(jaxpr)(*(x if m is None else feedback_p.bind(x, m) for x, m in inputs))
+
+    inputs = zip(in_avals(jaxpr), which, strict=True)
+    types = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a))
+        for a, w in inputs
+        for _ in range(2 if w else 1)
+    ]
+    return jax.make_jaxpr(marked)(*types)
+
+
+def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a scan with one more operand after each of `which`, its mirror."""
+    body, n_consts, n_carry = scan_parts(params)
+    new = dict(params, jaxpr=_marked(body, tuple(which)))
+    more = sum(which[:n_consts])
+    if "num_consts" in params:
+        return new | {"num_consts": n_consts + more}
+    from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+    n_xs = len(which) - n_consts - n_carry + sum(which[n_consts + n_carry :])
+    return new | {"ft_in": ft.pack((ft.nones(n_consts + more), ft.nones(n_carry), ft.nones(n_xs)))}
+
+
+def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a cond with one more operand after each of `which`, its mirror."""
+    branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
+    return dict(params, branches=branches)
+
+
+def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its mirror."""
+    return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
+
+
+def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
+    return params["branches"]
+
+
+def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Run one of these programs, by index, as `jax.lax.switch` would."""
+    captured = [c for b in branches for c in b.consts]
+    jaxprs, seen = [], 0
+    for b in branches:
+        first, seen = seen, seen + len(b.consts)
+        if captured:  # every branch takes all branches' constants and reads its own
+            own = slice(first, seen)
+            take = lambda *xs, b=b, own=own: core.eval_jaxpr(b.jaxpr, (), *xs[own], *xs[len(captured) :])
+            b = trace(take, [core.typeof(x) for x in (*captured, *operands)])
+        jaxprs.append(b.closed)
+    return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
+
+
+def while_condition(params: dict[str, Any]) -> Any:
+    return params["cond_jaxpr"]
+
+
+def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a while loop, and how many constants its condition and its body have."""
+    return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
+
+
+def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
+    """The programs of a `custom_linear_solve`, and how many constants each of the four has."""
+    return params["jaxprs"], tuple(params["const_lengths"])
+
+
+def transposed_solve(params: dict[str, Any], constants: Sequence[Any], ct: Sequence[Any]) -> list[Any]:
+    """Solve the transposed system, with the user's transposed solve."""
+    jaxprs, lengths = params["jaxprs"], params["const_lengths"]
+    if jaxprs.transpose_solve is None:
+        raise TypeError(
+            "custom_linear_solve needs its argument transpose_solve (or symmetric=True) to be differentiated."
+        )
+    parts, start = [], 0
+    for n in lengths:
+        parts.append(constants[start : start + n])
+        start += n
+    order = type(lengths)(*parts).transpose()
+    new = dict(params, jaxprs=jaxprs.transpose(), const_lengths=lengths.transpose())
+    return list(primitives.linear_solve_p.bind(*(c for part in order for c in part), *ct, **new))[: len(ct)]
+
+
+def reducer(params: dict[str, Any]) -> Any:
+    """The scalar program that a generic reduction combines elements with."""
+    return as_function(params["jaxpr"])
+
+
+def bind_device_put(ct: Any, params: dict[str, Any], i: int) -> Any:
+    """Send a cotangent back to where its primal came from."""
+    back = dict(params, devices=[params["srcs"][i]], srcs=[params["devices"][i]])
+    back["copy_semantics"] = [type(params["copy_semantics"][i]).ALWAYS_COPY]
+    return primitives.device_put_p.bind(ct, **{k: tuple(v) for k, v in back.items()})[0]
+
+
+def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
+    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
+    new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
+    return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
+
+    XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
+    There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
+    """
+    floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
+    if jax.default_backend() != "cpu" or not floats:
+        return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
+    first, last = (x[(0,) * x.ndim].astype(np.float32) for x in (floats[0], floats[-1]))
+    always = (first + last <= jnp.inf) | jnp.isnan(first + last)
+    otherwise = lambda *_: [zeros(v.aval) for v in program.outvars]
+    return list(lax.cond(always, program, otherwise, *args))
+
+
+def custom_bwd(
+    bwd: Any, res: Sequence[Any], cts: Sequence[Any], types: Sequence[Aval], symbolic_zeros: bool
+) -> list[Any]:
+    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out."""
+    zero = ad_util.SymbolicZero if symbolic_zeros else zeros
+    full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, types, strict=True)]
+    out = bwd.call_wrapped(*res, *full)
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
+        out = out[0]  # newer JAX: the cotangents and the logs
+    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out]
+
+
+def inlined(program: Program) -> Program:
+    """The same with the compiled calls inside written out."""
+    enter = lambda eqn: constrained(eqn.params) if eqn.primitive is primitives.jit_p else None
+    types = [v.aval for v in program.invars]
+    return trace(lambda *args: run(program.jaxpr, (*program.consts, *args), enter), types, "inlined")

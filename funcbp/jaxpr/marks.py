@@ -1,0 +1,33 @@
+"""The primitive behind `funcbp.feedback`: for JAX the identity of its first operand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax._src.interpreters import batching, mlir
+from jax._src.interpreters.ad import primitive_jvps
+from jax.extend.core import Primitive
+
+feedback_p = Primitive("feedback")  # for JAX the identity of its first operand; for our recording, see `mirrors.py`
+
+
+feedback_p.def_impl(lambda w, b: w)
+
+
+feedback_p.def_abstract_eval(lambda w, b: w)
+
+
+mlir.register_lowering(feedback_p, lambda ctx, w, b: [w])
+
+
+primitive_jvps[feedback_p] = lambda primals, tangents: (feedback_p.bind(*primals), tangents[0])
+
+
+def _feedback_batched(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
+    front = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
+    return feedback_p.bind(*front), 0
+
+
+batching.primitive_batchers[feedback_p] = _feedback_batched

@@ -1,0 +1,215 @@
+"""Programs as values: traced, pruned, cut in two, joined, and run equation by equation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import core, linear_util, source_info_util
+from jax._src.interpreters import partial_eval
+
+from .values import Aval, weakref_cache
+
+
+class Program:
+    """A traced function: inputs, equations, outputs, and the constants it closed over.
+
+    A program is a value: it can be pruned, cut in two and joined with another one without tracing anything again.
+    """
+
+    def __init__(self, jaxpr: Any, consts: Sequence[Any] = ()):
+        self.jaxpr, self.consts = jaxpr, tuple(consts)
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., list[Any]]:
+        return jax.jit(self.__call__)
+
+    def __call__(self, *args: Any) -> list[Any]:
+        return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
+
+    @property
+    def invars(self) -> list[Any]:
+        return list(self.jaxpr.invars[len(self.consts) :])
+
+    @property
+    def constvars(self) -> list[Any]:
+        return list(self.jaxpr.invars[: len(self.consts)])
+
+    @property
+    def outvars(self) -> list[Any]:
+        return list(self.jaxpr.outvars)
+
+    @property
+    def eqns(self) -> list[Any]:
+        return list(self.jaxpr.eqns)
+
+    def with_outputs(self, outvars: Sequence[Any]) -> Program:
+        """The same inputs and equations with other outputs (any values of the program)."""
+        return Program(_replace(self.jaxpr, self.jaxpr.invars, outvars, self.jaxpr.eqns), self.consts)
+
+    def between(self, sources: Sequence[Any], targets: Sequence[Any]) -> Program:
+        """The part of the program that computes `targets` from `sources`, and nothing else.
+
+        Args:
+            sources: variables of this program; they become the inputs, in this order.
+            targets: variables of this program (or literals); they become the outputs.
+        """
+        given = set(sources)
+        eqns = []
+        wanted = {v for v in targets if not is_literal(v)} - given
+        for eqn in reversed(self.jaxpr.eqns):
+            if any(v in wanted for v in eqn.outvars):
+                eqns.append(eqn)
+                wanted |= {v for v in eqn.invars if not is_literal(v)} - given
+        missing = [v for v in self.invars if v in wanted]
+        assert not missing, f"the targets also need the inputs {missing}"
+        new = _replace(self.jaxpr, [*self.constvars, *sources], targets, eqns[::-1])
+        return Program(new, self.consts)
+
+    def then(self, other: Program, wiring: Sequence[int | None]) -> Program:
+        """First this program, then `other`: input i of `other` is output `wiring[i]` of this one, or a new input."""
+        substitute = {}
+        fresh = []
+        for var, source in zip(other.invars, wiring, strict=True):
+            if source is None:
+                fresh.append(var)
+            else:
+                substitute[var] = self.outvars[source]
+        look = lambda v: v if is_literal(v) else substitute.get(v, v)
+        eqns = [e.replace(invars=[look(v) for v in e.invars]) for e in other.jaxpr.eqns]
+        jaxpr = _replace(
+            self.jaxpr,
+            [*self.constvars, *other.constvars, *self.invars, *fresh],
+            [look(v) for v in other.outvars],
+            [*self.jaxpr.eqns, *eqns],
+        )
+        return Program(jaxpr, (*self.consts, *other.consts))
+
+    def pruned(self, keep_inputs: bool | Sequence[bool] = False) -> tuple[Program, list[bool]]:
+        """Without the equations and inputs that no output needs; and which inputs are left."""
+        n = len(self.consts)
+        keep = [keep_inputs] * len(self.invars) if isinstance(keep_inputs, bool) else list(keep_inputs)
+        jaxpr, used = partial_eval.dce_jaxpr(self.jaxpr, [True] * len(self.jaxpr.outvars), [False] * n + keep)
+        consts = [c for c, u in zip(self.consts, used[:n], strict=True) if u]
+        return Program(jaxpr, consts), list(used[n:])
+
+    def reordered(self, order: Sequence[int]) -> Program:
+        """The same program, its inputs in another order: input i is what was input `order[i]`."""
+        invars = self.invars
+        jaxpr = self.jaxpr
+        new = [*self.constvars, *(invars[i] for i in order)]
+        return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
+
+    @functools.cached_property
+    def closed(self) -> Any:
+        """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
+        return partial_eval.close_jaxpr(self.jaxpr)
+
+
+def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+    effects = core.join_effects(*(e.effects for e in eqns)) if jaxpr.effects else jaxpr.effects
+    return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+
+
+def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
+    """Equations `start` to `stop` of a program, as a program without constants."""
+    return Program(_replace(program.jaxpr, inputs, outputs, program.jaxpr.eqns[start:stop]))
+
+
+def signature(program: Program, i: int) -> Any:
+    """What equations of a program share that do the same to values of the same types, derivatives included."""
+    eqn = program.jaxpr.eqns[i]
+    params = eqn.params
+    if eqn.primitive.name == "custom_jvp_call":  # its derivative, written out
+        inputs = [v for v in eqn.invars if not is_literal(v)]
+        alone = part(program, i, i + 1, inputs, eqn.outvars)
+        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+        inexact = all(jax.dtypes.issubdtype(t.dtype, np.inexact) for t in types)
+        forward = jax.make_jaxpr(lambda xs, ts: jax.jvp(alone.__call__, xs, ts))
+        kind: Any = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
+    elif eqn.primitive.name == "custom_vjp_call":
+        kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
+    else:
+        kind = str(sorted(params.items(), key=lambda item: item[0]))
+    return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
+
+
+def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
+    """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types."""
+    debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
+    jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
+    return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
+
+
+def is_literal(v: Any) -> bool:
+    return isinstance(v, core.Literal)
+
+
+def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
+    """The function a (closed or open) jaxpr stands for."""
+    return lambda *args: run(jaxpr, args)
+
+
+def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eqn: None) -> list[Any]:
+    """Run a program equation by equation, each at the user's line it was written at.
+
+    Programs that JAX's own functions are made of have no such line; they are at the line of the call.
+
+    Args:
+        jaxpr: the program, closed or open.
+        args: its inputs.
+        enter: the program to be run in an equation's place, or None to run the equation.
+    """
+    closed = _close(jaxpr)
+    call = source_info_util.current().traceback
+    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(closed.jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if is_literal(v) else env[v]
+    knows_lines, around = _knows_lines(closed), source_info_util.current_name_stack()
+    with jax.debug_nans(False):
+        for eqn in closed.jaxpr.eqns:
+            source, inside = eqn.source_info, enter(eqn)
+            traceback = source.traceback if knows_lines else call
+            with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
+                ins = [read(v) for v in eqn.invars]
+                outs = bind_eqn(eqn, ins) if inside is None else run(inside, ins, enter)
+            env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+@weakref_cache
+def _knows_lines(closed: Any) -> bool:
+    return any(source_info_util.user_frame(eqn.source_info.traceback) is not None for eqn in closed.jaxpr.eqns)
+
+
+def in_avals(jaxpr: Any) -> list[Aval]:
+    return list(_close(jaxpr).in_avals)
+
+
+def out_avals(jaxpr: Any) -> list[Aval]:
+    return list(_close(jaxpr).out_avals)
+
+
+def _close(jaxpr: Any) -> Any:
+    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+
+
+def opened(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The inputs, equations and outputs of a program, to be run one by one, and (variable, value) of its constants."""
+    closed = _close(jaxpr)
+    inner = closed.jaxpr
+    return (
+        list(inner.invars),
+        list(inner.eqns),
+        list(inner.outvars),
+        list(zip(inner.constvars, closed.consts, strict=True)),
+    )
+
+
+def bind_eqn(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one equation on values."""
+    out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]

@@ -1,0 +1,74 @@
+"""Where an equation was written: the user's line, and the name scope."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_CORE = """
+    jaxpr record.py backward.py plan.py policies.py loops.py straight.py mirrors.py cotangents.py credit.py
+    examples.py pairs.py rules ops inspection testing
+"""
+
+
+for _core in _CORE.split():
+    source_info_util.register_exclusion(os.path.join(_PACKAGE, _core))
+
+
+def current_source() -> Any:
+    """Where in the user's program the equation at hand was written."""
+    return source_info_util.current()
+
+
+def written_at(source: Any, rule: str) -> Any:
+    """A context in which equations bear the line and the name scope of this place, transposed, and the rule's name."""
+    stack = source.name_stack.transform("transpose").extend(rule)
+    return source_info_util.user_context(source.traceback, name_stack=stack)
+
+
+def restored(source: Any) -> Any:
+    """A context in which equations bear this line and name scope."""
+    return source_info_util.user_context(source.traceback, name_stack=source.name_stack)
+
+
+def user_line(source: Any) -> str:
+    """`file:line (function)` of the user's line, as JAX's own messages write it."""
+    return source_info_util.summarize(source)
+
+
+def own_name(fun: Any) -> str:
+    """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
+    name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
+    return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
+def scope(source: Any) -> str:
+    """The name scope of an equation."""
+    return str(source.name_stack)
+
+
+def user_place(source: Any) -> tuple[str, int]:
+    """The file and the line of the user's program, or ("", 0)."""
+    found = re.match(r"(.*?):(\d+)", user_line(source))
+    return (found[1], int(found[2])) if found else ("", 0)
+
+
+def called_through(source: Any) -> set[str]:
+    """The names of the functions, JAX's own included, that an equation was written in."""
+    frames = {frame.function_name for frame in source.traceback.frames} if source.traceback else set()
+    return frames | set(re.findall(r"\w+", scope(source)))
+
+
+def inside_call(params: dict[str, Any]) -> Any:
+    """A context in which equations bear the name of the called function in their name scope, as in JAX's programs."""
+    return source_info_util.extend_name_stack(f"jit({params['name']})" if params.get("name") else "call")
+
+
+def path_name(path: Any) -> str:
+    """The path of a leaf, written `dense_0/kernel`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

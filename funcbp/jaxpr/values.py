@@ -1,0 +1,119 @@
+"""Values and their types: shapes, dtypes, shardings, weakness; booleans as bits."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax._src import ad_util, core, util
+from jax._src.lax import lax as lax_internal
+from jax.extend.core import primitives
+
+Aval = Any
+
+
+weakref_cache = util.weakref_lru_cache
+
+
+float0 = jax.dtypes.float0
+
+
+_PLACES = """
+    lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
+    lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
+    random.prng interpreters.partial_eval
+""".split()
+
+
+def primitive(name: str) -> Any:
+    """The primitive of this name (`tanh_p`), or None where this JAX has no such primitive."""
+    if hasattr(primitives, name):
+        return getattr(primitives, name)
+    modules = (f"jax._src.{place}" for place in _PLACES)
+    found = (importlib.import_module(m) for m in modules if importlib.util.find_spec(m))
+    return next((getattr(m, name) for m in found if hasattr(m, name)), None)
+
+
+type_of = core.typeof
+
+
+def public_names() -> list[str]:
+    """The names of JAX's public primitives."""
+    return [getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")]
+
+
+def zeros(aval: Aval) -> jax.Array:
+    """An array of zeros of this type: shape, dtype, sharding."""
+    return ad_util.zeros_like_aval(aval)
+
+
+def strong(aval: Aval) -> Aval:
+    """The same type without weakness: what a cotangent of a value of this type has."""
+    return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
+
+
+def row(aval: Aval) -> Aval:
+    """The type of what is at one index of the first axis."""
+    return core.mapped_aval(aval.shape[0], 0, aval)
+
+
+def to_strong(x: Any) -> Any:
+    """The same numbers, not weakly typed."""
+    return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
+
+
+def like(x: Any, aval: Aval) -> Any:
+    """The same numbers, weakly typed if a value of this type is."""
+    weak = aval.weak_type
+    return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
+
+
+def packs(aval: Aval) -> bool:
+    """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
+    return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
+
+
+def packed(aval: Aval) -> Aval:
+    """The type of such values as bits."""
+    return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+
+
+def pack(x: Any) -> Any:
+    """Booleans as bytes, eight neighbours along the last axis in one."""
+    eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
+    return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+
+
+def unpack(x: Any) -> Any:
+    """The booleans that were packed."""
+    eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
+    shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
+    return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
+
+
+def sharding_of(x: Any) -> Any:
+    """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
+    sharding = getattr(aval_of(x), "sharding", None)
+    return None if sharding is None or sharding.mesh.empty else sharding
+
+
+def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
+    """The sharding of x with its axes in another order, or None where no mesh is set."""
+    sharding = sharding_of(x)
+    if sharding is None:
+        return None
+    return sharding.update(spec=jax.P(*(sharding.spec[i] for i in axes)))
+
+
+def aval_of(x: Any) -> Aval:
+    return x if isinstance(x, core.AbstractValue) else core.typeof(x)
+
+
+def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Sizes after `dilation - 1` holes are put between neighbours."""
+    return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]

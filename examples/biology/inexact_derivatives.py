@@ -15,7 +15,6 @@ from matplotlib import pyplot
 
 import funcbp as bp
 
-
 out = Path(sys.argv[1] if sys.argv[1:] and sys.argv[1][0] != "-" else "runs/inexact_derivatives")
 out.mkdir(parents=True, exist_ok=True)
 

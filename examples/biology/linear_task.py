@@ -15,11 +15,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib import pyplot
 
 import funcbp as bp
-
 
 out = Path(sys.argv[1] if sys.argv[1:] and sys.argv[1][0] != "-" else "runs/linear_task")
 out.mkdir(parents=True, exist_ok=True)

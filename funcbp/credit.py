@@ -321,7 +321,7 @@ def spikes(derivative: Callable[[Any], Any]) -> dict[Any, Rule]:
     def over(sign: int) -> Rule:
         def spike_bwd(res: Any, ct: Any, perturbed: Any, **params: Any) -> list[Any]:
             """z = x > y:  x̄ = z̄ h(x - y),  ȳ = -x̄; for x < y the other way round."""
-            x, y = res
+            x, y = map(jnp.asarray, res)
             slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)) * sign)
             x_bar = (ct * slope.astype(ct.dtype)).astype(x.dtype) * sign
             return [unbroadcast(x_bar, x), unbroadcast(-x_bar, y)]

@@ -98,8 +98,8 @@ def cotangents(
         ...     return jnp.sum(jax.lax.scan(layer, x, w)[0])
         >>> watched = jax.jit(bp.cotangents(loss, reduce=jnp.linalg.norm))
         >>> value, grads, found = watched(jnp.ones((3, 2, 2)), jnp.zeros(2))
-        >>> found["h"]
-        Array([5.656854, 2.828427, 1.414214], dtype=float32)
+        >>> found["h"].round(3)
+        Array([5.657, 2.828, 1.414], dtype=float32)
     """
     wanted = None if names is None else tuple(names)
     walker = Backward().looking(watch=Named(wanted, reduce))

@@ -18,7 +18,7 @@ import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp import loops, policies
 
-from . import measure, workloads
+from . import measure, step, workloads
 from .measure import ratio
 from .report import Cell, Row, Table, Target, spread
 
@@ -132,14 +132,6 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
         yield compared(f"{name}: {label}", side(workload, walker), theirs, pairs, targets)
 
 
-def deep_row(pairs: int) -> Row:
-    """What 24 scanned layers cost to trace and to compile."""
-    workload = DEEP()
-    theirs = side(workload, jax)
-    ours = side(workload, bp)
-    return compared("W4 transformer, 24 layers: funcbp, min_cut", ours, theirs, pairs, {"compile": Target(1.0)})
-
-
 def deferral_rows(pairs: int) -> Iterator[Row]:
     """The weights' gradient summed after the loop, beside the same summed in the loop; and what is chosen."""
     chosen = policies.Deferral()
@@ -168,6 +160,7 @@ def snapshots_row(pairs: int) -> Row:
         return Row(row.name, {"time": Cell(remark=f"differs by {gap:.1e}")}, refused=True)
     live, sweeps = counted(len(plain.args[1]), SNAPSHOTS)
     cells = {"live states": Cell(live, target=Target(12)), "sweeps": Cell(sweeps, target=Target(4))}
+    del row.cells["contractions"]  # how often a while loop runs is not in the program
     return row._replace(cells=row.cells | cells)
 
 
@@ -196,7 +189,7 @@ def run(pairs: int, only: Collection[str] = (), models: Mapping[str, Model] = MO
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows += model_rows(name, model, pairs)
     if wanted("W4"):
-        rows.append(deep_row(pairs))
+        rows.append(step.compiled_row("W4 transformer, 24 layers: funcbp, min_cut", DEEP(), pairs)[0])
     if wanted("W6"):
         rows += [*deferral_rows(pairs), snapshots_row(pairs)]
     return Table("What is kept between the passes, beside jax.value_and_grad", COLUMNS, rows)
@@ -211,13 +204,18 @@ def draw(table: Table) -> Any:
         if label.startswith(("jax", "funcbp,")) and time and temp and time.value is not None and temp.value is not None:
             points.setdefault(name, []).append((label, temp.value, time.value))
     points = {name: found for name, found in points.items() if len(found) > 2}
-    axes = np.atleast_1d(bp.plot.new_axes(7.0 * max(len(points), 1), 5.0, max(len(points), 1)))
+    axes = np.atleast_1d(bp.plot.new_axes(8.0 * max(len(points), 1), 4.5, max(len(points), 1)))
     for ax, (name, found) in zip(axes, points.items(), strict=False):
-        for i, (label, temp, time) in enumerate(sorted(found, key=lambda p: p[2])):
+        for i, (label, temp, time) in enumerate(sorted(found, key=lambda p: p[1]), 1):
             color = "#d95f02" if "funcbp" in label else "#1f77b4"
-            ax.scatter(temp, time, color=color, s=30)
-            above = 6 if i % 2 else -12
-            ax.annotate(label, (temp, time), (5, above), textcoords="offset points", fontsize=7, color=color)
+            ax.scatter(temp, time, color=color, s=30, label=f"{i}  {label}")
+            place = {
+                "xytext": (4 if i % 2 else -4, 4),
+                "textcoords": "offset points",
+                "ha": "left" if i % 2 else "right",
+            }
+            ax.annotate(str(i), (temp, time), fontsize=8, color=color, **place)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7, frameon=False, handletextpad=0.2)
         ax.axhline(1, color="0.8", zorder=0)
         ax.axvline(1, color="0.8", zorder=0)
         ax.set(xlabel="temporary bytes : jax", ylabel="time : jax", title=name)

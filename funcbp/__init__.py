@@ -16,7 +16,7 @@ from . import (
     train,
 )
 from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
-from .inspection import cotangents, residuals
+from .inspection import cotangents, find_nan, residuals, summary, trace
 from .loops import scan, while_loop
 from .ops.marks import feedback, name
 from .policies import Budget
@@ -37,6 +37,7 @@ __all__ = [
     "curvature",
     "data",
     "feedback",
+    "find_nan",
     "fit",
     "fit_many",
     "grad",
@@ -54,7 +55,9 @@ __all__ = [
     "rule",
     "rules",
     "scan",
+    "summary",
     "testing",
+    "trace",
     "train",
     "value_and_grad",
     "vjp",

@@ -60,7 +60,7 @@ def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Seq
     """One step of the walk: the cotangents of a step's primals, by its rule."""
     rule, (res, noted) = step.rule, step.residuals(kept)
     try:
-        with jx.written_at(step.source):
+        with jx.written_at(step.source, rule.name):
             ct = walk.meet(step, noted, ct)
             if rule.kind == "control":
                 out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]
@@ -287,20 +287,23 @@ class Backward:
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
         self.rules, self.edits = dict(rules or {}), dict(edits or {})
         self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
-        self.has_steps = any(rule.kind == "step" for rule in self.rules.values())
+        self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
         self.watch: Watch | None = None
         self.factored = False
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored)
+        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored, self.opens_calls)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
 
-    def looking(self, watch: Watch | None = None, factored: bool = False) -> Backward:
-        """The same, with something that watches the steps; or with products left as factors where they leave a loop."""
+    def looking(self, watch: Watch | None = None, factored: bool = False, opens_calls: bool = False) -> Backward:
+        """The same, with something that watches the steps; or with products left as factors where they leave a loop;
+        or running what calls have inside one by one, as a plain call otherwise compiles it.
+        """
         other = copy.copy(self)
         other.__dict__.pop("_key", None)
         other.watch, other.factored = watch or self.watch, factored or self.factored
+        other.opens_calls = opens_calls or self.opens_calls
         return other
 
     def __eq__(self, other: object) -> bool:

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,29 @@ def like(x: Any, aval: Aval) -> Any:
     return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
+def packs(aval: Aval) -> bool:
+    """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
+    return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
+
+
+def packed(aval: Aval) -> Aval:
+    """The type of such values as bits."""
+    return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+
+
+def pack(x: Any) -> Any:
+    """Booleans as bytes, eight neighbours along the last axis in one."""
+    eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
+    return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+
+
+def unpack(x: Any) -> Any:
+    """The booleans that were packed."""
+    eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
+    shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
+    return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
+
+
 def sharding_of(x: Any) -> Any:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(aval_of(x), "sharding", None)
@@ -108,18 +132,11 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-for _core in (
-    "jaxpr.py",
-    "record.py",
-    "backward.py",
-    "plan.py",
-    "policies.py",
-    "loops.py",
-    "straight.py",
-    "cotangents.py",
-    "rules",
-    "testing",
-):
+_CORE = """
+    jaxpr.py record.py backward.py plan.py policies.py loops.py straight.py mirrors.py cotangents.py credit.py
+    examples.py pairs.py rules ops inspection testing
+"""
+for _core in _CORE.split():
     source_info_util.register_exclusion(os.path.join(os.path.dirname(__file__), _core))
 
 
@@ -128,9 +145,10 @@ def current_source() -> Any:
     return source_info_util.current()
 
 
-def written_at(source: Any) -> Any:
-    """A context in which equations bear the line and the name scope of this place, transposed."""
-    return source_info_util.user_context(source.traceback, name_stack=source.name_stack.transform("transpose"))
+def written_at(source: Any, rule: str) -> Any:
+    """A context in which equations bear the line and the name scope of this place, transposed, and the rule's name."""
+    stack = source.name_stack.transform("transpose").extend(rule)
+    return source_info_util.user_context(source.traceback, name_stack=stack)
 
 
 def restored(source: Any) -> Any:
@@ -147,6 +165,23 @@ def own_name(fun: Any) -> str:
     """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
     name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
+
+
+def scope(source: Any) -> str:
+    """The name scope of an equation."""
+    return str(source.name_stack)
+
+
+def user_place(source: Any) -> tuple[str, int]:
+    """The file and the line of the user's program, or ("", 0)."""
+    found = re.match(r"(.*?):(\d+)", user_line(source))
+    return (found[1], int(found[2])) if found else ("", 0)
+
+
+def called_through(source: Any) -> set[str]:
+    """The names of the functions, JAX's own included, that an equation was written in."""
+    frames = {frame.function_name for frame in source.traceback.frames} if source.traceback else set()
+    return frames | set(re.findall(r"\w+", scope(source)))
 
 
 # --- the feedback mark ------------------------------------------------------------------------------------------------
@@ -275,7 +310,7 @@ def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Se
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
 
 
-def opened(program: Program, args: Sequence[Any]) -> list[Any]:
+def run_opened(program: Program, args: Sequence[Any]) -> list[Any]:
     """Run a program, and the compiled calls in it equation by equation, but for those that are cheap."""
 
     def run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -345,7 +380,38 @@ def is_literal(v: Any) -> bool:
 
 def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
     """The function a (closed or open) jaxpr stands for."""
-    return core.jaxpr_as_fun(_close(jaxpr))
+    closed = _close(jaxpr)
+    return lambda *args: _run(closed, args)
+
+
+def _run(closed: Any, args: Sequence[Any]) -> list[Any]:
+    """Run a program, each equation at the user's line it was written at.
+
+    Programs that JAX's own functions are made of have no such line; they are at the line of the call.
+    """
+    call = source_info_util.current().traceback
+    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(closed.jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if is_literal(v) else env[v]
+    knows_lines, around = _knows_lines(closed), source_info_util.current_name_stack()
+    with jax.debug_nans(False):
+        for eqn in closed.jaxpr.eqns:
+            source = eqn.source_info
+            traceback = source.traceback if knows_lines else call
+            with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
+                outs = eqn.primitive.bind(*map(read, eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
+            env.update(zip(eqn.outvars, outs if eqn.primitive.multiple_results else [outs], strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+@weakref_cache
+def _knows_lines(closed: Any) -> bool:
+    return any(source_info_util.user_frame(eqn.source_info.traceback) is not None for eqn in closed.jaxpr.eqns)
+
+
+def inside_call(params: dict[str, Any]) -> Any:
+    """A context in which equations bear the name of the called function in their name scope, as in JAX's programs."""
+    return source_info_util.extend_name_stack(f"jit({params['name']})" if params.get("name") else "call")
 
 
 def path_name(path: Any) -> str:
@@ -363,6 +429,25 @@ def out_avals(jaxpr: Any) -> list[Aval]:
 
 def _close(jaxpr: Any) -> Any:
     return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+
+
+def opened(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The inputs, equations and outputs of a program, to be run one by one, and (variable, value) of its constants."""
+    closed = _close(jaxpr)
+    inner = closed.jaxpr
+    return (
+        list(inner.invars),
+        list(inner.eqns),
+        list(inner.outvars),
+        list(zip(inner.constvars, closed.consts, strict=True)),
+    )
+
+
+def bind_eqn(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one equation on values."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 # --- higher-order primitives: the only readers of their parameters ----------------------------------------------------
@@ -566,6 +651,12 @@ def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
     return params["jaxpr"], len(consts), len(carry)
 
 
+def stacked_types(params: dict[str, Any]) -> list[Aval]:
+    """The types of what a scan stacks."""
+    body, _, n_carry = scan_parts(params)
+    return [t.update(shape=(params["length"], *t.shape)) for t in out_avals(body)[n_carry:]]
+
+
 def bind_scan(
     body: Program,
     consts: Sequence[Any],
@@ -648,6 +739,10 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
             b = trace(take, [core.typeof(x) for x in (*captured, *operands)])
         jaxprs.append(b.closed)
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
+
+
+def while_condition(params: dict[str, Any]) -> Any:
+    return params["cond_jaxpr"]
 
 
 def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:

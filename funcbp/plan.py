@@ -112,6 +112,7 @@ class Plan:
         free: indices of the inputs that the backward pass reads, or computes others of them from.
         once: variables kept once, which follow from the steady inputs.
         kept: variables kept at every step.
+        packed: those of them that are kept as bits, eight booleans in a byte; none where all that is needed is kept.
         forward: program from inputs to outputs, followed by `kept`.
         before: program from the steady inputs to `once`.
     """
@@ -140,11 +141,21 @@ class Plan:
         read = read_for(forward, needed, given) - given
         self.free = [i for i, v in enumerate(invars) if v in read]
         assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
+        self.packed = {v for v in self.kept if choose is not all_needed and jx.packs(v.aval)}
         self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
+        if self.packed:
+            types = [v.aval for v in self.forward.outvars]
+            pack = self._bits(jx.pack, [*(None for _ in passes.outputs), *self.kept], types)
+            self.forward = self.forward.then(pack, range(len(types)))
         still = [v for v, s in zip(invars, steady or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.once)
         self._backward: dict[tuple[Sequence[bool], Given], tuple[Program, Any]] = {}
         self._backward[passes.differentiable, None] = self._join(full), info
+
+    def _bits(self, change: Callable[[Any], Any], values: Sequence[Any], types: Sequence[Any]) -> Program:
+        """A program that changes the packed ones of these values, and hands the others through."""
+        f = lambda *xs: [change(x) if v in self.packed else x for v, x in zip(values, xs, strict=True)]
+        return jx.trace(f, types, "bits")
 
     def backward(self, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
         """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
@@ -170,7 +181,11 @@ class Plan:
         n_others = len(backward.invars) - len(candidates)
         backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
-        again = self.passes.forward.between([*(invars[i] for i in self.free), *self.once, *self.kept], needed)
+        given = [*(invars[i] for i in self.free), *self.once, *self.kept]
+        again = self.passes.forward.between(given, needed)
+        if self.packed:
+            types = [jx.packed(v.aval) if v in self.packed else v.aval for v in given]
+            again = self._bits(jx.unpack, given, types).then(again, range(len(given)))
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
 
 

@@ -36,6 +36,11 @@ def bytes_of(variables: Sequence[Any]) -> int:
     return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
 
 
+def kept_bytes(variables: Sequence[Any]) -> int:
+    """How many bytes these values have together when they are kept, where masks are kept as bits."""
+    return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
+
+
 def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
     """All values that are read when the targets are computed from the given values and the inputs."""
     read = {v for v in targets if not jx.is_literal(v)}
@@ -115,7 +120,7 @@ def graph_of(forward: Program, needed: list[Any], there: set[Any], alike: Mappin
     for eqn in forward.eqns:
         if any(v in read for v in eqn.outvars):
             put(eqn.outvars, eqn)
-    widths = np.array([max(1, bytes_of(variables)) for variables in values], float)
+    widths = np.array([max(1, kept_bytes(variables)) for variables in values], float)
     targets = dict.fromkeys(place[alike.get(v, v)] for v in needed)
     return Graph(values, widths, maker, makers, [list(r) for r in reads], list(targets))
 
@@ -239,7 +244,7 @@ class Budget:
                 return []
             limit = self.bytes / steps if self.bytes is not None else self.fraction * bytes_of(needed)  # type: ignore[operator]
             again = [bool(eqns) and all(map(jx.is_repeatable, eqns)) for eqns in graph.makers]
-            smallest = bytes_of(narrowest(graph, [0 if a else NEVER for a in again]))
+            smallest = kept_bytes(narrowest(graph, [0 if a else NEVER for a in again]))
             if smallest > limit:
                 where = jx.user_line(jx.current_source())
                 raise ValueError(

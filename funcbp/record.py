@@ -118,6 +118,7 @@ class RecordTrace(core.Trace):
         self.marked = False  # whether any value has a mirror
         self._places: dict[int, int] = {}
         self._slots = 0
+        self._in_tangents = 0  # inside how many tangent rules, whose values are of no consequence
 
     # values
 
@@ -170,7 +171,8 @@ class RecordTrace(core.Trace):
     def write(
         self, name: str, rule: Rule, params: Any, slots: Any, types: Any, outs: Any, res: Any, several: bool
     ) -> None:
-        noted = None if self.walker.watch is None else self.walker.watch.note(name, params, types, outs)
+        watch = None if self._in_tangents else self.walker.watch
+        noted = None if watch is None else watch.note(name, params, types, outs)
         leaves, tree = jax.tree.flatten((res, jax.tree.map(self.value, noted)))
         perturbed = tuple(slot is not None for slot in slots)
         outputs = tuple(map(self.slot, outs))
@@ -192,9 +194,9 @@ class RecordTrace(core.Trace):
         if (
             rule is not None
             and rule.body is not None
-            and (self.staging or rule.bwd is None or mirrors or self.walker.has_steps)
+            and (self.staging or rule.bwd is None or mirrors or self.walker.opens_calls)
         ):
-            with core.set_current_trace(self):
+            with core.set_current_trace(self), jx.inside_call(params):
                 return rule.body(params)(*tracers)
         if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
             values, slots, params = inside
@@ -206,8 +208,10 @@ class RecordTrace(core.Trace):
         differentiable = None
         if rule.kind == "tangent":
             tangents = [t if p else None for t, p in zip(tracers, perturbed, strict=True)]
+            self._in_tangents += 1
             with core.set_current_trace(self):
                 outs, slopes = rule.fwd(values, tangents, **params)  # type: ignore[misc]
+            self._in_tangents -= 1
             return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
         if rule.kind == "control":  # a boolean's cotangent does not go through programs inside programs
             slots = [slot if is_differentiable(t) else None for slot, t in zip(slots, avals, strict=True)]
@@ -283,17 +287,32 @@ class RecordTrace(core.Trace):
                 for t, v, slot in zip(tracers, values, slots, strict=True)
             ]
         mirrors = self.mirrors(tracers) or [None] * len(values)
+        self._in_tangents += 1
         with core.set_current_trace(self):
             outs = jvp.call_wrapped(*map(self.mirrored, values, mirrors), *tangents)
+        self._in_tangents -= 1
         n = len(outs) // 2
         return self.carried(outs[:n], outs[n:])
 
     def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         """The outputs of a tangent rule, each carrying the number of its tangent."""
+        if self.walker.watch is not None and not self._in_tangents:
+            for y, t in zip(outs, tangents, strict=True):
+                self._note_output(self.slot(t), self.value(y))
         return [
             self.value(y) if self.slot(t) is None else RecordTracer(self, self.value(y), t.slot)
             for y, t in zip(outs, tangents, strict=True)
         ]
+
+    def _note_output(self, slot: int | None, value: Any) -> None:
+        """Have the watch note the output of a tangent rule, at the step that its tangent came out of."""
+        for i, step in enumerate(self.steps):
+            if slot is not None and slot in step.outputs:
+                res, _ = step.tree.unflatten(step.res)
+                noted = self.walker.watch.note(step.primitive, step.params, step.types, [value])
+                noted = jax.tree.map(lambda x: self.keep(self.value(x)), noted)
+                leaves, tree = jax.tree.flatten((res, noted), is_leaf=lambda x: type(x) is Kept)
+                self.steps[i] = step._replace(res=tuple(leaves), tree=tree)
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool

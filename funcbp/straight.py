@@ -62,7 +62,7 @@ def in_regions(f: Callable[..., Sequence[Any]], residuals: str | Budget) -> Call
     def run(*args: Any) -> list[Any]:
         types = [jax.typeof(x) for x in args]
         whole = jx.trace(f, types, "straight")
-        program = jx.trace(lambda *xs: jx.opened(whole, xs), types, "straight")
+        program = jx.trace(lambda *xs: jx.run_opened(whole, xs), types, "straight")
         regions = regions_of(program)
         policy = Planned(residuals, sum(r.planned for r in regions))
         env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))

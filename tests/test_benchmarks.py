@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, report, step, workloads
+from benchmarks import measure, memory, report, step, workloads
 
 TOYS = {
     "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
@@ -133,3 +133,33 @@ def test_the_command_refuses_what_it_does_not_know(argv, message, capsys):
         command.main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def policies(usual_jax):
+    make = functools.partial(workloads.lstm, time=6, batch=2, units=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "STOCK", ("dots_saveable",))
+        patch.setattr(memory, "BUDGETS", ())
+        rows = list(memory.model_rows("W6 LSTM", memory.Model(make, ("net",), {}), pairs=1))
+    return report.Table("policies", memory.COLUMNS, rows)
+
+
+def test_each_policy_has_its_row_beside_jax(policies):
+    labels = [row.name.partition(": ")[2] for row in policies.rows]
+    assert labels[:3] == ["jax", "jax, dots_saveable", "jax, by hand (net)"]
+    assert labels[3:] == ["funcbp, needed", "funcbp, min_cut", "funcbp, inputs", "funcbp, by hand"]
+    again = {label: row.cells["contractions"].value for label, row in zip(labels, policies.rows, strict=True)}
+    assert again["funcbp, min_cut"] == again["jax, dots_saveable"] == 1.0
+    assert again["funcbp, inputs"] == pytest.approx(4 / 3)  # three contractions per step, and one again
+    assert not any(row.refused for row in policies.rows)
+
+
+def test_policies_are_drawn_as_points(policies):
+    (ax,) = memory.draw(policies).axes
+    assert len(ax.collections) == len(policies.rows)
+    assert ax.get_title() == "W6 LSTM"
+
+
+def test_snapshots_are_counted():
+    assert memory.counted(1000, 10) == (12, 3.64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,24 @@ def test_gradients_do_not_depend_on_what_is_kept(program, residuals):
     )
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_smallest_budget_is_met_and_changes_no_gradient(program):
+    """Asked for too little, it names the smallest budget; with that, the gradients are the same."""
+    f, args = PROGRAMS[program]
+    least = 1
+    while True:
+        gradient = bp.Backward(residuals=bp.Budget(bytes=least)).grad(f)
+        try:
+            jax.eval_shape(gradient, args)
+            break
+        except ValueError as error:
+            (needed,) = re.findall(r"The smallest budget is Budget\(bytes=(\d+)\)", str(error))
+            assert int(needed) > least
+            least = int(needed)
+    want = jax.jit(jax.grad(f))(args)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-13), jax.jit(gradient)(args), want)
+
+
 def bytes_between(f, args, residuals):
     """Bytes that the first loop of a gradient hands to the last one."""
     eqns = [
@@ -130,7 +150,11 @@ def test_the_cut_is_the_narrowest():
 
 def test_a_mask_is_kept_for_relu():
     f = lambda x: lax.scan(lambda c, _: (jax.nn.relu(c + 0.5) - 0.1, None), x, None, 6)[0].sum()
-    assert bytes_between(f, jnp.ones(8), "min_cut") == 6 * 8  # one byte each
+    assert bytes_between(f, jnp.ones(6), "min_cut") == 6 * 6  # one byte each
+    assert bytes_between(f, jnp.ones((2, 16)), "min_cut") == 6 * 2 * 16 // 8  # whole bytes: one bit each
+    x = jnp.asarray(rng.normal(size=(2, 16)))
+    np.testing.assert_array_equal(bp.grad(f)(x), jax.grad(f)(x))
+    assert bp.residuals(f)(x).total == 6 * 2 * 16 // 8
 
 
 def test_unknown_policy():

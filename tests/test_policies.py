@@ -177,7 +177,7 @@ def recurrent(w, xs):
 
 
 @pytest.mark.parametrize(
-    ("batch", "units", "waits"), [(1, 128, True), (16, 128, False), (128, 128, False), (1, 8, False)]
+    ("batch", "units", "waits"), [(1, 128, True), (16, 128, False), (128, 128, False), (1, 32, False)]
 )
 def test_small_products_of_a_large_weight_wait(batch, units, waits):
     """The sizes of W6: for a batch of 1 after the loop; for 16 and 128 the stacks would take more than they save."""

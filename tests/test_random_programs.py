@@ -6,7 +6,7 @@ import pytest
 
 from .random_programs import CHEAP, check_chunk
 
-CHUNKS = [(part, 75, CHEAP) for part in range(4)] + [(part, 8, ["eager", "compiled"]) for part in (4, 5)]
+CHUNKS = [(part, 75, CHEAP) for part in range(4)] + [(part, 5, ["eager", "compiled"]) for part in (4, 5)]
 
 
 @pytest.mark.parametrize("number, size, ways", CHUNKS, ids=str)

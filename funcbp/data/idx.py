@@ -60,13 +60,16 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise DataError(
             f"{path} is truncated: the sizes of its {axes} axes need {start} bytes, and it has {len(content)}."
         )
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, offset=4))
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
     size, needed = len(content) - start, math.prod(shape) * dtype.itemsize
     if size != needed:
         wrong = "is truncated" if size < needed else "is longer than it says"
         raise DataError(f"{path} {wrong}: {list(shape)} numbers need {needed:,} bytes, and there are {size:,}.")
-    # a copy in the machine's byte order, which can be written to
-    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    try:
+        array = np.frombuffer(content[start:], dtype).reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{path} says that it holds an array that numpy cannot: {list(shape)} ({error}).") from error
+    return array.astype(dtype.newbyteorder("="))  # a copy in the machine's byte order, which can be written to
 
 
 def read_mnist(folder: str | Path, seed: int = 0) -> Dataset:

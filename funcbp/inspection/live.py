@@ -46,12 +46,11 @@ class Live(NamedTuple):
 def live_bytes(plan: Plan) -> Live:
     """The bytes in use along the passes of a plan whose inputs are there anyway."""
     passes = plan.passes
-    kept = [v for v in plan.kept if not jx.is_literal(v)]
-    forward = _walk(plan.forward, [], [*kept, *passes.outputs])
+    forward = _walk(plan.forward, [], plan.forward.outvars)
     program, _ = plan.backward(passes.differentiable, None)
     # the backward program's inputs come as (*free, *once, *kept, *others)
     first = len(plan.free) + len(plan.once)
-    backward = _walk(program, program.invars[first : first + len(kept)], program.outvars)
+    backward = _walk(program, program.invars[first : first + len(plan.kept)], program.outvars)
     return Live(np.array(forward), np.array(backward))
 
 

@@ -19,6 +19,7 @@ from ..arguments import as_value, split_arguments
 from ..backward import Backward
 from ..cotangents import is_differentiable
 from ..plan import Plan, plan_of_call
+from ..policies import bytes_of, kept_bytes
 from ..record import Kept
 from ..straight import in_regions
 from .live import Live, live_bytes
@@ -37,7 +38,7 @@ class Residual:
             it.
         line: the user's line that made it.
         shape, dtype: of one step's value.
-        bytes: of one step's value.
+        bytes: of one step's value, as it is kept: a mask as bits.
         steps: in how many steps it is kept.
         fate: `"kept"`, `"kept once"` (the same in every step of a loop), `"there anyway"` (an argument, or what a loop
             goes along) or `"computed again"`.
@@ -153,9 +154,10 @@ def residuals(
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
-        >>> report = bp.residuals(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=7)[0])(1.0)
+        >>> step = lambda c, _: (jnp.tanh(jnp.exp(c)), None)
+        >>> report = bp.residuals(lambda x: jax.lax.scan(step, x, length=7)[0])(1.0)
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
-        (28, [('carry 0', 7, 'kept'), ('cos', 7, 'computed again')])
+        (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
     """
     walker = backward or Backward()
 
@@ -227,7 +229,7 @@ def _of_plan(
         name = given.get(v) or names.get(v) or (eqn.primitive.name if eqn is not None else "input")
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
         times = 1 if fate in (ONCE, THERE) else steps
-        size = v.aval.size * v.aval.dtype.itemsize
+        size = kept_bytes([v]) if v in plan.packed else bytes_of([v])
         why = _why(fate, eqn, kind, dear.get(v, ""))
         yield Residual(
             name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside

@@ -3,6 +3,10 @@
 Nothing is shown and no global state is touched, so it works without a screen; `figure.savefig(path)` writes a file.
 """
 
+from .canvas import INK as INK
+from .canvas import SIGNED as SIGNED
+from .canvas import TRAINING as TRAINING
+from .canvas import VALIDATION as VALIDATION
 from .canvas import new_axes as new_axes
 from .curves import curves as curves
 from .curves import learning_curves as learning_curves
@@ -20,3 +24,7 @@ from .surface import error_surface as error_surface
 from .surface import loss_slice as loss_slice
 from .surface import principal_directions as principal_directions
 from .surface import random_directions as random_directions
+from .traces import gradient_flow as gradient_flow
+from .traces import graph as graph
+from .traces import histograms as histograms
+from .traces import saturation as saturation

@@ -26,6 +26,12 @@ def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1, projecti
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> from funcbp import plot
+        >>> left, right = plot.new_axes(8, 3, columns=2)
+        >>> left.figure is right.figure
+        True
     """
     try:
         figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")

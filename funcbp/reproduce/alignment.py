@@ -15,26 +15,12 @@ import numpy as np
 
 from .. import plot
 from ..backward import grad
+from ..ops import feedback
 from .table import COMPUTED, SECONDARY, Picture, Reproduction, Row
 
 RATE = 0.005
 BLOCK, PROBES = 10, 16
 SAMPLES = (100, 300, 500, 1000, 2000)
-
-
-@jax.custom_vjp
-def through(w: Any, b: Any, h: Any) -> Any:
-    """y = W h going forward; going backward, h̄ = B ȳ. A pair of this entry's own, which funcbp's walk honours."""
-    return w @ h
-
-
-def through_bwd(res: tuple[Any, Any], ct: Any) -> tuple[Any, Any, Any]:
-    """W̄ = ȳ h', h̄ = B ȳ; B has no cotangent, as nothing is learned about it."""
-    b, h = res
-    return jnp.outer(ct, h), jnp.zeros_like(b), b @ ct
-
-
-through.defvjp(lambda w, b, h: (w @ h, (b, h)), through_bwd)
 
 
 class Task(NamedTuple):
@@ -64,9 +50,9 @@ def learn(task: Task, aligned: bool) -> tuple[Any, Any]:
 
     def error(weights: Any, x: Any) -> Any:
         w0, w = weights
-        h = w0 @ x
-        y = through(w, task.feedback, h) if aligned else w @ h
-        return 0.5 * jnp.sum((task.target @ x - y) ** 2)
+        if aligned:
+            w = feedback(w, task.feedback.T)
+        return 0.5 * jnp.sum((task.target @ x - w @ (w0 @ x)) ** 2)
 
     def update(weights: Any, x: Any) -> tuple[Any, None]:
         return jax.tree.map(lambda w, ct: w - RATE * ct, weights, grad(error)(weights, x)), None

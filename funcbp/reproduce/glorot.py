@@ -65,7 +65,7 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
             ours = f"{means.mean():.3f} ({means.min():.3f} to {means.max():.3f})"
             yield Row(f"{name}, inputs N(0, {scale:g}²)", reference, SECONDARY, ours, f"{LAYERS} layers", note)
             label = f"{name}, inputs {scale:g}: mean {means.mean():.2f}"
-            ax.hist(values.ravel(), 60, density=True, histtype="step", linestyle=dashes, label=label)
+            ax.hist(values.ravel(), 40, density=True, histtype="step", linestyle=dashes, label=label)
     ax.set(
         xlabel="singular value of a layer's Jacobian", ylabel="density", title=f"{LAYERS} layers of {width} tanh units"
     )

@@ -20,17 +20,16 @@ PROBLEMS = {
     "SIN 1-5-1": ([1, 5, 1], 0.002, {"LM": "1.00", "RP": "4.97", "GDX": "24.29"}),
     "PARITY 3-10-10-1": ([3, 10, 10, 1], 0.001, {"LM": "3.50", "RP": "1.00", "GDX": "7.26"}),
 }
-MISSING = "not in this version"
 
 
 def rules(net: nets.Net, x: np.ndarray, t: np.ndarray) -> dict[str, optax.GradientTransformation]:
     """The rules by the names that MATLAB has for them, without the `train`."""
-    found = {"RP": optim.irprop_minus(0.07), "GDX": optim.vogl(0.01)}
-    levenberg_marquardt = getattr(optim, "levenberg_marquardt", None)
-    if levenberg_marquardt is None:
-        return found
     residuals = lambda params, example: net.apply(params, example[0]) - example[1]
-    return {"LM": levenberg_marquardt(residuals, 0.001, batch=(jnp.asarray(x), jnp.asarray(t))), **found}
+    return {
+        "LM": optim.levenberg_marquardt(residuals, 0.001, batch=(jnp.asarray(x), jnp.asarray(t))),
+        "RP": optim.irprop_minus(0.07),
+        "GDX": optim.vogl(0.01),
+    }
 
 
 def problem(name: str) -> tuple[nets.Net, np.ndarray, np.ndarray]:
@@ -41,7 +40,7 @@ def problem(name: str) -> tuple[nets.Net, np.ndarray, np.ndarray]:
 
 
 def learn(name: str, optimizer: Any, trials: int, most: int, seed: int) -> tuple[Outcome, np.ndarray]:
-    """Trials one after another, by one compiled program, and the seconds that each took."""
+    """Trials one after another, by one compiled program, and the seconds that each took, the fastest of three runs."""
     net, x, t = problem(name)
     goal = PROBLEMS[name][1]
 
@@ -54,9 +53,13 @@ def learn(name: str, optimizer: Any, trials: int, most: int, seed: int) -> tuple
     jax.block_until_ready(trial(keys[0]))
     ends, seconds = [], []
     for key in keys:
-        begin = time.perf_counter()
-        ends.append(jax.block_until_ready(trial(key)))
-        seconds.append(time.perf_counter() - begin)
+        took = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            end = jax.block_until_ready(trial(key))
+            took.append(time.perf_counter() - begin)
+        ends.append(end)
+        seconds.append(min(took))
     return jax.tree.map(lambda *a: np.stack(a), *ends), np.array(seconds)
 
 
@@ -72,9 +75,6 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         found = {rule: learn(name, optimizer, trials, most, seed) for rule, optimizer in rules(*problem(name)).items()}
         means = {rule: seconds.mean() for rule, (_, seconds) in found.items()}
         for rule, reference in references.items():
-            if rule not in found:
-                yield Row(f"{name}, {rule}", f"{reference}×", MEMORY, MISSING, "0", note)
-                continue
             outcome, _ = found[rule]
             ours = f"{means[rule] / min(means.values()):.2f}× ({1e3 * means[rule]:.1f} ms)"
             yield Row(f"{name}, {rule}", f"{reference}×", MEMORY, ours, outcome.tally(), note)
@@ -88,6 +88,6 @@ REPRODUCTION = Reproduction(
     "mathworks",
     "Levenberg-Marquardt, resilient backpropagation and adaptive gradient descent on two problems",
     'The MathWorks, "Choose a multilayer neural network training function", in the manual of its toolbox',
-    11 if not hasattr(optim, "levenberg_marquardt") else 13,
+    13,
     run,
 )

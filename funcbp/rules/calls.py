@@ -92,10 +92,11 @@ def_control(primitives.remat_p, remat_fwd, remat_bwd)
 
 
 def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:
-    """The identity, behind a barrier; so are the cotangents that exist."""
-    exist = [c for c in ct if c is not Zero]
-    behind = iter(lax.optimization_barrier(exist))
-    return [Zero if c is Zero else next(behind) for c in ct]
+    """The identity, behind a barrier; so are the cotangents that exist and are asked for."""
+    wanted = [p and c is not Zero for c, p in zip(ct, perturbed, strict=True)]
+    exist = [c for c, w in zip(ct, wanted, strict=True) if w]
+    behind = iter(lax.optimization_barrier(exist) if exist else ())
+    return [next(behind) if w else Zero for w in wanted]
 
 
 def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:

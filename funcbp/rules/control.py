@@ -266,10 +266,9 @@ def while_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: A
 def while_message(where: str) -> str:
     return (
         f"Reverse-mode differentiation does not work through {where}: the number of its steps is not known when it is "
-        "traced, so its steps cannot be kept. Use jax.lax.scan, or jax.lax.fori_loop with bounds that are Python "
-        "integers; for a loop that stops early, scan over the largest number of steps and leave the rest unchanged "
-        "with jnp.where; or define its derivative with jax.custom_vjp (for a fixed point, by the implicit function "
-        "theorem)."
+        "traced, so its steps cannot be kept. Use funcbp.while_loop with max_steps=..., which stores a few snapshots; "
+        "jax.lax.scan, or jax.lax.fori_loop with bounds that are Python integers; or define its derivative with "
+        "jax.custom_vjp (for a fixed point, by the implicit function theorem)."
     )
 
 

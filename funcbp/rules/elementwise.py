@@ -153,17 +153,24 @@ def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
 
 
 def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """z = Σ aₖ xᵏ:  x̄ = z̄ Σ k aₖ x^(k-1),  āₖ = z̄ xᵏ."""
+    """z = Σ aₖ xᵏ:  x̄ = z̄ Σ k aₖ x^(k-1),  āₖ = z̄ xᵏ. Keeps the coefficients only where x is perturbed."""
     x, *coefficients = res
     x_bar: Any = Zero
     if perturbed[0]:
         slopes = [c * k for k, c in enumerate(coefficients[1:], 1)]
         x_bar = unbroadcast(ct * lax.polynomial(x, slopes, **params), x)  # type: ignore[attr-defined]
     bars, power = [], ct
-    for c, p in zip(coefficients, perturbed[1:], strict=True):
+    last = max((k for k, p in enumerate(perturbed[1:]) if p), default=-1)
+    for k, (c, p) in enumerate(zip(coefficients, perturbed[1:], strict=True)):
+        power = lax.mul(power, x) if 0 < k <= last else power
         bars.append(unbroadcast(power, c) if p else Zero)
-        power = lax.mul(power, x)
     return [x_bar, *bars]
+
+
+def polynomial_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    x, *coefficients = primals
+    kept = (c if perturbed[0] and k else jax.typeof(c) for k, c in enumerate(coefficients))
+    return (x if perturbed[0] or any(perturbed[2:]) else jax.typeof(x)), *kept
 
 
 def integer_pow_slope(x: Any, *, y: int) -> Any:
@@ -241,7 +248,7 @@ def_rule(primitives.sub_p, sub_bwd, save=TYPES)
 def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False)
 def_rule(primitives.div_p, div_bwd, save=div_save)
 def_rule(primitives.rem_p, rem_bwd, save=types_or_both)
-def_rule(primitive("polynomial_p"), polynomial_bwd)
+def_rule(primitive("polynomial_p"), polynomial_bwd, save=polynomial_save)
 def_rule(primitives.pow_p, pow_bwd, save=pow_save)
 def_rule(primitives.max_p, extremum(lax.max))
 def_rule(primitives.min_p, extremum(lax.min))

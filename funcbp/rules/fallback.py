@@ -26,6 +26,10 @@ def missing(primitive: Any) -> Rule:
     return Rule(kind="missing", save=lambda *_: (), message=message)
 
 
+class BorrowedRuleWarning(UserWarning):
+    """JAX's derivative is used for an equation, under `on_missing="jax"`."""
+
+
 def borrowed(primitive: Any) -> Rule:
     """A rule for an equation without one: JAX's reverse mode, for this equation alone."""
 
@@ -47,5 +51,6 @@ def borrowed(primitive: Any) -> Rule:
         back = dict(zip(chosen, pullback(ct), strict=True))
         return [back.get(i) for i in range(len(perturbed))]
 
-    warnings.warn(f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it.", stacklevel=2)
+    message = f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it."
+    warnings.warn(message, BorrowedRuleWarning, stacklevel=2)
     return Rule(borrowed_bwd)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -258,35 +259,39 @@ def triangular_solve_bwd(
 def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A X = B, A of three diagonals:  B̄ = A⁻ᵀ X̄;  the diagonals get those of -B̄ Xᵀ."""
     low, mid, up, x = res
-    zero = lax.full_like(low[..., :1], 0)
+    zero = jnp.zeros((*low.shape[:-1], 1), low.dtype)
     low_t = jnp.concatenate([zero, up[..., :-1]], -1)
     up_t = jnp.concatenate([low[..., 1:], zero], -1)
     b_bar = primitives.tridiagonal_solve_p.bind(low_t, mid, up_t, ct, **params)
-    before = lambda: jnp.concatenate([jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], -2)
-    after = lambda: jnp.concatenate([x[..., 1:, :], jnp.zeros_like(x[..., :1, :])], -2)
+    row = lambda: jnp.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype)
+    before = lambda: jnp.concatenate([row(), x[..., :-1, :]], -2)
+    after = lambda: jnp.concatenate([x[..., 1:, :], row()], -2)
     met = zip((before, lambda: x, after), perturbed[:3], strict=True)
     return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 
 
 def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Solve as the user said, and keep the solution."""
+    """Solve as the user said, and keep the solution where the matrix is perturbed."""
     outs = primitives.linear_solve_p.bind(*primals, **params)
-    n = len(primals) - sum(solve_parts(params)[1])
-    return outs, (list(primals[: len(primals) - n]), outs[:n]), [*([True] * n), *([False] * (len(outs) - n))]
+    lengths = solve_parts(params)[1]
+    n = len(primals) - sum(lengths)
+    solution = outs[:n] if any(perturbed[: lengths[0]]) else [jax.typeof(y) for y in outs[:n]]
+    return outs, (list(primals[: len(primals) - n]), solution), [*([True] * n), *([False] * (len(outs) - n))]
 
 
 def linear_solve_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
     constants, x = res
     jaxprs, lengths = solve_parts(params)
-    b_bar = transposed_solve(params, constants, [instantiate(c, jnp.asarray(y)) for c, y in zip(ct, x, strict=False)])
+    b_bar = transposed_solve(params, constants, [instantiate(c, y) for c, y in zip(ct, x, strict=False)])
     of_matrix = constants[: lengths[0]]
     to_matrix: list[Any] = [Zero] * lengths[0]
     if any(perturbed[: lengths[0]]):
         passes = walk.walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
-        outs = passes.forward(*of_matrix, *x)
+        keep = lambda: passes.forward.with_outputs(passes.candidates).pruned(keep_inputs=True)[0]
+        candidates = passes.made("candidates", keep)(*of_matrix, *x)
         minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
-        to_matrix = passes.pull_back(outs[len(b_bar) :], minus, walk.named)[0][: lengths[0]]
+        to_matrix = passes.pull_back(candidates, minus, walk.named)[0][: lengths[0]]
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 

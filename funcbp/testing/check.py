@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from .. import backward
 from ..cotangents import is_differentiable
+from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
 from .judge import Judgement, judge_leaf
 from .programs import blame, casts, program_of
@@ -83,9 +85,23 @@ def check(
     Source: C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982, for the extrapolated differences.
     """
     numbers = _checked_arguments(f, args, wrt, order, samples, tolerance)
-    subject = Subject(f, args, kwargs, numbers, has_aux)
+    with borrowed_rules() as borrowed:
+        report = _check(Subject(f, args, kwargs, numbers, has_aux), order, samples, vjp, seed, tolerance, complex_step)
+    return replace(report, notes=(*report.notes, *borrowed))
+
+
+def _check(
+    subject: Subject,
+    order: int,
+    samples: int,
+    vjp: Callable[..., Any],
+    seed: int,
+    tolerance: float,
+    complex_step: bool,
+) -> Report:
     rng = np.random.default_rng(seed)
     notes: list[str] = []
+    f = subject.f
     if not subject.float_ids:
         raise ValueError("There is nothing to differentiate: no argument has a floating-point leaf.")
     if not subject.out_float_ids:
@@ -152,6 +168,20 @@ def double_precision() -> Iterator[None]:
     """64-bit types on, so that the reference is in float64; mixing them with what `f` holds in float32 is allowed."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.debug_nans(False), jax.debug_infs(False):
         yield
+
+
+@contextlib.contextmanager
+def borrowed_rules() -> Iterator[list[str]]:
+    """What is said of rules that are borrowed from JAX meanwhile, each once; it becomes a note of the report."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BorrowedRuleWarning)
+        yield said
+    for w in caught:
+        if not issubclass(w.category, BorrowedRuleWarning):
+            warnings.showwarning(w.message, w.category, w.filename, w.lineno)
+        elif str(w.message) not in said:
+            said.append(str(w.message))
 
 
 def _checked_arguments(

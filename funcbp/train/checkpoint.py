@@ -175,6 +175,12 @@ class OrbaxCheckpoint:
     Raises:
         ImportError: orbax-checkpoint is not installed.
         ValueError: `every` is less than 1.
+
+    Example:
+        >>> import tempfile
+        >>> from funcbp import train
+        >>> train.OrbaxCheckpoint(tempfile.mkdtemp()).exists()
+        False
     """
 
     def __init__(self, folder: str | Path, every: int | None = None):

@@ -50,7 +50,7 @@ BATCH_OPTIMIZERS: dict[str, tuple[Make, float]] = {  # they compare the errors a
     "quickprop": (optim.quickprop, 0.05),
     "delta-bar-delta": (optim.delta_bar_delta, 0.05),
     "super-sab": (optim.super_sab, 0.05),
-    "silva-almeida": (optim.silva_almeida, 0.05),
+    "silva-almeida": (optim.silva_almeida, 0.005),
     "bold-driver": (optim.bold_driver, 0.05),
     "vogl": (optim.vogl, 0.05),
     "salomon": (optim.salomon, 0.05),

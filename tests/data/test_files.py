@@ -60,6 +60,11 @@ def test_what_spreadsheets_write(tmp_path):
     assert data.read(write(tmp_path, indexed)).n_inputs == 3
 
 
+def test_space_around_a_cell_is_nothing(tmp_path):
+    d = data.read(write(tmp_path, table([(f" {i}", f"{i}.\x1c", f"\t{i % 3} ") for i in range(30)], " a ,b , y")))
+    assert d.classes == ("0", "1", "2") and d.n_inputs == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -65,6 +65,14 @@ def test_rprop(kind):
     np.testing.assert_allclose(handed_out(getattr(optim, kind)(0.1, 0.1, 2.0, 0.05, 0.3)), short, rtol=1e-14)
 
 
+@pytest.mark.parametrize(("value", "moved"), [(0.9, 0.0), (1.0, 0.0), (1.1, 0.1), (np.nan, 0.1)])
+def test_irprop_plus_takes_back_what_made_it_worse(value, moved):
+    """An equal error is not worse; one that is not a number is."""
+    optimizer = optim.irprop_plus(0.1)
+    _, state = optimizer.update(jnp.ones(1), optimizer.init(jnp.zeros(1)), value=1.0)
+    np.testing.assert_allclose(optimizer.update(-jnp.ones(1), state, value=value)[0], [moved])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_irprop_minus_is_optax_s_to_the_last_bit(dtype):
     """optax 0.2.8 computes the same steps, but hands each one out an update late (google-deepmind/optax#1725)."""

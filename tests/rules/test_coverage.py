@@ -53,22 +53,50 @@ def test_a_missing_rule_can_be_borrowed(monkeypatch):
     with pytest.warns(UserWarning, match=r"JAX's derivative of `erf` is borrowed"):
         got = bp.Backward(on_missing="jax").grad(f)(x)
     assert jnp.allclose(got, jax.grad(f)(x), rtol=1e-14)
+    report = bp.check(f, x, vjp=bp.Backward(on_missing="jax").vjp)
+    assert report.ok and "JAX's derivative of `erf` is borrowed" in str(report)
     assert "erf" not in bp.coverage()
     assert bp.Backward(on_missing="jax").coverage()["erf"] == "borrowed"
 
 
-def test_collectives_are_refused_and_never_wrong():
-    """Neither outside nor inside of a `shard_map` is a gradient off by the number of devices."""
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.P("i")
-    summed = jax.shard_map(lambda x: jax.lax.psum(x * x, "i"), mesh=mesh, in_specs=spec, out_specs=jax.P())
-    x = jnp.arange(3.0)
+PERMUTATION = ((0, 0),)
+COLLECTIVES = {
+    "psum": lambda y: jax.lax.psum(y * y, "i"),
+    "pmean": lambda y: jax.lax.pmean(y * y, "i"),
+    "pmax": lambda y: jax.lax.pmax(y, "i"),
+    "pmin": lambda y: jax.lax.pmin(y, "i"),
+    "all_gather": lambda y: jax.lax.all_gather(y, "i"),
+    "psum_scatter": lambda y: jax.lax.psum_scatter(y, "i", tiled=True),
+    "all_to_all": lambda y: jax.lax.all_to_all(y[None], "i", 0, 0),
+    "ppermute": lambda y: jax.lax.ppermute(y, "i", PERMUTATION),
+    "pvary": lambda y: jax.lax.pcast(jax.lax.psum(y, "i"), "i", to="varying"),
+}
+ACROSS = dict(
+    mesh=jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,)),
+    in_specs=jax.P("i"),
+    out_specs=jax.P("i"),
+)
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_collectives_are_refused_by_name(name):
+    """Inside of a `shard_map`, no gradient is off by the number of devices: there is none."""
+    f = COLLECTIVES[name]
+    inside = jax.shard_map(lambda x: bp.grad(lambda y: jnp.sum(f(y)))(x), **ACROSS)
+    with pytest.raises(bp.MissingRuleError, match=r"no derivative for `\w+` at .*test_coverage") as error:
+        inside(jnp.arange(3.0))
+    spelled = {"pmean": "psum", "psum_scatter": "reduce_scatter"}.get(name, name)
+    assert f"`{spelled}" in str(error.value)
+
+
+def test_nothing_is_differentiated_through_a_shard_map():
+    summed = jax.shard_map(lambda x: x * jax.lax.psum(x, "i"), **ACROSS)
     with pytest.raises(bp.MissingRuleError, match="shard_map"):
-        bp.grad(lambda x: summed(x).sum())(x)
-    inside = jax.shard_map(
-        lambda x: bp.grad(lambda y: jax.lax.psum(y * y, "i").sum())(x), mesh=mesh, in_specs=spec, out_specs=spec
-    )
-    with pytest.raises(bp.MissingRuleError, match=r"no derivative for `(psum|psum_invariant|pvary)`"):
-        inside(x)
-    local = jax.shard_map(lambda x: bp.grad(lambda y: (y * y).sum())(x), mesh=mesh, in_specs=spec, out_specs=spec)
+        bp.grad(lambda x: summed(x).sum())(jnp.arange(3.0))
+
+
+def test_what_needs_no_communication_is_right_inside_a_shard_map():
+    scaled = lambda y: (y * y * (1 + jax.lax.axis_index("i").astype(y.dtype))).sum()
+    local = jax.shard_map(lambda x: bp.grad(scaled)(x), **ACROSS)
+    x = jnp.arange(3.0)
     assert jnp.array_equal(local(x), 2 * x)

@@ -188,3 +188,10 @@ def test_every_ruled_primitive_has_a_row(monkeypatch):
         p.name for p, r in TABLE.items() if r.kind not in ("zero", "nondiff", "missing") and r.message is None
     } - rows
     assert not unrowed, f"no row for {sorted(unrowed)}"
+
+
+def test_singular_values_are_the_same_bits():
+    """With a derivative they are computed beside the vectors, and are not taken from there."""
+    f = lambda x: jnp.linalg.svd(x, compute_uv=False)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4)))
+    assert jnp.array_equal(bp.vjp(f, x)[0], f(x))

@@ -230,6 +230,15 @@ def test_divergence_keeps_the_last_good_parameters_and_says_where():
     assert (d.equation is None) == (not hasattr(bp, "find_nan"))
 
 
+def test_divergence_names_the_first_bad_equation(monkeypatch):
+    """`find_nan` is asked about the loss, at the update where it happened."""
+    seen = lambda loss: lambda w, batch: f"not finite: {loss(w, batch):.0f}"
+    monkeypatch.setattr(bp, "find_nan", seen, raising=False)
+    root = lambda w, batch: jnp.sqrt(w) + 0 * jnp.sum(batch)
+    fit = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.4), mode="batch", epochs=30)
+    assert fit.divergence.equation == "not finite: nan" and str(fit.divergence).endswith("; not finite: nan")
+
+
 def test_divergence_of_the_gradient_and_of_the_validation_loss():
     root = lambda w, batch: jnp.sqrt(w) + 0 * jnp.sum(batch)  # its derivative at 0 is not finite, though it is
     fit = bp.fit(root, jnp.array(0.0), X, optimizer=optax.sgd(0.1), mode="batch", epochs=3)

@@ -77,22 +77,21 @@ def test_each_layout_has_its_own_communication(trainings):
 
 
 class Pair:
-    """`funcbp train` in two processes with two devices each, which talk over the loopback."""
+    """Two processes with two devices each, which talk over the loopback."""
 
-    def __init__(self, *argv):
+    def __init__(self, command):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--out", "out", *argv]
+            address = f"127.0.0.1:{free.getsockname()[1]}"
         self.processes = [
             subprocess.Popen(
-                [*command, "--coordinator", coordinator, "--processes", "2", "--process", str(i)],
+                [sys.executable, *command(address, str(process))],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 env=environment(2),
             )
-            for i in range(2)
+            for process in range(2)
         ]
 
     def __enter__(self):
@@ -113,14 +112,19 @@ class Pair:
 def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     """The limit is hard: a process that waits for a dead one is not waited for."""
     monkeypatch.chdir(tmp_path)
-    run, limit = ["--checkpoint", "run.npz", "--checkpoint-every", "2"], 120
+    limit = 120
+
+    def train_iris(*more):
+        where = lambda address, process: ["--coordinator", address, "--processes", "2", "--process", process]
+        argv = ["-m", "funcbp", "train", "iris", "--network", "mlp:4", "--out", "out", "--checkpoint", "run.npz"]
+        return lambda *who: [*argv, "--checkpoint-every", "2", *more, *where(*who)]
 
     def epoch():
         with contextlib.suppress(FileNotFoundError), np.load("run.npz") as file:
             return int(file["state/epoch"])
         return 0
 
-    with Pair(*run, "--epochs", "1000000") as pair:
+    with Pair(train_iris("--epochs", "1000000")) as pair:
         end = time.monotonic() + limit
         while epoch() < 4:
             assert time.monotonic() < end and pair.processes[0].poll() is None, pair.wait(1)
@@ -129,7 +133,7 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
         assert pair.processes[1].wait(10) == -signal.SIGKILL
     reached = epoch()
     total = str(reached + 6)
-    with Pair(*run, "--epochs", total, "--resume") as pair:
+    with Pair(train_iris("--epochs", total, "--resume")) as pair:
         (out, err), (silent, _) = pair.wait(limit)
         assert [process.returncode for process in pair.processes] == [0, 0], err
     assert "Mesh        data=4 of 4 devices in 2 processes" in out and "Test accuracy" in out
@@ -144,6 +148,18 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
         got, want = ([row[name] for row in rows[:-1]] for rows in (both, alone))
         assert len(got) == reached + 7
         np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+def test_each_process_has_a_part_of_the_data():
+    program = str(Path(__file__).with_name("processes_program.py"))
+    with Pair(lambda *who: [program, *who]) as pair:
+        outputs = pair.wait(120)
+    for process, (out, err) in zip(pair.processes, outputs, strict=True):
+        assert process.returncode == 0, err
+        results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        assert [each["name"] for each in results] == ["from_local", "stream"]
+        assert all(each["params"] < 1e-6 and each["losses"] < 1e-6 for each in results)
+        assert [each["shard"] for each in results] == [[1, 2], [4, 2]]
 
 
 # --- what makes no sense ----------------------------------------------------------------------------------------------

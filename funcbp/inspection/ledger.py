@@ -1,0 +1,342 @@
+"""The rich look inside: both passes of a program as a ledger, a row per equation with its value and its cotangent."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..arguments import check_callable, check_scalar
+from ..backward import Backward, Pullback, Walk, listed, step_back
+from ..cotangents import Zero, dense, is_differentiable
+from ..plan import records_inside
+from ..record import Record, Step
+from .statistics import Statistics, statistics
+
+__all__ = ["Row", "Trace", "trace"]
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A watch that keeps the outputs of all steps and hands them out with their cotangents."""
+
+    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return tuple(outs)
+
+    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
+        return None if noted is None else (noted, tuple(ct))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the ledger: an equation, or an input.
+
+    Attributes:
+        index: the number of the equation, "3"; inside a loop, branch or call behind a dot, "3.1".
+        primitive: the equation's primitive; "input" for an input.
+        kind: `"hand-written"`, `"replaced"`, `"borrowed"` or `"the function's own"`: where its rule is from.
+        rule: the rule's name.
+        name: the path of an input, or the name of a value named by `funcbp.name`; otherwise "".
+        scope: the name scope, without the names of jitted functions.
+        line: `file:line (function)` of the user's program.
+        number: the line's number, 0 where it is not known.
+        values: the outputs, numpy arrays; inside a loop stacked by its steps; zeros in a branch not taken.
+        cotangents: their cotangents, None where zero or not there.
+        depth: how many programs it is inside of.
+        taken: whether it ran: False in a branch not taken.
+        inputs, outputs: which values of its program go in and come out.
+        program: which program it is in: the place of the equation around it.
+        locals: for an equation of scalars: the local derivatives, the cotangent of each input per cotangent of output.
+    """
+
+    index: str
+    primitive: str
+    kind: str = ""
+    rule: str = ""
+    name: str = ""
+    scope: str = ""
+    line: str = ""
+    number: int = 0
+    values: tuple[Any, ...] = ()
+    cotangents: tuple[Any, ...] = ()
+    depth: int = 0
+    taken: bool = True
+    inputs: tuple[int | None, ...] = ()
+    outputs: tuple[int | None, ...] = ()
+    program: tuple[int, ...] = ()
+    locals: tuple[Any, ...] = ()
+
+    @property
+    def value(self) -> Any:
+        """The (first) output."""
+        return self.values[0] if self.values else None
+
+    @property
+    def cotangent(self) -> Any:
+        """The cotangent of the (first) output: zeros where it is zero."""
+        ct = self.cotangents[0] if self.cotangents else None
+        return np.zeros_like(self.value) if ct is None and self.value is not None else ct
+
+    @functools.cached_property
+    def of_value(self) -> Statistics | None:
+        """Statistics of the value."""
+        return None if self.value is None else statistics(self.value, self.primitive)
+
+    @functools.cached_property
+    def of_cotangent(self) -> Statistics | None:
+        """Statistics of the cotangent."""
+        return None if self.cotangent is None else statistics(self.cotangent)
+
+    @property
+    def shape(self) -> str:
+        """The types of the outputs."""
+        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.values)
+
+    @property
+    def title(self) -> str:
+        return self.name or self.primitive
+
+    @property
+    def place(self) -> str:
+        """The line, without the folders."""
+        return os.path.basename(self.line)
+
+    def __repr__(self) -> str:
+        return f"Row({self.index} {self.title} {self.shape}, value {self.of_value}, cotangent {self.of_cotangent})"
+
+
+class Trace:
+    """What `trace` returns: the two passes of one call, row by row.
+
+    It prints as a table, and shows as a page in a notebook.
+
+    Attributes:
+        value: what the function returned.
+        inputs: a row for each floating-point array among the arguments.
+        rows: a row for each equation that a differentiated value goes through on its way to the output, in the order
+            they ran; those of a loop once, with stacked values.
+    """
+
+    def __init__(self, value: Any, inputs: Sequence[Row], rows: Sequence[Row], outputs: Sequence[int | None]):
+        self.value, self.inputs, self.rows, self.outputs = value, list(inputs), list(rows), tuple(outputs)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, key: str | int) -> Any:
+        """The row of an input by its path, of a named value by its name, or of an equation by its number.
+
+        Of a name that several values bear, a tuple.
+        """
+        if isinstance(key, int):
+            return next(r for r in self.rows if r.index == str(key))
+        found = [r for r in (*self.inputs, *self.rows) if r.name == key]
+        if not found:
+            names = dict.fromkeys(r.name for r in (*self.inputs, *self.rows) if r.name)
+            raise KeyError(f"There is no name or path {key!r}; there are {listed(names)}.")
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def at(self, line: int | str) -> list[Row]:
+        """The rows of a line of the user's program.
+
+        Args:
+            line: its number, or `"file.py:12"`.
+        """
+        wanted = lambda r: r.number == line if isinstance(line, int) else r.place.startswith(f"{line}:")
+        found = [r for r in self.rows if wanted(r) or r.place.split(" ")[0] == line]
+        if not found:
+            there = dict.fromkeys(r.place.split(" ")[0] for r in self.rows if r.line)
+            raise KeyError(f"There is no equation of line {line}; there are {listed(there)}.")
+        return found
+
+    def __str__(self) -> str:
+        columns = "index  operation  rule  shape  value: norm  mean  zero  sat  bad  cotangent: norm  zero  bad  line"
+        table = [columns.split("  ")]
+        for r in (*self.inputs, *self.rows):
+            v, c = r.of_value, r.of_cotangent
+            share = lambda x: "" if not x else f"{x:.0%}"
+            title = "  " * r.depth + (r.primitive if not r.name or r.primitive == "input" else f"name {r.name}")
+            cells = [r.index, f"{title} {r.name}" if r.primitive == "input" else title, r.kind, r.shape]
+            cells += ["", "", "", "", ""] if v is None else [
+                f"{v.norm:.4g}", f"{v.mean:.4g}", share(v.zeros), share(v.saturated), share(v.nonfinite)
+            ]  # fmt: skip
+            cells += ["", "", ""] if c is None else [f"{c.norm:.4g}", share(c.zeros), share(c.nonfinite)]
+            table.append([*cells, r.place if r.taken else "not taken"])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def __repr__(self) -> str:
+        return f"Trace of {len(self.rows)} equations; print it, or show it in a notebook"
+
+    def _repr_html_(self) -> str:
+        from .page import page
+
+        return page(self)
+
+    def to_dot(self) -> str:
+        """The graph of the outermost program, for Graphviz."""
+        from .graph import to_dot
+
+        return to_dot(self)
+
+    def to_mermaid(self) -> str:
+        """The graph of the outermost program, for Mermaid."""
+        from .graph import to_mermaid
+
+        return to_mermaid(self)
+
+    def to_svg(self) -> str:
+        """The graph of the outermost program as inline SVG: a box per value, with its value and its gradient."""
+        from .graph import to_svg
+
+        return to_svg(self)
+
+
+def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callable[..., Trace]:
+    """Both passes of a call of a scalar function, with every value, its cotangent, its rule and its line.
+
+    All floating-point arguments are differentiated with respect to, and everything is kept: this is for looking, not
+    for training. For a few cotangents inside a training loop see `cotangents`.
+
+    Args:
+        loss: a function of any arguments with a scalar output.
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of the loss's arguments that returns a `Trace`. `t["h1"]` is the row of the value named "h1",
+        `t["dense_0/kernel"]` that of a parameter, `t.at(line=12)` are those of a line of the program; `.value` and
+        `.cotangent` of a row are arrays, `.of_value` and `.of_cotangent` their statistics.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, x: jnp.sum(3 * bp.name(jnp.tanh(w * x), "h"))
+        >>> t = bp.trace(loss)(jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0]))
+        >>> [row.primitive for row in t]
+        ['mul', 'tanh', 'name', 'mul', 'reduce_sum']
+        >>> t["h"].cotangent.round(3), t["w"].cotangent.round(3)
+        (array([3., 3.], dtype=float32), array([1.26, 6.  ], dtype=float32))
+    """
+    check_callable(loss)
+    walker = (backward or Backward()).looking(watch=Everything(), opens_calls=True)
+
+    def traced(*args: Any, **kwargs: Any) -> Trace:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            raise TypeError("trace(loss)(...) shows numbers, and was called inside a jitted or mapped function.")
+        arrays = [isinstance(x, (jax.Array, np.ndarray, float, complex)) for x in leaves]
+        floats = [i for i, a in enumerate(arrays) if a and is_differentiable(jnp.asarray(leaves[i]))]
+
+        def partial(*chosen: Any) -> Any:
+            full = list(leaves)
+            for i, x in zip(floats, chosen, strict=True):
+                full[i] = x
+            args, kwargs = jax.tree.unflatten(tree, full)
+            return loss(*args, **kwargs)
+
+        value, pullback = walker.vjp(partial, *(leaves[i] for i in floats))
+        check_scalar(value, False)
+        grads, seen = pullback.walk(jnp.ones_like(value))
+        paths, number = _paths(loss, args, kwargs), lambda x: np.asarray(jnp.asarray(x))
+        inputs = [
+            Row(
+                "",
+                "input",
+                name=paths[i],
+                values=(number(leaves[i]),),
+                cotangents=(np.asarray(g),),
+                outputs=(s,),
+            )
+            for i, g, s in zip(floats, grads, pullback.record.inputs, strict=True)
+        ]
+        rows = list(_rows(walker, pullback, pullback.record, seen, (), True))
+        return Trace(value, inputs, rows, pullback.record.outputs)
+
+    return traced
+
+
+def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[str]:
+    """A path for each leaf: within the first argument its own, elsewhere preceded by the argument's name."""
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        names = []
+    paths = []
+    for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs)):
+        which, argument, *inner = path
+        own = jax.tree_util.keystr(tuple(inner), simple=True, separator="/")
+        if which.idx == 1:
+            name = str(argument.key)
+        else:
+            name = names[argument.idx] if argument.idx < len(names) else f"argument {argument.idx}"
+        first = which.idx == 0 and argument.idx == 0
+        paths.append(own if first and own else "/".join(filter(None, (name, own))))
+    return paths
+
+
+def _rows(
+    walker: Backward, pullback: Pullback, record: Record, seen: dict[Any, Any], around: tuple[int, ...], taken: bool
+) -> Iterator[Row]:
+    kinds = walker.coverage()
+    for step in record.steps:
+        place = (*around, step.number)
+        values, cts = seen.get(place, ((), ()))
+        values = tuple(np.asarray(v) for v in values)
+        inside = records_inside(step)
+        if not values and not inside:
+            continue  # part of a tangent rule, or nothing comes back to it
+        yield Row(
+            index=".".join(map(str, place)),
+            primitive=step.primitive,
+            kind=kinds.get(step.primitive, "hand-written"),
+            rule=step.rule.name,
+            name=step.params["name"] if step.primitive == "name" else "",
+            scope="/".join(part for part in jx.scope(step.source).split("/") if not part.startswith("jit(")),
+            line=jx.user_line(step.source),
+            number=jx.user_place(step.source)[1],
+            values=values,
+            cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts),
+            depth=len(around),
+            taken=taken,
+            inputs=step.inputs,
+            outputs=step.outputs,
+            program=around,
+            locals=() if around else _locals(step, pullback),
+        )
+        for i, rec in enumerate(inside):
+            if step.primitive != "cond":
+                yield from _rows(walker, pullback, rec, seen, place, taken)
+            else:
+                branch_ran = taken and (around or _branch_of(step, pullback) == i)
+                yield from _rows(walker, pullback, rec, seen, (*place, i), bool(branch_ran))
+
+
+def _branch_of(step: Step, pullback: Pullback) -> int:
+    """Which branch of an outermost cond was taken."""
+    (_, _, _, index, _, _), _ = step.residuals(pullback.kept)
+    return int(index)
+
+
+def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:
+    """The local derivatives of an equation of scalars with one output."""
+    if step.several or step.rule.kind == "control" or any(math.prod(t.shape) != 1 for t in step.types):
+        return ()
+    _, noted = step.residuals(pullback.kept)
+    if noted is None or noted[0].size != 1:
+        return ()
+    ct = jnp.ones_like(noted[0])
+    back = step_back(Walk(Backward(), None), step, pullback.kept, [ct])
+    there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
+    return tuple(float(jnp.sum(dense(c))) if t else None for t, c in zip(there, back, strict=True))

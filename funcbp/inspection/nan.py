@@ -1,0 +1,247 @@
+"""Blame: the first equation that made a number which is not finite, and which of the known traps it fell into."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..arguments import check_callable, split_arguments
+from ..backward import Backward
+from .replay import Birth, replay
+from .statistics import Statistics, statistics
+
+__all__ = ["FindNan", "Nonfinite", "find_nan"]
+
+
+class Trap(NamedTuple):
+    """A known way to get a number that is not finite, and the way out."""
+
+    name: str
+    remedy: str
+
+
+DOUBLE_WHERE = (
+    "The derivative of the side not chosen is infinite there, and 0 · ∞ is nan. Choose a safe argument first, then the "
+    "result: safe = jnp.where(ok, x, 1.0); y = jnp.where(ok, f(safe), other)."
+)
+TRAPS = {
+    "where": Trap("where over a bad branch", DOUBLE_WHERE),
+    "sqrt": Trap("sqrt at 0", "Its derivative 1/(2√x) is infinite at 0. Add a small constant under the root, or use "
+                 "jnp.where twice: for a safe argument, and for the result."),
+    "norm": Trap("norm at 0", "A norm has no derivative at the zero vector. Use the squared norm, or "
+                 "jnp.sqrt(jnp.sum(x**2) + eps)."),
+    "log": Trap("log at 0", "log(0) is -∞ and its derivative infinite. Use jnp.log(x + eps), jax.nn.log_softmax, "
+                "jnp.log1p, or jax.scipy.special.xlogy for x log y."),
+    "pow": Trap("x**p at 0", "The derivative p x**(p-1) is infinite at 0 for p < 1, and x**y has log x in it. Keep x "
+                "away from 0, or use an integer power."),
+    "division": Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and choose "
+                     "with jnp.where afterwards."),
+    "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan. "
+                     "Check the sign, or clip rounding errors: jnp.maximum(x, 0)."),
+    "softmax": Trap("inf - inf in a softmax", "A row without any finite entry: every position is masked. Mask with a "
+                    "large finite number (jnp.finfo(x.dtype).min), or choose another result for such rows."),
+    "inf": Trap("inf - inf", "Two infinities of the same sign cancel to nan. Use large finite numbers instead, or keep "
+                "the infinities apart with jnp.where."),
+    "half": Trap("overflow in half precision", "float16 ends at 65504. Use bfloat16 or float32 here, or scale the loss "
+                 "down."),
+    "overflow": Trap("overflow", "The result is larger than the dtype's largest number. Subtract the maximum before "
+                     "exp, use jax.nn.logsumexp or log_softmax, or scale down."),
+}  # fmt: skip
+SINGULAR = {
+    "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
+    "integer_pow": "pow", "div": "division", "atan2": "division", "rem": "division",
+}  # fmt: skip
+
+
+def trap_of(birth: Birth, root: Birth) -> Trap | None:
+    """Which known trap this is. `root` is the first birth, `birth` the nan that came of it (the same, mostly)."""
+    through = jx.called_through(root.source) | jx.called_through(birth.source)
+    ends_in_product = birth.backward and birth.nan and _zero_times_infinity(birth)
+    if ends_in_product and birth.chosen:
+        return TRAPS["where"]
+    if birth.primitive == "sub" and birth.nan and all(np.isinf(x).any() for x in birth.operands) and root is birth:
+        in_softmax = any("softmax" in f or "logsumexp" in f or "attention" in f for f in through)
+        return TRAPS["softmax" if in_softmax else "inf"]
+    kind = SINGULAR.get(_operation(root))
+    if root.nan and not root.backward and kind in ("sqrt", "log", "pow") and any((x < 0).any() for x in root.operands):
+        return TRAPS["negative"]
+    if kind is not None and any((x == 0).any() for x in root.operands):
+        return TRAPS["norm" if kind == "sqrt" and "norm" in through else kind]
+    if not root.nan:
+        return TRAPS["half" if root.result.dtype in (np.float16, jnp.bfloat16) else "overflow"]
+    return None
+
+
+def _operation(birth: Birth) -> str:
+    """The operation of the user's program: the primitive, or on the way back the one whose rule this is part of."""
+    if not birth.backward:
+        return birth.primitive or ""
+    return jx.scope(birth.source).split("/")[-1].rstrip(")").split("(")[-1].removesuffix("_bwd")
+
+
+def _zero_times_infinity(birth: Birth) -> bool:
+    """Whether the nan is 0 · ∞, or 0 / 0 which is the same before it was carried out."""
+    zero = any((x == 0).any() for x in birth.operands)
+    infinite = any(np.isinf(x).any() for x in birth.operands)
+    return zero and (infinite or birth.primitive in ("div", "pow"))
+
+
+class Nonfinite:
+    """What `find_nan` found: the first equation whose result is not finite although its operands were.
+
+    It is true if something was found.
+
+    Attributes:
+        primitive: the equation's primitive.
+        operation: the operation of the program; on the way back, the one whose rule the equation is part of.
+        backward: whether it is in the backward pass.
+        line: `file:line (function)` of the user's program.
+        scope: the name scope.
+        steps: the numbers of the loop steps around it, outermost first.
+        operands: statistics of the operands.
+        result: statistics of the result.
+        trap: the known trap it fell into, or None.
+        remedy: what to do about that trap.
+        arguments: which arguments were not finite to begin with.
+    """
+
+    def __init__(self, birth: Birth | None, arguments: Sequence[str] = ()):
+        self.arguments = tuple(arguments)
+        self._birth = birth
+        root = birth.root if birth is not None else None
+        located = root is not None and root.primitive is not None
+        self.primitive = root.primitive if root is not None and located else None
+        self.operation = _operation(root) if root is not None and located else None
+        self.backward = bool(root is not None and root.backward)
+        self.line = jx.user_line(root.source) if root is not None and located else ""
+        self.scope = jx.scope(root.source) if root is not None and located else ""
+        self.steps = root.steps if root is not None else ()
+        self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []
+        self.result = statistics(root.result) if root is not None else None
+        trap = trap_of(birth, root) if birth is not None and root is not None and located else None
+        self.trap = None if trap is None else trap.name
+        self.remedy = None if trap is None else trap.remedy
+
+    def __bool__(self) -> bool:
+        return self._birth is not None
+
+    def __repr__(self) -> str:
+        return f"Nonfinite({str(self)!r})"
+
+    def __str__(self) -> str:
+        birth = self._birth
+        if birth is None:
+            return "The value and the gradient are finite."
+        what = "nan" if birth.root.nan else "inf"
+        if self.primitive is None:
+            where = " and ".join(self.arguments) or "a constant of the program"
+            return f"There is {what} in {where}, before anything was computed."
+        part = f"the backward pass of `{self.operation}`" if self.backward else f"`{self.primitive}`, going forward"
+        lines = [f"The first {what} is made in {part} at {self.line or 'an unknown line'}."]
+        if self.backward and self.primitive != self.operation:
+            lines[0] = lines[0][:-1] + f" (by `{self.primitive}`)."
+        if self.scope:
+            lines.append(f"  name scope: {self.scope}")
+        if self.steps:
+            lines.append(f"  loop step: {', '.join(map(str, self.steps))}")
+        lines += [f"  operand {i}: {s}" for i, s in enumerate(self.operands)]
+        lines.append(f"  result:    {self.result}")
+        if birth.root is not birth:
+            lines.append(f"It became nan in `{birth.primitive}` at {jx.user_line(birth.source)}.")
+        if self.trap is not None:
+            lines.append(f"This is a known trap: {self.trap}. {self.remedy}")
+        if self.arguments:
+            lines.append(f"Not finite to begin with: {', '.join(self.arguments)}.")
+        return "\n".join(lines)
+
+
+class FindNan:
+    """The function that `find_nan` returns."""
+
+    def __init__(self, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, walker: Backward):
+        check_callable(loss)
+        self.loss, self.argnums, self.has_aux, self.walker = loss, argnums, has_aux, walker
+        functools.update_wrapper(self, loss, updated=())
+
+    def _gradient(self, *args: Any, **kwargs: Any) -> Any:
+        gradient = self.walker.value_and_grad(self.loss, self.argnums, has_aux=self.has_aux, allow_int=True)
+        value, grads = gradient(*args, **kwargs)
+        return (value[0] if self.has_aux else value), grads
+
+    def whether(self, *args: Any, **kwargs: Any) -> jax.Array:
+        """Whether the value or the gradient is not finite: a boolean, cheap, and at home in a jitted training step."""
+        leaves = [x for x in jax.tree.leaves(self._gradient(*args, **kwargs)) if _is_float(x)]
+        return ~jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Nonfinite:
+        """Replay both passes equation by equation, and blame the first one."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            raise TypeError(
+                "find_nan(loss)(...) replays the program on numbers, and was called inside a jitted or mapped "
+                "function, where there are none. Call find_nan(loss).whether(...) there, and this outside."
+            )
+        split_arguments(self.loss, self.argnums, args, kwargs)
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        leaves = [jnp.asarray(x) for x in leaves]
+
+        def flat(*leaves: Any) -> list[Any]:
+            args, kwargs = jax.tree.unflatten(tree, leaves)
+            return [x for x in jax.tree.leaves(self._gradient(*args, **kwargs)) if _is_float(x)]
+
+        outs = replay(jax.make_jaxpr(flat)(*leaves), leaves)
+        births = [out.birth for out in outs if out.birth is not None]
+        bad = [path for path, x in _paths(self.loss, args, kwargs) if _is_float(x) and not jnp.isfinite(x).all()]
+        return Nonfinite(min(births, key=lambda b: b.root.order) if births else None, bad)
+
+
+def _is_float(x: Any) -> bool:
+    return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
+
+
+def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+    """The arguments' arrays by path, as in `params/dense_0/kernel`."""
+    try:
+        named = inspect.signature(loss).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        named = {f"argument {i}": x for i, x in enumerate(args)} | kwargs
+    leaves = jax.tree_util.tree_leaves_with_path(dict(named))
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+
+
+def find_nan(
+    loss: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, backward: Backward | None = None
+) -> FindNan:
+    """The first equation, forward and then backward, whose result is not finite although its operands were.
+
+    Only what matters is blamed: an infinity that never reaches the value or the gradient (a mask of -inf before a
+    softmax, `1/x` behind a `where`) is as intended. A nan made of infinities is blamed on the equation that made the
+    first of them; infinities written into the program or passed to it are taken as meant.
+
+    Args:
+        loss: a function with a scalar output.
+        argnums: which arguments are differentiated with respect to, as in `jax.grad`.
+        has_aux: whether `loss` returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        `find(*args) -> Nonfinite`, which runs both passes again in Python, one equation at a time: slow, and it tells
+        everything. `find.whether(*args)` is the cheap question, for use under `jax.jit`.
+
+    Raises:
+        TypeError: the function that was returned is called on tracers.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0))
+        >>> found = bp.find_nan(loss)(jnp.array([4.0, 0.0]))
+        >>> found.operation, found.backward, found.trap
+        ('sqrt', True, 'where over a bad branch')
+    """
+    return FindNan(loss, argnums, has_aux, backward or Backward())

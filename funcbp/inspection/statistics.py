@@ -1,0 +1,62 @@
+"""The statistics of an array that tell how training goes: size, spread, and the shares that are dead or broken."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+__all__ = ["Statistics", "statistics"]
+
+BOUNDS = {"tanh": (-1.0, 1.0), "logistic": (0.0, 1.0), "erf": (-1.0, 1.0)}
+NEAR = 0.01  # of the range: closer to a bound than that is saturated
+
+
+class Statistics(NamedTuple):
+    """Statistics of an array.
+
+    Attributes:
+        shape, dtype: of the array.
+        norm: the Euclidean norm.
+        mean, min, max: over the finite elements; nan if there are none.
+        zeros: the share of elements that are zero.
+        saturated: the share of a bounded unit's outputs within 1 % of a bound; None for other operations.
+        nonfinite: the share of elements that are nan or infinite.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    norm: float
+    mean: float
+    min: float
+    max: float
+    zeros: float
+    saturated: float | None
+    nonfinite: float
+
+    def __str__(self) -> str:
+        text = f"{self.dtype}{list(self.shape)} min {self.min:.4g} mean {self.mean:.4g} max {self.max:.4g}"
+        shares = (("zero", self.zeros), ("saturated", self.saturated), ("not finite", self.nonfinite))
+        return text + "".join(f", {share:.0%} {what}" for what, share in shares if share)
+
+
+def statistics(x: Any, primitive: str | None = None) -> Statistics:
+    """The statistics of an array, the result of this primitive."""
+    x = np.asarray(x)
+    if not jax.dtypes.issubdtype(x.dtype, np.number):
+        x = x.astype(np.float64)
+    complex_ = np.issubdtype(x.dtype, np.complexfloating)
+    numbers = np.abs(x) if complex_ else x.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    mean, low, high = (f(finite) if finite.size else np.nan for f in (np.mean, np.min, np.max))
+    size = max(1, x.size)
+    saturated = None
+    if primitive in BOUNDS:
+        low_bound, high_bound = BOUNDS[primitive]
+        near = NEAR * (high_bound - low_bound)
+        saturated = float(((numbers < low_bound + near) | (numbers > high_bound - near)).sum() / size)
+    with np.errstate(all="ignore"):
+        norm = float(np.sqrt(np.sum(numbers**2)))
+    zeros, broken = float((numbers == 0).sum() / size), float(1 - finite.size / size) if x.size else 0.0
+    return Statistics(x.shape, x.dtype, norm, float(mean), float(low), float(high), zeros, saturated, broken)

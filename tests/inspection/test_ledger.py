@@ -1,0 +1,195 @@
+"""The ledger: values, cotangents and their statistics against the gradient, and the page in a browser."""
+
+import html.parser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcbp as bp
+from funcbp.inspection.statistics import statistics
+
+DRAW = np.random.default_rng(0)
+normal = lambda *shape: jnp.asarray(DRAW.standard_normal(shape))
+PARAMS = {
+    "in": {"kernel": normal(4, 5)},
+    "blocks": {"kernel": normal(3, 5, 5), "bias": normal(3, 5)},
+    "out": {"kernel": normal(5, 2)},
+}
+X, Y = normal(6, 4), normal(6, 2)
+
+
+def layer(h, p):
+    with jax.named_scope("layer"):
+        return bp.name(jnp.tanh(h @ p["kernel"] + p["bias"][None]), "h"), None
+
+
+def loss(params, x, y):
+    with jax.named_scope("encoder"):
+        first = jax.nn.relu(x @ params["in"]["kernel"])
+    h, _ = lax.scan(layer, bp.name(first, "first"), params["blocks"])
+    h = lax.cond(jnp.sum(h) > -1e9, lambda h: 2 * h, lambda h: jnp.sin(h), h)
+    return jnp.mean((h @ params["out"]["kernel"] - y) ** 2)
+
+
+LINE = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "jax.nn.relu(x @" in text)
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    return bp.trace(loss)(PARAMS, X, Y)
+
+
+def test_inputs_have_their_gradients_by_path(ledger):
+    params, x, y = jax.grad(loss, (0, 1, 2))(PARAMS, X, Y)
+    for layer_, leaf in (("in", "kernel"), ("blocks", "bias"), ("out", "kernel")):
+        np.testing.assert_allclose(ledger[f"{layer_}/{leaf}"].cotangent, params[layer_][leaf], rtol=1e-11)
+        np.testing.assert_array_equal(ledger[f"{layer_}/{leaf}"].value, PARAMS[layer_][leaf])
+    np.testing.assert_allclose(ledger["x"].cotangent, x, rtol=1e-11)
+    np.testing.assert_allclose(ledger["y"].cotangent, y, rtol=1e-11)
+
+
+def test_values_and_cotangents_of_a_loop_are_stacked(ledger):
+    h, hs = np.maximum(X @ PARAMS["in"]["kernel"], 0), []
+    for w, b in zip(PARAMS["blocks"]["kernel"], PARAMS["blocks"]["bias"], strict=True):
+        h = np.tanh(h @ w + b[None])
+        hs.append(h)
+    np.testing.assert_allclose(ledger["h"].value, np.stack(hs), rtol=1e-12)
+    found = bp.cotangents(loss)(PARAMS, X, Y)[2]
+    np.testing.assert_allclose(ledger["h"].cotangent, found["h"], rtol=1e-12)
+    assert ledger["h"].index.count(".") == 1
+
+
+def test_the_output_of_a_function_with_its_own_derivative_is_its_value(ledger):
+    np.testing.assert_allclose(ledger["first"].value, np.maximum(X @ PARAMS["in"]["kernel"], 0))
+    silu = lambda x: jnp.sum(jax.nn.softplus(x) * 2)
+    row = bp.trace(silu)(X).rows[-3]
+    np.testing.assert_allclose(row.value, np.log1p(np.exp(X)), rtol=1e-12)
+
+
+def test_rows_know_their_line_scope_rule_and_number(ledger):
+    rows = ledger.at(LINE)
+    assert rows == ledger.at(f"test_ledger.py:{LINE}")
+    assert rows[0].primitive == "dot_general"
+    assert all(r.scope == "encoder" and r.kind == "hand-written" for r in rows)
+    assert rows[0].rule == "dot_general_bwd"
+    assert ledger[int(rows[0].index)] is rows[0]
+    inner = [r for r in ledger if r.primitive == "tanh"]
+    assert [r.scope for r in inner] == ["layer"]
+
+
+def test_the_branch_that_was_not_taken_says_so(ledger):
+    taken = {r.primitive: r.taken for r in ledger if r.index.count(".") == 2}
+    assert taken == {"sin": False, "mul": True}
+
+
+def test_an_unknown_name_or_line_lists_those_there_are(ledger):
+    with pytest.raises(KeyError, match=r"no name or path 'kernel'; there are 'blocks/bias', 'blocks/kernel', 'in/ker"):
+        ledger["kernel"]
+    with pytest.raises(KeyError, match=rf"no equation of line 1; there are 'test_ledger.py:{LINE}:"):
+        ledger.at(1)
+    with pytest.raises(TypeError, match="inside a jitted"):
+        jax.jit(lambda p: bp.trace(loss)(p, X, Y).value)(PARAMS)
+
+
+def test_statistics():
+    s = statistics(np.array([[3.0, 4.0], [0.0, np.nan]]))
+    assert (s.mean, s.min, s.max, s.zeros, s.nonfinite) == (7 / 3, 0.0, 4.0, 0.25, 0.25)
+    assert statistics(np.array([3.0, 4.0])).norm == 5.0
+    assert statistics(np.array([0.999, 0.5, -1.0]), "tanh").saturated == pytest.approx(2 / 3)
+    assert statistics(np.array([0.999, 0.5, 0.001]), "logistic").saturated == pytest.approx(2 / 3)
+    assert statistics(np.zeros((0, 3))).nonfinite == 0
+    assert statistics(np.array([3 + 4j])).max == 5.0
+
+
+def test_replaced_rules_are_marked():
+    walker = bp.Backward(rules=bp.credit.straight_through(lax.round_p))
+    t = bp.trace(lambda x: jnp.sum(jnp.round(x)), backward=walker)(X)
+    assert [(r.primitive, r.kind) for r in t] == [("round", "replaced"), ("reduce_sum", "hand-written")]
+
+
+def test_the_table(ledger):
+    text = str(ledger)
+    assert len(text.splitlines()) == 2 + 6 + len(ledger)
+    assert re.search(rf"dot_general +hand-written +float64\[6, 5\] .* test_ledger.py:{LINE}:", text)
+    assert "not taken" in text
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def micro(a, b, c):
+    return jnp.tanh(a * b + c) * a
+
+
+@pytest.fixture(scope="module")
+def small():
+    return bp.trace(micro)(2.0, -3.0, 6.5)
+
+
+def test_the_graph_has_the_local_derivatives(small):
+    dot = small.to_dot()
+    assert 'n0 [label="{a|value 2|grad' in dot
+    tanh = float(1 - np.tanh(0.5) ** 2)
+    for edge in ('n0 -> n3 [label="-3"]', 'n1 -> n3 [label="2"]', f'n4 -> n5 [label="{tanh:.4g}"]'):
+        assert edge in dot
+    assert dot.count("->") == small.to_mermaid().count("-->") == 7
+    assert small.to_mermaid().startswith("flowchart LR\n")
+
+
+class Checker(html.parser.HTMLParser):
+    """Tags that close, and no reference to anything outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.outside = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.outside += [v for k, v in attrs if k in ("src", "href")] + ([tag] if tag in ("script", "link") else [])
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("which", ["ledger", "small"])
+def test_the_page_is_whole_and_alone(which, request):
+    t = request.getfixturevalue(which)
+    page = t._repr_html_()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.outside == []
+    assert page.count('<div class="row') == 1 + len(t.inputs) + len(t)
+    assert page.count("<svg") == 1
+    if which == "ledger":
+        assert {"encoder", "layer", "inside scan", "inside cond"} <= set(re.findall(r"<summary>(.*?)</summary>", page))
+
+
+def test_the_page_in_a_browser(ledger, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed: the page is not looked at in a browser")
+    from matplotlib.image import imread
+
+    page, shot = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(f"<!doctype html><meta charset=utf-8>{ledger._repr_html_()}")
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    quiet += " --disable-component-update --disable-sync --window-size=1300,900"
+    own = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
+    subprocess.run([chromium, *quiet.split(), *own, page.as_uri()], check=True, capture_output=True, timeout=120)
+    picture = imread(shot)[..., :3]
+    assert picture.shape == (900, 1300, 3)
+    left, right = picture[100:700, :630], picture[100:700, 670:1280]
+    for half in (left, right):  # both columns have ink, and the right one its own paper
+        assert (half.min(-1) < 0.5).mean() > 0.01
+    assert right.reshape(-1, 3).mean(0)[0] > right.reshape(-1, 3).mean(0)[2]

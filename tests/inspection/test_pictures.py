@@ -1,0 +1,54 @@
+"""The pictures of a trace have the numbers they should."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcbp as bp
+
+pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
+
+DRAW = np.random.default_rng(0)
+normal = lambda *shape: jnp.asarray(DRAW.standard_normal(shape))
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    def loss(p, x):
+        h = lax.scan(lambda h, w: (bp.name(jnp.tanh(h @ w), "h"), None), jnp.tanh(x @ p["in"]), p["blocks"])[0]
+        return jnp.sum(h**2)
+
+    return bp.trace(loss)({"in": normal(3, 4), "blocks": normal(2, 4, 4)}, normal(5, 3))
+
+
+@pytest.mark.parametrize("draw", [bp.plot.gradient_flow, bp.plot.histograms, bp.plot.saturation, bp.plot.graph])
+def test_axes_in_and_out(draw, ledger, tmp_path):
+    ax = Figure().subplots()
+    assert draw(ledger, ax=ax) is ax
+    own = draw(ledger)
+    own.figure.savefig(tmp_path / "picture.png")
+    assert own.get_title()
+
+
+def test_gradient_flow_has_a_point_per_layer(ledger):
+    ax = bp.plot.gradient_flow(ledger)
+    labels = [t.get_text() for t in ax.get_xticklabels()]
+    assert labels == ["blocks[0]", "blocks[1]", "in", "x"]
+    sizes = ax.lines[1].get_ydata()
+    np.testing.assert_allclose(sizes[2], np.sqrt(np.mean(ledger["in"].cotangent ** 2)))
+    np.testing.assert_allclose(sizes[1], np.sqrt(np.mean(ledger["blocks"].cotangent[1] ** 2)))
+
+
+def test_saturation_has_a_bar_per_layer(ledger):
+    ax = bp.plot.saturation(ledger)
+    widths = [p.get_width() for p in ax.patches]
+    shares = [r.of_value.saturated for r in ledger if r.primitive == "tanh"]
+    assert set(shares) <= set(widths)
+
+
+def test_histograms_take_value_or_cotangent(ledger):
+    with pytest.raises(ValueError, match='"cotangent" or "value", and was \'x\''):
+        bp.plot.histograms(ledger, of="x")
+    assert len(bp.plot.histograms(ledger, of="value").patches) == 1

@@ -13,9 +13,16 @@ from typing import Any
 
 import jax
 
-from . import accuracy, learning, memory, report, step
+from . import accuracy, curvature, learning, memory, per_example, report, step
 
-TABLES = {"step": step.run, "accuracy": accuracy.run, "learning": learning.run, "memory": memory.run}
+TABLES = {
+    "step": step.run,
+    "accuracy": accuracy.run,
+    "learning": learning.run,
+    "memory": memory.run,
+    "per_example": per_example.run,
+    "curvature": curvature.run,
+}
 PICTURES = {"memory": memory.draw}
 
 

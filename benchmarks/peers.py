@@ -107,7 +107,7 @@ CURVATURE: dict[str, tuple[tuple[str, ...], Callable[[Sequence[int], int], Calla
 }
 
 
-def per_example_rows(name: str, sizes: Sequence[int], batch: int, which: Any = PER_EXAMPLE) -> list[Row]:
+def peer_rows(name: str, sizes: Sequence[int], batch: int, which: Any = PER_EXAMPLE) -> list[Row]:
     """A row for each peer's quantity: its time in plain gradients, or why there is none."""
     rows = []
     for what, (modules, make) in which.items():

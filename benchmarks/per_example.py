@@ -20,6 +20,7 @@ import funcbp as bp
 
 from . import measure, peers, workloads
 from .measure import ratio
+from .memory import contractions
 from .report import Cell, Row, Table, Target, spread
 from .step import number
 
@@ -34,10 +35,15 @@ class Case(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled function of (params, batch), and what the compiler says about it."""
+    """A compiled function of (params, batch), and what the compiler says about it.
+
+    `flops` are the compiler's, which counts the body of a loop once; `contractions` are those of the contractions,
+    counted for each step.
+    """
 
     run: Callable[[], Any]
     flops: float
+    contractions: float
     temp_bytes: int
     compile: float
 
@@ -85,8 +91,8 @@ TARGETS = {
     "Gram": {"W9": Target(8, at_least=True)},
 }
 COLUMNS = (
-    *("time", "flops", "temp bytes", "vmap(grad) time", "vmap(grad) flops", "vmap(grad) temp bytes"),
-    "times faster than vmap(grad)",
+    *("time", "flops", "contractions", "temp bytes"),
+    *("vmap(grad) time", "vmap(grad) flops", "vmap(grad) temp bytes", "times faster than vmap(grad)"),
 )
 GROWTH = (16, 64, 256, 512)
 
@@ -139,10 +145,10 @@ QUANTITIES = {"norms": norms, "clipping": clipping, "Gram": gram}
 
 def compiled(f: Callable[..., Any], *args: Any) -> Program:
     """The function, compiled for these arguments."""
-    lowered = jax.jit(f).lower(*args)
-    program, seconds = measure.seconds(lowered.compile)
+    traced = jax.jit(f).trace(*args)
+    program, seconds = measure.seconds(traced.lower().compile)
     memory, flops = program.memory_analysis().temp_size_in_bytes, program.cost_analysis()["flops"]
-    return Program(lambda: program(*args), flops, memory, seconds)
+    return Program(lambda: program(*args), flops, contractions(traced.jaxpr.jaxpr.eqns), memory, seconds)
 
 
 def plain_gradient(case: Case) -> Program:
@@ -174,6 +180,7 @@ def quantity_row(name: str, what: str, case: Case, plain: Program, pairs: int) -
     cells = {
         "time": spread(times.ratios, None if what == "Gram" else target),
         "flops": Cell(ratio(a.flops, plain.flops)),
+        "contractions": Cell(ratio(a.contractions, plain.contractions)),
         "temp bytes": Cell(ratio(a.temp_bytes, plain.temp_bytes)),
         "vmap(grad) time": Cell(slow / float(np.median(times.theirs))),
         "vmap(grad) flops": Cell(ratio(b.flops, plain.flops)),
@@ -234,6 +241,6 @@ def run(
         rows += growth_rows(functools.partial(workloads.mlp, sizes), growth, pairs)
     for name, (sizes, batch) in peer_sizes.items():
         if not only or number(name) in only:
-            rows += peers.per_example_rows(name, sizes, batch)
+            rows += peers.peer_rows(name, sizes, batch)
     columns = (*COLUMNS, "compile, to the first")
     return Table("Per-example quantities, in plain gradients", columns, rows)

@@ -370,18 +370,20 @@ def kfac_factors(
 
     def of(params: Any, x: Any, y: Any, key: Array | None = None) -> dict[str, tuple[Array, Array]]:
         found = _with_seeds(model, loss, kind, samples, backward)(params, x, y, key)
-        n = batch_size(x) * (samples if kind == "monte_carlo" else 1)
-        return {leaf.path: _kronecker(leaf, n, shared) for leaf in found.leaves if leaf.pairs}
+        draws = samples if kind == "monte_carlo" else 1
+        return {leaf.path: _kronecker(leaf, batch_size(x), draws, shared) for leaf in found.leaves if leaf.pairs}
 
     return of
 
 
-def _kronecker(leaf: Leaf, n: int, shared: str) -> tuple[Array, Array]:
+def _kronecker(leaf: Leaf, n: int, draws: int, shared: str) -> tuple[Array, Array]:
     x, deltas = leaf.vectors()
+    if len(leaf.pairs) == 1:  # an example's inputs are the same for all its rows
+        x = x[:: leaf.n // n]
     if shared == "reduce":
         x, deltas = jnp.mean(x, 2, keepdims=True), jnp.sum(deltas, 2, keepdims=True)
     a = jnp.einsum("ngpi,ngpj->gij", x, x) / (x.shape[0] * x.shape[2])
-    s = jnp.einsum("ngpo,ngpq->goq", deltas, deltas) / n
+    s = jnp.einsum("ngpo,ngpq->goq", deltas, deltas) / (n * draws)
     return (a[0], s[0]) if len(a) == 1 else (a, s)
 
 

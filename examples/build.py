@@ -47,7 +47,7 @@ def written(source: str) -> str:
 
 def sources() -> dict[Path, str]:
     """The scripts that are written in cells, by the path of their notebook."""
-    texts = {path: path.read_text() for path in sorted(FOLDER.glob("*.py"))}
+    texts = {path: path.read_text() for path in sorted(FOLDER.rglob("*.py"))}
     return {path.with_suffix(".ipynb"): text for path, text in texts.items() if re.search("^# %%$", text, re.M)}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from . import accuracy, report, step
+from . import accuracy, openbox, report, step
 
-TABLES = {"step": step.run, "accuracy": accuracy.run}
+TABLES = {"step": step.run, "accuracy": accuracy.run, "openbox": openbox.run}
 
 
 def surroundings() -> dict[str, Any]:

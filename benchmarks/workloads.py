@@ -94,32 +94,43 @@ def convnet(
     return gradient_of(make_loss, params, normal(rng, batch, size, size, channels[0]), labels(rng, batch, dense[-1]))
 
 
+def transformer_loss(
+    d: int = 128,
+    time: int = 128,
+    batch: int = 8,
+    heads: int = 4,
+    name: Callable[[Any, str], Any] = lambda x, _: x,
+    **_: int,
+) -> Callable[..., Any]:
+    """W4's loss; `name(x, "name")` is called on what a reader would want to see the cotangents of."""
+
+    def norm(x, scale):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
+
+    def split(a):
+        return a.reshape(batch, time, heads, d // heads).swapaxes(1, 2)
+
+    def block(x, p):
+        q, k, v = map(split, jnp.split(name(norm(x, p["norm_0"]) @ p["qkv"], "qkv"), 3, -1))
+        scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
+        weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -1e9))
+        x = name(x + (weights @ v).swapaxes(1, 2).reshape(batch, time, d) @ p["out"], "attended")
+        return name(x + jax.nn.gelu(name(norm(x, p["norm_1"]) @ p["up"], "up")) @ p["down"], "block"), None
+
+    def loss(params, tokens):
+        x, _ = lax.scan(block, params["embedding"][tokens], params["blocks"])
+        return cross_entropy(name(x @ params["embedding"].T, "logits"), jnp.roll(tokens, -1, 1))
+
+    return loss
+
+
 def transformer(
     d: int = 128, time: int = 128, batch: int = 8, blocks: int = 4, heads: int = 4, vocabulary: int = 512
 ) -> Workload:
     """W4: a language model, a scan over pre-norm blocks with causal attention, embedding and read-out tied."""
     rng = np.random.default_rng(4)
-
-    def make_loss():
-        def norm(x, scale):
-            centred = x - x.mean(-1, keepdims=True)
-            return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
-
-        def split(a):
-            return a.reshape(batch, time, heads, d // heads).swapaxes(1, 2)
-
-        def block(x, p):
-            q, k, v = map(split, jnp.split(norm(x, p["norm_0"]) @ p["qkv"], 3, -1))
-            scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
-            weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -1e9))
-            x = x + (weights @ v).swapaxes(1, 2).reshape(batch, time, d) @ p["out"]
-            return x + jax.nn.gelu(norm(x, p["norm_1"]) @ p["up"]) @ p["down"], None
-
-        def loss(params, tokens):
-            x, _ = lax.scan(block, params["embedding"][tokens], params["blocks"])
-            return cross_entropy(x @ params["embedding"].T, jnp.roll(tokens, -1, 1))
-
-        return loss
+    make_loss = lambda: transformer_loss(d, time, batch, heads)
 
     params = {
         "embedding": normal(rng, vocabulary, d, scale=0.05),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, report, step, workloads
+from benchmarks import measure, openbox, report, step, workloads
 
 TOYS = {
     "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
@@ -133,3 +133,21 @@ def test_the_command_refuses_what_it_does_not_know(argv, message, capsys):
         command.main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_open_box_has_its_rows():
+    mlp = dict(sizes=(6, 5, 4, 3), batch=2)
+    transformer = dict(d=8, time=4, batch=2, blocks=2, heads=2, vocabulary=5)
+    builds = [
+        lambda: openbox.norms_of_mlp(**mlp),
+        lambda: openbox.norms_of_transformer(**transformer),
+        lambda: openbox.feedback("random", **mlp),
+        lambda: openbox.feedback("signs", **mlp),
+        lambda: openbox.direct(8, 3, 6, 4, 2),
+        lambda: openbox.whether(**mlp),
+    ]
+    toys = {n: (b, target) for b, (n, (_, target)) in zip(builds, openbox.ROWS.items(), strict=True)}
+    table = openbox.run(2, rows=toys)
+    assert [row.name for row in table.rows] == list(openbox.ROWS)
+    assert all(cell.value > 0 for row in table.rows for cell in row.cells.values())
+    assert openbox.run(2, only=["W4"], rows=toys).rows[0].name == "W4 all deltas as norms"

@@ -55,7 +55,7 @@ for i, size in enumerate(sizes):
 assert (np.diff(sizes) > 0).all()
 figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
 bp.plot.gradient_flow(ledger, ax=left)
-bp.plot.saturation(ledger, ax=right)
+bp.plot.histograms(ledger, ax=right)
 figure.savefig(out / "gradient_flow.png")
 
 # %% [markdown]

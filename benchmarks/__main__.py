@@ -13,15 +13,16 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, learning, memory, per_example, report, step
+from . import accuracy, curvature, learning, memory, openbox, per_example, report, step
 
 TABLES = {
     "step": step.run,
     "accuracy": accuracy.run,
-    "learning": learning.run,
+    "openbox": openbox.run,
     "memory": memory.run,
     "per_example": per_example.run,
     "curvature": curvature.run,
+    "learning": learning.run,
 }
 PICTURES = {"memory": memory.draw}
 

@@ -95,6 +95,39 @@ def convnet(
     return gradient_of(make_loss, params, normal(rng, batch, size, size, channels[0]), labels(rng, batch, dense[-1]))
 
 
+def transformer_loss(
+    d: int = 128,
+    time: int = 128,
+    batch: int = 8,
+    heads: int = 4,
+    name: Callable[[Any, str], Any] = checkpoint_name,
+    wrap: Callable[[Any], Any] = lambda block: block,
+    **_: int,
+) -> Callable[..., Any]:
+    """W4's loss; `name(x, "name")` is called on what one would see or keep, `wrap` is applied to the block."""
+
+    def norm(x, scale):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
+
+    def split(a):
+        return a.reshape(batch, time, heads, d // heads).swapaxes(1, 2)
+
+    def block(x, p):
+        q, k, v = map(split, jnp.split(name(norm(x, p["norm_0"]) @ p["qkv"], "qkv"), 3, -1))
+        scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
+        weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -1e9))
+        attended = name((weights @ v).swapaxes(1, 2).reshape(batch, time, d), "attended")
+        x = x + attended @ p["out"]
+        return name(x + jax.nn.gelu(name(norm(x, p["norm_1"]) @ p["up"], "up")) @ p["down"], "block"), None
+
+    def loss(params, tokens):
+        x, _ = lax.scan(wrap(block), params["embedding"][tokens], params["blocks"])
+        return cross_entropy(name(x @ params["embedding"].T, "logits"), jnp.roll(tokens, -1, 1))
+
+    return loss
+
+
 def transformer(
     d: int = 128,
     time: int = 128,
@@ -109,29 +142,7 @@ def transformer(
     `wrap` is applied to the block: a `jax.checkpoint`. Its names are `qkv`, `attended` and `up`.
     """
     rng = np.random.default_rng(4)
-
-    def make_loss():
-        def norm(x, scale):
-            centred = x - x.mean(-1, keepdims=True)
-            return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale
-
-        def split(a):
-            return a.reshape(batch, time, heads, d // heads).swapaxes(1, 2)
-
-        def block(x, p):
-            q, k, v = map(split, jnp.split(checkpoint_name(norm(x, p["norm_0"]) @ p["qkv"], "qkv"), 3, -1))
-            scores = q @ k.swapaxes(-1, -2) / (d // heads) ** 0.5
-            weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((time, time), bool)), scores, -1e9))
-            attended = checkpoint_name((weights @ v).swapaxes(1, 2).reshape(batch, time, d), "attended")
-            x = x + attended @ p["out"]
-            up = checkpoint_name(norm(x, p["norm_1"]) @ p["up"], "up")
-            return x + jax.nn.gelu(up) @ p["down"], None
-
-        def loss(params, tokens):
-            x, _ = lax.scan(wrap(block), params["embedding"][tokens], params["blocks"])
-            return cross_entropy(x @ params["embedding"].T, jnp.roll(tokens, -1, 1))
-
-        return loss
+    make_loss = lambda: transformer_loss(d, time, batch, heads, wrap=wrap)
 
     params = {
         "embedding": normal(rng, vocabulary, d, scale=0.05),

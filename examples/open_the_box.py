@@ -43,7 +43,7 @@ x, target = normal(32, 6), normal(32, 1)
 ledger = bp.trace(loss)(params, x, target)
 print(ledger)
 (out / "ledger.html").write_text(f"<!doctype html><meta charset=utf-8>{ledger._repr_html_()}")
-ledger  # noqa: B018: a notebook shows it as a page
+ledger  # noqa: B018 (a notebook shows it as a page)
 
 # %% [markdown]
 # By name: the deltas of the eight layers. They shrink on their way down, since the weights were made too small.
@@ -55,7 +55,7 @@ for i, size in enumerate(sizes):
 assert (np.diff(sizes) > 0).all()
 figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
 bp.plot.gradient_flow(ledger, ax=left)
-bp.plot.saturation(ledger, ax=right)
+bp.plot.histograms(ledger, ax=right)
 figure.savefig(out / "gradient_flow.png")
 
 # %% [markdown]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, memory, report, step, workloads
+from benchmarks import measure, memory, openbox, report, step, workloads
 
 TOYS = {
     "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
@@ -163,3 +163,21 @@ def test_policies_are_drawn_as_points(policies):
 
 def test_snapshots_are_counted():
     assert memory.counted(1000, 10) == (12, 3.64)
+
+
+def test_the_open_box_has_its_rows():
+    mlp = dict(sizes=(6, 5, 4, 3), batch=2)
+    transformer = dict(d=8, time=4, batch=2, blocks=2, heads=2, vocabulary=5)
+    builds = [
+        lambda: openbox.norms_of_mlp(**mlp),
+        lambda: openbox.norms_of_transformer(**transformer),
+        lambda: openbox.feedback("random", **mlp),
+        lambda: openbox.feedback("signs", **mlp),
+        lambda: openbox.direct(8, 3, 6, 4, 2),
+        lambda: openbox.whether(**mlp),
+    ]
+    toys = {n: (b, target) for b, (n, (_, target)) in zip(builds, openbox.ROWS.items(), strict=True)}
+    table = openbox.run(2, rows=toys)
+    assert [row.name for row in table.rows] == list(openbox.ROWS)
+    assert all(cell.value > 0 for row in table.rows for cell in row.cells.values())
+    assert openbox.run(2, only=["W4"], rows=toys).rows[0].name == "W4 all deltas as norms"

@@ -1,8 +1,7 @@
 """Synchronised steps: must deltas arrive at once?
 
 Backpropagation waits: nothing may change between the way forward and the way back. Here each layer's gradient arrives
-k updates late, made with the weights and the inputs of then. With a small learning rate that does little harm; what
-counts is the product of delay and rate.
+k updates late, made with the weights and the inputs of then. Up to a dozen updates or so that does little harm here.
 """
 
 # %%

@@ -4,7 +4,8 @@ Backpropagation through time goes back over all steps once the sequence is over.
 e-prop it keeps a trace of how its activity has led to the neuron's state, and the weight changes when an error arrives,
 trace times error, step by step. What is left out is the way back through the other neurons' spikes. In the walk that is
 one edit: the spikes that go to other neurons, named here, let nothing through to the step before. The trace is then
-what the rest of the walk computes; below it is also kept forward in time, as a synapse would, and is the same.
+what the rest of the walk computes; below it is also kept forward in time, as a synapse would, and is the same. (At this
+learning rate the exact way back through 100 steps of surrogate slopes is the less steady teacher of the two.)
 
 Source: G. Bellec, F. Scherr, A. Subramoney, E. Hajek, D. Salaj, R. Legenstein, W. Maass, "A solution to the learning
 dilemma for recurrent networks of spiking neurons" (2020).

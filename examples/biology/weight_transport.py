@@ -8,6 +8,7 @@ comes closer while it learns, shows in the angle.
 """
 
 # %%
+import itertools
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def loss(params, x, y):
 
 def init(key):
     layer = lambda key, i, o: {"kernel": jax.random.normal(key, (i, o)) * i**-0.5, "bias": jnp.zeros(o)}
-    return [layer(k, *s) for k, s in zip(jax.random.split(key, 4), zip(SIZES, SIZES[1:]), strict=False)]
+    return [layer(k, *s) for k, s in zip(jax.random.split(key, 4), itertools.pairwise(SIZES), strict=True)]
 
 
 params = init(jax.random.key(0))
@@ -88,9 +89,8 @@ def learn(mirrors_of, backward):
 
 results = {name: jax.tree.map(jax.device_get, learn(*scheme)) for name, scheme in SCHEMES.items()}
 for name, (accuracy, angle) in results.items():
-    print(
-        f"{name:38} accuracy {accuracy[0]:.3f} -> {accuracy[-1]:.3f}   angle {angle[0]:5.1f} -> {angle[-1]:5.1f} degrees"
-    )
+    angles = f"angle {angle[0]:5.1f} -> {angle[-1]:5.1f} degrees"
+    print(f"{name:38} accuracy {accuracy[0]:.3f} -> {accuracy[-1]:.3f}   {angles}")
 
 # %%
 figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -83,7 +83,7 @@ def _operation(birth: Birth) -> str:
     """The operation of the user's program: the primitive, or on the way back the one whose rule this is part of."""
     if not birth.backward:
         return birth.primitive or ""
-    return jx.scope(birth.source).split("/")[-1].rstrip(")").split("(")[-1].removesuffix("_bwd")
+    return birth.scope.split("/")[-1].rstrip(")").split("(")[-1].removesuffix("_bwd")
 
 
 def _zero_times_infinity(birth: Birth) -> bool:
@@ -121,7 +121,7 @@ class Nonfinite:
         self.operation = _operation(root) if root is not None and located else None
         self.backward = bool(root is not None and root.backward)
         self.line = jx.user_line(root.source) if root is not None and located else ""
-        self.scope = jx.scope(root.source) if root is not None and located else ""
+        self.scope = root.scope if root is not None and located else ""
         self.steps = root.steps if root is not None else ()
         self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []
         self.result = statistics(root.result) if root is not None else None

@@ -28,6 +28,7 @@ class Birth:
         nan: whether it is a nan (an infinity otherwise).
         primitive: the equation's primitive; None for an argument or a constant.
         source: where the equation was written.
+        scope: its name scope, within those of the calls around it.
         steps: the numbers of the loop steps around it, outermost first.
         operands, result: numpy arrays.
         cause: the birth of an infinity among the operands, where a nan was made out of one.
@@ -38,6 +39,7 @@ class Birth:
     nan: bool
     primitive: str | None
     source: Any = None
+    scope: str = ""
     steps: tuple[int, ...] = ()
     operands: tuple[Any, ...] = ()
     result: Any = None
@@ -51,7 +53,7 @@ class Birth:
 
     @property
     def backward(self) -> bool:
-        return self.source is not None and "transpose(" in jx.scope(self.source)
+        return "transpose(" in self.scope
 
 
 @dataclass
@@ -86,6 +88,7 @@ def replay(jaxpr: Any, args: Sequence[Any]) -> list[Held]:
 class _Replay:
     def __init__(self) -> None:
         self.order = 0
+        self.scope = ""  # of the calls that are being run
 
     def run(self, jaxpr: Any, args: Sequence[Held], steps: tuple[int, ...]) -> list[Held]:
         invars, eqns, outvars, constants = jx.opened(jaxpr)
@@ -97,19 +100,28 @@ class _Replay:
             held.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in outvars]
 
+    def within(self, eqn: Any) -> str:
+        """The name scope of an equation, behind those of the calls around it."""
+        return "/".join(filter(None, (self.scope, jx.scope(eqn.source_info))))
+
     def step(self, eqn: Any, args: list[Held], steps: tuple[int, ...]) -> list[Held]:
         name, params = eqn.primitive.name, eqn.params
-        if name == "scan":
-            return self.scan(params, args, steps)
-        if name == "while":
-            return self.while_loop(params, args, steps)
-        if name == "cond":
-            return self.run(jx.cond_branches(params)[int(args[0].value)], args[1:], steps)
+        if name in ("scan", "while", "cond"):  # what these have inside knows its scope
+            around, self.scope = self.scope, ""
+            if name == "cond":
+                outs = self.run(jx.cond_branches(params)[int(args[0].value)], args[1:], steps)
+            else:
+                outs = (self.scan if name == "scan" else self.while_loop)(params, args, steps)
+            self.scope = around
+            return outs
         if any(part in params for part in ("jaxpr", "call_jaxpr", "call")) and not name.startswith(("reduce", "shard")):
-            return self.run(jx.call_jaxpr(params), args, steps)
+            around, self.scope = self.scope, self.within(eqn)
+            outs = self.run(jx.call_jaxpr(params), args, steps)
+            self.scope = around
+            return outs
         outs = jx.bind_eqn(eqn, [a.value for a in args])
         self.order += 1
-        chosen = any(a.chosen for a in args) or (name == "select_n" and "transpose(" in jx.scope(eqn.source_info))
+        chosen = any(a.chosen for a in args) or (name == "select_n" and "transpose(" in self.within(eqn))
         return [Held(out, self.birth(eqn, args, out, steps), chosen) for out in outs]
 
     def birth(self, eqn: Any, args: list[Held], out: Any, steps: tuple[int, ...]) -> Birth | None:
@@ -127,7 +139,18 @@ class _Replay:
         cause = min(infinite, key=lambda b: b.root.order) if infinite else None
         chosen = any(a.chosen and as_numbers(a.value) is not None and (np.asarray(a.value) == 0).any() for a in args)
         operands = tuple(np.asarray(a.value) for a in args if as_numbers(a.value) is not None)
-        return Birth(self.order, nan, eqn.primitive.name, eqn.source_info, steps, operands, numbers, cause, chosen)
+        return Birth(
+            self.order,
+            nan,
+            eqn.primitive.name,
+            eqn.source_info,
+            self.within(eqn),
+            steps,
+            operands,
+            numbers,
+            cause,
+            chosen,
+        )
 
     def scan(self, params: dict[str, Any], args: list[Held], steps: tuple[int, ...]) -> list[Held]:
         body, n_consts, n_carry = jx.scan_parts(params)

@@ -137,8 +137,7 @@ def summary(f: Callable[..., Any], *args: Any) -> Summary:
     out, pullback = jax.eval_shape(pullback_of, *types)
     rows: dict[Any, list[Any]] = {}
     for program, column in ((jax.make_jaxpr(f)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):
-        for eqn, times, line in _equations(program):
-            scope = jx.scope(eqn.source_info)
+        for eqn, times, line, scope in _equations(program):
             rule = scope.split("/")[-1].rstrip(")").split("(")[-1]
             name = rule.removesuffix("_bwd") if "transpose(" in scope else eqn.primitive.name
             shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
@@ -157,19 +156,20 @@ def _typed(x: Any) -> Any:
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
 
 
-def _equations(jaxpr: Any, times: int = 1, call: str = "") -> Iterator[tuple[Any, int, str]]:
-    """The equations that have no programs inside, how often each runs, and their line, or that of the call."""
+def _equations(jaxpr: Any, times: int = 1, call: str = "", around: str = "") -> Iterator[tuple[Any, int, str, str]]:
+    """The equations that have no programs inside, how often each runs, their line or the call's, their scope."""
     _, eqns, _, _ = jx.opened(jaxpr)
     for eqn in eqns:
         name, params, line = eqn.primitive.name, eqn.params, jx.user_line(eqn.source_info) or call
+        scope = "/".join(filter(None, (around, jx.scope(eqn.source_info))))
         if name == "scan":
             yield from _equations(jx.scan_parts(params)[0], times * params["length"], line)
         elif name == "while":
             yield from _equations(jx.while_parts(params)[0], times, line)
         elif name == "cond":
             branches = [list(_equations(b, times, line)) for b in jx.cond_branches(params)]
-            yield from max(branches, key=lambda b: sum(t * flops_of(e) for e, t, _ in b))
+            yield from max(branches, key=lambda b: sum(t * flops_of(e) for e, t, _, _ in b))
         elif any(part in params for part in ("jaxpr", "call_jaxpr", "call")) and not name.startswith("reduce"):
-            yield from _equations(jx.call_jaxpr(params), times, line)
+            yield from _equations(jx.call_jaxpr(params), times, line, scope)
         else:
-            yield eqn, times, line
+            yield eqn, times, line, scope

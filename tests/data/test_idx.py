@@ -55,7 +55,10 @@ WHOLE = idx(np.arange(12, dtype="i4").reshape(3, 4))
         (b"\0\0\x08\x03" + b"\xff" * 12, r"is truncated: .* and there are 0"),
         (b"\0\0\x08\x50" + b"\0\0\0\1" * 80 + b"7", r"says that it holds an array that numpy cannot: \[1, 1,"),
         (gzip.compress(WHOLE, mtime=0)[:-9], "is a gzip file that is truncated or damaged"),
-        (gzip.compress(WHOLE, mtime=0)[:-8] + b"\0" * 8, r"is a gzip file that is truncated or damaged \(CRC check failed"),
+        (
+            gzip.compress(WHOLE, mtime=0)[:-8] + b"\0" * 8,
+            r"is a gzip file that is truncated or damaged \(CRC check failed",
+        ),
         (b"\x1f\x8bnothing", "is a gzip file that is truncated or damaged"),
         (gzip.compress(WHOLE[:-4], mtime=0), r"is truncated: \[3, 4\] numbers need 48 bytes, and there are 44"),
     ],

@@ -24,7 +24,7 @@ from .rules import coverage, rule
 from .testing import check
 from .train import fit, fit_many
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Backward",

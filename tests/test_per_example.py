@@ -307,7 +307,7 @@ def test_bfloat16_adds_up_in_float32():
     w, x = W.astype(jnp.bfloat16), normal(11, N, 3, 4).astype(jnp.bfloat16)
     rows = flat(jax.vmap(jax.grad(transposed), (None, 0))(w, x)).astype(jnp.float32)
     expected = jnp.linalg.norm(rows, axis=1)
-    norms, gradient = bp.per_example.norms(transposed, with_grad=True)(w, x)
+    norms, gradient = jax.jit(bp.per_example.norms(transposed, with_grad=True))(w, x)
     assert norms.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
     assert_close(norms, expected, 2**-7)
     assert_close(gradient.astype(jnp.float32), jnp.mean(rows, 0).reshape(4, 4), 2**-5)
@@ -322,17 +322,17 @@ def problem():
     params = net.init(key(0), jnp.zeros(3))
     loss = lambda params, example: bp.ops.squared_error(net.apply(params, example[0]), example[1])
     batch = normal(1, 5, 3), normal(2, 5, 2)
-    return loss, params, batch, jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+    return loss, params, batch, jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, batch)
 
 
 def test_norms():
     loss, params, batch, gradients = problem()
     expected = jnp.linalg.norm(flat(gradients), axis=1)
-    norms, mean = bp.per_example.norms(loss, with_grad=True)(params, batch)
+    norms, mean = jax.jit(bp.per_example.norms(loss, with_grad=True))(params, batch)
     assert_close((norms, mean), (expected, jax.tree.map(lambda g: g.mean(0), gradients)))
-    assert_close(bp.per_example.norms(loss, squared=True)(params, batch), expected**2)
+    assert_close(jax.jit(bp.per_example.norms(loss, squared=True))(params, batch), expected**2)
     per_leaf = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g.reshape(5, -1) ** 2, 1)), gradients)
-    assert_close(bp.per_example.norms(loss, per_leaf=True)(params, batch), per_leaf)
+    assert_close(jax.jit(bp.per_example.norms(loss, per_leaf=True))(params, batch), per_leaf)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -343,7 +343,7 @@ def test_clipping(masked):
     mask = jnp.array([1.0, 1, 0, 1, 1]) if masked else jnp.ones(5)
     c = jnp.minimum(1, bound / n)
     args = (mask,) if masked else ()
-    ours, found = bp.per_example.clipped_grad(loss, bound, divide_by=4)(params, batch, *args)
+    ours, found = jax.jit(bp.per_example.clipped_grad(loss, bound, divide_by=4))(params, batch, *args)
     assert_close(ours, jax.tree.map(lambda g: jnp.tensordot(c * mask / 4, g, 1), gradients))
     assert_close(found.losses, jax.vmap(loss, (None, 0))(params, batch))
     assert_close((found.norms, found.scales), (n, c))
@@ -373,19 +373,19 @@ def test_a_gradient_of_zero_is_not_divided_by_its_norm():
 def test_grads_in_chunks():
     loss, params, batch, gradients = problem()
     one = sum(p.size for p in jax.tree.leaves(params)) * 8
-    assert_close(bp.per_example.grads(loss, max_bytes=2 * 3 * one)(params, batch), gradients)
-    assert_close(bp.per_example.grads(loss, max_bytes=1)(params, batch), gradients)
+    assert_close(jax.jit(bp.per_example.grads(loss, max_bytes=2 * 3 * one))(params, batch), gradients)
+    assert_close(jax.jit(bp.per_example.grads(loss, max_bytes=1))(params, batch), gradients)
 
 
 def test_moments_and_noise_scale():
     loss, params, batch, gradients = problem()
-    found = bp.per_example.moments(loss)(params, batch)
+    found = jax.jit(bp.per_example.moments(loss))(params, batch)
     mean, variance = (
         jax.tree.map(lambda g, f=f: f(g), gradients) for f in (lambda g: g.mean(0), lambda g: g.var(0, ddof=1))
     )
     snr = jax.tree.map(lambda m, v: jnp.abs(m) / jnp.sqrt(v), mean, variance)
     assert_close(tuple(found), (mean, variance, snr))
-    scale = bp.per_example.noise_scale(loss)(params, batch)
+    scale = jax.jit(bp.per_example.noise_scale(loss))(params, batch)
     rows = flat(gradients)
     trace = jnp.trace(jnp.cov(rows.T))
     squared_norm = jnp.sum(rows.mean(0) ** 2) - trace / 5
@@ -394,7 +394,7 @@ def test_moments_and_noise_scale():
 
 def test_factors_multiply_to_the_gradients():
     loss, params, batch, gradients = problem()
-    found = bp.per_example.factors(loss)(params, batch)
+    found = jax.jit(bp.per_example.factors(loss))(params, batch)
     assert set(found) == {"dense_0/kernel", "dense_1/kernel"}
     for path, (x, deltas) in found.items():
         layer, name = path.split("/")
@@ -405,14 +405,14 @@ def test_factors_multiply_to_the_gradients():
 def test_gram_and_cosines():
     loss, params, batch, gradients = problem()
     rows = flat(gradients)
-    assert_close(bp.per_example.gram(loss)(params, batch), rows @ rows.T)
+    assert_close(jax.jit(bp.per_example.gram(loss))(params, batch), rows @ rows.T)
     unit = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
-    assert_close(bp.per_example.cosines(loss)(params, batch), unit @ unit.T)
+    assert_close(jax.jit(bp.per_example.cosines(loss))(params, batch), unit @ unit.T)
     outputs = lambda params, x: bp.nets.mlp([3, 4, 2]).apply(params, x)
     jacobian = flat(
-        jax.tree.map(lambda j: j.reshape(10, -1), jax.vmap(jax.jacrev(outputs), (None, 0))(params, batch[0]))
+        jax.tree.map(lambda j: j.reshape(10, -1), jax.jit(jax.vmap(jax.jacrev(outputs), (None, 0)))(params, batch[0]))
     )
-    assert_close(bp.per_example.gram(outputs)(params, batch[0]).reshape(10, 10), jacobian @ jacobian.T)
+    assert_close(jax.jit(bp.per_example.gram(outputs))(params, batch[0]).reshape(10, 10), jacobian @ jacobian.T)
 
 
 def test_the_size_of_the_program_does_not_grow_with_the_batch():

@@ -63,7 +63,8 @@ def test_where_nothing_helps_the_parameters_stay():
 def test_the_sine_is_learned():
     """Hagan and Menhaj's first problem, a 1-15-1 network, to below their error of 0.02, in few updates.
 
-    Seventy-five times as many updates of gradient descent do not get there.
+    Seventy-five times as many updates of gradient descent do not get there. The start is a favourable one: of six
+    that were tried, two get below 1e-3 in 20 updates, and all in 40.
     """
     net = bp.nets.mlp([1, 15, 1], activation=bp.ops.tanh)
     batch = tuple(jnp.asarray(a, jnp.float64) for a in bp.data.sine(40, periods=3, amplitude=0.25, offset=0.5))

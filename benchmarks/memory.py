@@ -92,16 +92,18 @@ def sides_of(model: Model) -> Iterator[tuple[str, workloads.Workload, Any]]:
     yield "funcbp, by hand", wrapped(by_hand), bp
 
 
-def difference(a: tuple[workloads.Workload, Any], b: tuple[workloads.Workload, Any]) -> float:
-    """The largest difference of two gradients in float64, relative to each leaf's largest element."""
+def in_float64(workload: workloads.Workload, api: Any) -> list[np.ndarray]:
+    """The leaves of a gradient in float64."""
     with jax.enable_x64(True):
         wide = lambda x: x.astype(np.float64) if x.dtype == np.float32 else x
-        results = [
-            [np.asarray(x) for x in jax.tree.leaves(jax.jit(w.program(api))(*jax.tree.map(wide, w.args)))]
-            for w, api in (a, b)
-        ]
-    gaps = [np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-300) for x, y in zip(*results, strict=True)]
-    return float(np.max(gaps))
+        leaves = jax.tree.leaves(jax.jit(workload.program(api))(*jax.tree.map(wide, workload.args)))
+        return [np.asarray(x) for x in leaves]
+
+
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """The largest difference of two gradients, relative to each leaf's largest element."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(np.max([np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-300) for x, y in pairs]))
 
 
 def compared(name: str, ours: Side, theirs: Side, pairs: int, targets: Mapping[str, Target] | None = None) -> Row:
@@ -121,10 +123,10 @@ def compared(name: str, ours: Side, theirs: Side, pairs: int, targets: Mapping[s
 def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
     """All sides of a model, beside JAX's plain gradient."""
     (_, plain, api), *others = sides_of(model)
-    theirs = side(plain, api)
+    theirs, want = side(plain, api), in_float64(plain, api)
     yield Row(f"{name}: jax", {c: Cell(1.0) for c in COLUMNS[:5]})
     for label, workload, walker in others:
-        gap = difference((workload, walker), (plain, api))
+        gap = difference(in_float64(workload, walker), want)
         if not gap <= measure.AGREEMENT:
             yield Row(f"{name}: {label}", {"time": Cell(remark=f"not timed: differs by {gap:.1e}")}, refused=True)
             continue
@@ -154,7 +156,7 @@ def snapshots_row(pairs: int) -> Row:
     """The long loop with a few snapshots: live states and forward sweeps, counted in the schedule that runs."""
     workload = LONG(scan=functools.partial(bp.scan, snapshots=SNAPSHOTS))
     plain = LONG()
-    gap = difference((workload, bp), (plain, jax))
+    gap = difference(in_float64(workload, bp), in_float64(plain, jax))
     row = compared(f"W6 LSTM, T=1000: {SNAPSHOTS} snapshots", side(workload, bp), side(plain, jax), pairs)
     if not gap <= measure.AGREEMENT:
         return Row(row.name, {"time": Cell(remark=f"differs by {gap:.1e}")}, refused=True)

@@ -284,6 +284,7 @@ def scan(
 
     Raises:
         ValueError: `snapshots` is not positive.
+        NotImplementedError: with `snapshots`, it is differentiated backward twice.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
@@ -343,6 +344,7 @@ def while_loop(
 
     Raises:
         ValueError: `max_steps` or `snapshots` is not positive.
+        NotImplementedError: it is differentiated backward twice; the second time goes in forward mode (`funcbp.hvp`).
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp

@@ -141,6 +141,15 @@ def test_without_snapshots_it_is_jax():
     jax.tree.map(np.testing.assert_array_equal, bp.scan(step, 1.0, xs[:0], snapshots=2), lax.scan(step, 1.0, xs[:0]))
 
 
+@pytest.mark.parametrize("f", [newton, lambda x: bp.scan(lambda c, _: (jnp.sin(c), c), x, length=3, snapshots=2)[0]])
+def test_a_second_reverse_pass_is_refused_and_forward_over_reverse_is_the_way_out(f):
+    with pytest.raises(NotImplementedError, match=r"second reverse pass .* with funcbp\.hvp or jax\.jacfwd of the"):
+        bp.grad(bp.grad(f))(4.0)
+    h = 1e-5
+    slope = jax.jit(bp.grad(f))
+    np.testing.assert_allclose(jax.jacfwd(slope)(4.0), (slope(4.0 + h) - slope(4.0 - h)) / (2 * h), rtol=1e-6)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="snapshots is a positive integer, and was 0"):
         bp.scan(lambda c, x: (c, None), 1.0, length=3, snapshots=0)

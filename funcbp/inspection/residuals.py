@@ -142,7 +142,9 @@ def residuals(
 ) -> Callable[..., Residuals]:
     """What is kept between the two passes of a gradient, with the reasons: the plan in writing.
 
-    The function is traced as under `jit`; nothing is computed.
+    The function is traced as under `jit`; nothing is computed. What the backward pass itself stores on its way, such as
+    the factors of products that are summed after a loop (`policies.Deferral`), is not kept between the passes and not
+    listed.
 
     Args:
         f: a function of pytrees of arrays to a pytree of arrays.

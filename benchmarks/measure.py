@@ -60,13 +60,15 @@ def difference(workload: Workload) -> float:
 def seconds(f: Callable[[], Any]) -> tuple[Any, float]:
     """What `f` returns, once it is there, and the seconds until then."""
     gc.collect()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         start = time.perf_counter()
         out = jax.block_until_ready(f())
         return out, time.perf_counter() - start
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def prepare(workload: Workload) -> tuple[list[Any], list[Cost]]:

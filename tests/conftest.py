@@ -1,6 +1,7 @@
 """Tests run in float64 where they do not say otherwise, with JAX's strictest promotion, and warnings are errors."""
 
 import gc
+import itertools
 
 import jax
 import pytest
@@ -11,12 +12,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # most of a test's time is compilation
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_heap():
-    """What JAX traced and compiled for a file is dropped after it: searching a large heap for garbage takes longer."""
-    yield
-    jax.clear_caches()
-    gc.collect()
-
-
 gc.freeze()  # what the libraries made when they were imported stays
+gc.disable()  # most of the time of a long run went into searching what JAX keeps for garbage, again and again
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def small_heap():
+    """Now and then, what JAX has traced and compiled is dropped, and garbage collected."""
+    yield
+    if next(_tests) % 150 == 0:
+        jax.clear_caches()
+        gc.collect()

@@ -19,6 +19,7 @@ def usual_jax():
         for name, value in {"UPDATES": 5, "MEMBERS": 3, "EPOCHS": 4, "STREAM": 20}.items():
             patch.setattr(learning, name, value)
         patch.setattr(measure, "SAMPLE_SECONDS", 0)
+        patch.setattr(measure.gc, "collect", lambda: 0)
         patch.setattr(learning, "installed", lambda module: module != "torch")
         yield
 

@@ -25,6 +25,7 @@ def usual_jax():
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(measure, "SAMPLE_SECONDS", 0)
+        patch.setattr(measure.gc, "collect", lambda: 0)
         yield
 
 

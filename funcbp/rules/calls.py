@@ -19,6 +19,7 @@ from ..jaxpr import (
     bind_remat,
     call_jaxpr,
     constrained,
+    feedback_p,
     is_saved,
     primitive,
     primitives,
@@ -95,6 +96,7 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
 
 
 def_linear(primitives.name_p, lambda ct, x, **_: ct)
+def_linear(feedback_p, lambda ct, w: ct)  # the recording gives w its mirror instead: see mirrors.py
 def_linear(primitives.sharding_constraint_p, lambda ct, x, **p: primitives.sharding_constraint_p.bind(ct, **p))
 def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct)
 def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)))

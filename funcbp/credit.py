@@ -312,7 +312,7 @@ def spikes(derivative: Callable[[Any], Any]) -> dict[Any, Rule]:
         >>> unit = lambda x: (x > 1.0).astype(jnp.float32)
         >>> backward = bp.Backward(rules=bp.credit.spikes(bp.credit.triangular()))
         >>> backward.grad(unit)(jnp.array(1.25)), bp.grad(unit)(jnp.array(1.25))
-        (Array(0.75, dtype=float32), Array(0., dtype=float32))
+        (Array(0.75, dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
 
     Source:
         E. O. Neftci, H. Mostafa, F. Zenke, "Surrogate gradient learning in spiking neural networks" (2019).

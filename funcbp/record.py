@@ -406,12 +406,15 @@ def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[
 
 
 class Equation(NamedTuple):
-    """One equation that ran: the operation as a function, the values it ran on, and where it was written."""
+    """One equation that ran: the operation as a function, the values it ran on, which of them an input had entered, and
+    where it was written.
+    """
 
     primitive: str
     params: dict[str, Any]
     apply: Callable[..., list[Any]]
     values: tuple[Any, ...]
+    perturbed: tuple[bool, ...]
     source: Any
 
 
@@ -439,13 +442,14 @@ class ObservingTrace(RecordTrace):
         if all(slot is None for slot in slots) or primitive.name == "stop_gradient":
             return outs
         apply = lambda *xs: primitive.bind(*xs, **params) if several else [primitive.bind(*xs, **params)]
-        wrapped = self.observed(primitive.name, params, apply, values, outs if several else [outs])
+        wrapped = self.observed(primitive.name, params, apply, values, slots, outs if several else [outs])
         return wrapped if several else wrapped[0]
 
-    def observed(self, name: str, params: Any, apply: Any, values: Any, outs: Any) -> list[Any]:
+    def observed(self, name: str, params: Any, apply: Any, values: Any, slots: Any, outs: Any) -> list[Any]:
         written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
         source = next(filter(jx.user_line, written), written[0])
-        self.equations.append(Equation(name, params, apply, tuple(values), source))
+        perturbed = tuple(slot is not None for slot in slots)
+        self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
     def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
@@ -463,7 +467,7 @@ class ObservingTrace(RecordTrace):
             outs = jx.as_function(jx.call_jaxpr(eqn.params))(*values)
         if all(slot is None for slot in slots):
             return outs
-        return self.observed(primitive.name, eqn.params, program, values, outs)
+        return self.observed(primitive.name, eqn.params, program, values, slots, outs)
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool

@@ -216,7 +216,8 @@ def _inner_search(inner: Any, equation: Equation, vjp: Callable[..., Any], rng: 
 def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | None:
     """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right."""
     name, apply, inputs = equation.primitive, equation.apply, equation.values
-    ids = [i for i, x in enumerate(inputs) if is_differentiable(jax.typeof(x)) and np.size(x)]
+    pairs = enumerate(zip(inputs, equation.perturbed, strict=True))
+    ids = [i for i, (x, p) in pairs if p and is_differentiable(jax.typeof(x)) and np.size(x)]
     body = jx.as_function(jx.call_jaxpr(equation.params)) if name in OWN_RULE else apply
     if not ids or not any(map(is_differentiable, apply(*inputs))):
         return None

@@ -1,4 +1,4 @@
-"""Lines are looked at here, and the programs that newer JAX keeps of its own functions bear those of their first call."""
+"""Lines are looked at here, and programs that newer JAX keeps of its own functions bear those of their first call."""
 
 import jax
 import pytest

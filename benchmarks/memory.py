@@ -134,22 +134,28 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
         yield compared(f"{name}: {label}", side(workload, walker), theirs, pairs, targets)
 
 
-def deferral_rows(pairs: int) -> Iterator[Row]:
-    """The weights' gradient summed after the loop, beside the same summed in the loop; and what is chosen."""
-    chosen = policies.Deferral()
+def choice_rows(which: str, sizes: Collection[tuple[int, int]], pairs: int) -> Iterator[Row]:
+    """Products of the LSTM's weights carried out outside the loop, beside the same in it; and what is chosen.
+
+    `which` is `"WAIT"`, the weights' gradient, summed after the loop, or `"AHEAD"`, the products of the inputs.
+    """
+    chosen, ahead = getattr(policies, which), which == "AHEAD"
+    outside = "before" if ahead else "after"
     try:
-        for batch in (1, 16, 128):
-            workload = workloads.lstm(time=500 if batch < 100 else 100, batch=batch)
+        for batch, units in sizes:
+            time = 100 if batch > 100 or units > 500 else 500
+            workload = workloads.lstm(time, batch, units, apart=ahead)
             sides = []
-            for times, least in ((0.0, 0), (np.inf, 0), (chosen.times, chosen.at_least)):
-                policies.WAIT = policies.Deferral(times, least)
+            for when in (policies.Deferral(0.0, 0), policies.Deferral(np.inf), chosen):
+                setattr(policies, which, when)
                 sides.append(side(workload, bp))
-            after, inside, own = sides
-            row = compared(f"W6 LSTM, batch {batch}: after the loop : in the loop", after, inside, pairs)
-            choice = "after" if own.temp_bytes == after.temp_bytes else "in"
-            yield row._replace(name=f"{row.name} (chosen: {choice})")
+            out, inside, own = sides
+            what = "x W" if ahead else "W̄"
+            name = f"W6 LSTM, batch {batch}, {units} units: {what} {outside} the loop : in the loop"
+            choice = outside if own.temp_bytes == out.temp_bytes else "in"
+            yield compared(f"{name} (chosen: {choice})", out, inside, pairs)
     finally:
-        policies.WAIT = chosen
+        setattr(policies, which, chosen)
 
 
 def snapshots_row(pairs: int) -> Row:
@@ -193,7 +199,9 @@ def run(pairs: int, only: Collection[str] = (), models: Mapping[str, Model] = MO
     if wanted("W4"):
         rows.append(step.compiled_row("W4 transformer, 24 layers: funcbp, min_cut", DEEP(), pairs)[0])
     if wanted("W6"):
-        rows += [*deferral_rows(pairs), snapshots_row(pairs)]
+        rows += choice_rows("WAIT", [(1, 128), (16, 128), (128, 128)], pairs)
+        rows += choice_rows("AHEAD", [(1, 128), (16, 128), (128, 128), (1, 512)], pairs)
+        rows.append(snapshots_row(pairs))
     return Table("What is kept between the passes, beside jax.value_and_grad", COLUMNS, rows)
 
 

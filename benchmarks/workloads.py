@@ -165,10 +165,12 @@ def lstm(
     units: int = 128,
     wrap: Callable[[Any], Any] = lambda step: step,
     scan: Callable[..., Any] = lax.scan,
+    apart: bool = False,
 ) -> Workload:
     """W6: an LSTM over time; the loss is the mean square of its last output.
 
-    `wrap` is applied to the step: a `jax.checkpoint`. Its name is `net`.
+    `wrap` is applied to the step: a `jax.checkpoint`. Its name is `net`. `apart`: whether the products of the input and
+    of the state with the weights are two.
     """
     rng = np.random.default_rng(6)
 
@@ -176,7 +178,11 @@ def lstm(
         def loss(params, xs):
             def step(carry, x):
                 h, c = carry
-                net = checkpoint_name(jnp.concatenate([x, h], -1) @ params["kernel"] + params["bias"], "net")
+                if apart:
+                    net = x @ params["kernel"][:units] + h @ params["kernel"][units:]
+                else:
+                    net = jnp.concatenate([x, h], -1) @ params["kernel"]
+                net = checkpoint_name(net + params["bias"], "net")
                 i, f, o, g = jnp.split(net, 4, -1)
                 c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
                 h = jax.nn.sigmoid(o) * jnp.tanh(c)

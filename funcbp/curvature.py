@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from . import ops
 from .backward import Backward, Pullback
-from .examples import Examples, Leaf, backpropagate, batch_size, inner_products, jacobian_rows
+from .per_example.examples import Examples, Leaf, backpropagate, batch_size, inner_products, jacobian_rows
 
 __all__ = [
     "OUTPUT_HESSIANS",

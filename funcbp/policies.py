@@ -302,16 +302,17 @@ def _size(n: float) -> str:
 
 @dataclass(frozen=True)
 class Deferral:
-    """When the gradient of a loop's constant is summed by one contraction after the loop, of stacked factors.
+    """When products with a loop's constant are carried out outside the loop, all steps' at once.
 
-    In the loop each step reads and writes the whole sum W̄ += x' δ, however small its own product is: for a batch of
-    one, two operations per number moved. After the loop, each step has stored x and δ, and the sum is written once.
-    That is faster when the sum is too large for a core's cache, but the stacks take memory, so they must be small
-    beside it.
+    In the loop each step's gradient reads and writes the whole sum W̄ += x' δ, however small its own product is: for a
+    batch of one, two operations per number moved. After the loop, each step has stored x and δ, and the sum is written
+    once. A product x W of what the loop goes over likewise reads the whole of W at each step, and before the loop reads
+    it once. That is faster when the constant is too large for a core's cache, but the stacks take memory, so they must
+    be small beside it.
 
     Args:
-        times: how many times more bytes the sum must have than the factors of one step.
-        at_least: how many bytes the sum must have.
+        times: how many times more bytes the constant must have than what one step stacks.
+        at_least: how many bytes the constant must have.
     """
 
     times: float = 32.0
@@ -322,16 +323,25 @@ class Deferral:
         if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
             return False
         summed = math.prod(ct.shape) * ct.dtype.itemsize
-        stacked = sum(x.size * x.dtype.itemsize for p in ct.products for x in (p.ct, p.other))
-        return summed >= self.at_least and summed >= self.times * stacked
+        return self.pays(summed, sum(x.size * x.dtype.itemsize for p in ct.products for x in (p.ct, p.other)))
+
+    def pays(self, constant: int, stacked: int) -> bool:
+        """Whether it pays for a constant of so many bytes, where each step stacks so many."""
+        return constant >= self.at_least and constant >= self.times * stacked
 
 
 WAIT, NOW = Deferral(), Deferral(math.inf)
+AHEAD = Deferral(at_least=2**20)  # in the loop the product is read once, where the sum is read and written
 
 
 def deferral(residuals: str | Budget) -> Deferral:
     """When to wait: under a policy that limits what is stacked, not at all."""
     return WAIT if residuals in ("min_cut", "needed") else NOW
+
+
+def beforehand(residuals: str | Budget) -> Deferral:
+    """When to carry out products of what a loop goes over before it: the same."""
+    return AHEAD if residuals in ("min_cut", "needed") else NOW
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

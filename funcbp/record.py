@@ -62,13 +62,22 @@ class Watch(Protocol):
 
     What it notes is kept like a residual, and what it makes of a step comes out of the walk: from inside a loop stacked
     over the loop's steps.
+
+    Attributes:
+        everything: whether it also looks at equations that no differentiated value enters, or that lead to no output.
     """
+
+    @property
+    def everything(self) -> bool: ...
 
     def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
         """A pytree of arrays to be kept of a step that has run, or None."""
 
     def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
         """A pytree of arrays to be handed out, of what was noted and the cotangents of the outputs, or None."""
+
+
+PASSED = Rule(kind="passed")
 
 
 class Record(NamedTuple):
@@ -119,6 +128,7 @@ class RecordTrace(core.Trace):
         self._places: dict[int, int] = {}
         self._slots = 0
         self._in_tangents = 0  # inside how many tangent rules, whose values are of no consequence
+        self.sees_all = walker is not None and walker.watch is not None and walker.watch.everything
 
     # values
 
@@ -182,6 +192,19 @@ class RecordTrace(core.Trace):
             Step(name, rule, params, perturbed, tuple(slots), outputs, types, kept, tree, several, source)
         )
 
+    @property
+    def looking(self) -> bool:
+        """Whether the equation at hand is written down though no derivative goes through it."""
+        return self.sees_all and not self._in_tangents
+
+    def passed(self, primitive: Any, params: dict[str, Any], types: Any, outs: Any) -> Any:
+        """The outputs of an equation that no derivative goes through, written down where a watch asks for it."""
+        if self.looking:
+            several = primitive.multiple_results
+            listed = list(outs) if several else [outs]
+            self.write(primitive.name, PASSED, params, [None] * len(types), types, listed, (), several)
+        return outs
+
     # JAX calls these
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
@@ -190,7 +213,7 @@ class RecordTrace(core.Trace):
         values, slots = self.unwrap(tracers)
         perturbed = [slot is not None for slot in slots]
         mirrors = self.mirrors(tracers)
-        rule = self.walker.lookup(primitive) if any(perturbed) or mirrors else None
+        rule = self.walker.lookup(primitive) if any(perturbed) or mirrors or self.looking else None
         if (
             rule is not None
             and rule.body is not None
@@ -198,12 +221,19 @@ class RecordTrace(core.Trace):
         ):
             with core.set_current_trace(self), jx.inside_call(params):
                 return rule.body(params)(*tracers)
+        if rule is not None and rule.instead is not None and any(perturbed) and not mirrors and not self.looking:
+            better = rule.instead(self.walker, params)
+            if better is not None:
+                with core.set_current_trace(self):
+                    return better(*tracers)
         if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
             values, slots, params = inside
             perturbed, mirrors = [slot is not None for slot in slots], None
         avals, several = tuple(map(core.typeof, values)), primitive.multiple_results
-        if rule is None or not any(perturbed) or rule.kind in ("zero", "nondiff"):
+        enters = self.looking and rule is not None and rule.kind == "control" and rule.bwd is not None
+        if not enters and (rule is None or not any(perturbed) or rule.kind in ("zero", "nondiff")):
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
+            self.passed(primitive, params, avals, outs)
             return self.with_mirrors(outs, primitive, values, mirrors, perturbed, params) if mirrors else outs
         differentiable = None
         if rule.kind == "tangent":
@@ -232,7 +262,7 @@ class RecordTrace(core.Trace):
         if differentiable is None:
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
-        if any(differentiable):
+        if any(differentiable) or enters:
             self.write(primitive.name, rule, params, slots, avals, wrapped, res, several)
         out = wrapped if several else wrapped[0]
         return self.with_mirrors(out, primitive, values, mirrors, perturbed, params) if mirrors else out
@@ -273,7 +303,8 @@ class RecordTrace(core.Trace):
         if all(slot is None for slot in slots):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
-            return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+            outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+            return self.passed(primitive, {}, avals, outs)
         named = NAMED.get(jx.own_name(fun))
         if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
             with core.set_current_trace(self.parent_trace):
@@ -323,7 +354,8 @@ class RecordTrace(core.Trace):
         if not any(perturbed):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
-            return primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+            outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
+            return self.passed(primitive, {}, avals, outs)
         mirrors = self.mirrors(tracers)
         operands = list(map(self.mirrored, values, mirrors)) if mirrors else values
         with core.set_current_trace(self if mirrors else self.parent_trace):
@@ -386,15 +418,19 @@ def record(
 
 
 def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[Step, ...], list[Any]]:
-    """The steps through which an input can reach an output, and the arrays that those keep."""
+    """The steps through which an input can reach an output (or all, for a watch that looks at all), and the arrays that
+    those keep.
+    """
     reached = {s for s in outputs if s is not None}
     steps = []
     for step in reversed(trace.steps):
-        if any(o in reached for o in step.outputs):
+        reaches = any(o in reached for o in step.outputs)
+        if reaches:
             if step.rule.bwd is None:
                 where = step.where()
                 raise MissingRuleError(step.rule.message(where), located=" at " in where)
             reached |= {i for i in step.inputs if i is not None}
+        if reaches or trace.sees_all:
             steps.append(step)
     kept: dict[int, int] = {}
     renumber = lambda r: Kept(kept.setdefault(r.place, len(kept))) if type(r) is Kept else r

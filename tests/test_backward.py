@@ -199,10 +199,8 @@ def test_numpy_refuses_recorded_values_as_in_jax():
 def counted(monkeypatch):
     """Names of the primitives whose backward rule was called."""
     called = []
-    original = bp.backward.step_back
-    monkeypatch.setattr(
-        bp.backward, "step_back", lambda w, s, k, c: (called.append(s.primitive), original(w, s, k, c))[1]
-    )
+    original = bp.walk.step_back
+    monkeypatch.setattr(bp.walk, "step_back", lambda w, s, k, c: (called.append(s.primitive), original(w, s, k, c))[1])
     return called
 
 

@@ -197,3 +197,57 @@ def test_waiting_changes_no_gradient(monkeypatch):
         got = jax.jit(bp.grad(lambda w, xs, f=f: f(w, xs), (0, 1)))(w, xs)
         want = jax.jit(jax.grad(f, (0, 1)))(w, xs)
         jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-11, atol=1e-12), got, want)
+
+
+# --- products ahead of the loop ---------------------------------------------------------------------------------------
+
+
+def rnn(w, xs):
+    """Two products a step: of the input, which could go ahead, and of the state."""
+    step = lambda h, x: (jnp.tanh((2 * x).astype(w["in"].dtype) @ w["in"].T + h @ w["hidden"]), h)
+    h, hs = lax.scan(step, jnp.zeros((xs.shape[1], len(w["in"])), xs.dtype), xs)
+    return (h**2).sum() + hs.sum()
+
+
+def products_in_loops(f, *args):
+    loops = [e for e in jax.make_jaxpr(bp.grad(f))(*args).eqns if e.primitive.name == "scan"]
+    return [sum(e.primitive.name == "dot_general" for e in jx.inner(loop)) for loop in loops]
+
+
+@pytest.mark.parametrize(
+    ("batch", "units", "ahead"),
+    [(1, 128, False), (16, 128, False), (128, 128, False), (1, 512, True), (64, 512, False)],
+)
+def test_products_with_a_large_constant_go_ahead(batch, units, ahead):
+    """At the sizes of W6 they stay; they go where the weight is larger than a core's cache and the stack is small."""
+    w = {k: jax.ShapeDtypeStruct((units, units), jnp.float32) for k in ("in", "hidden")}
+    w["in"] = jax.ShapeDtypeStruct((4 * units, units), jnp.float32)
+    w["hidden"] = jax.ShapeDtypeStruct((4 * units, 4 * units), jnp.float32)
+    xs = jax.ShapeDtypeStruct((3, batch, units), jnp.float32)
+    assert products_in_loops(rnn, w, xs)[0] == (1 if ahead else 2)
+
+
+def test_going_ahead_changes_no_gradient(monkeypatch):
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    w, xs = {"in": normal(4, 3), "hidden": normal(4, 4)}, normal(5, 2, 3)
+    nested = lambda w, xs: lax.scan(lambda c, _: (jnp.sin(rnn(w, c * xs)), None), 1.0, None, 2)[0]
+    twice = lambda grad: lambda w, xs: (grad(rnn)(w, xs)["in"] ** 2).sum()
+    backwards = lambda w, xs: lax.scan(
+        lambda h, x: (jnp.tanh(x @ w["in"].T + h), None), w["hidden"][:2], xs, reverse=True
+    )[0].sum()
+    sides = [(f, f) for f in (rnn, nested, backwards)] + [(twice(bp.grad), twice(jax.grad))]
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+    for ours, theirs in sides:
+        want = jax.jit(jax.grad(theirs, (0, 1)))(w, xs)
+        for got in (bp.grad(ours, (0, 1))(w, xs), jax.jit(bp.grad(ours, (0, 1)))(w, xs)):
+            jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-10, atol=1e-11), got, want)
+    assert products_in_loops(rnn, w, xs)[0] == 1
+
+
+def test_what_the_carry_or_a_name_is_in_does_not_go_ahead(monkeypatch):
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+    w, xs = jnp.eye(3), jnp.ones((4, 3))
+    named = lambda w, xs: lax.scan(lambda h, x: (h + bp.name(x, "x") @ w, None), jnp.zeros(3), xs)[0].sum()
+    carried = lambda w, xs: lax.scan(lambda h, x: ((h + x) @ w, None), jnp.zeros(3), xs)[0].sum()
+    draws = lambda w, xs: lax.scan(lambda h, x: (h + x @ (w * h[None]), None), jnp.ones(3), xs)[0].sum()
+    assert [products_in_loops(f, w, xs)[0] for f in (named, carried, draws)] == [1, 1, 1]

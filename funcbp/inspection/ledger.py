@@ -16,21 +16,26 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..arguments import check_callable, check_scalar
-from ..backward import Backward, Pullback, Walk, listed, step_back
+from ..backward import Backward, Pullback
 from ..cotangents import Zero, dense, is_differentiable
 from ..plan import records_inside
 from ..record import Record, Step
+from ..walk import Walk, listed, step_back
 from .statistics import Statistics, statistics
 
 __all__ = ["Row", "Trace", "trace"]
+
+NO_DERIVATIVE = "no derivative"
 
 
 @dataclass(frozen=True)
 class Everything:
     """A watch that keeps the outputs of all steps and hands them out with their cotangents."""
 
+    everything: bool = True
+
     def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
-        return tuple(outs)
+        return tuple(o for o in outs if not jax.dtypes.issubdtype(o.dtype, jax.dtypes.prng_key))
 
     def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
         return None if noted is None else (noted, tuple(ct))
@@ -43,14 +48,15 @@ class Row:
     Attributes:
         index: the number of the equation, "3"; inside a loop, branch or call behind a dot, "3.1".
         primitive: the equation's primitive; "input" for an input.
-        kind: `"hand-written"`, `"replaced"`, `"borrowed"` or `"the function's own"`: where its rule is from.
+        kind: `"hand-written"`, `"replaced"`, `"borrowed"` or `"the function's own"`: where its rule is from; or
+            `"no derivative"` for an equation of integers or booleans, or that no floating-point argument enters.
         rule: the rule's name.
         name: the path of an input, or the name of a value named by `funcbp.name`; otherwise "".
         scope: the name scope, without the names of jitted functions.
         line: `file:line (function)` of the user's program.
         number: the line's number, 0 where it is not known.
         values: the outputs, numpy arrays; inside a loop stacked by its steps; zeros in a branch not taken.
-        cotangents: their cotangents, None where zero or not there.
+        cotangents: their cotangents, None where zero; none for an equation without derivative.
         depth: how many programs it is inside of.
         taken: whether it ran: False in a branch not taken.
         inputs, outputs: which values of its program go in and come out.
@@ -82,7 +88,9 @@ class Row:
 
     @property
     def cotangent(self) -> Any:
-        """The cotangent of the (first) output: zeros where it is zero."""
+        """The cotangent of the (first) output: zeros where it is zero, None where there is none."""
+        if self.kind == NO_DERIVATIVE:
+            return None
         ct = self.cotangents[0] if self.cotangents else None
         return np.zeros_like(self.value) if ct is None and self.value is not None else ct
 
@@ -122,8 +130,8 @@ class Trace:
     Attributes:
         value: what the function returned.
         inputs: a row for each floating-point array among the arguments.
-        rows: a row for each equation that a differentiated value goes through on its way to the output, in the order
-            they ran; those of a loop once, with stacked values.
+        rows: a row for each equation, in the order they ran; those of a loop once, with stacked values. Calls are
+            opened; a function with a derivative of its own is one row.
     """
 
     def __init__(self, value: Any, inputs: Sequence[Row], rows: Sequence[Row], outputs: Sequence[int | None]):
@@ -222,12 +230,12 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
-        >>> loss = lambda w, x: jnp.sum(3 * bp.name(jnp.tanh(w * x), "h"))
+        >>> loss = lambda w, x: jnp.sum(x * bp.name(jnp.tanh(w * x), "h"))
         >>> t = bp.trace(loss)(jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0]))
         >>> [row.primitive for row in t]
         ['mul', 'tanh', 'name', 'mul', 'reduce_sum']
         >>> t["h"].cotangent.round(3), t["w"].cotangent.round(3)
-        (array([3., 3.], dtype=float32), array([1.26, 6.  ], dtype=float32))
+        (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
     check_callable(loss)
     walker = (backward or Backward()).looking(watch=Everything(), opens_calls=True)
@@ -292,22 +300,23 @@ def _rows(
     kinds = walker.coverage()
     for step in record.steps:
         place = (*around, step.number)
+        inside = records_inside(step)
+        if place not in seen and not inside:
+            continue  # part of a tangent rule
         values, cts = seen.get(place, ((), ()))
         values = tuple(np.asarray(v) for v in values)
-        inside = records_inside(step)
-        if not values and not inside:
-            continue  # part of a tangent rule, or nothing comes back to it
+        derivable = any(slot is not None for slot in step.outputs)
         yield Row(
             index=".".join(map(str, place)),
             primitive=step.primitive,
-            kind=kinds.get(step.primitive, "hand-written"),
-            rule=step.rule.name,
+            kind=kinds.get(step.primitive, "hand-written") if derivable else NO_DERIVATIVE,
+            rule=step.rule.name if derivable else "",
             name=step.params["name"] if step.primitive == "name" else "",
             scope="/".join(part for part in jx.scope(step.source).split("/") if not part.startswith("jit(")),
             line=jx.user_line(step.source),
             number=jx.user_place(step.source)[1],
             values=values,
-            cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts),
+            cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
             depth=len(around),
             taken=taken,
             inputs=step.inputs,
@@ -331,7 +340,7 @@ def _branch_of(step: Step, pullback: Pullback) -> int:
 
 def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:
     """The local derivatives of an equation of scalars with one output."""
-    if step.several or step.rule.kind == "control" or any(math.prod(t.shape) != 1 for t in step.types):
+    if step.several or step.rule.kind in ("control", "passed") or any(math.prod(t.shape) != 1 for t in step.types):
         return ()
     _, noted = step.residuals(pullback.kept)
     if noted is None or noted[0].size != 1:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ..arguments import check_callable, check_input, check_scalar, split_arguments
-from ..backward import Backward, check_names
+from ..backward import Backward
 from ..plan import records_inside
 from ..record import Record, Step
+from ..walk import check_names
 
 __all__ = ["cotangents", "gradient_watched", "step_at"]
 
@@ -54,6 +55,7 @@ class Named:
 
     names: tuple[str, ...] | None
     reduce: Callable[[Any], Any] | None
+    everything: bool = False
 
     def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
         return None

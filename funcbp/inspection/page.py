@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 
 from .graph import size_of_graph, to_svg
-from .ledger import Row, Trace
+from .ledger import NO_DERIVATIVE, Row, Trace
 from .statistics import Statistics
 
 __all__ = ["page"]
@@ -52,13 +52,13 @@ def line(row: Row) -> str:
     name = f' <span class="n">{html.escape(row.name)}</span>' if row.name else ""
     left = f'<span class="i">{row.index}</span><b>{html.escape(row.primitive)}</b>{name} {row.shape}'
     where = html.escape(row.place)
-    rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.rule else "<b>gradient</b>"
+    rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.kind else "<b>gradient</b>"
     if not row.taken:
         where, rule = "branch not taken", rule + " not taken"
     return (
         f'<div class="row{"" if row.taken else " off"}" title="{html.escape(row.line)}">'
         f"<div>{left} <span class=i>{where}</span> {numbers(row.of_value)}</div>"
-        f"<div>{rule} {numbers(row.of_cotangent)}</div></div>"
+        f"<div>{rule} {numbers(row.of_cotangent) if row.kind != NO_DERIVATIVE else ''}</div></div>"
     )
 
 

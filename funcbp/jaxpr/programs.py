@@ -11,6 +11,7 @@ import numpy as np
 from jax._src import core, linear_util, source_info_util
 from jax._src.interpreters import partial_eval
 
+from .sources import own_name
 from .values import Aval, weakref_cache
 
 
@@ -182,7 +183,9 @@ def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eq
 
 @weakref_cache
 def _knows_lines(closed: Any) -> bool:
-    return any(source_info_util.user_frame(eqn.source_info.traceback) is not None for eqn in closed.jaxpr.eqns)
+    """Whether it is the user's: newer JAX keeps the programs of its own functions, with the lines of the first call."""
+    lines = (source_info_util.user_frame(eqn.source_info.traceback) for eqn in closed.jaxpr.eqns)
+    return not own_name(closed.jaxpr) and any(line is not None for line in lines)
 
 
 def in_avals(jaxpr: Any) -> list[Aval]:

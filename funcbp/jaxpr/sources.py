@@ -11,8 +11,8 @@ from jax._src import source_info_util
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _CORE = """
-    jaxpr record.py backward.py plan.py policies.py loops.py straight.py mirrors.py cotangents.py credit.py
-    examples.py pairs.py rules ops inspection testing
+    jaxpr record.py walk.py backward.py plan.py policies.py loops.py straight.py mirrors.py cotangents.py credit.py
+    per_example rules ops inspection testing
 """
 
 
@@ -42,8 +42,8 @@ def user_line(source: Any) -> str:
 
 
 def own_name(fun: Any) -> str:
-    """The name of the function behind a `custom_jvp` call if it is one of JAX's own, or nothing."""
-    name, _, place = (fun.debug_info.func_src_info or "").partition(" at ")
+    """The name of the function behind a `custom_jvp` call or a program if it is one of JAX's own, or nothing."""
+    name, _, place = (getattr(fun.debug_info, "func_src_info", "") or "").partition(" at ")
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
 
 

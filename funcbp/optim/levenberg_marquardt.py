@@ -11,7 +11,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ..backward import Backward
-from ..examples import Examples, inner_products, jacobian_rows
+from ..per_example.examples import Examples, inner_products, jacobian_rows
 
 Array = jax.Array
 _DEFAULT = Backward()

@@ -214,9 +214,12 @@ def ragged_dot_general_bwd(
     group_offset: Any,
     **_: Any,
 ) -> list[Any]:
-    """x: b.. i(ragged).. c..   y: g b.. j.. c..   z: b.. i.. j..: rows of x meet the matrix of their group.
+    """x: b.. i(ragged).. c..   y: g b.. j.. c..   z: b.. i.. j..: rows of x meet the matrix of their group; or
 
-    x̄ meets the same matrices the other way round;  ȳ of a group contracts the rows of x and z̄ in it.
+    x: b.. i.. c(ragged)..   y: b.. j.. c..   z: g b.. i.. j..: the rows of a group are contracted.
+
+    In the first, x̄ meets the same matrices the other way round, and ȳ is of the second kind. In the second, both are of
+    the first.
     """
     x, y, group_sizes = res
     numbers = ragged_dot_dimension_numbers
@@ -225,34 +228,36 @@ def ragged_dot_general_bwd(
     group = numbers.rhs_group_dimensions
     x_own = [i for i in range(x.ndim) if i not in x_contract and i not in x_batch]
     y_own = [j for j in range(y.ndim) if j not in y_contract and j not in y_batch and j not in group]
-    if ragged not in x_own or group_offset is not None:
+    if ragged in x_batch or group_offset is not None:
         raise NotImplementedError(
-            "ragged_dot_general is differentiated, here as in JAX, only where the ragged axis is one of x's own."
+            "ragged_dot_general is differentiated, here as in JAX, only where the ragged axis is not a batch axis."
         )
-    batch = list(range(len(x_batch)))
-    z_x_own = list(range(len(batch), len(batch) + len(x_own)))
-    z_y_own = list(range(len(batch) + len(x_own), len(batch) + len(x_own) + len(y_own)))
-    how = dict(precision=precision, preferred_element_type=preferred_element_type)
-    put = lambda product, axes, like: lax.convert_element_type(
-        lax.transpose(product, np.argsort(axes).tolist()), like.dtype
-    )
+    contracted = ragged in x_contract
+    first = 1 if contracted else 0  # in z the groups come before all else
+    batch = [first + k for k in range(len(x_batch))]
+    z_x_own = [first + len(batch) + k for k in range(len(x_own))]
+    z_y_own = [first + len(batch) + len(x_own) + k for k in range(len(y_own))]
+    x_axes, y_axes = ([c[k] for k in np.argsort(o)] for c, o in ((x_contract, y_contract), (y_contract, x_contract)))
+
+    def product(a: Any, b: Any, contract: Any, batch: Any, ragged: int, group: Any, axes: Any, like: Any) -> Any:
+        """The contraction of a and b; its axes are these of `like`."""
+        dims = lax.RaggedDotDimensionNumbers((contract, batch), [ragged], group)
+        how = dict(precision=precision, preferred_element_type=preferred_element_type)
+        out = lax.ragged_dot_general(a, b, group_sizes, dims, **how)
+        return lax.convert_element_type(lax.transpose(out, np.argsort(axes).tolist()), like.dtype)
+
     x_bar = y_bar = None
-    if perturbed[0]:
-        dims = lax.RaggedDotDimensionNumbers(
-            dot_dimension_numbers=((z_y_own, y_own), (batch, list(y_batch))),
-            lhs_ragged_dimensions=[len(batch) + x_own.index(ragged)],
-            rhs_group_dimensions=group,
-        )
-        product = lax.ragged_dot_general(ct, y, group_sizes, dims, **how)
-        x_bar = put(product, [*x_batch, *x_own, *(x_contract[k] for k in np.argsort(y_contract))], x)
+    if perturbed[0] and contracted:
+        row = y_contract[x_contract.index(ragged)]
+        axes = [*x_batch, *x_axes, *x_own]
+        x_bar = product(y, ct, (y_own, z_y_own), (list(y_batch), batch), row, [0], axes, x)
+    elif perturbed[0]:
+        row = len(batch) + x_own.index(ragged)
+        x_bar = product(ct, y, (z_y_own, y_own), (batch, list(y_batch)), row, group, [*x_batch, *x_own, *x_axes], x)
     if perturbed[1]:
-        dims = lax.RaggedDotDimensionNumbers(
-            dot_dimension_numbers=((x_own, z_x_own), (list(x_batch), batch)),
-            lhs_ragged_dimensions=[ragged],
-            rhs_group_dimensions=[],
-        )
-        product = lax.ragged_dot_general(x, ct, group_sizes, dims, **how)
-        y_bar = put(product, [*group, *y_batch, *(y_contract[k] for k in np.argsort(x_contract)), *y_own], y)
+        axes = [*y_batch, *y_axes, *y_own] if contracted else [*group, *y_batch, *y_axes, *y_own]
+        groups = [0] if contracted else []
+        y_bar = product(x, ct, (x_own, z_x_own), (list(x_batch), batch), ragged, groups, axes, y)
     return [x_bar, y_bar, None]
 
 

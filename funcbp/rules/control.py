@@ -24,6 +24,7 @@ from ..jaxpr import (
 )
 from ..plan import Given, Passes, Plan, plan_of_call, with_names
 from ..policies import Choose, Deferral, chooser, deferral
+from .ahead import products_ahead
 from .table import TABLE, Rule, def_control
 
 
@@ -151,7 +152,7 @@ def scan_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], 
     ]
 
 
-def_control(primitives.scan_p, scan_fwd, scan_bwd)
+def_control(primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead)
 
 
 # --- cond and switch --------------------------------------------------------------------------------------------------

@@ -95,10 +95,13 @@ class Rule:
     **params) -> (outs, tangents of the outs)` is linear in the tangents, and is transposed by the walk), `"control"`
     (the rule differentiates programs: `fwd(walker, perturbed, *primals, **params)` also returns which outputs are
     differentiable, and `bwd` gets the walk first), `"step"` (the output is a boolean, and has a cotangent all the same:
-    a number, where the boolean becomes one), or `"missing"` (`bwd` is absent, and `message(where)` says so when
-    it turns out to be needed). `body(params)`, where given, is a function to run through the recording in the
-    primitive's place. `factors`, where given, is `bwd` with products left to be carried out (`Factored`), for a walk
-    that asks for them. `isometric` says of a linear rule that it only moves numbers to other places.
+    a number, where the boolean becomes one), `"passed"` (no derivative goes through it, and it was written down to be
+    looked at), or `"missing"` (`bwd` is absent, and `message(where)` says so when it turns out to be needed).
+
+    `body(params)`, where given, is a function to run through the recording in the primitive's place;
+    `instead(walker, params)` is such a function where that pays, and None where it does not. `factors`, where given, is
+    `bwd` with products left to be carried out (`Factored`), for a walk that asks for them. `isometric` says of a linear
+    rule that it only moves numbers to other places.
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
@@ -109,6 +112,7 @@ class Rule:
     message: Callable[[str], str] | None = None
     factors: Callable[..., Sequence[Any]] | None = None
     isometric: bool = False
+    instead: Callable[[Any, dict[str, Any]], Callable[..., Any] | None] | None = None
 
     @property
     def name(self) -> str:
@@ -151,10 +155,10 @@ def def_rule(
         TABLE[primitive] = Rule(bwd, fwd, save, factors=factors)
 
 
-def def_control(primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+def def_control(primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any], instead: Any = None) -> None:
     """A rule that differentiates the programs inside an operation, by the walker it is given."""
     if primitive is not None:
-        TABLE[primitive] = Rule(bwd, fwd, kind="control")
+        TABLE[primitive] = Rule(bwd, fwd, kind="control", instead=instead)
 
 
 def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import backward
+from .. import backward, walk
 from .. import jaxpr as jx
 from ..cotangents import Zero, dense, is_differentiable
 from ..record import record
@@ -158,7 +158,7 @@ class _Rule:
         return [c for c, p in zip(self.pull_back(rec, kept, cts), chosen, strict=True) if p]
 
     def pull_back(self, rec: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
-        return [dense(c) for c in backward.pull_back(backward.Walk(self.walker), rec, kept, cts)]
+        return [dense(c) for c in walk.pull_back(walk.Walk(self.walker), rec, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]

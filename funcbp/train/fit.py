@@ -16,9 +16,8 @@ import optax
 from jax import P
 from jax.sharding import Mesh
 
-import funcbp
-
 from ..backward import Backward
+from ..inspection import find_nan
 from . import loop
 from .checkpoint import Store, store_of
 from .drive import Host, drive, stream
@@ -36,7 +35,7 @@ class Divergence(NamedTuple):
         params: the parameters before that update.
         batch: the examples of that update.
         equation: the first equation whose value or cotangent is not finite there, as `funcbp.find_nan` says it; None if
-            that is not there.
+            it was the validation loss.
     """
 
     epoch: int
@@ -119,7 +118,7 @@ def fit(
         params: a pytree of arrays; they are left as they are.
         data: the examples, a pytree of arrays with a common leading axis. Or an iterator, which may have no end: of
             examples, without the leading axis, for `"online"`; of batches for `"stochastic"`.
-        optimizer: an optax transformation. Those that need the value get `value`, `grad` and `value_fn`.
+        optimizer: an optax transformation. Those that need more get `value`, `grad`, `value_fn` and `batch`.
         mode: `"online"`: an update after every example, in the order given; `"batch"`: one after all examples;
             `"stochastic"`: one after every mini-batch, in a new random order each epoch. What remains when the batches
             are full waits for another epoch's order.
@@ -231,8 +230,7 @@ def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     batch, loss = batch_of(jax.tree.map(lambda a: a[bad[0]], items)), learner.loss
     if "key" in loop.parameters(loss):
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
-    find_nan = getattr(funcbp, "find_nan", None)
-    return Divergence(epoch, int(bad[0]) + 1, params, batch, find_nan and str(find_nan(loss)(params, batch)))
+    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(find_nan(loss)(params, batch)))
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------

@@ -125,8 +125,10 @@ class Learner:
             on_batch = lambda params: self.loss(params, batch)
         loss, grads = self.backward.value_and_grad(on_batch)(params)
         with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
+            carried = _carried(on_batch, self.backward)
+            value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
             updates, memory = self._transformation.update(
-                grads, memory, params, value=loss, grad=grads, value_fn=_carried(on_batch, self.backward)
+                grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
             )
         return optax.apply_updates(params, updates), memory, loss
 

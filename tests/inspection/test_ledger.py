@@ -69,7 +69,7 @@ def test_values_and_cotangents_of_a_loop_are_stacked(ledger):
 def test_the_output_of_a_function_with_its_own_derivative_is_its_value(ledger):
     np.testing.assert_allclose(ledger["first"].value, np.maximum(X @ PARAMS["in"]["kernel"], 0))
     silu = lambda x: jnp.sum(jax.nn.softplus(x) * 2)
-    row = bp.trace(silu)(X).rows[-3]
+    row = bp.trace(silu)(X).rows[-4]
     np.testing.assert_allclose(row.value, np.log1p(np.exp(X)), rtol=1e-12)
 
 
@@ -112,6 +112,47 @@ def test_replaced_rules_are_marked():
     walker = bp.Backward(rules=bp.credit.straight_through(lax.round_p))
     t = bp.trace(lambda x: jnp.sum(jnp.round(x)), backward=walker)(X)
     assert [(r.primitive, r.kind) for r in t] == [("round", "replaced"), ("reduce_sum", "hand-written")]
+
+
+def every(w, x, y):
+    """Comparisons, integers, a key, a dead end, calls and loops that no differentiated value enters."""
+    keep = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
+    h = jnp.where(keep & (x > 0), x * w, jnp.zeros(()))
+    dead = jnp.exp(w)
+    count = lax.scan(lambda c, i: (c + i, 2 * c), 0, jnp.arange(3))[1]
+    best = lax.cond(y == 1, lambda: count.sum(), lambda: 7)
+    return jnp.sum(h) * (y == jnp.argmax(h) + 0 * best).astype(h.dtype), dead
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_every_equation_has_a_row(inside):
+    x, y = jnp.array([1.0, -2.0, 3.0]), jnp.array(1)
+    f = lambda w, x: every(w, x, y)[0]
+    if inside:
+        f = lambda w, x: lax.scan(lambda c, _: (c + every(w, x, y)[0], None), 0.0, None, 2)[0]
+    t = bp.trace(f)(2.0, x)
+    found = {}
+    for r in t:
+        found.setdefault(r.primitive, []).append(r)
+    times = (2,) if inside else ()
+    shaped = lambda v: np.broadcast_to(v, times + np.shape(v))
+    np.testing.assert_array_equal(found["gt"][0].value, shaped(np.asarray(x > 0)))
+    assert found["gt"][0].kind == "no derivative" and found["gt"][0].cotangent is None
+    np.testing.assert_array_equal(found["exp"][0].value, shaped(np.exp(2.0)))
+    assert not found["exp"][0].cotangent.any() and found["exp"][0].kind == "hand-written"
+    assert {"argmax", "eq", "and", "random_bits", "iota"} <= set(found)
+    counting = next(r for r in found["scan"] if r.kind == "no derivative")
+    np.testing.assert_array_equal(counting.values[1], shaped(np.array([0, 0, 2])))
+    (step,) = (r for r in found["add"] if r.program == tuple(map(int, counting.index.split("."))))
+    np.testing.assert_array_equal(step.value, shaped(np.array([0, 1, 3])))
+    (branches,) = found["cond"]
+    assert np.all(branches.value == 2)
+    staged = {e.primitive.name for e in jax.make_jaxpr(f)(2.0, x).eqns}
+    assert staged - {"jit", "pjit", "convert_element_type"} <= set(found)
+    text, page = str(t), t._repr_html_()
+    assert text.count("no derivative") == sum(r.kind == "no derivative" for r in t) > 10
+    assert page.count("no derivative") == text.count("no derivative")
+    np.testing.assert_allclose(t["w"].cotangent, jax.grad(f)(2.0, x))
 
 
 def test_the_table(ledger):

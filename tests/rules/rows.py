@@ -4,7 +4,8 @@ A row says which primitive it is about, a function that uses it, and the inputs,
 are floating-point. `numeric=False` marks inputs where finite differences are not a reference (kinks, ties, infinities);
 there the row is compared with `jax.vjp` alone. `order` is how often JAX can differentiate it, up to 3. `maps=False`
 marks rules it cannot map over a batch of cotangents, `forward=False` those without forward mode, and
-`against_jax=False` those it cannot differentiate, or gets wrong.
+`against_jax=False` those it cannot differentiate, or gets wrong. `same` is the same function by other operations, which
+JAX can differentiate so often.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     against_jax: bool = True
     maps: bool = True
     forward: bool = True
+    same: Callable[..., Any] | None = None
 
 
 ROWS: list[Row] = []
@@ -150,16 +152,32 @@ row("conj", lambda x: lax.conj(x), x23, label="of a real number")
 row("select_n", lambda x, y: lax.select_n(np.array([[True, False, True]] * 2), x, y), x23, y23)
 row("select_n", lambda x, y, z: lax.select_n(np.int32(1), x, y, z), x23, y23, x23 * 2, label="three cases")
 row("clamp", lambda x: lax.clamp(-1.0, x, 1.0), x23)
-row("clamp", lax.clamp, np.float64(-1), x23, np.float64(1), label="scalar bounds, where JAX raises", against_jax=False)
+row("clamp", lax.clamp, np.float64(-1), x23, np.float64(1), label="scalar bounds, where JAX raises", against_jax=False, forward=False,
+    same=lambda low, x, high: jnp.where(x < low, low, jnp.where(x > high, high, x)))  # fmt: skip
 row("clamp", lax.clamp, y23 - 1, x23, y23 + 1, label="arrays")
 row("clamp", lambda x: lax.clamp(-1.0, x, 1.0), np.array([-1.0, 1.0, 0.0]), label="at the bounds", numeric=False)
 row("convert_element_type", lambda x: lax.convert_element_type(x, np.complex128), x23, label="to complex")
 row("convert_element_type", lambda x: lax.convert_element_type(x, np.float32), x23, label="to float32", numeric=False)
 row("convert_element_type", lambda x: lax.convert_element_type(x.astype(np.float32), np.float64), x23, numeric=False)
-row("igamma", lax.igamma, positive, positive[::-1].copy(), order=1)
-row("igammac", lax.igammac, positive, positive[::-1].copy(), order=1)
+for name, f in (("igamma", lax.igamma), ("igammac", lax.igammac)):  # with respect to a, once: so far JAX goes
+    row(name, lambda x, f=f: f(positive[::-1], x), positive)
+    row(name, f, positive, positive[::-1].copy(), label="both", order=1)
 row("polygamma", lambda x: lax.polygamma(jnp.full_like(x, 1.0), x), positive)
-row("zeta", lambda q: lax.zeta(jnp.full_like(q, 2.5), q), positive, against_jax=False)
+
+
+def hurwitz(s: float, q: Any, n: int = 15) -> Any:
+    """Σ (q + k)^-s over k ≥ 0: n terms, and the rest by Euler and Maclaurin's formula."""
+    total, z = sum((q + k) ** -s for k in range(n)), q + n
+    total += z ** (1 - s) / (s - 1) + z**-s / 2
+    rising = s  # s (s+1) ... (s + 2j - 2)
+    for j, over in enumerate((1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160), 1):  # Bernoulli's, over (2j)!
+        total += over * rising * z ** (-s - 2 * j + 1)
+        rising *= (s + 2 * j - 1) * (s + 2 * j)
+    return total
+
+
+row("zeta", lambda q: lax.zeta(jnp.full_like(q, 2.5), q), positive, against_jax=False, forward=False,
+    same=lambda q: hurwitz(2.5, q))  # fmt: skip
 row("regularized_incomplete_beta", lambda x: lax.betainc(positive, positive[::-1], x), draw(2, 3, low=0.1, high=0.9))
 row("stop_gradient", lambda x: x * lax.stop_gradient(x), x23, numeric=False)
 
@@ -219,7 +237,16 @@ row("reduce_window_sum", lambda x: lax.reduce_window(x, 0.0, lax.add, padding="S
     window_dilation=(1, 1, 2, 1), **WINDOW), image, label="dilated")  # fmt: skip
 pooled_gradient = jax.grad(lambda x: jnp.sum(lax.reduce_window(x, -np.inf, lax.max, padding="VALID", **WINDOW) ** 2))
 row("select_and_scatter_add", pooled_gradient, image, label="gradient of pooling")
-row("select_and_gather_add", lambda x: jax.jvp(pooled_gradient, (image,), (x,))[1], image, numeric=False, order=1)
+
+
+def chosen_squares(x: Any) -> Any:
+    """The sum of the squares of those elements of x that are the largest in the windows of `image`."""
+    windows = lambda a: jnp.stack([a[:, i : i + 3 : 2, j : j + 6] for i in range(3) for j in range(2)])
+    return jnp.sum(jnp.take_along_axis(windows(x), jnp.argmax(windows(image), 0)[None], 0) ** 2)
+
+
+row("select_and_gather_add", lambda x: jax.jvp(pooled_gradient, (image,), (x,))[1], image, numeric=False,
+    same=lambda x: jax.jvp(jax.grad(chosen_squares), (image,), (x,))[1])  # fmt: skip
 
 # --- contractions and convolutions
 
@@ -385,7 +412,7 @@ row(
 )
 row("scan", lambda x: lax.scan(jax.checkpoint(lambda c, u: (jnp.sin(c) * u, c)), x[0], x), x23, label="remat inside")
 row(primitives.closed_call_p.name, lambda x: closed_call(jnp.sin, x), x23)
-row("composite", jax.lax.composite(jnp.sin, "my.sin"), x23, against_jax=False)
+row("composite", jax.lax.composite(jnp.sin, "my.sin"), x23, against_jax=False, forward=False, same=jnp.sin)
 row("add_any", jax.grad(lambda x: jnp.sum(jnp.sin(x) * x)), x23, label="in a gradient")
 
 
@@ -400,7 +427,7 @@ def closed_call(f: Any, x: Any) -> Any:
 
 
 batched_sine.def_vmap(lambda size, batched, x: (jnp.sin(x), batched[0]))
-row("custom_vmap_call", batched_sine, x23, label="which JAX refuses", against_jax=False)
+row("custom_vmap_call", batched_sine, x23, label="which JAX refuses", against_jax=False, same=jnp.sin)
 
 
 # --- linear algebra
@@ -474,7 +501,7 @@ row(
     lambda x: with_layout_constraint(jnp.asarray(x) * 2, Layout((1, 0))),
     x23,
     against_jax=False,
-    order=1,
+    same=lambda x: x * 2,
 )
 row("psum", lambda x: jax.vmap(lambda y: y - jax.lax.pmean(y * y, "i"), axis_name="i")(x), x23, label="of a vmap")
 row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
@@ -484,6 +511,16 @@ row(
     lambda x, y: lax.ragged_dot(x, y, np.array([1, 0, 3], np.int32)),
     draw(4, 3),
     draw(3, 3, 2),
-    order=1,
     maps=False,  # JAX maps it over axis 0 alone
+    same=lambda x, y: jnp.concatenate([x[:1] @ y[0], x[1:] @ y[2]]),
 )
+
+
+def by_groups(x: Any, y: Any) -> Any:
+    """The rows of each group contracted."""
+    numbers = lax.RaggedDotDimensionNumbers((([0], [1]), ([], [])), [0], [])
+    return lax.ragged_dot_general(x, y, np.array([1, 0, 3], np.int32), numbers)
+
+
+row("ragged_dot_general", by_groups, draw(4, 3), draw(2, 4), label="of the rows of a group", maps=False, against_jax=False,
+    same=lambda x, y: jnp.stack([x[:1].T @ y[:, :1].T, jnp.zeros((3, 2)), x[1:].T @ y[:, 1:].T]))  # fmt: skip

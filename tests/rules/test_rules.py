@@ -38,9 +38,9 @@ def test_row(number):
         check_traced(f, row, ct, cts)
         if row.maps:
             check_mapped(f, row, outs, pullback)
-        if row.order > 1 and row.against_jax:
+        if row.order > 1 and (row.against_jax or row.same):
             check_order(2, f, row)
-        if row.order > 2 and row.against_jax and plain:
+        if row.order > 2 and (row.against_jax or row.same) and (plain or row.same):
             check_order(3, f, row)
     if plain or row.primitive in WITH_PROGRAMS:
         assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), cts, 1e-11)
@@ -125,19 +125,27 @@ def check_claims(f, row):
 
 
 def check_order(order, f, row):
-    """Reverse and forward mode of each other, in every sequence, along the same directions: JAX's, by all forward."""
+    """Reverse and forward mode of each other, in every sequence, along the same directions: JAX's, by all forward.
+
+    JAX's are those of `row.same`, the same function by other operations, where it has no derivatives of that order.
+    """
     floats = [i for i, x in enumerate(row.args) if is_float(x)]
     rng = np.random.default_rng(11)
     draw = lambda x: rng.normal(size=np.shape(x)) + (1j * rng.normal(size=np.shape(x)) if np.iscomplexobj(x) else 0)
     primals = [jnp.asarray(row.args[i]) for i in floats]
     directions = [[jnp.asarray(draw(x), x.dtype) for x in primals] for _ in range(order - 1)]
 
-    def total(*xs):
-        full = list(row.args)
-        for i, x in zip(floats, xs, strict=True):
-            full[i] = x
-        outs = f(*full)
-        return product(outs, a_cotangent(outs, 5))
+    def scalar(f):
+        def total(*xs):
+            full = list(row.args)
+            for i, x in zip(floats, xs, strict=True):
+                full[i] = x
+            outs = f(*full)
+            return product(outs, a_cotangent(outs, 5))
+
+        return total
+
+    total = scalar(f)
 
     def product(xs, ys):
         return sum(jnp.sum(jnp.real(x * y)) for x, y in zip(xs, ys, strict=True))
@@ -153,17 +161,19 @@ def check_order(order, f, row):
         pull = lambda y, pullback: pullback(jnp.ones_like(y))
         return lambda *xs: pull(*vjp(g, *xs))
 
-    def mixed(hows, last):
-        g = total
+    def mixed(hows, last, g=total):
         for how, v in zip(hows, directions, strict=True):
             g = along(how, g, v)
         return interpreted(gradient(last, g), *primals)
 
     # The last derivative gives the array; going forward over it would be one more direction of `along`.
-    want = mixed(["forward" if row.forward else "JAX's"] * (order - 1), "JAX's")
+    theirs = scalar(only_floats(row.same)) if row.same else total
+    want = mixed(["forward" if row.forward or row.same else "JAX's"] * (order - 1), "JAX's", theirs)
     sequences = itertools.product(["reverse", "forward"] if row.forward else ["reverse"], repeat=order - 1)
     for hows in sequences:
         assert_same(mixed(hows, "reverse"), want, 1e-9)
+    if row.same and not row.forward:  # nor has what its derivative has in it
+        return
     if order == 2:  # forward over reverse: of the gradient itself
         over = lambda *xs: jax.jvp(gradient("reverse", total), xs, tuple(directions[0]))[1]
     else:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..arguments import check_callable, check_input, name_of
+from ..backward import Backward
+from ..cotangents import Factored, Zero, instantiate
 from . import pairs as ps
-from .arguments import check_callable, check_input, name_of
-from .backward import Backward
-from .cotangents import Factored, Zero, instantiate
 from .pairs import Pair
 
 __all__ = ["FLOPS_PER_BYTE", "Examples", "Leaf", "backpropagate", "batch_size", "inner_products", "jacobian_rows"]
@@ -260,6 +260,19 @@ class Examples(NamedTuple):
     def map(self, f: Callable[[Leaf], Any]) -> Any:
         """A tree like the parameters of what `f` makes of each leaf."""
         return jax.tree.unflatten(self.tree, [f(leaf) for leaf in self.leaves])
+
+    def squared_norms(self) -> Array:
+        """‖W̄_n‖² over all leaves: shape (n,)."""
+        squares = [leaf.squared_norms() for leaf in self.leaves]
+        if not squares:
+            return jnp.zeros(jax.tree.leaves(self.outputs)[0].shape[:1])
+        dtype = squares[0].dtype if len({q.dtype for q in squares}) == 1 else jnp.float32
+        return sum((q.astype(dtype) for q in squares[1:]), squares[0].astype(dtype))
+
+    def mean(self) -> Any:
+        """Σ_n W̄_n / N, a tree like the parameters."""
+        n = jax.tree.leaves(self.outputs)[0].shape[0]
+        return self.map(lambda leaf: leaf.weighted_sum(jnp.full(n, 1 / n, jnp.finfo(leaf.aval.dtype).dtype)))
 
 
 def path_name(path: Sequence[Any]) -> str:

@@ -1,0 +1,185 @@
+"""The norms of the examples' gradients, and sums of the gradients with weights: clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..backward import Backward
+from .examples import backpropagate
+
+__all__ = ["Clipping", "clipped_grad", "norms", "weighted_grad"]
+
+Array = jax.Array
+Loss = Callable[[Any, Any], Any]
+_DEFAULT = Backward()
+
+
+class Clipping(NamedTuple):
+    """What `clipped_grad` and `weighted_grad` found on their way.
+
+    Attributes:
+        losses: shape (n,).
+        norms: the norm of each example's gradient, before clipping: shape (n,), or a tree of such arrays per leaf.
+        scales: what each gradient was multiplied by, in the same form, without the division by the batch size.
+        clipped: the fraction of examples (and leaves) whose scale is below 1.
+    """
+
+    losses: Array
+    norms: Any
+    scales: Any
+    clipped: Array
+
+
+def norms(
+    loss: Loss,
+    *,
+    squared: bool = False,
+    per_leaf: bool = False,
+    with_grad: bool = False,
+    backward: Backward = _DEFAULT,
+) -> Callable[[Any, Any], Any]:
+    """The norm of each example's gradient, ‖W̄_n‖.
+
+    Args:
+        loss: the loss of one example, `loss(params, example)`, a scalar.
+        squared: the squares of the norms.
+        per_leaf: a norm for each leaf of the parameters.
+        with_grad: also the mean of the gradients, from the same pass.
+        backward: the rules to go backward by.
+
+    Returns:
+        A function of `(params, batch)` that returns an array of shape (n,), or a tree of them like the parameters; or
+        the pair of that and the mean gradient.
+
+    Raises:
+        TypeError: the loss is not one real number, or a parameter is not real floating point.
+        ValueError: the batch has no common leading axis, or the examples interact over a named axis.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, example: (example[0] @ w - example[1]) ** 2 / 2
+        >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.array([0.0, 0.0])
+        >>> bp.per_example.norms(loss)(jnp.array([1.0, 0.0]), batch)
+        Array([15.,  0.], dtype=float32)
+
+    Source: I. Goodfellow, "Efficient per-example gradient computations", 2015.
+    """
+
+    def of(params: Any, batch: Any) -> Any:
+        found = backpropagate(loss, params, batch, backward=backward, sums=with_grad)
+        finish = (lambda a: a) if squared else jnp.sqrt
+        out = found.map(lambda leaf: finish(leaf.squared_norms())) if per_leaf else finish(found.squared_norms())
+        return (out, found.mean()) if with_grad else out
+
+    return of
+
+
+def weighted_grad(
+    loss: Loss,
+    weight: Callable[[Array, Array], Array],
+    *,
+    divide_by: float | None = None,
+    backward: Backward = _DEFAULT,
+) -> Callable[..., tuple[Any, Clipping]]:
+    """The sum of the examples' gradients, each with a weight that may depend on its norm and its loss.
+
+    It is Σ_n c_n W̄_n / N with c = weight(norms, losses): the deltas are scaled by c_n / N, and contracted once.
+
+    Args:
+        loss: the loss of one example, `loss(params, example)`, a scalar.
+        weight: from the norms and the losses, each of shape (n,), to c, of shape (n,).
+        divide_by: N; the size of the batch if left out.
+        backward: the rules to go backward by.
+
+    Returns:
+        A function of `(params, batch)`, or `(params, batch, mask)` with a factor for each example that is 0 for those
+        that only fill up the batch, which returns the gradient and a `Clipping`.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, example: (example[0] @ w - example[1]) ** 2 / 2
+        >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.array([0.0, 2.0])
+        >>> hard_only = lambda norms, losses: (losses > 3).astype(norms.dtype)
+        >>> bp.per_example.weighted_grad(loss, hard_only)(jnp.array([1.0, 0.0]), batch)[0]
+        Array([4.5, 6. ], dtype=float32)
+    """
+
+    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, Clipping]:
+        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+        n = jnp.sqrt(found.squared_norms())
+        scales = weight(n, found.outputs)
+        gradient = found.map(lambda leaf: leaf.weighted_sum(_divided(scales, mask, divide_by)))
+        return gradient, Clipping(found.outputs, n, scales, _fraction([scales], mask))
+
+    return of
+
+
+def clipped_grad(
+    loss: Loss,
+    max_norm: Any,
+    *,
+    per_leaf: bool = False,
+    divide_by: float | None = None,
+    backward: Backward = _DEFAULT,
+) -> Callable[..., tuple[Any, Clipping]]:
+    """The mean of the examples' gradients, each clipped to a norm: Σ_n min(1, C / ‖W̄_n‖) W̄_n / N.
+
+    One forward and one backward pass: the norms come from the factors, the deltas are scaled and contracted once. With
+    noise of standard deviation σ C / N added to each element (`optax.add_noise`), it is the gradient of differentially
+    private training; see `examples/private_training.py`.
+
+    Args:
+        loss: the loss of one example, `loss(params, example)`, a scalar.
+        max_norm: C, positive; with `per_leaf`, a number for all leaves or a tree of numbers like the parameters.
+        per_leaf: clip each leaf by its own norm.
+        divide_by: N; the size of the batch if left out. Under Poisson sampling, the expected size.
+        backward: the rules to go backward by.
+
+    Returns:
+        A function of `(params, batch)`, or `(params, batch, mask)` with a factor for each example that is 0 for those
+        that only fill up the batch, which returns the gradient and a `Clipping`.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, example: (example[0] @ w - example[1]) ** 2 / 2
+        >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.array([0.0, 0.0])
+        >>> gradient, found = bp.per_example.clipped_grad(loss, 5.0)(jnp.array([1.0, 0.0]), batch)
+        >>> print(gradient, found.norms, found.clipped)
+        [1.5 2. ] [15.  0.] 0.5
+
+    Source: M. Abadi and others, "Deep learning with differential privacy", 2016; X. Li and others, "Large language
+    models can be strong differentially private learners", 2022, for clipping without making the gradients.
+    """
+    clip = lambda norm, bound: jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
+    if not per_leaf:
+        return weighted_grad(loss, lambda n, _: clip(n, max_norm), divide_by=divide_by, backward=backward)
+
+    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, Clipping]:
+        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+        one_for_all = jax.tree_util.all_leaves([max_norm])
+        bounds = [max_norm] * len(found.leaves) if one_for_all else found.tree.flatten_up_to(max_norm)
+        all_norms = [jnp.sqrt(leaf.squared_norms()) for leaf in found.leaves]
+        scales = [clip(n, bound) for n, bound in zip(all_norms, bounds, strict=True)]
+        sums = [leaf.weighted_sum(_divided(c, mask, divide_by)) for leaf, c in zip(found.leaves, scales, strict=True)]
+        tree = lambda leaves: jax.tree.unflatten(found.tree, leaves)
+        return tree(sums), Clipping(found.outputs, tree(all_norms), tree(scales), _fraction(scales, mask))
+
+    return of
+
+
+def _divided(scales: Array, mask: Array | None, divide_by: float | None) -> Array:
+    scales = scales if mask is None else scales * jnp.asarray(mask, scales.dtype)
+    return scales / (len(scales) if divide_by is None else divide_by)
+
+
+def _fraction(scales: list[Array], mask: Array | None) -> Array:
+    """The mean over leaves and (unmasked) examples of whether a scale is below 1."""
+    below = jnp.stack([(c < 1).astype(c.dtype) for c in scales])
+    if mask is None:
+        return jnp.mean(below)
+    mask = jnp.asarray(mask, below.dtype)
+    return jnp.sum(below * mask[None]) / (len(scales) * jnp.maximum(jnp.sum(mask), 1))

@@ -1,0 +1,68 @@
+"""Whether the examples of a batch have losses of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .examples import batch_size
+
+__all__ = ["of_batch"]
+
+Loss = Callable[[Any, Any], Any]
+
+
+def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, tolerance: float = 1e-3) -> Loss:
+    """The loss of one example, from a loss that is written for a batch, once it is sure that examples do not interact.
+
+    The batch's loss must be the mean or the sum of the losses of its examples alone. Under batch normalisation in
+    training mode it is not, and then an example has no gradient of its own.
+
+    Args:
+        batch_loss: `batch_loss(params, batch)`, a scalar.
+        params: parameters to try it with.
+        batch: a batch of at least two examples to try it with; values, not tracers.
+        tolerance: how far the two may differ, relative to the loss.
+
+    Returns:
+        `loss(params, example)`, which calls `batch_loss` with a batch of one.
+
+    Raises:
+        ValueError: the examples interact, or the batch has one example.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> mean_square = lambda w, x: jnp.mean((x @ w) ** 2)
+        >>> params, batch = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [3.0, 4.0]])
+        >>> bp.per_example.norms(bp.per_example.of_batch(mean_square, params, batch))(params, batch)
+        Array([  2., 110.], dtype=float32)
+        >>> normalised = lambda w, x: jnp.mean(((x - x.mean(0)) @ w) ** 2)
+        >>> bp.per_example.of_batch(normalised, params, batch)
+        Traceback (most recent call last):
+        ...
+        ValueError: The examples interact: the loss of the batch is 25, and those of its examples alone have mean 0 ...
+    """
+    n = batch_size(batch)
+    if n < 2:
+        raise ValueError("Whether examples interact shows in a batch of at least two, and this one has one.")
+
+    def loss(params: Any, example: Any) -> Any:
+        return batch_loss(params, jax.tree.map(lambda a: jnp.asarray(a)[None], example))
+
+    together = batch_loss(params, batch)
+    apart = jax.vmap(loss, (None, 0))(params, batch)
+    if jnp.shape(together) != ():
+        raise ValueError(f"The loss of a batch must be one number, and has shape {list(jnp.shape(together))}.")
+    scale = max(abs(float(together)), float(jnp.max(jnp.abs(apart))))
+    mean, total = float(jnp.mean(apart)), float(jnp.sum(apart))
+    if min(abs(float(together) - mean), abs(float(together) - total) / n) > tolerance * scale:
+        raise ValueError(
+            f"The examples interact: the loss of the batch is {float(together):.4g}, and those of its examples alone "
+            f"have mean {mean:.4g} and sum {total:.4g}. So it is under batch normalisation in training mode, where an "
+            "example's output depends on the others; then there is no gradient of one example. Use the running "
+            "averages, or a normalisation within the example (layer or group normalisation)."
+        )
+    return loss

@@ -152,7 +152,8 @@ row("conj", lambda x: lax.conj(x), x23, label="of a real number")
 row("select_n", lambda x, y: lax.select_n(np.array([[True, False, True]] * 2), x, y), x23, y23)
 row("select_n", lambda x, y, z: lax.select_n(np.int32(1), x, y, z), x23, y23, x23 * 2, label="three cases")
 row("clamp", lambda x: lax.clamp(-1.0, x, 1.0), x23)
-row("clamp", lax.clamp, np.float64(-1), x23, np.float64(1), label="scalar bounds, where JAX raises", against_jax=False, forward=False,
+row("clamp", lax.clamp, np.float64(-1), x23, np.float64(1), label="scalar bounds, where JAX raises",
+    against_jax=False, forward=False,
     same=lambda low, x, high: jnp.where(x < low, low, jnp.where(x > high, high, x)))  # fmt: skip
 row("clamp", lax.clamp, y23 - 1, x23, y23 + 1, label="arrays")
 row("clamp", lambda x: lax.clamp(-1.0, x, 1.0), np.array([-1.0, 1.0, 0.0]), label="at the bounds", numeric=False)
@@ -522,5 +523,6 @@ def by_groups(x: Any, y: Any) -> Any:
     return lax.ragged_dot_general(x, y, np.array([1, 0, 3], np.int32), numbers)
 
 
-row("ragged_dot_general", by_groups, draw(4, 3), draw(2, 4), label="of the rows of a group", maps=False, against_jax=False,
+row("ragged_dot_general", by_groups, draw(4, 3), draw(2, 4), label="of the rows of a group", maps=False,
+    against_jax=False,
     same=lambda x, y: jnp.stack([x[:1].T @ y[:, :1].T, jnp.zeros((3, 2)), x[1:].T @ y[:, 1:].T]))  # fmt: skip

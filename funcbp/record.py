@@ -214,24 +214,16 @@ class RecordTrace(core.Trace):
         perturbed = [slot is not None for slot in slots]
         mirrors = self.mirrors(tracers)
         rule = self.walker.lookup(primitive) if any(perturbed) or mirrors or self.looking else None
-        if (
-            rule is not None
-            and rule.body is not None
-            and (self.staging or rule.bwd is None or mirrors or self.walker.opens_calls)
-        ):
+        if rule is not None and (program := self.in_its_place(rule, any(perturbed), bool(mirrors), params)) is not None:
             with core.set_current_trace(self), jx.inside_call(params):
-                return rule.body(params)(*tracers)
-        if rule is not None and rule.instead is not None and any(perturbed) and not mirrors and not self.looking:
-            better = rule.instead(self.walker, params)
-            if better is not None:
-                with core.set_current_trace(self):
-                    return better(*tracers)
+                return program(*tracers)
         if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
             values, slots, params = inside
             perturbed, mirrors = [slot is not None for slot in slots], None
         avals, several = tuple(map(core.typeof, values)), primitive.multiple_results
+        goes = any(perturbed) and rule is not None and rule.kind not in ("zero", "nondiff")
         enters = self.looking and rule is not None and rule.kind == "control" and rule.bwd is not None
-        if not enters and (rule is None or not any(perturbed) or rule.kind in ("zero", "nondiff")):
+        if rule is None or not (goes or enters):
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
             self.passed(primitive, params, avals, outs)
             return self.with_mirrors(outs, primitive, values, mirrors, perturbed, params) if mirrors else outs
@@ -266,6 +258,16 @@ class RecordTrace(core.Trace):
             self.write(primitive.name, rule, params, slots, avals, wrapped, res, several)
         out = wrapped if several else wrapped[0]
         return self.with_mirrors(out, primitive, values, mirrors, perturbed, params) if mirrors else out
+
+    def in_its_place(
+        self, rule: Rule, perturbed: bool, mirrors: bool, params: dict[str, Any]
+    ) -> Callable[..., Any] | None:
+        """The function to be recorded in an equation's place, if there is one."""
+        if rule.body is not None and (self.staging or rule.bwd is None or mirrors or self.walker.opens_calls):
+            return rule.body(params)
+        if rule.instead is not None and perturbed and not mirrors and not self.looking:
+            return rule.instead(self.walker, params)
+        return None
 
     def with_mirrors(
         self, outs: Any, primitive: Any, values: Any, mirrors: Any, perturbed: Any, params: dict[str, Any]

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp import examples
+from funcbp.per_example import examples
 
 from .models.zoo import FAMILIES
 

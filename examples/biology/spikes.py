@@ -4,9 +4,10 @@ Neurons send spikes: a unit fires where its potential is above the threshold, z 
 zero almost everywhere, so nothing is learned, unless the way back pretends that the step is a slope. The model below
 says `v > 1` and stays as it is; the surrogate is a rule that is given to the walk.
 
-Two tasks: the digits, shown as a constant current over 20 steps to few hidden units; and whether two pulses, one after
-the other, came over the same channel, of which no single step knows. Without a surrogate only the read-out learns,
-which costs much on the digits; on the pulses 30 random hidden units are enough for it.
+Two tasks: the digits, shown as a constant current over 20 steps to few hidden units; and whether two pulses, some
+steps apart, came over the same one of eight channels, which no single step can tell: a unit has to remember the first.
+Without a surrogate only the read-out learns. That costs much on the digits, and on the pulses leaves little more than
+guessing.
 """
 
 # %%
@@ -59,16 +60,16 @@ def learn(backward, params, currents, y, updates, rate):
         return (optax.apply_updates(params, updates), state), None
 
     keys = jax.random.split(jax.random.key(1), updates)
-    return jax.jit(lambda p: jax.lax.scan(step, (p, optimiser.init(p)), keys)[0][0])(params)
+    return jax.lax.scan(step, (params, optimiser.init(params)), keys)[0][0]
 
 
-def init(inputs, hidden, outputs, gain):
-    a, b = jax.random.split(jax.random.key(0))
+def init(key, inputs, hidden, outputs, gain):
+    a, b = jax.random.split(key)
     kernel = lambda key, i, o: jax.random.normal(key, (i, o)) * gain * i**-0.5
     return {"in": kernel(a, inputs, hidden), "bias": jnp.full(hidden, 0.1), "out": kernel(b, hidden, outputs)}
 
 
-accuracy = lambda params, currents, y: float(jnp.mean(jnp.argmax(spiking(params, currents)[0], -1) == y))
+accuracy = lambda params, currents, y: jnp.mean(jnp.argmax(spiking(params, currents)[0], -1) == y)
 WAYS = {
     "no surrogate": bp.Backward(),
     "boxcar": bp.Backward(rules=bp.credit.spikes(bp.credit.boxcar(1.0))),
@@ -82,20 +83,32 @@ steady = lambda x: jnp.broadcast_to(jnp.asarray(x), (STEPS, *x.shape))
 x, x_test = steady(digits.x_train), steady(digits.x_test)
 found = {}
 for name, backward in WAYS.items():
-    params = learn(backward, init(64, 20, 10, 0.7), x, jnp.asarray(digits.y_train), 400, 5e-3)
+    learned = jax.jit(lambda p, b=backward: learn(b, p, x, jnp.asarray(digits.y_train), 400, 5e-3))
+    params = learned(init(jax.random.key(0), 64, 20, 10, 0.7))
     found[name] = accuracy(params, x_test, digits.y_test), spiking(params, x_test)[1]
     print(f"digits, {name:13} accuracy {found[name][0]:.3f}, {float(found[name][1].mean()):.1%} of the units fire")
 
 # %%
-rng = np.random.default_rng(0)
-first = rng.integers(1, 9, 600)  # the step of the first pulse; the other comes 4 to 9 steps later
-second, channels = first + rng.integers(4, 10, 600), rng.integers(0, 2, (2, 600))
-y = jnp.asarray(channels[0] == channels[1], jnp.int32)
-trains = np.zeros((STEPS, 600, 2), np.float32)
-trains[first, np.arange(600), channels[0]] = trains[second, np.arange(600), channels[1]] = 1.5
+CASES, TRAINING, CHANNELS = 600, 400, 8
+rng, case = np.random.default_rng(0), np.arange(CASES)
+first = rng.integers(1, 9, CASES)  # the step of the first pulse; the other comes 4 to 9 steps later
+second, channel, same = first + rng.integers(4, 10, CASES), rng.integers(0, CHANNELS, CASES), rng.random(CASES) < 0.5
+other = np.where(same, channel, (channel + rng.integers(1, CHANNELS, CASES)) % CHANNELS)
+trains, y = np.zeros((STEPS, CASES, CHANNELS), np.float32), jnp.asarray(same, jnp.int32)
+trains[first, case, channel] = trains[second, case, other] = 1.5
+seen, unseen = jnp.asarray(trains[:, :TRAINING]), jnp.asarray(trains[:, TRAINING:])
+
+
+def remembers(backward, key):
+    """Accuracy on cases not learned from, of a network that begins at this key."""
+    params = learn(backward, init(key, CHANNELS, 12, 2, 1.5), seen, y[:TRAINING], 800, 1e-2)
+    return accuracy(params, unseen, y[TRAINING:])
+
+
 for name, backward in WAYS.items():
-    params = learn(backward, init(2, 30, 2, 1.5), jnp.asarray(trains[:, :400]), y[:400], 400, 1e-2)
-    print(f"same channel, {name:13} accuracy {accuracy(params, jnp.asarray(trains[:, 400:]), y[400:]):.3f}")
+    found_by = jax.jit(jax.vmap(lambda key, b=backward: remembers(b, key)))(jax.random.split(jax.random.key(0), 4))
+    least, most = found_by.min(), found_by.max()
+    print(f"same channel, {name:13} accuracy {found_by.mean():.3f} (four networks: {least:.3f} to {most:.3f})")
 
 # %%
 figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -163,5 +163,5 @@ def run(pairs: int, only: Collection[str] = (), sizes: Sequence[int] = SIZES, ba
         for what in QUANTITIES:
             print(f"{name}: {what} ...", file=sys.stderr, flush=True)
             rows.append(quantity_row(name, what, case, plain, pairs))
-        rows += peers.peer_rows(name, sizes, batch, peers.CURVATURE)
+        rows += peers.peer_rows(name, lambda: peers.mlp(sizes, batch), peers.CURVATURE)
     return Table("Curvature, in plain gradients", COLUMNS, rows)

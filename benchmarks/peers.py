@@ -1,4 +1,4 @@
-"""Opacus and BackPACK on an MLP in PyTorch: what their quantities cost in plain gradients of their own."""
+"""Opacus and BackPACK on networks in PyTorch: what their quantities cost in plain gradients of their own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from typing import Any
 from . import measure
 from .report import Cell, Row
 
-SIZES: dict[str, tuple[Sequence[int], int]] = {
-    "W1 MLP": ((784, 1000, 500, 100, 10), 128),
-    "W3 wide MLP": ((5120, 2560, 1280), 32),
-}
-
 
 def absent(*modules: str) -> str:
     """Which of these are not installed, as a remark; empty if all are."""
@@ -23,22 +18,48 @@ def absent(*modules: str) -> str:
     return f"skipped: {', '.join(gone)} not installed" if gone else ""
 
 
-def network(sizes: Sequence[int], batch: int) -> tuple[Any, Any, Any]:
+def mlp(sizes: Sequence[int], batch: int) -> tuple[Any, Any, Any]:
     """A network with relu layers, inputs and classes."""
     import torch
 
     torch.manual_seed(1)
+    return _dense(sizes), torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
+
+
+def convnet(size: int, channels: Sequence[int], dense: Sequence[int], batch: int) -> tuple[Any, Any, Any]:
+    """Convolutions, each with relu and 2x2 max pooling, then dense layers; inputs and classes."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(1)
     layers: list[Any] = []
-    for i, o in itertools.pairwise(sizes):
-        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1]), torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
+    for i, o in itertools.pairwise(channels):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    flat = (size // 2 ** (len(channels) - 1)) ** 2 * channels[-1]
+    model = nn.Sequential(*layers, nn.Flatten(), *_dense((flat, *dense)))
+    return model, torch.randn(batch, channels[0], size, size), torch.randint(dense[-1], (batch,))
 
 
-def plain(sizes: Sequence[int], batch: int) -> Callable[[], Any]:
+def _dense(sizes: Sequence[int]) -> Any:
+    from torch import nn
+
+    layers = [part for i, o in itertools.pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+Network = Callable[[], tuple[Any, Any, Any]]
+NETWORKS: dict[str, Network] = {
+    "W1 MLP": lambda: mlp((784, 1000, 500, 100, 10), 128),
+    "W2 convnet": lambda: convnet(32, (3, 32, 64, 64), (256, 64, 10), 64),
+    "W3 wide MLP": lambda: mlp((5120, 2560, 1280), 32),
+}
+
+
+def plain(network: Network) -> Callable[[], Any]:
     """The plain gradient."""
     import torch
 
-    model, x, y = network(sizes, batch)
+    model, x, y = network()
     loss = torch.nn.CrossEntropyLoss()
 
     def run() -> None:
@@ -48,12 +69,12 @@ def plain(sizes: Sequence[int], batch: int) -> Callable[[], Any]:
     return run
 
 
-def backpack(extension: str, sizes: Sequence[int], batch: int) -> Callable[[], Any]:
+def backpack(extension: str, network: Network) -> Callable[[], Any]:
     """The gradient with one of BackPACK's extensions."""
     import torch
     from backpack import backpack, extend, extensions
 
-    model, x, y = network(sizes, batch)
+    model, x, y = network()
     model, loss = extend(model), extend(torch.nn.CrossEntropyLoss())
 
     def run() -> None:
@@ -64,14 +85,14 @@ def backpack(extension: str, sizes: Sequence[int], batch: int) -> Callable[[], A
     return run
 
 
-def opacus(mode: str, sizes: Sequence[int], batch: int) -> Callable[[], Any]:
+def opacus(mode: str, network: Network) -> Callable[[], Any]:
     """A clipped gradient by Opacus, `"hooks"` or `"ghost"`, noise left out."""
     import torch
     from opacus import PrivacyEngine
 
-    model, x, y = network(sizes, batch)
+    model, x, y = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=len(x))
     options = dict(criterion=torch.nn.CrossEntropyLoss(), grad_sample_mode="ghost") if mode == "ghost" else {}
     made = PrivacyEngine().make_private(
         module=model,
@@ -93,21 +114,21 @@ def opacus(mode: str, sizes: Sequence[int], batch: int) -> Callable[[], Any]:
     return run
 
 
-PER_EXAMPLE: dict[str, tuple[tuple[str, ...], Callable[[Sequence[int], int], Callable[[], Any]]]] = {
-    "norms, BackPACK BatchL2Grad": (("torch", "backpack"), lambda *net: backpack("BatchL2Grad", *net)),
-    "gradients, BackPACK BatchGrad": (("torch", "backpack"), lambda *net: backpack("BatchGrad", *net)),
-    "clipping, Opacus": (("torch", "opacus"), lambda *net: opacus("hooks", *net)),
-    "clipping, Opacus ghost": (("torch", "opacus"), lambda *net: opacus("ghost", *net)),
+PER_EXAMPLE: dict[str, tuple[tuple[str, ...], Callable[[Network], Callable[[], Any]]]] = {
+    "norms, BackPACK BatchL2Grad": (("torch", "backpack"), lambda net: backpack("BatchL2Grad", net)),
+    "gradients, BackPACK BatchGrad": (("torch", "backpack"), lambda net: backpack("BatchGrad", net)),
+    "clipping, Opacus": (("torch", "opacus"), lambda net: opacus("hooks", net)),
+    "clipping, Opacus ghost": (("torch", "opacus"), lambda net: opacus("ghost", net)),
 }
-CURVATURE: dict[str, tuple[tuple[str, ...], Callable[[Sequence[int], int], Callable[[], Any]]]] = {
-    "Kronecker factors, BackPACK KFLR": (("torch", "backpack"), lambda *net: backpack("KFLR", *net)),
-    "Kronecker factors by draws, BackPACK KFAC": (("torch", "backpack"), lambda *net: backpack("KFAC", *net)),
-    "diagonal, BackPACK DiagGGNExact": (("torch", "backpack"), lambda *net: backpack("DiagGGNExact", *net)),
-    "diagonal by draws, BackPACK DiagGGNMC": (("torch", "backpack"), lambda *net: backpack("DiagGGNMC", *net)),
+CURVATURE: dict[str, tuple[tuple[str, ...], Callable[[Network], Callable[[], Any]]]] = {
+    "Kronecker factors, BackPACK KFLR": (("torch", "backpack"), lambda net: backpack("KFLR", net)),
+    "Kronecker factors by draws, BackPACK KFAC": (("torch", "backpack"), lambda net: backpack("KFAC", net)),
+    "diagonal, BackPACK DiagGGNExact": (("torch", "backpack"), lambda net: backpack("DiagGGNExact", net)),
+    "diagonal by draws, BackPACK DiagGGNMC": (("torch", "backpack"), lambda net: backpack("DiagGGNMC", net)),
 }
 
 
-def peer_rows(name: str, sizes: Sequence[int], batch: int, which: Any = PER_EXAMPLE) -> list[Row]:
+def peer_rows(name: str, network: Network, which: Any = PER_EXAMPLE) -> list[Row]:
     """A row for each peer's quantity: its time in plain gradients, or why there is none."""
     rows = []
     for what, (modules, make) in which.items():
@@ -117,7 +138,6 @@ def peer_rows(name: str, sizes: Sequence[int], batch: int, which: Any = PER_EXAM
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                net = sizes, batch
-                cell = Cell(measure.alone(make(*net)) / measure.alone(plain(*net)))
+                cell = Cell(measure.alone(make(network)) / measure.alone(plain(network)))
         rows.append(Row(f"{name}: {what}, to torch's gradient", {"time": cell}))
     return rows

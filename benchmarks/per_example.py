@@ -215,7 +215,7 @@ def run(
     only: Collection[str] = (),
     cases: Mapping[str, Callable[[], Case]] = CASES,
     growth: Sequence[int] = GROWTH,
-    peer_sizes: Mapping[str, tuple[Sequence[int], int]] = peers.SIZES,
+    networks: Mapping[str, peers.Network] = peers.NETWORKS,
 ) -> Table:
     """Measure.
 
@@ -224,7 +224,7 @@ def run(
         only: the numbers of the workloads to measure, all of them if empty.
         cases: the workloads, by name.
         growth: the sizes of batches over which compile time and the rest are followed.
-        peer_sizes: the layers and batch of the networks that the peers run, by name.
+        networks: those that the peers run, by name.
     """
     rows: list[Row] = []
     for name, make in cases.items():
@@ -239,8 +239,8 @@ def run(
         print("growing batches ...", file=sys.stderr, flush=True)
         sizes = (784, 1000, 500, 100, 10) if growth == GROWTH else (6, 5, 3)
         rows += growth_rows(functools.partial(workloads.mlp, sizes), growth, pairs)
-    for name, (sizes, batch) in peer_sizes.items():
+    for name, network in networks.items():
         if not only or number(name) in only:
-            rows += peers.peer_rows(name, sizes, batch)
+            rows += peers.peer_rows(name, network)
     columns = (*COLUMNS, "compile, to the first")
     return Table("Per-example quantities, in plain gradients", columns, rows)

@@ -30,7 +30,7 @@ def usual_jax():
 
 
 def test_per_example_rows():
-    table = per_example.run(2, cases=TOYS, growth=(2, 4), peer_sizes={})
+    table = per_example.run(2, cases=TOYS, growth=(2, 4), networks={})
     names = ["W1 MLP: norms", "W1 MLP: clipping", "W9 least squares: Gram"]
     names += ["W1 MLP: clipping, batch 2", "W1 MLP: clipping, batch 4"]
     assert [row.name for row in table.rows] == names
@@ -58,7 +58,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
 
 def test_a_peer_that_is_not_installed_is_named():
     which = {"clipping, somebody's": (("no_such_module",), None)}
-    (row,) = peers.peer_rows("W1 MLP", (2, 2), 2, which)
+    (row,) = peers.peer_rows("W1 MLP", lambda: peers.mlp((2, 2), 2), which)
     assert row.cells["time"].remark == "skipped: no_such_module not installed"
 
 

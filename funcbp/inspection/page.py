@@ -52,7 +52,9 @@ def line(row: Row) -> str:
     name = f' <span class="n">{html.escape(row.name)}</span>' if row.name else ""
     left = f'<span class="i">{row.index}</span><b>{html.escape(row.primitive)}</b>{name} {row.shape}'
     where = html.escape(row.place)
-    rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.kind else "<b>gradient</b>"
+    rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.rule else "<b>gradient</b>"
+    if row.kind == NO_DERIVATIVE:
+        rule = f'<span class="s">{NO_DERIVATIVE}</span>'
     if not row.taken:
         where, rule = "branch not taken", rule + " not taken"
     return (

@@ -1,7 +1,7 @@
-"""How exact each elementwise rule is: first and second derivatives in float32, ours and JAX's, against float64.
+"""How exact each elementwise rule is: first and second derivatives in each dtype, ours and JAX's, against float64.
 
-The unit is the last place of the float32 result. A number is the worst over the points of a row; points where the
-float64 derivative is not finite, or is below float32's smallest normal number, are left out.
+The unit is the last place of a result in the dtype. A number is the worst over the points of a row; points where the
+float64 derivative is not finite, or is below the dtype's smallest normal number or above its largest, are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import funcbp as bp
 
 from .report import Cell, Row, Table
 
+DTYPES = ("float32", "bfloat16", "float16")
 ANY = np.concatenate([s * np.logspace(-6, 1, 29) for s in (-1, 1)])
 POSITIVE, UNIT = np.logspace(-3, 2, 40), np.concatenate([s * np.logspace(-6, -0.01, 20) for s in (-1, 1)])
 FUNCTIONS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
@@ -50,29 +51,31 @@ def derivatives(api: Any, f: Callable[[Any], Any], order: int, points: np.ndarra
     return np.asarray(jax.vmap(g)(jnp.asarray(points)), np.float64)
 
 
-def worst_ulps(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest distance, in units of the last place of the float32 nearest to what is wanted."""
-    usable = np.isfinite(want) & (np.abs(want) > np.finfo(np.float32).tiny)
-    unit = np.spacing(np.abs(want[usable]).astype(np.float32)).astype(np.float64)
+def worst_ulps(got: np.ndarray, want: np.ndarray, dtype: Any = np.float32) -> float:
+    """The largest distance, in units of the last place of a number of this dtype as large as what is wanted."""
+    limits = jnp.finfo(dtype)
+    usable = np.isfinite(want) & (np.abs(want) > float(limits.tiny)) & (np.abs(want) < float(limits.max))
+    unit = 2.0 ** np.floor(np.log2(np.abs(want[usable]))) * float(limits.eps)
     return float(np.max(np.abs(got[usable] - want[usable]) / unit, initial=0.0))
 
 
 def run(pairs: int, only: Collection[str] = ()) -> Table:
     """Compare. `pairs` and `only` are the other tables' and have no meaning here."""
     rows = []
-    for name, (f, points) in FUNCTIONS.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        cells = {}
-        single = points.astype(np.float32)
-        for order, label in ((1, "first"), (2, "second")):
-            with jax.enable_x64(True):
-                want = derivatives(jax, f, order, single.astype(np.float64))
-            ours, theirs = (worst_ulps(derivatives(api, f, order, single), want) for api in (bp, jax))
-            verdict = "same" if ours == theirs else "better" if ours < theirs else "worse"
-            cells |= {
-                f"{label}: funcbp": Cell(ours),
-                f"{label}: jax": Cell(theirs),
-                f"{label}: ours is": Cell(remark=verdict),
-            }
-        rows.append(Row(name, cells))
-    return Table("Worst error of derivatives in float32, in ulps, against float64", tuple(rows[0].cells), rows)
+    for dtype in DTYPES:
+        for name, (f, points) in FUNCTIONS.items():
+            print(f"{name}, {dtype} ...", file=sys.stderr, flush=True)
+            cells = {}
+            narrow = np.asarray(points, dtype)
+            for order, label in ((1, "first"), (2, "second")):
+                with jax.enable_x64(True):
+                    want = derivatives(jax, f, order, narrow.astype(np.float64))
+                ours, theirs = (worst_ulps(derivatives(api, f, order, narrow), want, dtype) for api in (bp, jax))
+                verdict = "same" if ours == theirs else "better" if ours < theirs else "worse"
+                cells |= {
+                    f"{label}: funcbp": Cell(ours),
+                    f"{label}: jax": Cell(theirs),
+                    f"{label}: ours is": Cell(remark=verdict),
+                }
+            rows.append(Row(f"{name}, {dtype}", cells))
+    return Table("Worst error of derivatives, in ulps of the dtype, against float64", tuple(rows[0].cells), rows)

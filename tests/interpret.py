@@ -80,7 +80,7 @@ def elementwise(name):
 
 
 def divide(x, y):
-    return np.asarray(np.divide(x, y) if np.issubdtype(x.dtype, np.inexact) else np.trunc(x / y).astype(x.dtype))
+    return np.asarray(np.divide(x, y) if jnp.issubdtype(x.dtype, jnp.inexact) else np.trunc(x / y).astype(x.dtype))
 
 
 def broadcast_in_dim(x, *, shape, broadcast_dimensions, sharding):

@@ -421,7 +421,7 @@ def erf_inv_slope(z: Any, **_: Any) -> Any:
 
 def bessel_i1e_slope(x: Any, z: Any, **_: Any) -> Any:
     """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
-    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, np.finfo(x.dtype).eps)))
+    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
     safe = where(tiny, 1, x)
     slope = lax.bessel_i0e(safe) - z * (lax.sign(safe) + lax.reciprocal(safe))
     return where(tiny, 0.5, slope)
@@ -484,7 +484,7 @@ def random_gamma_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, log_space:
     """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z."""
     a, z = res
     if log_space:
-        tiny = lax.full_like(z, np.finfo(z.dtype).tiny)
+        tiny = lax.full_like(z, jnp.finfo(z.dtype).tiny)
         sample = lax.max(lax.exp(z), tiny)
         return [None, ct * lax.random_gamma_grad(a, sample) / sample]
     return [None, ct * lax.random_gamma_grad(a, z)]

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import ROWS  # type: ignore[import-not-found]
 
 import funcbp as bp
+
+from ..interpret import interpreted
 
 POINTS = [1e-12, 1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
 FUNCTIONS = {
@@ -88,3 +91,29 @@ def test_erf_far_out(dtype):
         second = bp.grad(lambda x, f=f: bp.grad(f)(x).sum())(x)
         assert jnp.all(jnp.abs(first[1:]) == 0) and jnp.all(jnp.isfinite(first))
         assert jnp.all(jnp.abs(second[1:4]) == 0) and jnp.all(jnp.isfinite(second[:4]))
+
+
+FIRST = {r.primitive: r for r in reversed(ROWS) if r.numeric and all(np.asarray(x).dtype == np.float64 for x in r.args)}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rules_work_in_narrow_types(dtype):
+    """Each rule that JAX has in this dtype: the gradient's dtype is kept, and its value is JAX's to a few roundings."""
+    tried, wrong = 0, []
+    for row in FIRST.values():
+        args = [jnp.asarray(x, dtype) for x in row.args]
+        total = lambda *xs, f=row.f: sum(
+            jnp.sum(y).astype(jnp.float32) for y in jax.tree.leaves(f(*xs)) if jnp.issubdtype(y.dtype, jnp.floating)
+        )
+        try:
+            want = interpreted(jax.grad(total, tuple(range(len(args)))), *args)
+        except Exception:  # JAX has no such operation in this dtype, or the row's function makes float64 of it
+            continue
+        got = interpreted(bp.grad(total, tuple(range(len(args)))), *args)
+        tried += 1
+        for g, w in zip(got, want, strict=True):
+            g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+            scale = np.max(np.abs(w), initial=1.0)
+            if not np.allclose(g, w, rtol=0.1, atol=32 * float(jnp.finfo(dtype).eps) * scale):
+                wrong.append((row.primitive, row.label, float(np.max(np.abs(g - w)))))
+    assert tried > 90 and not wrong, (tried, wrong)

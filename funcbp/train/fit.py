@@ -240,7 +240,7 @@ def rules_of(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """The stopping rules, and what they are called."""
     if isinstance(stop, Mapping):
         return tuple(stop.values()), tuple(stop)
-    rules = (stop,) if isinstance(stop, Rule) or callable(stop) else tuple(stop)
+    rules = tuple(stop) if isinstance(stop, list | tuple) and not isinstance(stop, Rule) else (stop,)
     return rules, tuple(f"stop[{i}]" for i in range(len(rules)))
 
 
@@ -270,6 +270,7 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
         raise ValueError(f'replacement=True is for mode="stochastic": in mode={mode!r} no example is drawn.')
     if learner.scores and not learner.validates:
         raise ValueError("score is of the validation examples, and there are none: give validation=.")
+    _check_rules(learner)
     if learner.mode == "stream":
         if mode == "batch":
             raise ValueError('mode="batch" needs all examples at once, and an iterator does not give them.')
@@ -287,3 +288,21 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
         raise ValueError("Learning needs at least one example, and the leading axis has length 0.")
     if isinstance(learner.placement, Placement):
         learner.placement.check_batch(lengths[0] if mode == "batch" else min(learner.batch_size, lengths[0]))
+
+
+def _check_rules(learner: Learner) -> None:
+    """Raise if something is no rule, or a rule judges by what will not be known."""
+    known = {"epoch", "loss", *learner.columns}
+    for rule in (*learner.rules, *([learner.restart.when] if learner.restart else [])):
+        if not isinstance(rule, Rule):
+            raise TypeError(f"stop is of rules such as train.stopping.target_error(0.01), and {rule!r} is none.")
+        for name in rule.needs:
+            if name not in known:
+                what, argument = _GIVEN.get(name, (f"{name!r}, which nothing reports", "another rule"))
+                raise ValueError(f"A rule of stop or restart judges by {what}: give {argument}.")
+
+
+_GIVEN = {
+    "validation_loss": ("the validation loss, and there are no validation examples", "validation="),
+    "correct": ("which training examples are right, and nothing says so", "correct="),
+}

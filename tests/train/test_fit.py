@@ -376,6 +376,14 @@ def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypat
         ({"data": iter([]), "correct": loss}, "correct is of all training examples"),
         ({"log": "metrics.txt"}, "to .jsonl or .csv files, and 'metrics.txt' is neither"),
         ({"layout": "fsdp"}, "there is no mesh: give mesh="),
+        ({"stop": stopping.all_correct()}, "judges by which training examples are right.* give correct="),
+        ({"stop": [stopping.generalization_loss()]}, "by the validation loss, and there are no .* give validation="),
+        ({"stop": stopping.any_of(stopping.up_strips(), stopping.target_error(0))}, "give validation="),
+        (
+            {"restart": stopping.Restart(stopping.plateau(3, of="validation_loss"), lambda key: PARAMS)},
+            "of stop or restart judges by the validation loss",
+        ),
+        ({"stop": stopping.Rule(tuple, lambda s, seen: (s, False), ("error",))}, "by 'error', which nothing reports"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -388,5 +396,8 @@ def test_nonsense_is_refused(options, message):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="optimizer is an optax transformation, such as"):
         bp.fit(loss, PARAMS, DATA, optimizer=0.1)
+    for stop in (0.1, stopping.all_correct, "plateau", [stopping.all_correct]):
+        with pytest.raises(TypeError, match="stop is of rules such as train"):
+            bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), stop=stop)
     with pytest.raises(TypeError, match="A tracker has a method log"):
         bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), log=print)

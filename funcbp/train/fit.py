@@ -35,7 +35,7 @@ class Divergence(NamedTuple):
         params: the parameters before that update.
         batch: the examples of that update.
         equation: the first equation whose value or cotangent is not finite there, as `funcbp.find_nan` says it; None if
-            it was the validation loss.
+            it was the validation loss, or if loss and gradient are finite and the optimiser's step from there is not.
     """
 
     epoch: int
@@ -46,7 +46,10 @@ class Divergence(NamedTuple):
 
     def __str__(self) -> str:
         where = f"update {self.update}" if self.update else "validation"
-        text = f"learning diverged in epoch {self.epoch}, at {where}: the loss is no longer a finite number"
+        text = f"learning diverged in epoch {self.epoch}, at {where}: "
+        if self.update and not self.equation:
+            return text + "the loss and its gradient are finite numbers, and the parameters after the update are not"
+        text += "the loss is no longer a finite number"
         return f"{text}; {self.equation}" if self.equation else text
 
 
@@ -186,6 +189,8 @@ def fit(
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
+    if placement:
+        placement.check_patterns(params)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
     key = jax.random.key(0) if key is None else key
     settings = settings_of(learner, mode, key, data, updates)
@@ -230,7 +235,8 @@ def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     batch, loss = batch_of(jax.tree.map(lambda a: a[bad[0]], items)), learner.loss
     if "key" in loop.parameters(loss):
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
-    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(find_nan(loss)(params, batch)))
+    found = find_nan(loss)(params, batch)
+    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------

@@ -240,6 +240,15 @@ def test_divergence_names_the_first_bad_equation():
     assert str(fit.divergence).endswith(fit.divergence.equation)
 
 
+def test_divergence_of_the_step_alone():
+    """Loss and gradient are finite, and there is no equation to blame."""
+    square = lambda w, batch: jnp.sum(w**2 * batch)
+    fit = bp.fit(square, jnp.array(1e10), jnp.ones(1), optimizer=optax.sgd(1e300), mode="batch", epochs=3)
+    assert (fit.reason, fit.divergence.update, fit.divergence.equation) == ("diverged", 1, None)
+    assert str(fit.divergence).endswith("gradient are finite numbers, and the parameters after the update are not")
+    assert float(fit.params) == 1e10
+
+
 def test_levenberg_marquardt_gets_the_batch():
     """Least squares in one step of nearly no damping; and by mini-batches, each its own."""
     residual = lambda w, example: example[0] @ w - example[1]

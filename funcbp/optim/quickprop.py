@@ -114,7 +114,8 @@ def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
     """Fahlman's cure for flat spots: the derivative of the logistic taken to be y (1 - y) + offset.
 
     A unit that saturates on the wrong side then still learns. It is a rule for the backward pass, no property of the
-    network; it applies to `jax.nn.sigmoid` and `jax.lax.logistic` (`ops.logistic` brings its own derivative).
+    network; it applies to `jax.nn.sigmoid` and `jax.lax.logistic`. `ops.logistic` brings its own derivative and is left
+    alone, so a network of `nets` is made with `activation=jax.nn.sigmoid`.
 
     Args:
         offset: what is added.

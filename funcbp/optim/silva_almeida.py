@@ -16,7 +16,6 @@ class SilvaAlmeidaState(NamedTuple):
 
     Attributes:
         learning_rates: η, like the parameters.
-        signs: the gradient of the update before, accepted or not.
         value: the error at the last accepted point, a scalar.
         gradients: the gradient there.
         averages: z, the gradient with momentum, there.
@@ -25,7 +24,6 @@ class SilvaAlmeidaState(NamedTuple):
     """
 
     learning_rates: Any
-    signs: Any
     value: jax.Array
     gradients: Any
     averages: Any
@@ -41,8 +39,9 @@ def silva_almeida(
     With g(t) = ∂E/∂w, each weight's rate η is multiplied by u where g(t) g(t-1) > 0 and by d where it is < 0, and
     w̄(t) = -η z(t) with z(t) = g(t) + α z(t-1). When the error has risen, the step is rejected and tried again from
     where it began, with the gradient of that point and the rates as adapted; after five rejections in succession all
-    rates are halved. The point that a rejected step led to has its say in the rates: where the sign changed, the rate
-    falls.
+    rates are halved. g(t-1) is the gradient where the step began. The point that a rejected step led to has its say in
+    the rates only where the sign changed: there the rate falls, and elsewhere it stays. If it rose, by 1.2 five times
+    before it is halved once, a step that is too long in such a direction would become longer and longer.
 
     Args:
         learning_rate: η, to begin with.
@@ -77,7 +76,7 @@ def silva_almeida(
     def init(params: Any) -> SilvaAlmeidaState:
         nothing = zeros(params)
         return SilvaAlmeidaState(
-            filled(params, learning_rate), nothing, scalar(jnp.inf), nothing, nothing, nothing, jnp.zeros((), jnp.int32)
+            filled(params, learning_rate), scalar(jnp.inf), nothing, nothing, nothing, jnp.zeros((), jnp.int32)
         )
 
     def update(gradients: Any, state: SilvaAlmeidaState, params: Any = None, *, value: Any = None, **_: Any) -> Any:
@@ -86,18 +85,18 @@ def silva_almeida(
         failures = jnp.where(rejected, state.failures + 1, 0)
         halve = failures >= patience
 
-        def step(g: Any, rate: Any, sign: Any, kept_g: Any, z: Any, last: Any) -> tuple[jax.Array, ...]:
-            s = jnp.sign(g) * jnp.sign(sign)
-            rate = rate * jnp.where(s > 0, number(up, g), jnp.where(s < 0, number(down, g), 1))
+        def step(g: Any, rate: Any, kept_g: Any, z: Any, last: Any) -> tuple[jax.Array, ...]:
+            s = jnp.sign(g) * jnp.sign(kept_g)
+            rate = rate * jnp.where((s > 0) & ~rejected, number(up, g), jnp.where(s < 0, number(down, g), 1))
             rate = jnp.where(halve, 0.5 * rate, rate)
             kept_g = jnp.where(rejected, kept_g, g)
             z = kept_g + jnp.where(rejected, 0, number(momentum, g) * z)
             moved = -rate * z
-            return moved - jnp.where(rejected, last, 0), rate, g, kept_g, z, moved
+            return moved - jnp.where(rejected, last, 0), rate, kept_g, z, moved
 
-        trees = state.learning_rates, state.signs, state.gradients, state.averages, state.updates
-        moved, rates, signs, kept, averages, last = leafwise(6, step, gradients, *trees)
+        trees = state.learning_rates, state.gradients, state.averages, state.updates
+        moved, rates, kept, averages, last = leafwise(5, step, gradients, *trees)
         value = jnp.where(rejected, state.value, value)
-        return moved, SilvaAlmeidaState(rates, signs, value, kept, averages, last, jnp.where(halve, 0, failures))
+        return moved, SilvaAlmeidaState(rates, value, kept, averages, last, jnp.where(halve, 0, failures))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -71,9 +71,9 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     axes = plot.new_axes(10, 4, 2)
     for ax, (name, (_, goal, references)) in zip(axes, PROBLEMS.items(), strict=True):
         note = (
-            f"Mean time until the mean squared error is {goal:g}, in units of the fastest; a trial that fails counts "
-            "with its time. The reference has MATLAB's rules, which solve for the weights, and its initial weights are "
-            "others. The dual solves for the residuals, fewer here."
+            f"Mean time until the mean squared error is {goal:g}, in units of the fastest of those with a reference; a "
+            "trial that fails counts with its time. The reference has MATLAB's rules, which solve for the weights, and "
+            "its initial weights are others. The dual solves for the residuals, fewer here."
         )
         found = {rule: learn(name, optimizer, trials, most, seed) for rule, optimizer in rules(*problem(name)).items()}
         means = {rule: seconds.mean() for rule, (_, seconds) in found.items()}

@@ -149,15 +149,23 @@ class Checkpoint:
             raise CheckpointError(self._damaged()) from error
         except Exception as error:  # zip, zlib and numpy have many words for one thing
             raise CheckpointError(self._damaged()) from error
+        try:
+            return self._restore(contents, about, like)
+        except CheckpointError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a whole npz file with other things in it
+            raise CheckpointError(self._damaged()) from error
+
+    def _restore(self, contents: Mapping[str, np.ndarray], about: Mapping[str, Any], like: Saved) -> Saved:
         check_settings(str(self.path), about, like)
+        _check_types(str(self.path), about["types"], like.state)
         parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "history": {}}
         for name, array in contents.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = array
-        _check_types(str(self.path), about["types"], like.state)
-        state = jax.tree.map_with_path(
-            lambda path, leaf: _restored(parts["state"][path_of(path)], leaf, about["types"][path_of(path)]), like.state
-        )
+        if len({len(column) for column in parts["history"].values()}) > 1:
+            raise ValueError("the columns of the history are not equally long")
+        state = jax.tree.map_with_path(lambda path, leaf: _restored(parts["state"][path_of(path)], leaf), like.state)
         return Saved(state, parts["history"], about["settings"])
 
     def _damaged(self) -> str:
@@ -306,13 +314,15 @@ def _storable(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else np.ascontiguousarray(array)[..., None].view(np.uint8)
 
 
-def _restored(array: np.ndarray, like: Any, type_: str) -> Any:
+def _restored(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, "sharding", None)
     if is_key(like):
-        return jax.random.wrap_key_data(_put(array, sharding), impl=jax.random.key_impl(like))
-    if np.dtype(like.dtype).isbuiltin != 1:
-        array = array.view(like.dtype)[..., 0]
-    return _put(array, sharding)
+        restored = jax.random.wrap_key_data(_put(array, sharding), impl=jax.random.key_impl(like))
+    else:
+        restored = _put(array if np.dtype(like.dtype).isbuiltin == 1 else array.view(like.dtype)[..., 0], sharding)
+    if _type_of(restored) != _type_of(like):
+        raise ValueError("an array is not of the type that is written beside it")
+    return restored
 
 
 def _put(array: np.ndarray, sharding: Any) -> jax.Array:

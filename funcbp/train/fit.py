@@ -35,7 +35,7 @@ class Divergence(NamedTuple):
         params: the parameters before that update.
         batch: the examples of that update.
         equation: the first equation whose value or cotangent is not finite there, as `funcbp.find_nan` says it; None if
-            it was the validation loss.
+            it was the validation loss, or if loss and gradient are finite and the optimiser's step from there is not.
     """
 
     epoch: int
@@ -46,7 +46,10 @@ class Divergence(NamedTuple):
 
     def __str__(self) -> str:
         where = f"update {self.update}" if self.update else "validation"
-        text = f"learning diverged in epoch {self.epoch}, at {where}: the loss is no longer a finite number"
+        text = f"learning diverged in epoch {self.epoch}, at {where}: "
+        if self.update and not self.equation:
+            return text + "the loss and its gradient are finite numbers, and the parameters after the update are not"
+        text += "the loss is no longer a finite number"
         return f"{text}; {self.equation}" if self.equation else text
 
 
@@ -186,6 +189,8 @@ def fit(
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
+    if placement:
+        placement.check_patterns(params)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
     key = jax.random.key(0) if key is None else key
     settings = settings_of(learner, mode, key, data, updates)
@@ -230,7 +235,8 @@ def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     batch, loss = batch_of(jax.tree.map(lambda a: a[bad[0]], items)), learner.loss
     if "key" in loop.parameters(loss):
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
-    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(find_nan(loss)(params, batch)))
+    found = find_nan(loss)(params, batch)
+    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -240,7 +246,7 @@ def rules_of(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """The stopping rules, and what they are called."""
     if isinstance(stop, Mapping):
         return tuple(stop.values()), tuple(stop)
-    rules = (stop,) if isinstance(stop, Rule) or callable(stop) else tuple(stop)
+    rules = tuple(stop) if isinstance(stop, list | tuple) and not isinstance(stop, Rule) else (stop,)
     return rules, tuple(f"stop[{i}]" for i in range(len(rules)))
 
 
@@ -270,6 +276,7 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
         raise ValueError(f'replacement=True is for mode="stochastic": in mode={mode!r} no example is drawn.')
     if learner.scores and not learner.validates:
         raise ValueError("score is of the validation examples, and there are none: give validation=.")
+    _check_rules(learner)
     if learner.mode == "stream":
         if mode == "batch":
             raise ValueError('mode="batch" needs all examples at once, and an iterator does not give them.')
@@ -287,3 +294,21 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
         raise ValueError("Learning needs at least one example, and the leading axis has length 0.")
     if isinstance(learner.placement, Placement):
         learner.placement.check_batch(lengths[0] if mode == "batch" else min(learner.batch_size, lengths[0]))
+
+
+def _check_rules(learner: Learner) -> None:
+    """Raise if something is no rule, or a rule judges by what will not be known."""
+    known = {"epoch", "loss", *learner.columns}
+    for rule in (*learner.rules, *([learner.restart.when] if learner.restart else [])):
+        if not isinstance(rule, Rule):
+            raise TypeError(f"stop is of rules such as train.stopping.target_error(0.01), and {rule!r} is none.")
+        for name in rule.needs:
+            if name not in known:
+                what, argument = _GIVEN.get(name, (f"{name!r}, which nothing reports", "another rule"))
+                raise ValueError(f"A rule of stop or restart judges by {what}: give {argument}.")
+
+
+_GIVEN = {
+    "validation_loss": ("the validation loss, and there are no validation examples", "validation="),
+    "correct": ("which training examples are right, and nothing says so", "correct="),
+}

@@ -195,6 +195,13 @@ class Placement:
 
         return jax.tree.map(put, data)
 
+    def check_patterns(self, params: Any) -> None:
+        """Raise if a pattern of the layout matches none of the parameters: they would be whole on every device."""
+        paths = [path_of(path) for path, _ in leaves_of(params)]
+        for pattern, _ in () if callable(self.layout) else self.layout:
+            if not fnmatch.filter(paths, pattern):
+                raise ValueError(f"The layout's pattern {pattern!r} matches none of {', '.join(paths)}.")
+
     def check_batch(self, size: int) -> None:
         """Raise if a batch of this size cannot be divided over the mesh."""
         parts = math.prod(self.mesh.shape[name] for name in ("data", "fsdp") if name in self.mesh.axis_names)

@@ -103,7 +103,7 @@ def fit_many(
         backward or Backward(),
         MemberPlacement(mesh, ()) if mesh is not None else None,
     )
-    check(learner, mode, data, epochs, 1)
+    check(learner.bind({name: value[0] for name, value in over.items()}), mode, data, epochs, 1)
     settings = settings_of(learner, mode, keys, data, 1)
     put = learner.placement.everywhere if learner.placement else functools.partial(jax.tree.map, jnp.asarray)
     out = drive(

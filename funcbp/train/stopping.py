@@ -42,6 +42,8 @@ class Rule(NamedTuple):
     Attributes:
         init: `init() -> state`, a pytree of arrays.
         update: `update(state, seen) -> (state, stop)`: called once per epoch with a `Seen`, in order.
+        needs: the fields of `Seen` that it judges by; a loop that does not know one of them refuses the rule, which
+            would otherwise never stop, or stop for no reason.
 
     Example:
         >>> from funcbp.train import stopping
@@ -53,6 +55,7 @@ class Rule(NamedTuple):
 
     init: Callable[[], Any]
     update: Callable[[Any, Seen], tuple[Any, jax.Array]]
+    needs: tuple[str, ...] = ("loss",)
 
 
 class Restart(NamedTuple):
@@ -161,7 +164,8 @@ def any_of(*rules: Rule) -> Rule:
         stops = jnp.stack([stop for _, stop in pairs])
         return tuple(state for state, _ in pairs), jnp.any(stops, axis=0)
 
-    return Rule(lambda: tuple(rule.init() for rule in rules), update)
+    needs = tuple(dict.fromkeys(name for rule in rules for name in rule.needs))
+    return Rule(lambda: tuple(rule.init() for rule in rules), update, needs)
 
 
 def all_correct(fraction: float = 1.0) -> Rule:
@@ -185,7 +189,8 @@ def all_correct(fraction: float = 1.0) -> Rule:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"all_correct needs a fraction above 0 and at most 1, and got {fraction}.")
-    return _stateless(lambda seen: _float(seen.correct) >= _float(fraction) - 2 * float(jnp.finfo(jnp.float32).eps))
+    slack = 2 * float(jnp.finfo(jnp.float32).eps)
+    return _stateless(lambda seen: _float(seen.correct) >= _float(fraction) - slack, "correct")
 
 
 def target_error(error: float, of: str = "loss") -> Rule:
@@ -205,7 +210,7 @@ def target_error(error: float, of: str = "loss") -> Rule:
         True
     """
     _check_loss("target_error", of)
-    return _stateless(lambda seen: _float(getattr(seen, of)) <= _float(error))
+    return _stateless(lambda seen: _float(getattr(seen, of)) <= _float(error), of)
 
 
 def maximum_epochs(count: int) -> Rule:
@@ -224,7 +229,7 @@ def maximum_epochs(count: int) -> Rule:
         True
     """
     _check_count("maximum_epochs", count)
-    return _stateless(lambda seen: _epoch(seen) >= count)
+    return _stateless(lambda seen: _epoch(seen) >= count, "epoch")
 
 
 def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
@@ -255,7 +260,7 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
         state = _last_improvement(state, seen, of, least)
         return state, _epoch(seen) - state[1] >= patience
 
-    return Rule(_no_improvement_yet, update)
+    return Rule(_no_improvement_yet, update, (of,))
 
 
 def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e-2, of: str = "loss") -> Rule:
@@ -295,7 +300,7 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
         waited, last = _epoch(seen) - state[1], _float(state[1])
         return state, _float(waited) >= jnp.maximum(_float(at_least), _float(factor) * last)
 
-    return Rule(_no_improvement_yet, update)
+    return Rule(_no_improvement_yet, update, (of,))
 
 
 # --- Prechelt's rules: the validation error against the best so far, and the progress of training ---------------------
@@ -323,7 +328,7 @@ def generalization_loss(alpha: float = 5.0) -> Rule:
         best = _smaller(best, seen.validation_loss)
         return best, _generalization_loss(best, seen) > _float(alpha)
 
-    return Rule(_infinity, update)
+    return Rule(_infinity, update, ("validation_loss",))
 
 
 def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
@@ -357,7 +362,7 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
         # GL > α P, not GL / P > α: a strip without any progress has P = 0
         return (best, training), end & (_generalization_loss(best, seen) > _float(alpha) * progress)
 
-    return Rule(lambda: (_infinity(), _new_strip()), update)
+    return Rule(lambda: (_infinity(), _new_strip()), update, ("loss", "validation_loss"))
 
 
 def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
@@ -426,7 +431,7 @@ def up_strips(count: int = 2, strip: int = 5) -> Rule:
         ups = jnp.where(end, jnp.where(now > before, ups + 1, 0), ups)
         return (jnp.where(end, now, before), ups), end & (ups >= count)
 
-    return Rule(lambda: (_infinity(), jnp.zeros((), jnp.int32)), update)
+    return Rule(lambda: (_infinity(), jnp.zeros((), jnp.int32)), update, ("validation_loss",))
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -454,8 +459,8 @@ def _generalization_loss(best: jax.Array, seen: Seen) -> jax.Array:
     return 100 * (_float(seen.validation_loss) / best - 1)
 
 
-def _stateless(stop: Callable[[Seen], jax.Array]) -> Rule:
-    return Rule(lambda: (), lambda state, seen: (state, stop(seen)))
+def _stateless(stop: Callable[[Seen], jax.Array], need: str) -> Rule:
+    return Rule(lambda: (), lambda state, seen: (state, stop(seen)), (need,))
 
 
 def _no_improvement_yet() -> tuple[jax.Array, jax.Array]:

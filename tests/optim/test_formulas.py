@@ -229,12 +229,12 @@ def test_a_step_to_where_the_error_is_no_number_is_taken_back():
 def test_silva_almeida():
     slopes = np.array([1.0, 20.0])
     error = lambda w: 0.5 * np.sum(slopes * w**2)
-    rates, signs, kept, z, value, failures = np.full(2, 0.4), np.zeros(2), None, np.zeros(2), np.inf, 0
+    rates, kept, z, value, failures = np.full(2, 0.4), np.zeros(2), np.zeros(2), np.inf, 0
     w, expected, halved = np.array([3.0, 1.0]), [], 0
     for _ in range(40):
         g = slopes * w
-        s = np.sign(g) * np.sign(signs)
-        rates, signs = rates * np.where(s > 0, 1.2, np.where(s < 0, 0.8, 1)), g
+        s = np.sign(g) * np.sign(kept)
+        rates = rates * np.where(s < 0, 0.8, np.where((s > 0) & (error(w) <= value), 1.2, 1))
         if error(w) > value:
             failures, z = failures + 1, slopes * kept
             if failures == 5:
@@ -246,6 +246,22 @@ def test_silva_almeida():
     assert halved
     points = walk(optim.silva_almeida(0.4, momentum=0.3), lambda s: s.learning_rates)
     np.testing.assert_allclose(points, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_silva_almeida_recovers_from_any_step():
+    """On a curved surface, too, where the sign does not change however far a step goes."""
+    error = lambda w: jnp.log1p(w[0] ** 2) + 10 * jnp.log1p((w[1] - w[0]) ** 2)
+    optimizer = optim.silva_almeida(0.5)
+
+    def step(carry, _):
+        w, state = carry
+        value, gradient = bp.value_and_grad(error)(w)
+        update, state = optimizer.update(gradient, state, w, value=value)
+        return (w + update, state), None
+
+    w = jnp.array([3.0, -2.0])
+    (_, state), _ = jax.lax.scan(step, (w, optimizer.init(w)), length=300)
+    assert state.value < 1e-6
 
 
 @pytest.mark.parametrize("normalize", [False, True])

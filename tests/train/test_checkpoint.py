@@ -163,12 +163,32 @@ def test_truncated_and_foreign_files(tmp_path, written):
     assert refusal(path) == f"{path} is not a checkpoint of funcbp."
     np.savez(path, about=np.array('{"what": "else"}'))
     assert refusal(path) == f"{path} is not a checkpoint of funcbp."
+    for about in ("[]", "3", '{"what": "funcbp checkpoint"}', '{"what": "funcbp checkpoint", "format": "x"}'):
+        np.savez(path, about=np.array(about))
+        assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
     path.write_bytes(written[:-10])
     (tmp_path / "run.npz.previous").write_bytes(written)
     assert refusal(path).endswith(f"The one before it is {path}.previous.")
     path.unlink()
     path.mkdir()
     assert refusal(path) == f"{path} cannot be read: Is a directory."
+
+
+@pytest.mark.parametrize("change", ["left out", "another shape", "one more", "shorter history"])
+def test_whole_files_with_other_things_in_them(tmp_path, written, change):
+    path = tmp_path / "run.npz"
+    with np.load(_file(path, written)) as file:
+        arrays = {name: file[name] for name in file.files}
+    if change == "left out":
+        del arrays["state/epoch"]
+    elif change == "another shape":
+        arrays["state/epoch"] = np.zeros(3, np.int32)
+    elif change == "one more":
+        arrays["extra"] = np.zeros(3)
+    else:
+        arrays["history/loss"] = arrays["history/loss"][1:]
+    np.savez(path, **arrays)
+    assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path, written):

@@ -240,6 +240,15 @@ def test_divergence_names_the_first_bad_equation():
     assert str(fit.divergence).endswith(fit.divergence.equation)
 
 
+def test_divergence_of_the_step_alone():
+    """Loss and gradient are finite, and there is no equation to blame."""
+    square = lambda w, batch: jnp.sum(w**2 * batch)
+    fit = bp.fit(square, jnp.array(1e10), jnp.ones(1), optimizer=optax.sgd(1e300), mode="batch", epochs=3)
+    assert (fit.reason, fit.divergence.update, fit.divergence.equation) == ("diverged", 1, None)
+    assert str(fit.divergence).endswith("gradient are finite numbers, and the parameters after the update are not")
+    assert float(fit.params) == 1e10
+
+
 def test_levenberg_marquardt_gets_the_batch():
     """Least squares in one step of nearly no damping; and by mini-batches, each its own."""
     residual = lambda w, example: example[0] @ w - example[1]
@@ -376,6 +385,14 @@ def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypat
         ({"data": iter([]), "correct": loss}, "correct is of all training examples"),
         ({"log": "metrics.txt"}, "to .jsonl or .csv files, and 'metrics.txt' is neither"),
         ({"layout": "fsdp"}, "there is no mesh: give mesh="),
+        ({"stop": stopping.all_correct()}, "judges by which training examples are right.* give correct="),
+        ({"stop": [stopping.generalization_loss()]}, "by the validation loss, and there are no .* give validation="),
+        ({"stop": stopping.any_of(stopping.up_strips(), stopping.target_error(0))}, "give validation="),
+        (
+            {"restart": stopping.Restart(stopping.plateau(3, of="validation_loss"), lambda key: PARAMS)},
+            "of stop or restart judges by the validation loss",
+        ),
+        ({"stop": stopping.Rule(tuple, lambda s, seen: (s, False), ("error",))}, "by 'error', which nothing reports"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -388,5 +405,8 @@ def test_nonsense_is_refused(options, message):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="optimizer is an optax transformation, such as"):
         bp.fit(loss, PARAMS, DATA, optimizer=0.1)
+    for stop in (0.1, stopping.all_correct, "plateau", [stopping.all_correct]):
+        with pytest.raises(TypeError, match="stop is of rules such as train"):
+            bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), stop=stop)
     with pytest.raises(TypeError, match="A tracker has a method log"):
         bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), log=print)

@@ -190,8 +190,9 @@ def test_what_makes_no_sense_is_refused():
     for name, message in (
         ("model", "no layout 'model'"),
         ("tensor", "needs a mesh with the axis tensor, and this one"),
+        ({"w*": P(), "v/*": P()}, r"The layout's pattern 'v/\*' matches none of b, w\."),
     ):
         with pytest.raises(ValueError, match=message):
-            bp.fit(lambda w, x: w, 1.0, data, layout=name, **options)
+            bp.fit(lambda w, x: w, {"w": 1.0, "b": 1.0}, data, layout=name, **options)
     with pytest.raises(ValueError, match="A batch of 6 examples cannot be divided over 4 devices"):
         layout.Placement(jax.sharding.AbstractMesh((4,), ("data",)), ()).check_batch(6)

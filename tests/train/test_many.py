@@ -110,6 +110,7 @@ def test_going_on_from_a_checkpoint(tmp_path):
         ({"key": KEYS[0]}, "How many members there are is said by over="),
         ({"params": {"w": jnp.ones(4)}}, r"params at \['w'\] has 4, key has 3"),
         ({"mode": "on"}, "mode is one of"),
+        ({"stop": lambda decay: stopping.generalization_loss(decay), "over": {"decay": RATES}}, "give validation="),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

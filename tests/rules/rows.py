@@ -451,6 +451,11 @@ row("custom_linear_solve", jnp.linalg.inv, hermitian, label="inverse")
 row("qr", lambda x: jnp.linalg.qr(x), draw(4, 3))
 row("qr", lambda x: jnp.linalg.qr(x), draw(2, 4, 3, dtype=np.complex128), label="batch, complex")
 row("qr", lambda x: jnp.linalg.qr(x), draw(3, 3), label="square")
+row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(2, 5, 3), label="full")
+row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(5, 3, dtype=np.complex128), label="full, complex")
+row("qr", lambda x: jax.scipy.linalg.qr(x, pivoting=True, mode="economic"), draw(4, 3) * [1.0, 4.0, 16.0],
+    label="pivoted")  # fmt: skip
+row("qr", lambda x: jnp.linalg.qr(x), draw(2, 3, 5), label="wide")
 row("svd", lambda x: jnp.linalg.svd(x, compute_uv=False), draw(4, 3))
 row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(4, 3),
     label="tall")  # fmt: skip

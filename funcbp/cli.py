@@ -89,8 +89,9 @@ def run_coverage(args: argparse.Namespace) -> int:
     """Print the table of primitives; exit code 1 if a public one is in none of its columns."""
     table = coverage()
     counts = collections.Counter(how.split(":")[0] for how in table.values())
+    width = max(map(len, table)) + 2
     for name, how in table.items():
-        print(f"{name:<28}{how}")
+        print(f"{name:<{width}}{how}")
     missing = sorted(set(public_names()) - table.keys())
     print(f"\n{jax.__version__}: " + ", ".join(f"{n} {how}" for how, n in counts.most_common()), end="; ")
     print(f"missing: {', '.join(missing)}" if missing else "nothing missing")

@@ -61,6 +61,8 @@ from .values import Aval as Aval
 from .values import aval_of as aval_of
 from .values import dilated as dilated
 from .values import float0 as float0
+from .values import instantiated_tangent as instantiated_tangent
+from .values import is_jax_zero as is_jax_zero
 from .values import like as like
 from .values import pack as pack
 from .values import packed as packed

@@ -26,7 +26,7 @@ float0 = jax.dtypes.float0
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
     lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
-    random.prng interpreters.partial_eval
+    random.prng interpreters.partial_eval hijax
 """.split()
 
 
@@ -50,6 +50,16 @@ def public_names() -> list[str]:
 def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding."""
     return ad_util.zeros_like_aval(aval)
+
+
+def is_jax_zero(tangent: Any) -> bool:
+    """Whether this is JAX's word for a tangent that is zero."""
+    return isinstance(tangent, ad_util.Zero)
+
+
+def instantiated_tangent(tangent: Any) -> Any:
+    """A tangent as an array, also where JAX says by a word that it is zero."""
+    return ad_util.instantiate(tangent)
 
 
 def strong(aval: Aval) -> Aval:

@@ -10,25 +10,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from ..cotangents import Zero, dense
+from ..cotangents import Zero, dense, float0_zeros
 from ..jaxpr import (
     as_function,
     bind_device_put,
     bind_remat,
     call_jaxpr,
     constrained,
+    current_source,
     feedback_p,
+    instantiated_tangent,
+    is_jax_zero,
     is_saved,
     primitive,
     primitives,
     run_behind_barrier,
     sharding_of,
+    user_line,
 )
 from ..plan import Plan, plan_of_call
 from ..policies import permitted
-from .table import TABLE, TYPES, Rule, def_body, def_control, def_linear, def_rule
+from .table import TABLE, TYPES, MissingRuleError, Rule, def_body, def_control, def_linear, def_rule
 
 # --- jit --------------------------------------------------------------------------------------------------------------
 
@@ -62,6 +67,50 @@ def jit_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *
 TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)))
+
+
+def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+    """z = x 2ⁿ:  ż = ẋ 2ⁿ. (JAX's is the operation itself, once more, to be transposed by a method of its class.)"""
+    (x, n), (dx, _) = primals, tangents
+    return operation(x, n), dx * jnp.ldexp(jnp.ones_like(x), n)
+
+
+def frexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+    """x = m 2ⁿ:  ṁ = ẋ 2⁻ⁿ."""
+    (x,), (dx,) = primals, tangents
+    m, n = operation(x)
+    return (m, n), (dx * jnp.ldexp(jnp.ones_like(x), -n), float0_zeros(jax.typeof(n)))
+
+
+SCALED = {"Ldexp": ldexp_jvp, "Frexp": frexp_jvp}
+
+
+def with_its_jvp(params: dict[str, Any]) -> Any:
+    """An operation that JAX writes as a class, `jnp.ldexp` or `lax.custom_root` in newer JAX: by its own `jvp`.
+
+    It becomes a `jax.custom_jvp` function of the same value and derivative. A class without a `jvp` is refused.
+    """
+    operation = params["_prim"]
+    jvp = SCALED.get(type(operation).__name__, lambda operation, *moving: operation.jvp(*moving))
+    if type(operation).jvp.__qualname__.split(".")[0] in ("HiPrim", "VJPHiPrimitive", "HiPrimitive"):
+        what = f"`{type(operation).__name__}` at {user_line(current_source())}"
+        raise MissingRuleError(f"funcbp has no derivative for {what}: its class has no `jvp`. Write one.")
+    unflatten = operation.in_tree.unflatten
+
+    @jax.custom_jvp
+    def run(*primals: Any) -> list[Any]:
+        return jax.tree.leaves(operation.expand(*unflatten(primals)))
+
+    @run.defjvp
+    def run_jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        outs, moved = jvp(operation, unflatten(primals), unflatten(tangents))
+        return jax.tree.leaves(outs), [instantiated_tangent(t) for t in jax.tree.leaves(moved, is_leaf=is_jax_zero)]
+
+    return run
+
+
+if primitive("CustomRoot") is not None:  # where JAX itself writes its operations so
+    def_body(primitive("call_hi_primitive_p"), with_its_jvp)
 
 
 # --- jax.checkpoint ---------------------------------------------------------------------------------------------------

@@ -257,6 +257,14 @@ def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
 def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save)
 def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
+
+
+def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """The number beside x: it moves as x does, and y only says on which side. As newer JAX has it."""
+    return [unbroadcast(ct, types[0]), None]
+
+
+def_rule(primitives.nextafter_p, nextafter_bwd, save=TYPES)
 def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x))
 
 

@@ -149,26 +149,39 @@ def lu_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
 
 
 def qr_tangent(primals: Any, tangents: Any, *, pivoting: bool, full_matrices: bool, **params: Any) -> Any:
-    """A = Q R, A tall or square:  with M = Q* dA R⁻¹ and its skew part S made of the lower triangle,
+    """A P = Q R, A tall or square:  with M = Q* dA P R⁻¹ and its skew part S made of the lower triangle,
 
-        dQ = Q (S - M) + dA R⁻¹,    dR = (M - S) R.
+        dQ = Q (S - M) + dA P R⁻¹,    dR = (M - S) R.
 
-    Of a wide A = (A₁ A₂) the square part is differentiated so, and dR₂ = dQ* A₂ + Q* dA₂.
+    Of a wide A P = (A₁ A₂) the square part is differentiated so, and dR₂ = dQ* A₂ + Q* dA₂. P moves in jumps.
     """
     (a,), (da,) = primals, tangents
     q, r, *order = primitives.qr_p.bind(a, pivoting=pivoting, full_matrices=full_matrices, **params)
     m, n = a.shape[-2:]
-    if pivoting:
-        raise NotImplementedError("The derivative of a pivoted QR decomposition is not implemented.")
-    if full_matrices and m > n:
-        raise NotImplementedError(
-            "The derivative of a full QR decomposition of a tall matrix is not implemented: use mode='reduced'."
-        )
     k = min(m, n)
-    dq, dr = _thin_qr_tangent(q, r[..., :, :k], da[..., :, :k])
+    if pivoting:
+        a, da = (jnp.take_along_axis(x, order[0][..., None, :], -1) for x in (a, da))
+    dq, dr = _thin_qr_tangent(q[..., :, :k], r[..., :k, :k], da[..., :, :k])
     if m < n:
         dr = jnp.concatenate([dr, dot(H(dq), a[..., :, k:]) + dot(H(q), da[..., :, k:])], -1)
+    if full_matrices and m > n:
+        dq = jnp.concatenate([dq, _complement_tangent(q, dq)], -1)
+        dr = jnp.concatenate([dr, jnp.zeros((*a.shape[:-2], m - n, n), dr.dtype)], -2)
     return [q, r, *order], [dq, dr, *(None for _ in order)]
+
+
+def _complement_tangent(q: Any, dq: Any) -> Any:
+    """The columns that a full Q = (Q₁ Q₂) has beyond the n of the thin one, where both come from n reflections:
+
+    with Q₁ = (B; C), B n by n, and Z = C (B - 1)⁻¹,  dQ₂ = dQ₁ Z* - (Q₁ + Q₂ Z) (dC - Z dB)*.
+
+    Source: arXiv:2409.13374, equations 32 and 33.
+    """
+    n = dq.shape[-1]
+    thin, rest = q[..., :, :n], q[..., :, n:]
+    z_h = _solve(H(thin[..., :n, :] - eye(n, q)), H(thin[..., n:, :]))
+    z = H(z_h)
+    return dot(dq, z_h) - dot(thin + dot(rest, z), H(dq[..., n:, :] - dot(z, dq[..., :n, :])))
 
 
 def _thin_qr_tangent(q: Any, r: Any, da: Any) -> tuple[Any, Any]:

@@ -9,10 +9,10 @@ from jax import lax
 from ..jaxpr import current_source, primitives, user_line
 from .table import TABLE, MissingRuleError, Rule, def_refused
 
-AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a nextafter reduce_window select_and_scatter"
+AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a reduce_window select_and_scatter"
 AS_JAX += " pmax pmin"
 PYTHON = "pure_callback io_callback debug_callback debug_print ffi_call buffer_callback check inspect_sharding"
-KERNELS = "pallas_call mpmd_map call_hi_primitive call_hi_primitive_linearized"
+KERNELS = "pallas_call mpmd_map"
 REFERENCES = """
     get swap addupdate accum_grad_in_ref new_ref empty_ref free_ref freeze run_state masked_load masked_swap
     get_global box_get box_set new_box new_log log_extend log_read
@@ -28,6 +28,7 @@ SPARSE = """
     coo_fromdense coo_matmat coo_matvec coo_todense csr_fromdense csr_matmat csr_matvec csr_todense spsolve todense
 """
 INTERNAL = """
+    call_hi_primitive call_hi_primitive_linearized
     custom_lin eval_jaxpr linear_call remat_opt stage tie dce_sink to_edtype from_edtype call relayout
     with_memory_space_constraint xla_metadata_call xla_metadata_value
 """

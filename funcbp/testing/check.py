@@ -18,7 +18,7 @@ from ..cotangents import is_differentiable
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
 from .judge import Judgement, judge_leaf
-from .programs import blame, casts, program_of
+from .programs import blame, casts, program_of, spoiler
 from .report import Finding, LeafReport, Report
 from .subject import StructureError, Subject, first_line, is_array, name_of
 from .witnesses import Setting, Witnesses, gather, or_none, random_cotangents
@@ -133,7 +133,14 @@ def _check(
         if order == 2:
             leaves += _second_order(wide, setting, random[0])
         culprit = ""
-        if any(leaf.verdict == "wrong" for leaf in leaves):
+        spoiled = [
+            leaf.verdict == "not finite" and leaf.wanted is not None and np.isfinite(leaf.wanted) for leaf in leaves
+        ]
+        if any(spoiled):
+            culprit = spoiler(wide, vjp, seed)
+        if culprit:
+            leaves = [replace(leaf, verdict="wrong") if s else leaf for leaf, s in zip(leaves, spoiled, strict=True)]
+        elif any(leaf.verdict == "wrong" for leaf in leaves):
             culprit = blame(wide, vjp, seed)
     unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
     return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
@@ -215,8 +222,10 @@ def _native(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> list[A
 
 
 def _consistency(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> tuple[list[Finding], list[Any] | None]:
+    program = program_of(subject)
+    precision = 0.0 if program is None else casts(program)[1]
     try:
-        findings, outs, eager = consistency.self_agreement(subject, vjp, ct)
+        findings, outs, eager = consistency.self_agreement(subject, vjp, ct, precision)
     except StructureError as error:
         return [Finding("structure", str(error), False)], None
     return [consistency.agreement(outs, subject), *findings], eager

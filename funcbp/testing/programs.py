@@ -20,7 +20,7 @@ from ..record import Equation, observe
 from .numerical import Evaluator
 from .subject import Subject, first_line
 
-__all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "stops_gradients"]
+__all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "spoiler", "stops_gradients"]
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 OWN_RULE = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
@@ -64,7 +64,7 @@ def casts(program: Any) -> tuple[list[str], float]:
     """Where a program leaves double precision, as sentences, and the precision it computes in at worst.
 
     Args:
-        program: of a function whose inputs are float64.
+        program: of a function, whose inputs are float64 where all such places are wanted.
     """
     places: dict[str, None] = {}
     resolution = float(np.finfo(np.float64).eps)
@@ -177,11 +177,11 @@ def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     """
     floats = subject.inputs.arrays(jnp.asarray(subject.point))
     with contextlib.suppress(Exception):
-        if not np.array_equal(vjp(lambda x: x, jnp.arange(3.0))[1](jnp.arange(3.0))[0], np.arange(3.0)):
+        thirds = jnp.arange(3.0) / 3  # no dtype has fewer digits and the same numbers
+        if not np.array_equal(vjp(lambda x: x, thirds)[1](thirds)[0], thirds):
             return "No equation: this vjp is wrong even for the identity."
-    function = lambda *xs: subject.outputs_of(subject.chosen(subject.with_floats(xs)))[0]
     try:
-        found = _search(function, floats, vjp, np.random.default_rng(seed))
+        found = _search(_function(subject), floats, vjp, np.random.default_rng(seed))
     except Exception as error:
         return f"The equation cannot be named: running the function under a trace raises {first_line(error)}."
     if found:
@@ -189,10 +189,32 @@ def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
 
 
-def _search(f: Callable[..., Any], args: Sequence[Any], vjp: Callable[..., Any], rng: Any, depth: int = 0) -> str:
+def spoiler(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
+    """The equation whose own derivative is not finite where that of what it computes is; "" if there is none.
+
+    It tells a rule that returns nan from a function that has no finite derivative, or none that rules can find.
+    """
+    floats = subject.inputs.arrays(jnp.asarray(subject.point))
+    with contextlib.suppress(Exception):
+        return _search(_function(subject), floats, vjp, np.random.default_rng(seed), counts=np.isnan)
+    return ""
+
+
+def _function(subject: Subject) -> Callable[..., Any]:
+    return lambda *floats: subject.outputs_of(subject.chosen(subject.with_floats(floats)))[0]
+
+
+def _search(
+    f: Callable[..., Any],
+    args: Sequence[Any],
+    vjp: Callable[..., Any],
+    rng: Any,
+    depth: int = 0,
+    counts: Callable[[float], Any] = lambda error: True,
+) -> str:
     for equation in reversed(observe(f, *args)):
         error = _wrong_by(equation, vjp, rng)
-        if error is None:
+        if error is None or not counts(error):
             continue
         if depth < 4 and equation.primitive in ("scan", "cond", "while"):
             for inner in programs_in(equation.params):
@@ -214,7 +236,10 @@ def _inner_search(inner: Any, equation: Equation, vjp: Callable[..., Any], rng: 
 
 
 def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | None:
-    """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right."""
+    """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right.
+
+    It is nan where the derivative is not finite and should be.
+    """
     name, apply, inputs = equation.primitive, equation.apply, equation.values
     pairs = enumerate(zip(inputs, equation.perturbed, strict=True))
     ids = [i for i, (x, p) in pairs if p and is_differentiable(jax.typeof(x)) and np.size(x)]
@@ -247,8 +272,10 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
         g, w = np.asarray(g), np.asarray(w)
         if not np.all(np.isfinite(w)):
             continue
-        if g.shape != w.shape or not np.all(np.isfinite(g)):
+        if g.shape != w.shape:
             return np.inf
+        if not np.all(np.isfinite(g)):
+            return np.nan
         size = np.max(np.abs(w), initial=0.0)
         coarse = DISAGREEMENT if w.dtype.itemsize >= 8 else 1e-2
         off = np.max(np.abs(g - w), initial=0.0)
@@ -293,4 +320,5 @@ def _sentence(equation: Equation, error: float) -> str:
         info = getattr(jx.call_jaxpr(equation.params).debug_info, "func_src_info", "") or "a function"
         what = f"the {OWN_RULE[name]} rule of {info}"
     where = f", used at {line}" if line else ""
-    return f"{what}{where}: its own derivative is wrong, by {error:.2g} of its largest element."
+    how = "is not finite" if np.isnan(error) else f"is wrong, by {error:.2g} of its largest element"
+    return f"{what}{where}: its own derivative {how}."

@@ -448,9 +448,22 @@ row("lu", lambda x: lax.linalg.lu(x)[0], draw(3, 5), label="wide")
 row("custom_linear_solve", lambda x: jnp.linalg.slogdet(x)[1], hermitian, label="slogdet, complex")
 row("custom_linear_solve", lambda x, b: jnp.linalg.solve(x, b), square, draw(3, 2), label="solve")
 row("custom_linear_solve", jnp.linalg.inv, hermitian, label="inverse")
+row("nextafter", lambda x: lax.nextafter(x, x + 1.0) ** 2, x23, against_jax=False, order=1)
+if hasattr(lax, "one_minus_square"):  # newer JAX writes these as classes
+    row("call_hi_primitive", lambda x: jnp.ldexp(x, np.full(x.shape, 2)) * x, x23)
+    row("call_hi_primitive", lambda x: jnp.frexp(x)[0] * x, x23, label="frexp")
+    row("call_hi_primitive", lambda a: lax.custom_root(
+        lambda y: y**3 + y - a, jnp.ones_like(a),
+        lambda f, y: lax.fori_loop(0, 40, lambda i, y: y - f(y) / (3 * y**2 + 1), y),
+        lambda g, y: y / g(jnp.ones_like(y))), draw(3, low=0.5), label="custom_root")  # fmt: skip
 row("qr", lambda x: jnp.linalg.qr(x), draw(4, 3))
 row("qr", lambda x: jnp.linalg.qr(x), draw(2, 4, 3, dtype=np.complex128), label="batch, complex")
 row("qr", lambda x: jnp.linalg.qr(x), draw(3, 3), label="square")
+row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(2, 5, 3), label="full")
+row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(5, 3, dtype=np.complex128), label="full, complex")
+row("qr", lambda x: jax.scipy.linalg.qr(x, pivoting=True, mode="economic"), draw(4, 3) * [1.0, 4.0, 16.0],
+    label="pivoted")  # fmt: skip
+row("qr", lambda x: jnp.linalg.qr(x), draw(2, 3, 5), label="wide")
 row("svd", lambda x: jnp.linalg.svd(x, compute_uv=False), draw(4, 3))
 row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(4, 3),
     label="tall")  # fmt: skip

@@ -463,3 +463,39 @@ def test_reports_are_values():
     (r,) = check(jnp.sin, X).leaves
     with pytest.raises(dataclasses.FrozenInstanceError):
         r.verdict = "wrong"
+
+
+def test_a_rule_that_returns_nan_is_wrong_and_named():
+    """`jax.vjp` uses the same rule and agrees, and the slope is there: what the function computes decides."""
+
+    @jax.custom_vjp
+    def silent(x):
+        return jnp.sin(x)
+
+    silent.defvjp(lambda x: (jnp.sin(x), None), lambda res, ct: (ct * jnp.nan,))
+    report = check(lambda x: jnp.sum(silent(x) ** 2), jnp.array([0.3, -0.7], jnp.float32))
+    assert report.worst.verdict == "wrong"
+    assert "custom_vjp rule of silent" in report.culprit and "is not finite" in report.culprit
+
+
+def test_the_nan_of_a_branch_not_taken_is_no_rules_fault():
+    """sqrt has no slope at -1, and its rule is right to say so: the trap is in the function."""
+    report = check(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0), jnp.array([-1.0, 2.0]))
+    assert [leaf.verdict for leaf in report.leaves] == ["not finite"]
+    assert report.ok and not report.culprit
+
+
+def test_compiling_may_round_otherwise_what_is_computed_in_bfloat16():
+    """XLA leaves roundings to bfloat16 out where it fuses: no failure of the derivative."""
+    f = lambda x: jnp.sum(jnp.sin(x.astype(jnp.bfloat16)).astype(jnp.float32))
+    report = check(f, jnp.array([0.3, -0.7, 1.1], jnp.float32))
+    assert report.ok, report
+
+
+def test_a_vjp_that_rounds_everything_is_no_single_equations_fault():
+    def coarse(f, *args):
+        out, pullback = jax.vjp(f, *args)
+        return out, lambda ct: tuple(g.astype(jnp.bfloat16).astype(g.dtype) for g in pullback(ct))
+
+    report = check(jnp.sin, jnp.array([0.3, -0.7]), vjp=coarse)
+    assert report.culprit.startswith("No equation")

@@ -76,17 +76,26 @@ SQUARED_ERROR = OutputHessian(
 def _softmax_hessian(mass: Callable[[Array, Any], Any]) -> OutputHessian:
     """H = m (diag p - p p'), with p = softmax(z) and m the sum of the labels: Σ_k (√(m p_k) (e_k - p)) (...)'."""
 
+    def softmax(z: Array) -> Array:
+        if z.ndim == 1:
+            return jax.nn.softmax(z)
+        raise ValueError(
+            f"This cross-entropy of an output of shape {list(z.shape)} is not one number, but one for each position: "
+            "sum them up, `lambda z, y: jnp.sum(loss(z, y))`, and that loss's Hessian is found from its gradient."
+        )
+
     def product(z: Array, y: Any, u: Array) -> Array:
-        p = jax.nn.softmax(z)
+        p = softmax(z)
         return mass(z, y) * p * (u - jnp.vdot(p, u))
 
     def root(z: Array, y: Any) -> Array:
-        p = jax.nn.softmax(z)
+        p = softmax(z)
         return jnp.sqrt(mass(z, y) * p)[:, None] * (jnp.eye(z.size, dtype=z.dtype) - p[None])
 
     def sample(key: Array, z: Array, y: Any) -> Array:
+        p = softmax(z)
         drawn = jax.nn.one_hot(jax.random.categorical(key, z), z.size, dtype=z.dtype)
-        return jnp.sqrt(mass(z, y)) * (drawn - jax.nn.softmax(z))
+        return jnp.sqrt(mass(z, y)) * (drawn - p)
 
     return OutputHessian(product, root, sample)
 

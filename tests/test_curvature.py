@@ -201,3 +201,17 @@ def test_refusals():
         curvature.kfac_factors(plain, convex, shared="pooled")
     with pytest.raises(ValueError, match="Draws need a key"):
         curvature.diag_ggn(plain, convex, samples=1)(PLAIN, ROWS, CLASSES)
+
+
+def test_cross_entropy_at_several_positions():
+    """One number for each position is no loss; their sum is one."""
+    model, v = lambda w, x: x @ w, jnp.ones((4, 3))
+    several, classes = bp.ops.softmax_cross_entropy_with_integer_labels, jnp.ones((5, 2), int)
+    for quantity in (curvature.ggn(model, several), curvature.diag_ggn(model, several)):
+        with pytest.raises(ValueError, match=r"output of shape \[2, 3\] is not one number, .* sum them up"):
+            quantity(v, ROWS, classes)(v)
+    total = curvature.ggn_vp(model, lambda z, y: jnp.sum(several(z, y)))(v, ROWS, classes, v.at[0].set(0))
+    z, u = ROWS @ v, ROWS @ v.at[0].set(0)
+    p = jax.nn.softmax(z)
+    expected = jnp.einsum("npi,npo->io", ROWS, p * (u - jnp.sum(p * u, -1, keepdims=True))) / len(ROWS)
+    assert_close(total, expected)

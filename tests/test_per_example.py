@@ -43,15 +43,15 @@ def flat(gradients):
 
 @contextlib.contextmanager
 def preferring(way):
-    """Choose one of the two ways, whatever it costs."""
+    """Choose one of the ways, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
-        for cost in ("_cost_of_factors", "_cost_between"):
-            patch.setattr(examples, cost, lambda *_: 0 if way == "factors" else np.inf)
+        patch.setattr(examples, "_cheapest", lambda *_: way)
+        patch.setattr(examples, "_cost_between", lambda *_: 0 if way == "factors" else np.inf)
         yield
 
 
-def everything(loss, params, batch):
-    """All that a leaf can be asked, both ways; and the same from `vmap(jax.grad)`."""
+def everything(loss, params, batch, by=("factors", "products")):
+    """All that a leaf can be asked, each way; and the same from `vmap(jax.grad)`."""
     c = jnp.arange(1.0, examples.batch_size(batch) + 1)
 
     def asked(leaf, way):
@@ -62,7 +62,7 @@ def everything(loss, params, batch):
 
     def ours(params, batch):
         found = examples.backpropagate(loss, params, batch, backward=bp.Backward())
-        return [[asked(leaf, way) for leaf in found.leaves] for way in ("factors", "products")]
+        return [[asked(leaf, way) for leaf in found.leaves] for way in by]
 
     def theirs(params, batch):
         out = []
@@ -70,7 +70,7 @@ def everything(loss, params, batch):
             rows = g.reshape(g.shape[0], g.size // g.shape[0])
             weighted = jnp.tensordot(c, g, 1)
             out.append((rows @ rows.T, weighted, jnp.sum(rows**2, 1), weighted, jnp.sum(g**2, 0), g))
-        return [out, out]
+        return [out] * len(by)
 
     return jax.jit(lambda *args: (ours(*args), theirs(*args)))(params, batch)
 
@@ -264,7 +264,37 @@ def test_convolutions(name):
         run = lambda x: lax.conv_general_dilated(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **how)
         return jnp.sum(jnp.tanh(run(x))) + jnp.sum(jnp.sin(run(x[:, ::-1])))
 
-    assert_close(*everything(loss, w, normal(13, N, 2, 5, 6, 4)))
+    assert_close(*everything(loss, w, normal(13, N, 2, 5, 6, 4), by=("factors", "products", "direct")))
+
+
+def convolved(w, x):
+    z = lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.sum(jnp.tanh(z))
+
+
+def test_a_convolution_goes_the_way_that_costs_less():
+    """Patches are many bytes for few operations where there are few units; factors where there are few positions."""
+    way = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.ways(convolved)(
+        jax.ShapeDtypeStruct((kernel, kernel, inputs, units), dtype),
+        jax.ShapeDtypeStruct((8, size, size, inputs), dtype),
+    )[""]
+    assert way(28, 1, 6, 5) == way(32, 16, 16, 9) == way(16, 64, 64) == "direct"
+    assert way(16, 64, 128) == way(16, 64, 64, 1) == "products"  # many units; no more in patches than in the image
+    assert way(2, 256, 256) == "factors"
+    assert way(32, 16, 16, 9, jnp.float64) == "products"
+
+
+def test_a_direct_convolution_cuts_no_patches():
+    """Norms and clipping make the kernels' gradients without them; gradients that are handed out come from patches."""
+    w, x = normal(12, 5, 5, 2, 3), normal(13, N, 8, 8, 2)
+    with preferring("direct"):
+        counts = []
+        for f in (bp.per_example.clipped_grad(convolved, 1.0), bp.per_example.grads(convolved)):
+            compiled = jax.jit(f).lower(w, x).compile()
+            counts.append(compiled.as_text().count("convolution("))
+        assert counts == [2, 1]  # forward, and backward in groups of examples
+        rows = jax.vmap(jax.grad(convolved), (None, 0))(w, x)
+        assert_close(bp.per_example.grads(convolved)(w, x), rows)
 
 
 @pytest.mark.parametrize("how", ["rows", "columns", "in a loop", "tied"])
@@ -405,6 +435,7 @@ def test_factors_multiply_to_the_gradients():
 def test_gram_and_cosines():
     loss, params, batch, gradients = problem()
     rows = flat(gradients)
+    assert_close(bp.per_example.gram(lambda params, x: jnp.sum(x))({}, batch[0]), jnp.zeros((5, 5)))
     assert_close(jax.jit(bp.per_example.gram(loss))(params, batch), rows @ rows.T)
     unit = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
     assert_close(jax.jit(bp.per_example.cosines(loss))(params, batch), unit @ unit.T)
@@ -445,7 +476,7 @@ def test_refusals():
         bp.per_example.norms(lambda w, x: w * x)(jnp.array(1.0), x)
     with pytest.raises(TypeError, match=r"must return one number"):
         bp.per_example.norms(lambda w, x: (w, x))(jnp.array(1.0), x)
-    with pytest.raises(TypeError, match=r"real-valued inputs|real- or complex-valued"):
+    with pytest.raises(TypeError, match=r"must be real floating-point arrays, and this one is int64. What is not"):
         bp.per_example.norms(lambda w, x: jnp.sum(w * x))(jnp.array(1), x)
     with pytest.raises(ValueError, match=r"one leading axis, of examples; here are 0 \[2, 3\], 1 \[3\]"):
         bp.per_example.norms(lambda w, x: jnp.sum(w * x[0]))(jnp.array(1.0), (x, jnp.ones(3)))

@@ -151,5 +151,7 @@ def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
 
 
 def _solve(matrix: Array, mu: Array, b: Array) -> Array:
-    damped = matrix + mu.astype(matrix.dtype) * jnp.eye(len(matrix), dtype=matrix.dtype)
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), b.astype(matrix.dtype))
+    """(matrix + μ I)⁻¹ b, in float32 where numbers are narrower: there is no narrower factorisation."""
+    dtype = jnp.float32 if jnp.finfo(matrix.dtype).bits < 32 else matrix.dtype
+    damped = matrix.astype(dtype) + mu.astype(dtype) * jnp.eye(len(matrix), dtype=dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), b.astype(dtype)).astype(b.dtype)

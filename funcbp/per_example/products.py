@@ -106,8 +106,8 @@ def ways(loss: Loss, *, sums: bool = True, backward: Backward = _DEFAULT) -> Cal
     """Which way each parameter goes: `{path: way}`, without computing anything.
 
     `"factors"`: norms come from the factors. `"products"`: the products are made, because that is cheaper, or for the
-    reason given after it. `"array"`: the cotangents come as arrays, as those of biases do. `"zero"`: the loss does not
-    depend on it.
+    reason given after it; those of a convolution from patches, or, `"direct"`, by a convolution for each example.
+    `"array"`: the cotangents come as arrays, as those of biases do. `"zero"`: the loss does not depend on it.
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.

@@ -55,7 +55,8 @@ def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEF
     """
 
     def of(params: Any, batch: Any) -> Any:
-        run = lambda batch: backpropagate(loss, params, batch, backward=backward).map(lambda leaf: leaf.arrays())
+        made = lambda leaf: leaf.arrays(direct=False)
+        run = lambda batch: backpropagate(loss, params, batch, backward=backward).map(made)
         n = batch_size(batch)
         chunk = n if max_bytes is None else max(1, max_bytes // max(1, _bytes_of_one(loss, params, batch, backward)))
         if chunk >= n:
@@ -155,6 +156,7 @@ def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward) -> in
 
     def look(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, jax.tree.map(lambda a: jnp.asarray(a)[:1], batch), backward=backward)
-        return [leaf.factors() for leaf in found.leaves if leaf.pairs], found.map(lambda leaf: leaf.arrays())
+        made = [leaf.arrays(direct=False) for leaf in found.leaves]
+        return [leaf.factors() for leaf in found.leaves if leaf.pairs], made
 
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(look, params, batch)))

@@ -39,6 +39,17 @@ def test_one_step(method, n):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["primal", "dual"])
+def test_bfloat16_is_solved_in_float32(method):
+    w, x = jnp.ones(2, jnp.bfloat16), jnp.array([[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]], jnp.bfloat16)
+    optimizer = optim.levenberg_marquardt(lambda w, x: jnp.vdot(w, x), mu=0.5, method=method, batch=x)
+    step, _ = optimizer.update(None, optimizer.init(w), w)
+    rows = np.asarray(x, np.float64)
+    expected = -np.linalg.solve(rows.T @ rows + 0.5 * np.eye(2), rows.T @ rows @ np.ones(2))
+    assert step.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(step, np.float64), expected, rtol=2**-6)
+
+
 def test_damping_grows_until_the_error_falls():
     """From a poor start an undamped step overshoots: the same Jacobian is used again with more damping."""
     residual = lambda w, x: jnp.arctan(w * x)

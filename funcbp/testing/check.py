@@ -57,7 +57,7 @@ def check(
         args: pytrees of arrays; other leaves (functions, strings) are held fixed.
         wrt: which positional arguments to differentiate with respect to; all that have floating-point leaves if None.
         order: 1 to check the gradient, 2 to check the gradient's own derivative too.
-        samples: how many random cotangents (and directions of each leaf), at least 1.
+        samples: how many random cotangents (and directions of each leaf), at least 2.
         vjp: the derivative under test, called as `jax.vjp` is: funcbp's, another `Backward`'s, JAX's, yours. A function
             that carries its derivative with it (`jax.custom_vjp`) is tested by any of them.
         seed: of the random numbers.
@@ -198,8 +198,8 @@ def _checked_arguments(
         raise TypeError(f"check needs a function to differentiate, and got {f!r} of type {type(f).__name__}.")
     if order not in (1, 2):
         raise ValueError(f"order is 1 or 2, and was {order!r}.")
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples is a whole number of at least 1, and was {samples!r}.")
+    if not isinstance(samples, int) or samples < 2:
+        raise ValueError(f"samples is a whole number of at least 2, and was {samples!r}.")
     if not tolerance > 0:
         raise ValueError(f"tolerance is a positive number of units, and was {tolerance!r}.")
     has_floats = lambda x: any(

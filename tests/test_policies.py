@@ -251,3 +251,45 @@ def test_what_the_carry_or_a_name_is_in_does_not_go_ahead(monkeypatch):
     carried = lambda w, xs: lax.scan(lambda h, x: ((h + x) @ w, None), jnp.zeros(3), xs)[0].sum()
     draws = lambda w, xs: lax.scan(lambda h, x: (h + x @ (w * h[None]), None), jnp.ones(3), xs)[0].sum()
     assert [products_in_loops(f, w, xs)[0] for f in (named, carried, draws)] == [1, 1, 1]
+
+
+def test_what_a_product_is_made_of_counts(monkeypatch):
+    """One-hot rows as wide as the table would be stacked for all steps; and so would what is summed on the way."""
+    table, centres = jnp.ones((1000, 8)), jnp.ones((1000, 8))
+    one_hot = lambda table, ids: lax.scan(
+        lambda h, i: (h + jax.nn.one_hot(i, 1000, dtype=table.dtype) @ table, None), jnp.zeros(8), ids
+    )[0].sum()
+    near = lambda table, xs: lax.scan(
+        lambda h, x: (h + ((x[None] - centres) ** 2).sum(0) @ table[:8], None), jnp.zeros(8), xs
+    )[0].sum()
+    args = (table, jnp.arange(5)), (table, jnp.ones((5, 8)))
+    for when, ahead in ((policies.Deferral(7.5, 0), False), (policies.Deferral(0.0, 0), True)):
+        monkeypatch.setattr(policies, "AHEAD", when)
+        assert [products_in_loops(f, *a)[0] for f, a in zip((one_hot, near), args, strict=True)] == [not ahead] * 2
+
+
+def test_products_in_compiled_calls_go_ahead_and_bear_their_lines(monkeypatch):
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+
+    @jax.jit
+    def cell(h, x, w):
+        with jax.named_scope("input"):
+            net = x @ w
+        return jnp.tanh(net + h)
+
+    f = lambda w, xs: lax.scan(lambda h, x: (cell(h, x, w), None), jnp.zeros(3), xs)[0].sum()
+    program = jax.make_jaxpr(bp.grad(f))(jnp.eye(3), jnp.ones((4, 3)))
+    assert products_in_loops(f, jnp.eye(3), jnp.ones((4, 3)))[0] == 0
+    first, *_ = (e for e in program.eqns if e.primitive.name == "dot_general")
+    assert jx.user_line(first.source_info).endswith("cell)")
+    assert jx.scope(first.source_info) == "vmap(input)"
+    assert [jx.scope(e.source_info) for e in program.eqns if e.primitive.name == "scan"] == ["", "transpose(scan_bwd)"]
+
+
+def test_what_has_a_rule_of_the_users_stays_in_the_loop(monkeypatch):
+    """A rule may look at the whole cotangent of a step, which all steps' together would change."""
+    clipped = bp.rule(lambda res, ct, perturbed, **params: (ct / jnp.linalg.norm(ct),))
+    f = lambda xs: lax.scan(lambda h, x: (h + (jnp.tanh(x) @ jnp.eye(3)).sum(), None), 0.0, xs)[0]
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+    got = bp.Backward(rules={lax.tanh_p: clipped}).grad(f)(jnp.ones((4, 3)))
+    np.testing.assert_allclose(got, np.full((4, 3), 3**-0.5), rtol=1e-12)

@@ -132,6 +132,23 @@ def test_a_budget_predicts_the_compiled_loops_stacks(fraction):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), jax.jit(backward.grad(f))(W, X), want)
 
 
+@pytest.mark.parametrize("fraction", [0.9, 0.6, 0.5])
+def test_a_budget_keeps_nothing_that_is_not_read(fraction):
+    """Narrow values of a softmax that would fit too, which XLA then leaves out of what it stacks."""
+
+    def attention(x, w):
+        q = x @ w
+        return [jax.nn.softmax(q @ q.T) @ q]
+
+    program = jx.trace(attention, [jax.typeof(jnp.ones((16, 64))), jax.typeof(jnp.ones((64, 64)))])
+    exps = [v for eqn in program.eqns for v in eqn.outvars if eqn.primitive.name in ("exp", "div", "dot_general")]
+    needed, there = [program.invars[0], *exps[:-1]], {program.invars[1]}
+    kept = Budget(fraction=fraction).chooser()(program, needed, there)
+    for v in kept:
+        others = [u for u in kept if u is not v]
+        assert made_again(program, others, needed, there) != made_again(program, kept, needed, there)
+
+
 # --- the user's policies ----------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,8 @@ def test_a_budget_keeps_nothing_that_is_not_read(fraction):
 
 # --- the user's policies ----------------------------------------------------------------------------------------------
 
+stock = jax.checkpoint_policies
+
 
 def region(x):
     h = checkpoint_name(jnp.sin(x @ W["up"]), "h")
@@ -163,7 +165,6 @@ def kept_by(policy, **options):
 
 
 def test_a_users_policy_is_honoured():
-    stock = jax.checkpoint_policies
     assert kept_by(None) == kept_by(stock.nothing_saveable) == []
     assert kept_by(stock.save_only_these_names("h")) == ["h"]
     assert kept_by(stock.dots_saveable) == ["dot_general", "dot_general"]
@@ -174,6 +175,48 @@ def test_a_users_policy_is_honoured():
     for policy in (None, stock.save_only_these_names("h"), stock.everything_saveable):
         got = jax.jit(bp.grad(jax.checkpoint(region, policy=policy)))(X)
         np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def contractions(f, *args):
+    """How many contractions run, those in loops counted at each step."""
+
+    def count(eqns):
+        here = sum(e.primitive.name == "dot_general" for e in eqns)
+        return here + sum(e.params.get("length", 1) * count(jx.inner(e)) for e in eqns)
+
+    return count(jax.make_jaxpr(f)(*args).eqns)
+
+
+def looped(x):
+    """A loop, and one inside it the other way round, in a region; with a counter, and a value of no use."""
+
+    def inner(h, w):
+        net = checkpoint_name(h @ W["up"] @ W["down"], "net")
+        return jnp.sin(net) * w + checkpoint_name(jnp.tanh(h), "h"), checkpoint_name(h * 2, "unused")
+
+    def outer(carry, w):
+        h, n = carry
+        h, _ = lax.scan(inner, jnp.tanh(checkpoint_name(h @ W["up"] @ W["down"], "net")) * n, w, reverse=True)
+        return (h, n + 1), h.sum()
+
+    (h, _), sums = lax.scan(outer, (x, 1), jnp.linspace(0.1, 1.0, 6).reshape(3, 2))
+    return (h**2).sum() + sums.sum()
+
+
+@pytest.mark.parametrize("residuals", ["min_cut", "needed"])
+@pytest.mark.parametrize(
+    ("policy", "again"),
+    [
+        (None, 18),
+        (stock.dots_saveable, 0),
+        (stock.save_only_these_names("net"), 0),
+        (stock.save_only_these_names("h", "unused"), 18),
+    ],
+)
+def test_a_policy_reaches_into_the_loops_of_a_region(policy, again, residuals):
+    f = bp.Backward(residuals=residuals).grad(jax.checkpoint(looped, policy=policy))
+    assert contractions(f, X) == 18 + 18 + again  # forward, backward (the weights are constants), and again
+    np.testing.assert_allclose(jax.jit(f)(X), jax.jit(jax.grad(looped))(X), rtol=1e-12)
 
 
 def test_a_name_is_kept_though_it_could_be_had_again(program):

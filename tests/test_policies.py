@@ -215,6 +215,9 @@ def looped(x):
 )
 def test_a_policy_reaches_into_the_loops_of_a_region(policy, again, residuals):
     f = bp.Backward(residuals=residuals).grad(jax.checkpoint(looped, policy=policy))
+    report = bp.residuals(jax.checkpoint(looped, policy=policy), backward=bp.Backward(residuals=residuals))(X)
+    saved = [v for v in report.values if v.why == "saved in a loop by the region's policy"]
+    assert all(v.fate == "kept" for v in saved) and bool(saved) == (again == 0)
     assert contractions(f, X) == 18 + 18 + again  # forward, backward (the weights are constants), and again
     np.testing.assert_allclose(jax.jit(f)(X), jax.jit(jax.grad(looped))(X), rtol=1e-12)
 

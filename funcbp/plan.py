@@ -38,6 +38,8 @@ class Passes:
         differentiable: which outputs a perturbed input reaches.
         factored: whether the inputs' cotangents are handed out as products not carried out.
         record: the steps of the forward pass.
+        again: the forward program as it is computed again: its further inputs are `stacks`.
+        stacks: what is saved in the loops of a region by the user's policy, values of the forward program.
     """
 
     def __init__(
@@ -56,7 +58,16 @@ class Passes:
         self.in_types = [v.aval for v in forward.invars]
         self.out_types = [v.aval for v in self.outputs]
         self.candidate_types = [v.aval for v in self.candidates]
+        self.again: Program = forward
+        self.stacks: list[Any] = []
         self._made: dict[Any, Any] = {}
+
+    def saving(self, saved: Callable[[Any], bool]) -> Passes:
+        """The same passes, where the loops of the forward program stack what is to be saved in them."""
+        forward, again, stacks = jx.loops_apart(self.forward, saved)
+        other = Passes(forward, self.pull_back, self.perturbed, self.differentiable, self.factored, self.record)
+        other.again, other.stacks = again, stacks
+        return other
 
     def made(self, key: Any, make: Callable[[], Made]) -> Made:
         """What was made of this body before under this key, or a new one. A program made again is compiled again."""
@@ -136,9 +147,13 @@ class Plan:
         self.needed = needed = self._needed(full)
         self.once = [v for v in needed if v in fixed and v not in there]
         wanted = [v for v in needed if v not in fixed and v not in there]
-        self.kept = choose(forward, wanted, {*there, *fixed})
-        given = {*self.once, *self.kept}
-        read = read_for(forward, needed, given) - given
+        self._again = passes.again
+        if passes.stacks:
+            self._again, _ = passes.again.with_outputs(needed).pruned(keep_inputs=True)
+        self.kept = choose(self._again, wanted, {*there, *fixed, *passes.stacks})
+        read = read_for(self._again, needed, {*self.once, *self.kept})
+        self.kept += [v for v in passes.stacks if v in read]
+        read -= {*self.once, *self.kept}
         self.free = [i for i, v in enumerate(invars) if v in read]
         assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
         self.packed = {v for v in self.kept if choose is not all_needed and jx.packs(v.aval)}
@@ -182,7 +197,7 @@ class Plan:
         backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         given = [*(invars[i] for i in self.free), *self.once, *self.kept]
-        again = self.passes.forward.between(given, needed)
+        again = self._again.between(given, needed)
         if self.packed:
             types = [jx.packed(v.aval) if v in self.packed else v.aval for v in given]
             again = self._bits(jx.unpack, given, types).then(again, range(len(given)))

@@ -256,7 +256,9 @@ class Budget:
             costs = [
                 float(sum(map(jx.flops, eqns))) if a else NEVER for a, eqns in zip(again, graph.makers, strict=True)
             ]
-            return cheapest(graph, costs, limit)
+            chosen = cheapest(graph, costs, limit)
+            read = read_for(forward, needed, {*chosen, *there})
+            return [v for v in chosen if v in read]
 
         return choose
 
@@ -285,9 +287,10 @@ def cheapest(graph: Graph, costs: Sequence[float | None], limit: float) -> list[
     upper[again] = [c is not NEVER for c in costs]
     share = np.concatenate([graph.widths, np.zeros(n + m)]) / limit
     constraints = [LinearConstraint(share[None], -np.inf, 1 + 1e-9), *(LinearConstraint(a, 0) for a in (makes, needs))]
-    # of plans that cost the same, the one with fewer bytes
-    objective = np.concatenate([1e-6 * graph.widths / graph.widths.sum(), np.zeros(n), work])
-    solution = milp(objective, constraints=constraints, bounds=Bounds(lower, upper), integrality=np.ones(2 * n + m))
+    # of plans that cost the same, the one with fewer bytes; all in numbers that the solver does not take for nothing
+    objective = 1e4 * np.concatenate([1e-6 * graph.widths / graph.widths.sum(), np.zeros(n), work])
+    how = dict(bounds=Bounds(lower, upper), integrality=np.ones(2 * n + m), options={"mip_rel_gap": 0.0})
+    solution = milp(objective, constraints=constraints, **how)
     if solution.x is None:
         raise RuntimeError(f"The integer program for a budget was not solved: {solution.message}")
     return [v for i in kept if solution.x[i] > 0.5 for v in graph.values[i]]

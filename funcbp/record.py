@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -215,7 +216,7 @@ class RecordTrace(core.Trace):
         mirrors = self.mirrors(tracers)
         rule = self.walker.lookup(primitive) if any(perturbed) or mirrors or self.looking else None
         if rule is not None and (program := self.in_its_place(rule, any(perturbed), bool(mirrors), params)) is not None:
-            with core.set_current_trace(self), jx.inside_call(params):
+            with core.set_current_trace(self), jx.inside_call(params) if rule.instead is None else nullcontext():
                 return program(*tracers)
         if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
             values, slots, params = inside

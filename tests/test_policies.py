@@ -132,7 +132,26 @@ def test_a_budget_predicts_the_compiled_loops_stacks(fraction):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), jax.jit(backward.grad(f))(W, X), want)
 
 
+@pytest.mark.parametrize("fraction", [0.9, 0.6, 0.5])
+def test_a_budget_keeps_nothing_that_is_not_read(fraction):
+    """Narrow values of a softmax that would fit too, which XLA then leaves out of what it stacks."""
+
+    def attention(x, w):
+        q = x @ w
+        return [jax.nn.softmax(q @ q.T) @ q]
+
+    program = jx.trace(attention, [jax.typeof(jnp.ones((16, 64))), jax.typeof(jnp.ones((64, 64)))])
+    exps = [v for eqn in program.eqns for v in eqn.outvars if eqn.primitive.name in ("exp", "div", "dot_general")]
+    needed, there = [program.invars[0], *exps[:-1]], {program.invars[1]}
+    kept = Budget(fraction=fraction).chooser()(program, needed, there)
+    for v in kept:
+        others = [u for u in kept if u is not v]
+        assert made_again(program, others, needed, there) != made_again(program, kept, needed, there)
+
+
 # --- the user's policies ----------------------------------------------------------------------------------------------
+
+stock = jax.checkpoint_policies
 
 
 def region(x):
@@ -146,7 +165,6 @@ def kept_by(policy, **options):
 
 
 def test_a_users_policy_is_honoured():
-    stock = jax.checkpoint_policies
     assert kept_by(None) == kept_by(stock.nothing_saveable) == []
     assert kept_by(stock.save_only_these_names("h")) == ["h"]
     assert kept_by(stock.dots_saveable) == ["dot_general", "dot_general"]
@@ -157,6 +175,51 @@ def test_a_users_policy_is_honoured():
     for policy in (None, stock.save_only_these_names("h"), stock.everything_saveable):
         got = jax.jit(bp.grad(jax.checkpoint(region, policy=policy)))(X)
         np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def contractions(f, *args):
+    """How many contractions run, those in loops counted at each step."""
+
+    def count(eqns):
+        here = sum(e.primitive.name == "dot_general" for e in eqns)
+        return here + sum(e.params.get("length", 1) * count(jx.inner(e)) for e in eqns)
+
+    return count(jax.make_jaxpr(f)(*args).eqns)
+
+
+def looped(x):
+    """A loop, and one inside it the other way round, in a region; with a counter, and a value of no use."""
+
+    def inner(h, w):
+        net = checkpoint_name(h @ W["up"] @ W["down"], "net")
+        return jnp.sin(net) * w + checkpoint_name(jnp.tanh(h), "h"), checkpoint_name(h * 2, "unused")
+
+    def outer(carry, w):
+        h, n = carry
+        h, _ = lax.scan(inner, jnp.tanh(checkpoint_name(h @ W["up"] @ W["down"], "net")) * n, w, reverse=True)
+        return (h, n + 1), h.sum()
+
+    (h, _), sums = lax.scan(outer, (x, 1), jnp.linspace(0.1, 1.0, 6).reshape(3, 2))
+    return (h**2).sum() + sums.sum()
+
+
+@pytest.mark.parametrize("residuals", ["min_cut", "needed"])
+@pytest.mark.parametrize(
+    ("policy", "saves", "again"),
+    [
+        (None, 0, 18),
+        (stock.dots_saveable, 2, 0),
+        (stock.save_only_these_names("net"), 2, 0),
+        (stock.save_only_these_names("h", "unused"), 1, 18),
+    ],
+)
+def test_a_policy_reaches_into_the_loops_of_a_region(policy, saves, again, residuals):
+    f = bp.Backward(residuals=residuals).grad(jax.checkpoint(looped, policy=policy))
+    report = bp.residuals(jax.checkpoint(looped, policy=policy), backward=bp.Backward(residuals=residuals))(X)
+    saved = [v for v in report.values if v.why == "saved in a loop by the region's policy"]
+    assert [v.fate for v in saved] == ["kept"] * saves
+    assert contractions(f, X) == 18 + 18 + again  # forward, backward (the weights are constants), and again
+    np.testing.assert_allclose(jax.jit(f)(X), jax.jit(jax.grad(looped))(X), rtol=1e-12)
 
 
 def test_a_name_is_kept_though_it_could_be_had_again(program):
@@ -251,3 +314,45 @@ def test_what_the_carry_or_a_name_is_in_does_not_go_ahead(monkeypatch):
     carried = lambda w, xs: lax.scan(lambda h, x: ((h + x) @ w, None), jnp.zeros(3), xs)[0].sum()
     draws = lambda w, xs: lax.scan(lambda h, x: (h + x @ (w * h[None]), None), jnp.ones(3), xs)[0].sum()
     assert [products_in_loops(f, w, xs)[0] for f in (named, carried, draws)] == [1, 1, 1]
+
+
+def test_what_a_product_is_made_of_counts(monkeypatch):
+    """One-hot rows as wide as the table would be stacked for all steps; and so would what is summed on the way."""
+    table, centres = jnp.ones((1000, 8)), jnp.ones((1000, 8))
+    one_hot = lambda table, ids: lax.scan(
+        lambda h, i: (h + jax.nn.one_hot(i, 1000, dtype=table.dtype) @ table, None), jnp.zeros(8), ids
+    )[0].sum()
+    near = lambda table, xs: lax.scan(
+        lambda h, x: (h + ((x[None] - centres) ** 2).sum(0) @ table[:8], None), jnp.zeros(8), xs
+    )[0].sum()
+    args = (table, jnp.arange(5)), (table, jnp.ones((5, 8)))
+    for when, ahead in ((policies.Deferral(7.5, 0), False), (policies.Deferral(0.0, 0), True)):
+        monkeypatch.setattr(policies, "AHEAD", when)
+        assert [products_in_loops(f, *a)[0] for f, a in zip((one_hot, near), args, strict=True)] == [not ahead] * 2
+
+
+def test_products_in_compiled_calls_go_ahead_and_bear_their_lines(monkeypatch):
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+
+    @jax.jit
+    def cell(h, x, w):
+        with jax.named_scope("input"):
+            net = x @ w
+        return jnp.tanh(net + h)
+
+    f = lambda w, xs: lax.scan(lambda h, x: (cell(h, x, w), None), jnp.zeros(3), xs)[0].sum()
+    program = jax.make_jaxpr(bp.grad(f))(jnp.eye(3), jnp.ones((4, 3)))
+    assert products_in_loops(f, jnp.eye(3), jnp.ones((4, 3)))[0] == 0
+    first, *_ = (e for e in program.eqns if e.primitive.name == "dot_general")
+    assert jx.user_line(first.source_info).endswith("cell)")
+    assert jx.scope(first.source_info) == "vmap(input)"
+    assert [jx.scope(e.source_info) for e in program.eqns if e.primitive.name == "scan"] == ["", "transpose(scan_bwd)"]
+
+
+def test_what_has_a_rule_of_the_users_stays_in_the_loop(monkeypatch):
+    """A rule may look at the whole cotangent of a step, which all steps' together would change."""
+    clipped = bp.rule(lambda res, ct, perturbed, **params: (ct / jnp.linalg.norm(ct),))
+    f = lambda xs: lax.scan(lambda h, x: (h + (jnp.tanh(x) @ jnp.eye(3)).sum(), None), 0.0, xs)[0]
+    monkeypatch.setattr(policies, "AHEAD", policies.Deferral(0.0, 0))
+    got = bp.Backward(rules={lax.tanh_p: clipped}).grad(f)(jnp.ones((4, 3)))
+    np.testing.assert_allclose(got, np.full((4, 3), 3**-0.5), rtol=1e-12)

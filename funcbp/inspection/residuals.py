@@ -232,7 +232,8 @@ def _of_plan(
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
         times = 1 if fate in (ONCE, THERE) else steps
         size = kept_bytes([v]) if v in plan.packed else bytes_of([v])
-        why = _why(fate, eqn, kind, dear.get(v, ""))
+        stacked = v in plan.passes.stacks
+        why = "saved in a loop by the region's policy" if stacked else _why(fate, eqn, kind, dear.get(v, ""))
         yield Residual(
             name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside
         )

@@ -25,6 +25,7 @@ from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
 from .inside import inlined as inlined
 from .inside import is_saved as is_saved
+from .inside import loops_apart as loops_apart
 from .inside import reducer as reducer
 from .inside import remat_of_marked as remat_of_marked
 from .inside import run_behind_barrier as run_behind_barrier

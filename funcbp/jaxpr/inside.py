@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -76,18 +76,63 @@ def bind_scan(
 ) -> tuple[list[Any], list[Any]]:
     """Run `body(consts, carry, x) -> carry, y` as `jax.lax.scan` would, without tracing it again."""
     consts = [*body.consts, *consts]
-    n_consts, n_carry = len(consts), len(init)
-    new = dict(params, jaxpr=body.closed, reverse=reverse)
-    if "num_consts" in params:
-        new |= {"num_consts": n_consts, "num_carry": n_carry}
-    else:
-        from jax._src import flattree as ft  # type: ignore[attr-defined]
-
-        n_ys = len(body.outvars) - n_carry
-        new["ft_in"] = ft.pack((ft.nones(n_consts), ft.nones(n_carry), ft.nones(len(xs))))
-        new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
+    n_carry = len(init)
+    new = _scan_params(body, len(consts), n_carry, len(xs), dict(params, reverse=reverse))
     outs = primitives.scan_p.bind(*consts, *init, *xs, **new)
     return list(outs[:n_carry]), list(outs[n_carry:])
+
+
+def _scan_params(body: Program, n_consts: int, n_carry: int, n_xs: int, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a scan with another body."""
+    new = dict(params, jaxpr=body.closed)
+    if "num_consts" in params:
+        return new | {"num_consts": n_consts, "num_carry": n_carry}
+    from jax._src import flattree as ft  # type: ignore[attr-defined]
+
+    n_ys = len(body.outvars) - n_carry
+    new["ft_in"] = ft.pack((ft.nones(n_consts), ft.nones(n_carry), ft.nones(n_xs)))
+    new["ft_out"] = ft.pack((ft.nones(n_carry), ft.nones(n_ys).filter_with_mask([True] * n_ys)))
+    return new
+
+
+def loops_apart(program: Program, saved: Callable[[Any], bool]) -> tuple[Program, Program, list[Any]]:
+    """A program whose loops stack what is to be saved in them; the same, given those stacks; and the stacks.
+
+    Both have the variables of the program. The second one's further inputs are the stacks, and its loops make nothing
+    again that is in them.
+    """
+    pairs = [_loop_apart(eqn, saved) for eqn in program.eqns]
+    stacks = [v for _, _, more in pairs for v in more]
+    first, again = (list(eqns) for eqns in zip(*(pair[:2] for pair in pairs), strict=True)) if pairs else ([], [])
+    jaxpr = program.jaxpr
+    given = jaxpr.replace(invars=[*jaxpr.invars, *stacks], eqns=again)
+    return Program(jaxpr.replace(eqns=first), program.consts), Program(given, program.consts), stacks
+
+
+def _loop_apart(eqn: Any, saved: Callable[[Any], bool]) -> tuple[Any, Any, list[Any]]:
+    """An equation, and the same given what was saved in it: two loops, if it is a loop in which something is."""
+    if (
+        eqn.primitive is not primitives.scan_p
+        or saved(eqn)
+        or eqn.effects
+        or getattr(eqn.params["jaxpr"], "consts", ())
+    ):
+        return eqn, eqn, []
+    closed, n_consts, n_carry = scan_parts(eqn.params)
+    first, again, values = loops_apart(Program(closed.jaxpr), saved)
+    made = (v for e in first.eqns if saved(e) for v in e.outvars if not isinstance(v, core.DropVar))
+    values = list(dict.fromkeys([*values, *made]))
+    if not values:
+        return eqn, eqn, []
+    stacks = [core.Var(v.aval.update(shape=(eqn.params["length"], *v.aval.shape))) for v in values]
+    n_xs, invars = len(eqn.invars) - n_consts - n_carry, first.invars
+    first, again = first.with_outputs([*first.outvars, *values]), again.between([*invars, *values], first.outvars)
+    how = lambda body, more: _scan_params(body, n_consts, n_carry, n_xs + more, eqn.params)
+    return (
+        eqn.replace(outvars=[*eqn.outvars, *stacks], params=how(first, 0)),
+        eqn.replace(invars=[*eqn.invars, *stacks], params=how(again, len(stacks))),
+        stacks,
+    )
 
 
 @weakref_cache

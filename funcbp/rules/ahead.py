@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
 from .. import jaxpr as jx
-from ..policies import Deferral, beforehand
+from ..policies import Deferral, beforehand, bytes_of
 
 __all__ = ["products_ahead"]
 
@@ -17,10 +17,13 @@ def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[An
     """A scan with x W carried out for all its steps before it, where that pays; None where it pays for no product.
 
     A product can go ahead where one operand follows from what the loop goes over, the other from its constants, and
-    neither from the carry. Its gradient then is one product after the loop, by the rule of the product itself.
+    neither from the carry. Its gradient then is one product after the loop, by the rule of the product itself. What
+    has a rule of the user's stays, as that may see each step: a clipped cotangent is another one for all steps at once.
     """
     body, n_consts, n_carry = jx.scan_parts(params)
-    divided = _divided(body, n_consts, n_carry, beforehand(walker.residuals)) if params["length"] > 1 else None
+    stays = frozenset(p.name for p in walker.rules)
+    how = n_consts, n_carry, beforehand(walker.residuals), stays
+    divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:
         return None
     ahead, rest = divided
@@ -35,34 +38,49 @@ def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[An
 
 
 @jx.weakref_cache
-def _divided(body: Any, n_consts: int, n_carry: int, when: Deferral) -> tuple[jx.Program, jx.Program] | None:
+def _divided(
+    body: Any, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
+) -> tuple[jx.Program, jx.Program] | None:
     """(constants, x) -> products, and the body with those as more inputs; None where no product should go ahead."""
-    wide = (v.aval for e in jx.opened(body)[1] if e.primitive.name == "dot_general" for v in e.invars)
-    if not any(when.pays(t.size * t.dtype.itemsize, 0) for t in wide):  # nearly always, and seen without tracing
+    if not any(when.pays(width, 0) for width in _widths(jx.opened(body)[1])):  # nearly always, and without tracing
         return None
-    program = jx.trace(jx.as_function(body), jx.in_avals(body), "body")
-    products = [v for eqn in _found(program, n_consts, n_carry, when) for v in eqn.outvars]
+    program = jx.inlined(jx.trace(jx.as_function(body), jx.in_avals(body), "body"))
+    products = [v for eqn in _found(program, n_consts, n_carry, when, stays) for v in eqn.outvars]
     if program.jaxpr.effects or not products:
         return None
     consts, xs = program.invars[:n_consts], program.invars[n_consts + n_carry :]
     return program.between([*consts, *xs], products), program.between([*program.invars, *products], program.outvars)
 
 
-def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral) -> list[Any]:
+def _widths(eqns: Iterable[Any]) -> Iterator[int]:
+    """The bytes of the operands of products, of those in compiled calls too."""
+    for eqn in eqns:
+        if eqn.primitive.name == "dot_general":
+            yield from (bytes_of([v]) for v in eqn.invars)
+        elif eqn.primitive.name == "jit":
+            yield from _widths(jx.inner(eqn))
+
+
+def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[Any]:
     """The products that should go ahead."""
-    size = lambda v: v.aval.size * v.aval.dtype.itemsize
     steady = {*program.invars[:n_consts], *program.constvars}
     early = set(program.invars[n_consts + n_carry :])
     found = []
     for eqn in program.eqns:
-        read = [v for v in eqn.invars if not jx.is_literal(v)]
-        movable = jx.is_cheap(eqn) and eqn.primitive.name not in ("name", "feedback")
+        name, read = eqn.primitive.name, [v for v in eqn.invars if not jx.is_literal(v)]
+        movable = jx.is_cheap(eqn) and name not in ("name", "feedback", *stays)
         if movable and all(v in steady for v in read):
             steady.update(eqn.outvars)
         elif movable and all(v in steady or v in early for v in read):
             early.update(eqn.outvars)
-        elif eqn.primitive.name == "dot_general" and len(read) == 2:
+        elif name == "dot_general" and name not in stays and len(read) == 2:
             weights, inputs = ([v for v in read if v in these] for these in (steady, early))
-            if weights and inputs and when.pays(size(weights[0]), size(eqn.outvars[0])):
+            if weights and inputs and when.pays(bytes_of(weights), bytes_of(_made(program, eqn, steady))):
                 found.append(eqn)
     return found
+
+
+def _made(program: jx.Program, product: Any, steady: set[Any]) -> list[Any]:
+    """What is made at each step on the way to a product, itself included: a one-hot row, an activation."""
+    way = program.between(program.invars, product.outvars).eqns
+    return [v for eqn in way for v in eqn.outvars if v not in steady]

@@ -6,6 +6,7 @@ kept: both of its passes are compiled, as the user asked for the forward one to 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,8 +120,11 @@ if primitive("CustomRoot") is not None:  # where JAX itself writes its operation
 def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
     policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
-    choose = policy.choose if planned(policy) else permitted(lambda eqn: is_saved(policy, eqn), cut=narrow)
-    plan = plan_of_call(walker.passes(params["jaxpr"], perturbed), (policy, narrow), choose)
+    passes, saved = walker.passes(params["jaxpr"], perturbed), functools.partial(is_saved, policy)
+    if policy is not None and not planned(policy):
+        passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
+    choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)
+    plan = plan_of_call(passes, (policy, narrow), choose)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 

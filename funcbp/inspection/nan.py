@@ -120,7 +120,7 @@ class Nonfinite:
         self.primitive = root.primitive if root is not None and located else None
         self.operation = _operation(root) if root is not None and located else None
         self.backward = bool(root is not None and root.backward)
-        self.line = jx.user_line(root.source) if root is not None and located else ""
+        self.line = root.line if root is not None and located else ""
         self.scope = root.scope if root is not None and located else ""
         self.steps = root.steps if root is not None else ()
         self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []

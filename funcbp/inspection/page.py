@@ -51,7 +51,7 @@ def line(row: Row) -> str:
     """One row of the ledger: the equation going forward, and its line going backward."""
     name = f' <span class="n">{html.escape(row.name)}</span>' if row.name else ""
     left = f'<span class="i">{row.index}</span><b>{html.escape(row.primitive)}</b>{name} {row.shape}'
-    where = html.escape(row.place)
+    where = html.escape(row.place + row.when)
     rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.rule else "<b>gradient</b>"
     if row.kind == NO_DERIVATIVE:
         rule = f'<span class="s">{NO_DERIVATIVE}</span>'

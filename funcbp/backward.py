@@ -90,6 +90,20 @@ class Pullback:
 jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))
 
 
+def _primitive(key: Any) -> Any:
+    """The primitive that a rule is given for, by itself or by JAX's function of the same name."""
+    name, module = getattr(key, "__name__", key), getattr(key, "__module__", None) or ""
+    operation = getattr(jax.lax, f"{name}_p", None) if module.startswith("jax") else None
+    found = key if hasattr(key, "bind") else operation
+    if found is None:
+        raise TypeError(
+            f"rules={{...}} has {name!r}, which is not one operation: rules are by primitive, as jax.lax.tanh_p, or by "
+            "JAX's function that is it, as jnp.tanh. jax.make_jaxpr shows which primitives a function is made of; to "
+            "replace the cotangent of a function's result, name that with funcbp.name and use edits={...}."
+        )
+    return found
+
+
 # --- the transformations ----------------------------------------------------------------------------------------------
 
 
@@ -97,7 +111,8 @@ class Backward:
     """A way of going backward: the rules, as a value. The module's functions are those of `Backward()`.
 
     Args:
-        rules: rules that replace those of the table, by primitive: `{jax.lax.tanh_p: bp.rule(...)}`.
+        rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, or by the function
+            that is that operation: `{jnp.tanh: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
             the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
@@ -132,7 +147,8 @@ class Backward:
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        self.rules, self.edits = dict(rules or {}), dict(edits or {})
+        self.rules = {_primitive(key): rule for key, rule in (rules or {}).items()}
+        self.edits = dict(edits or {})
         self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
         self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
         self.watch: Watch | None = None

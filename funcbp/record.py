@@ -71,8 +71,8 @@ class Watch(Protocol):
     @property
     def everything(self) -> bool: ...
 
-    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
-        """A pytree of arrays to be kept of a step that has run, or None."""
+    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+        """A pytree of arrays to be kept of a step that has run on these values, or None."""
 
     def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
         """A pytree of arrays to be handed out, of what was noted and the cotangents of the outputs, or None."""
@@ -180,15 +180,16 @@ class RecordTrace(core.Trace):
         return Kept(place)
 
     def write(
-        self, name: str, rule: Rule, params: Any, slots: Any, types: Any, outs: Any, res: Any, several: bool
+        self, name: str, rule: Rule, params: Any, slots: Any, values: Any, outs: Any, res: Any, several: bool
     ) -> None:
         watch = None if self._in_tangents else self.walker.watch
-        noted = None if watch is None else watch.note(name, params, types, outs)
-        leaves, tree = jax.tree.flatten((res, jax.tree.map(self.value, noted)))
+        with core.set_current_trace(self.parent_trace):
+            noted = None if watch is None else watch.note(name, params, values, list(map(self.value, outs)))
+        leaves, tree = jax.tree.flatten((res, noted))
         perturbed = tuple(slot is not None for slot in slots)
         outputs = tuple(map(self.slot, outs))
         kept = tuple(map(self.keep, leaves))
-        source = jx.current_source()
+        source, types = jx.current_source(), tuple(map(core.typeof, values))
         self.steps.append(
             Step(name, rule, params, perturbed, tuple(slots), outputs, types, kept, tree, several, source)
         )
@@ -198,12 +199,12 @@ class RecordTrace(core.Trace):
         """Whether the equation at hand is written down though no derivative goes through it."""
         return self.sees_all and not self._in_tangents
 
-    def passed(self, primitive: Any, params: dict[str, Any], types: Any, outs: Any) -> Any:
+    def passed(self, primitive: Any, params: dict[str, Any], values: Any, outs: Any) -> Any:
         """The outputs of an equation that no derivative goes through, written down where a watch asks for it."""
         if self.looking:
             several = primitive.multiple_results
             listed = list(outs) if several else [outs]
-            self.write(primitive.name, PASSED, params, [None] * len(types), types, listed, (), several)
+            self.write(primitive.name, PASSED, params, [None] * len(values), values, listed, (), several)
         return outs
 
     # JAX calls these
@@ -226,7 +227,7 @@ class RecordTrace(core.Trace):
         enters = self.looking and rule is not None and rule.kind == "control" and rule.bwd is not None
         if rule is None or not (goes or enters):
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-            self.passed(primitive, params, avals, outs)
+            self.passed(primitive, params, values, outs)
             return self.with_mirrors(outs, primitive, values, mirrors, perturbed, params) if mirrors else outs
         differentiable = None
         if rule.kind == "tangent":
@@ -256,7 +257,7 @@ class RecordTrace(core.Trace):
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
         if any(differentiable) or enters:
-            self.write(primitive.name, rule, params, slots, avals, wrapped, res, several)
+            self.write(primitive.name, rule, params, slots, values, wrapped, res, several)
         out = wrapped if several else wrapped[0]
         return self.with_mirrors(out, primitive, values, mirrors, perturbed, params) if mirrors else out
 
@@ -307,7 +308,7 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
-            return self.passed(primitive, {}, avals, outs)
+            return self.passed(primitive, {}, values, outs)
         named = NAMED.get(jx.own_name(fun))
         if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
             with core.set_current_trace(self.parent_trace):
@@ -343,8 +344,8 @@ class RecordTrace(core.Trace):
         for i, step in enumerate(self.steps):
             if slot is not None and slot in step.outputs:
                 res, _ = step.tree.unflatten(step.res)
-                noted = self.walker.watch.note(step.primitive, step.params, step.types, [value])
-                noted = jax.tree.map(lambda x: self.keep(self.value(x)), noted)
+                noted = self.walker.watch.note(step.primitive, step.params, (), [value])
+                noted = jax.tree.map(self.keep, noted)
                 leaves, tree = jax.tree.flatten((res, noted), is_leaf=lambda x: type(x) is Kept)
                 self.steps[i] = step._replace(res=tuple(leaves), tree=tree)
 
@@ -358,7 +359,7 @@ class RecordTrace(core.Trace):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
-            return self.passed(primitive, {}, avals, outs)
+            return self.passed(primitive, {}, values, outs)
         mirrors = self.mirrors(tracers)
         operands = list(map(self.mirrored, values, mirrors)) if mirrors else values
         with core.set_current_trace(self if mirrors else self.parent_trace):
@@ -377,7 +378,7 @@ class RecordTrace(core.Trace):
 
         in_types = tuple(core.typeof(v) for v in values)
         rule = Rule(custom_vjp_bwd, factors=functools.partial(opened, custom_vjp_bwd, in_types))
-        self.write(primitive.name, rule, {}, slots, in_types, wrapped, tuple(res), several=True)
+        self.write(primitive.name, rule, {}, slots, values, wrapped, tuple(res), several=True)
         return wrapped
 
     def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:

@@ -428,3 +428,12 @@ def test_tracers_do_not_leak():
     with jax.checking_leaks():
         bp.grad(scalar)(x23)
         jax.jit(bp.grad(scalar))(x23)
+
+
+def test_rules_by_function_and_for_what_is_no_operation():
+    sevenfold = bp.rule(lambda res, ct, perturbed, **params: (7 * ct,))
+    assert bp.Backward(rules={jnp.tanh: sevenfold}).grad(jnp.tanh)(0.5) == 7
+    with pytest.raises(TypeError, match=r"'relu', which is not one operation.*jax\.make_jaxpr shows.*use edits"):
+        bp.Backward(rules={jax.nn.relu: sevenfold})
+    with pytest.raises(TypeError, match="'tanh', which is not one operation"):
+        bp.Backward(rules={"tanh": sevenfold})

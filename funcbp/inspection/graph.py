@@ -42,11 +42,13 @@ def lines_of(row: Row) -> list[str]:
     title = row.name if row.primitive == "input" else f"{row.primitive} {row.name}".strip()
     if row.value is None:
         return [title, "", ""]
-    if row.value.size == 1:
-        return [title, f"value {float(row.value.reshape(())):.4g}", f"grad {float(row.cotangent.reshape(())):.4g}"]
+    if row.value.size == 1 and row.of_value is not None:
+        grad = "" if row.cotangent is None else f"grad {row.cotangent.item():.4g}"
+        return [title, f"value {row.value.item():.4g}", grad]
     shape = "x".join(map(str, row.value.shape))
     value, ct = row.of_value, row.of_cotangent
-    return [f"{title} {shape}", f"|value| {value.norm:.4g}", f"|grad| {ct.norm:.4g}"]  # type: ignore[union-attr]
+    norms = [f"|{what}| {s.norm:.4g}" if s is not None else "" for what, s in (("value", value), ("grad", ct))]
+    return [f"{title} {shape}", *norms]
 
 
 def to_dot(trace: Trace) -> str:

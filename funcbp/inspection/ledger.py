@@ -34,11 +34,30 @@ class Everything:
 
     everything: bool = True
 
-    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
-        return tuple(o for o in outs if not jax.dtypes.issubdtype(o.dtype, jax.dtypes.prng_key))
+    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return tuple(map(_kept, outs)), values[0] if primitive == "cond" else None
 
     def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
-        return None if noted is None else (noted, tuple(ct))
+        return None if noted is None else (*noted, tuple(ct))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["impl"])
+@dataclass(frozen=True)
+class Keys:
+    """Random keys as numbers, which loops and branches can stack and fill."""
+
+    data: Any
+    impl: Any
+
+
+def _kept(x: Any) -> Any:
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return Keys(jax.random.key_data(x), jax.random.key_impl(x))
+
+
+def _shown(x: Any) -> Any:
+    return jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, Keys) else np.asarray(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +74,13 @@ class Row:
         scope: the name scope, without the names of jitted functions.
         line: `file:line (function)` of the user's program.
         number: the line's number, 0 where it is not known.
-        values: the outputs, numpy arrays; inside a loop stacked by its steps; zeros in a branch not taken.
+        values: the outputs, numpy arrays (random keys stay what they are); inside a loop stacked by its steps; zeros in
+            a branch not taken; none inside a `while`, whose steps nobody counts.
         cotangents: their cotangents, None where zero; none for an equation without derivative.
         depth: how many programs it is inside of.
         taken: whether it ran: False in a branch not taken.
+        steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
+        types: the types of the outputs.
         inputs, outputs: which values of its program go in and come out.
         program: which program it is in: the place of the equation around it.
         locals: for an equation of scalars: the local derivatives, the cotangent of each input per cotangent of output.
@@ -76,38 +98,54 @@ class Row:
     cotangents: tuple[Any, ...] = ()
     depth: int = 0
     taken: bool = True
+    steps: Any = None
+    types: tuple[Any, ...] = ()
     inputs: tuple[int | None, ...] = ()
     outputs: tuple[int | None, ...] = ()
     program: tuple[int, ...] = ()
     locals: tuple[Any, ...] = ()
 
     @property
+    def _shown(self) -> int:
+        """Which output: the first that has a derivative (before it may be a loop's counter, or a key), or the first."""
+        return next((i for i, slot in enumerate(self.outputs) if slot is not None), 0)
+
+    @property
     def value(self) -> Any:
-        """The (first) output."""
-        return self.values[0] if self.values else None
+        """The output, of several the first that has a derivative."""
+        return self.values[self._shown] if self.values else None
 
     @property
     def cotangent(self) -> Any:
-        """The cotangent of the (first) output: zeros where it is zero, None where there is none."""
+        """The cotangent of that output: zeros where it is zero, None where there is none."""
         if self.kind == NO_DERIVATIVE:
             return None
-        ct = self.cotangents[0] if self.cotangents else None
+        ct = self.cotangents[self._shown] if self.cotangents else None
         return np.zeros_like(self.value) if ct is None and self.value is not None else ct
 
     @functools.cached_property
     def of_value(self) -> Statistics | None:
-        """Statistics of the value."""
-        return None if self.value is None else statistics(self.value, self.primitive)
+        """Statistics of the value, in a branch inside a loop over the steps that took it; None of random keys."""
+        number = self.value is not None and not isinstance(self.value, jax.Array)
+        return statistics(self._where_it_ran(self.value), self.primitive) if number else None
 
     @functools.cached_property
     def of_cotangent(self) -> Statistics | None:
-        """Statistics of the cotangent."""
-        return None if self.cotangent is None else statistics(self.cotangent)
+        """Statistics of the cotangent, over the same."""
+        return None if self.cotangent is None else statistics(self._where_it_ran(self.cotangent))
+
+    def _where_it_ran(self, x: Any) -> Any:
+        return x if self.steps is None or not self.taken else x[self.steps]
 
     @property
     def shape(self) -> str:
         """The types of the outputs."""
-        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.values)
+        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.types or self.values)
+
+    @property
+    def when(self) -> str:
+        """For a branch inside a loop: how often it was taken."""
+        return "" if self.steps is None else f", taken {np.sum(self.steps)} of {np.size(self.steps)} times"
 
     @property
     def title(self) -> str:
@@ -144,13 +182,15 @@ class Trace:
         return iter(self.rows)
 
     def __getitem__(self, key: str | int) -> Any:
-        """The row of an input by its path, of a named value by its name, or of an equation by its number.
+        """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
         Of a name that several values bear, a tuple.
         """
-        if isinstance(key, int):
-            return next(r for r in self.rows if r.index == str(key))
-        found = [r for r in (*self.inputs, *self.rows) if r.name == key]
+        named = [r for r in (*self.inputs, *self.rows) if r.name == key]
+        found = named or [r for r in self.rows if r.index == str(key)]
+        if not found and isinstance(key, int):
+            last = self.rows[-1].index.split(".")[0] if self.rows else "none"
+            raise KeyError(f"There is no equation {key}; the last is {last}.")
         if not found:
             names = dict.fromkeys(r.name for r in (*self.inputs, *self.rows) if r.name)
             raise KeyError(f"There is no name or path {key!r}; there are {listed(names)}.")
@@ -181,7 +221,7 @@ class Trace:
                 f"{v.norm:.4g}", f"{v.mean:.4g}", share(v.zeros), share(v.saturated), share(v.nonfinite)
             ]  # fmt: skip
             cells += ["", "", ""] if c is None else [f"{c.norm:.4g}", share(c.zeros), share(c.nonfinite)]
-            table.append([*cells, r.place if r.taken else "not taken"])
+            table.append([*cells, f"{r.place}{r.when}" if r.taken else "not taken"])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -269,7 +309,7 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
             )
             for i, g, s in zip(floats, grads, pullback.record.inputs, strict=True)
         ]
-        rows = list(_rows(walker, pullback, pullback.record, seen, (), True))
+        rows = list(_rows(walker, pullback, pullback.record, seen))
         return Trace(value, inputs, rows, pullback.record.outputs)
 
     return traced
@@ -295,47 +335,112 @@ def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[str]:
 
 
 def _rows(
-    walker: Backward, pullback: Pullback, record: Record, seen: dict[Any, Any], around: tuple[int, ...], taken: bool
+    walker: Backward,
+    pullback: Pullback,
+    record: Record,
+    seen: dict[Any, Any],
+    around: tuple[int, ...] = (),
+    ran: Any = True,
+    call: tuple[str, int] = ("", 0),
 ) -> Iterator[Row]:
+    """The rows of a program.
+
+    Args:
+        walker, pullback, seen: of the walk.
+        record: the program.
+        around: its place.
+        ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
+        call: the line of the equation around it, for those inside that have none.
+    """
     kinds = walker.coverage()
     for step in record.steps:
         place = (*around, step.number)
         inside = records_inside(step)
         if place not in seen and not inside:
             continue  # part of a tangent rule
-        values, cts = seen.get(place, ((), ()))
-        values = tuple(np.asarray(v) for v in values)
+        values, index, cts = seen.get(place, ((), None, ()))
+        values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in step.outputs)
+        line, number = written = _line(step.source, call)
         yield Row(
             index=".".join(map(str, place)),
             primitive=step.primitive,
             kind=kinds.get(step.primitive, "hand-written") if derivable else NO_DERIVATIVE,
             rule=step.rule.name if derivable else "",
             name=step.params["name"] if step.primitive == "name" else "",
-            scope="/".join(part for part in jx.scope(step.source).split("/") if not part.startswith("jit(")),
-            line=jx.user_line(step.source),
-            number=jx.user_place(step.source)[1],
+            scope=_scope(step.source),
+            line=line,
+            number=number,
             values=values,
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
             depth=len(around),
-            taken=taken,
+            taken=bool(np.any(ran)),
+            steps=None if np.ndim(ran) == 0 else ran,
+            types=values,
             inputs=step.inputs,
             outputs=step.outputs,
             program=around,
             locals=() if around else _locals(step, pullback),
         )
+        if step.primitive == "while":
+            for i, part in enumerate(_parts(step.params)):
+                yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
         for i, rec in enumerate(inside):
             if step.primitive != "cond":
-                yield from _rows(walker, pullback, rec, seen, place, taken)
+                yield from _rows(walker, pullback, rec, seen, place, ran, written)
             else:
-                branch_ran = taken and (around or _branch_of(step, pullback) == i)
-                yield from _rows(walker, pullback, rec, seen, (*place, i), bool(branch_ran))
+                chosen = np.asarray(index) == i
+                before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
+                yield from _rows(walker, pullback, rec, seen, (*place, i), before & chosen, written)
 
 
-def _branch_of(step: Step, pullback: Pullback) -> int:
-    """Which branch of an outermost cond was taken."""
-    (_, _, _, index, _, _), _ = step.residuals(pullback.kept)
-    return int(index)
+def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int], first: int = 0) -> Iterator[Row]:
+    """The equations of a program of which no numbers are kept; calls are opened."""
+    number = first
+    for eqn in jx.opened(program)[1]:
+        line, params = _line(eqn.source_info, call), eqn.params
+        if eqn.primitive.name in OPENED:
+            rows = list(_unrun(jx.call_jaxpr(params), around, taken, line, number))
+            number += sum(r.program == around for r in rows)
+            yield from rows
+            continue
+        place = (*around, number)
+        number += 1
+        yield Row(
+            index=".".join(map(str, place)),
+            primitive=eqn.primitive.name,
+            kind=NO_DERIVATIVE,
+            scope=_scope(eqn.source_info),
+            line=line[0],
+            number=line[1],
+            depth=len(around),
+            taken=taken,
+            types=tuple(v.aval for v in eqn.outvars),
+            program=around,
+        )
+        if eqn.primitive.name == "scan":
+            yield from _unrun(jx.scan_parts(params)[0], place, taken, line)
+        elif eqn.primitive.name in ("while", "cond"):
+            for i, part in enumerate(jx.cond_branches(params) if eqn.primitive.name == "cond" else _parts(params)):
+                yield from _unrun(part, (*place, i), taken, line)
+
+
+def _parts(params: dict[str, Any]) -> tuple[Any, Any]:
+    """The condition and the body of a `while`."""
+    return jx.while_condition(params), jx.while_parts(params)[0]
+
+
+OPENED = ("jit", "closed_call", "remat2", "checkpoint")
+
+
+def _line(source: Any, call: tuple[str, int]) -> tuple[str, int]:
+    """The user's line and its number, or the call's where there is none."""
+    line = jx.user_line(source)
+    return (line, jx.user_place(source)[1]) if line else call
+
+
+def _scope(source: Any) -> str:
+    return "/".join(part for part in jx.scope(source).split("/") if not part.startswith("jit("))
 
 
 def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:
@@ -343,9 +448,9 @@ def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:
     if step.several or step.rule.kind in ("control", "passed") or any(math.prod(t.shape) != 1 for t in step.types):
         return ()
     _, noted = step.residuals(pullback.kept)
-    if noted is None or noted[0].size != 1:
+    if noted is None or noted[0][0].size != 1 or not is_differentiable(noted[0][0]):
         return ()
-    ct = jnp.ones_like(noted[0])
+    ct = jnp.ones_like(noted[0][0])
     back = step_back(Walk(Backward(), None), step, pullback.kept, [ct])
     there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
-    return tuple(float(jnp.sum(dense(c))) if t else None for t, c in zip(there, back, strict=True))
+    return tuple(jnp.sum(dense(c)).item() if t else None for t, c in zip(there, back, strict=True))

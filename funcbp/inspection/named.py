@@ -57,7 +57,7 @@ class Named:
     reduce: Callable[[Any], Any] | None
     everything: bool = False
 
-    def note(self, primitive: str, params: dict[str, Any], types: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
         return None
 
     def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:

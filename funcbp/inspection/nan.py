@@ -43,8 +43,10 @@ TRAPS = {
                 "away from 0, or use an integer power."),
     "division": Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and choose "
                      "with jnp.where afterwards."),
-    "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan. "
-                     "Check the sign, or clip rounding errors: jnp.maximum(x, 0)."),
+    "edge": Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument inside: "
+                 "jnp.clip(x, -1 + eps, 1 - eps)."),
+    "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan, and "
+                     "so are arccos and arcsin beyond ±1. Check the range, or clip rounding: jnp.maximum(x, 0)."),
     "softmax": Trap("inf - inf in a softmax", "A row without any finite entry: every position is masked. Mask with a "
                     "large finite number (jnp.finfo(x.dtype).min), or choose another result for such rows."),
     "inf": Trap("inf - inf", "Two infinities of the same sign cancel to nan. Use large finite numbers instead, or keep "
@@ -57,6 +59,7 @@ TRAPS = {
 SINGULAR = {
     "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
     "integer_pow": "pow", "div": "division", "atan2": "division", "rem": "division",
+    "acos": "edge", "asin": "edge", "acosh": "edge", "atanh": "edge", "erf_inv": "edge",
 }  # fmt: skip
 
 
@@ -72,10 +75,12 @@ def trap_of(birth: Birth, root: Birth) -> Trap | None:
     kind = SINGULAR.get(_operation(root))
     if root.nan and not root.backward and kind in ("sqrt", "log", "pow") and any((x < 0).any() for x in root.operands):
         return TRAPS["negative"]
+    if kind == "edge":
+        return TRAPS["negative" if root.nan else "edge"]
     if kind is not None and any((x == 0).any() for x in root.operands):
         return TRAPS["norm" if kind == "sqrt" and "norm" in through else kind]
     if not root.nan:
-        return TRAPS["half" if root.result.dtype in (np.float16, jnp.bfloat16) else "overflow"]
+        return TRAPS["half" if root.result.dtype == np.float16 else "overflow"]
     return None
 
 
@@ -120,7 +125,7 @@ class Nonfinite:
         self.primitive = root.primitive if root is not None and located else None
         self.operation = _operation(root) if root is not None and located else None
         self.backward = bool(root is not None and root.backward)
-        self.line = jx.user_line(root.source) if root is not None and located else ""
+        self.line = root.line if root is not None and located else ""
         self.scope = root.scope if root is not None and located else ""
         self.steps = root.steps if root is not None else ()
         self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []

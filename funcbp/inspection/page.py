@@ -23,7 +23,7 @@ padding:12px;max-width:1500px}
 .bp .row:hover>div{background:#fff3c4}
 .bp .row.off{opacity:.4}
 .bp .head>div{font-weight:600;background:#eef1f6!important}
-.bp .i{color:#8a93a6;display:inline-block;min-width:3.2em}
+.bp .i,.bp .w{color:#8a93a6}.bp .i{display:inline-block;min-width:3.2em;margin-right:.6em}
 .bp b{color:#0b3d91}.bp .row>div+div b{color:#a3341f}
 .bp .n{background:#e3ecfb;border-radius:3px;padding:0 4px}
 .bp .s{color:#5a6478}.bp .bad{color:#fff;background:#c0261c;border-radius:3px;padding:0 4px}
@@ -51,7 +51,7 @@ def line(row: Row) -> str:
     """One row of the ledger: the equation going forward, and its line going backward."""
     name = f' <span class="n">{html.escape(row.name)}</span>' if row.name else ""
     left = f'<span class="i">{row.index}</span><b>{html.escape(row.primitive)}</b>{name} {row.shape}'
-    where = html.escape(row.place)
+    where = html.escape(row.place.split(" ")[0] + row.when)  # the function is in the title
     rule = f"<b>{html.escape(row.rule)}</b> {html.escape(row.kind)}" if row.rule else "<b>gradient</b>"
     if row.kind == NO_DERIVATIVE:
         rule = f'<span class="s">{NO_DERIVATIVE}</span>'
@@ -59,7 +59,7 @@ def line(row: Row) -> str:
         where, rule = "branch not taken", rule + " not taken"
     return (
         f'<div class="row{"" if row.taken else " off"}" title="{html.escape(row.line)}">'
-        f"<div>{left} <span class=i>{where}</span> {numbers(row.of_value)}</div>"
+        f"<div>{left} <span class=w>{where}</span> {numbers(row.of_value)}</div>"
         f"<div>{rule} {numbers(row.of_cotangent) if row.kind != NO_DERIVATIVE else ''}</div></div>"
     )
 

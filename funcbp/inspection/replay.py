@@ -28,6 +28,7 @@ class Birth:
         nan: whether it is a nan (an infinity otherwise).
         primitive: the equation's primitive; None for an argument or a constant.
         source: where the equation was written.
+        line: the user's line, that of the loop or call around it where it has none.
         scope: its name scope, within those of the calls around it.
         steps: the numbers of the loop steps around it, outermost first.
         operands, result: numpy arrays.
@@ -39,6 +40,7 @@ class Birth:
     nan: bool
     primitive: str | None
     source: Any = None
+    line: str = ""
     scope: str = ""
     steps: tuple[int, ...] = ()
     operands: tuple[Any, ...] = ()
@@ -89,6 +91,7 @@ class _Replay:
     def __init__(self) -> None:
         self.order = 0
         self.scope = ""  # of the calls that are being run
+        self.lines = [""]  # of what is being run
 
     def run(self, jaxpr: Any, args: Sequence[Held], steps: tuple[int, ...]) -> list[Held]:
         invars, eqns, outvars, constants = jx.opened(jaxpr)
@@ -105,6 +108,12 @@ class _Replay:
         return "/".join(filter(None, (self.scope, jx.scope(eqn.source_info))))
 
     def step(self, eqn: Any, args: list[Held], steps: tuple[int, ...]) -> list[Held]:
+        self.lines.append(jx.user_line(eqn.source_info) or self.lines[-1])
+        outs = self._step(eqn, args, steps)
+        self.lines.pop()
+        return outs
+
+    def _step(self, eqn: Any, args: list[Held], steps: tuple[int, ...]) -> list[Held]:
         name, params = eqn.primitive.name, eqn.params
         if name in ("scan", "while", "cond"):  # what these have inside knows its scope
             around, self.scope = self.scope, ""
@@ -144,6 +153,7 @@ class _Replay:
             nan,
             eqn.primitive.name,
             eqn.source_info,
+            self.lines[-1],
             self.within(eqn),
             steps,
             operands,

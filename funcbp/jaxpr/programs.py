@@ -11,7 +11,7 @@ import numpy as np
 from jax._src import core, linear_util, source_info_util
 from jax._src.interpreters import partial_eval
 
-from .sources import own_name
+from .sources import own_name, user_called_by
 from .values import Aval, weakref_cache
 
 
@@ -157,7 +157,7 @@ def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
 def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eqn: None) -> list[Any]:
     """Run a program equation by equation, each at the user's line it was written at.
 
-    Programs that JAX's own functions are made of have no such line; they are at the line of the call.
+    What JAX's own functions are made of has no such line; it is at the line of the call.
 
     Args:
         jaxpr: the program, closed or open.
@@ -169,11 +169,11 @@ def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eq
     env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(closed.jaxpr.invars, args, strict=True))
     read = lambda v: v.val if is_literal(v) else env[v]
-    knows_lines, around = _knows_lines(closed), source_info_util.current_name_stack()
+    around = source_info_util.current_name_stack()
     with jax.debug_nans(False):
-        for eqn in closed.jaxpr.eqns:
+        for eqn, users in zip(closed.jaxpr.eqns, _of_users(closed), strict=True):
             source, inside = eqn.source_info, enter(eqn)
-            traceback = source.traceback if knows_lines else call
+            traceback = source.traceback if users else call
             with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
                 ins = [read(v) for v in eqn.invars]
                 outs = bind_eqn(eqn, ins) if inside is None else run(inside, ins, enter)
@@ -182,10 +182,14 @@ def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eq
 
 
 @weakref_cache
-def _knows_lines(closed: Any) -> bool:
-    """Whether it is the user's: newer JAX keeps the programs of its own functions, with the lines of the first call."""
-    lines = (source_info_util.user_frame(eqn.source_info.traceback) for eqn in closed.jaxpr.eqns)
-    return not own_name(closed.jaxpr) and any(line is not None for line in lines)
+def _of_users(closed: Any) -> list[bool]:
+    """Which equations the user wrote: newer JAX keeps the programs of its own functions, with the lines of the first
+    call, and there only what a function of the user's was called for counts, as in `jax.lax.map`.
+    """
+    tracebacks = [eqn.source_info.traceback for eqn in closed.jaxpr.eqns]
+    if own_name(closed.jaxpr):
+        return [user_called_by(closed.jaxpr, t) for t in tracebacks]
+    return [source_info_util.user_frame(t) is not None for t in tracebacks]
 
 
 def in_avals(jaxpr: Any) -> list[Aval]:

@@ -47,6 +47,17 @@ def own_name(fun: Any) -> str:
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
 
 
+def user_called_by(fun: Any, traceback: Any) -> bool:
+    """Whether an equation of this function of JAX's own was written in a function of the user's that it called."""
+    file, _, line = fun.debug_info.func_src_info.partition(" at ")[2].rpartition(":")
+    for frame in traceback.frames if traceback else ():
+        if (frame.file_name, str(frame.function_start_line)) == (file, line):
+            return False
+        if source_info_util.is_user_filename(frame.file_name):
+            return True
+    return False
+
+
 def scope(source: Any) -> str:
     """The name scope of an equation."""
     return str(source.name_stack)

@@ -155,6 +155,93 @@ def test_every_equation_has_a_row(inside):
     np.testing.assert_allclose(t["w"].cotangent, jax.grad(f)(2.0, x))
 
 
+def test_outputs_without_derivative_leave_the_others_their_cotangents():
+    """A loop's first carry is a key or a counter; what is shown is the value that a cotangent comes to."""
+
+    def loss(w):
+        def body(carry, _):
+            key, i, h = carry
+            return (jax.random.split(key)[0], i + 1, h * w + i), None
+
+        return lax.scan(body, (jax.random.key(3), 0, 1.0), None, 4)[0][2] ** 2
+
+    t = bp.trace(loss)(0.5)
+    (loop,) = (r for r in t if r.primitive == "scan")
+    assert loop.value == np.sqrt(t.value) and loop.cotangent == 2 * loop.value
+    assert loop.values[1] == 4 and loop.shape == "key<fry>[], int64[], float64[]"
+    keys = jax.random.key(3)
+    for _ in range(4):
+        keys = jax.random.split(keys)[0]
+    assert loop.values[0] == keys
+    (split,) = (r for r in t if r.primitive == "random_split")
+    assert split.value.shape == (4, 2) and split.of_value is None and split.kind == "no derivative"
+
+
+def test_branches_inside_branches_and_loops_say_when_they_ran():
+    inner = lambda c: lax.cond(c > 1, jnp.sin, jnp.tanh, c)
+    step = lambda c, a: (lax.cond(a > 0, inner, lambda c: c * 3, c), None)
+    xs = jnp.array([1.0, -1.0, 1.0, -1.0])
+    t = bp.trace(lambda x: lax.scan(step, x, xs)[0])(0.5)
+    of = {r.primitive: r for r in t}
+    ran = {"tanh": [True, False, False, False], "sin": [False, False, True, False], "mul": [False, True, False, True]}
+    assert {p: list(of[p].steps) for p in ran} == ran
+    np.testing.assert_allclose(of["mul"].of_value.min, 3 * np.tanh(0.5))  # not the zero of other steps
+    assert of["tanh"].of_value.zeros == 0 and "taken 2 of 4 times" in str(t) and "taken 2 of 4 times" in t._repr_html_()
+    alone = {r.primitive: r.taken for r in bp.trace(lambda x: lax.cond(x > 0, inner, lambda c: c * 3, x))(0.5)}
+    assert (alone["sin"], alone["tanh"], alone["mul"]) == (False, True, False)
+
+
+def test_equations_inside_a_while_are_listed_without_numbers():
+    def loss(x):
+        return x * lax.while_loop(lambda i: i < 5, lambda i: lax.fori_loop(0, 2, lambda _, k: k + 1, jnp.abs(i)), 0)
+
+    t = bp.trace(loss)(2.0)
+    assert [(r.index, r.primitive) for r in t][:5] == [
+        ("0", "while"), ("0.0.0", "lt"), ("0.1.0", "abs"), ("0.1.1", "scan"), ("0.1.1.0", "add")
+    ]  # fmt: skip
+    assert t[0].value == 6 and t["0.1.0"].value is None and t["0.1.0"].shape == "int64[]"
+    assert all(r.kind == "no derivative" and "test_ledger.py" in r.line for r in t if r.index.startswith("0"))
+    assert "no numbers" in t._repr_html_()
+
+
+def test_what_jax_calls_for_the_user_bears_the_users_line():
+    x = jnp.array([0.5, 2.0])
+    jnp.where(x > 1, x, 2.0)
+
+    def loss(x):
+        y = lax.map(
+            lambda a: jnp.where(a > 1, a, jnp.sin(a)),  # the line wanted
+            x,
+        )
+        return lax.switch(1, [jnp.sum, jnp.prod], y)
+
+    t = bp.trace(loss)(x)
+    inside = {r.primitive: Path(__file__).read_text().splitlines()[r.number - 1] for r in t}
+    assert all("the line wanted" in inside[p] for p in ("sin", "gt", "select_n"))
+    assert "lax.switch" in inside["reduce_prod"]
+    found = bp.find_nan(lambda x: jnp.sum(lax.map(jnp.sqrt, x)))(0 * x)
+    assert "test_what_jax_calls_for_the_user" in found.line
+
+
+@pytest.mark.parametrize("f, x", [
+    (lambda x: x.sum() * lax.scan(lambda c, a: (c + 1, c), 0, x[:0])[0].astype(x.dtype), X),
+    (lambda x: jnp.sum(jnp.abs(lax.complex(x, 2 * x))), X),
+    (lambda z: jnp.real(z * jnp.conj(z)), jnp.array(1 + 2j)),
+    (lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x[:0])), X.astype(jnp.bfloat16)),
+])  # fmt: skip
+def test_unusual_values_are_shown(f, x):
+    t = bp.trace(f)(x)
+    assert str(t) and t._repr_html_() and t.to_dot() and t.to_mermaid()
+    np.testing.assert_allclose(t.inputs[0].cotangent, jax.grad(f)(x))
+
+
+def test_rows_by_number(ledger):
+    inside = next(r for r in ledger if r.depth)
+    assert ledger[0] is ledger.rows[0] and ledger[inside.index] is inside
+    with pytest.raises(KeyError, match=r"no equation 99; the last is \d+"):
+        ledger[99]
+
+
 def test_the_table(ledger):
     text = str(ledger)
     assert len(text.splitlines()) == 2 + 6 + len(ledger)

@@ -64,6 +64,10 @@ PROGRAMS = {
         lambda x: total(jnp.exp(x) / total(jnp.exp(x))), f64(1000, 0), "exp", False, "overflow"),
     "softplus by hand": (overflowing, f64(1000, 0), "exp", False, "overflow"),
     "inf - inf": (lambda x: total((x + jnp.inf) - (x * 2 + jnp.inf)), f64(1, 2), "sub", False, "inf"),
+    "arccos at 1": (lambda x: total(jnp.arccos(x)), f64(0, 1), "acos", True, "edge"),
+    "arcsin beyond 1": (lambda x: total(jnp.arcsin(x)), f64(0, 2), "asin", False, "negative"),
+    "bfloat16 reaches as far as float32": (
+        lambda x: total(jnp.exp(x)), jnp.array([90, 0], jnp.bfloat16), "exp", False, "overflow"),
     "half precision": (lambda x: total(x * x).astype(jnp.float32), f16(300, 1), "mul", False, "half"),
     "half precision, backward": (
         lambda x: total(x.astype(jnp.float32)) * 1e6, f16(1, 1), "convert_element_type", True, "half"),

@@ -90,16 +90,21 @@ class Pullback:
 jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))
 
 
-def _primitive(key: Any) -> Any:
-    """The primitive that a rule is given for, by itself or by JAX's function of the same name."""
+def _operation(key: Any) -> Any:
+    """What a rule is given for: a primitive, by itself or by JAX's function of the same name; or a function that has a
+    derivative of its own, by where it was written, which is what is left of it inside a loop.
+    """
+    if isinstance(key, (jax.custom_vjp, jax.custom_jvp)):
+        return jx.written_where(key)
     name, module = getattr(key, "__name__", key), getattr(key, "__module__", None) or ""
     operation = getattr(jax.lax, f"{name}_p", None) if module.startswith("jax") else None
     found = key if hasattr(key, "bind") else operation
     if found is None:
         raise TypeError(
-            f"rules={{...}} has {name!r}, which is not one operation: rules are by primitive, as jax.lax.tanh_p, or by "
-            "JAX's function that is it, as jnp.tanh. jax.make_jaxpr shows which primitives a function is made of; to "
-            "replace the cotangent of a function's result, name that with funcbp.name and use edits={...}."
+            f"rules={{...}} has {name!r}, which is not one operation: rules are by primitive, as jax.lax.tanh_p, by "
+            "JAX's function that is it, as jnp.tanh, or by a function made by jax.custom_vjp or jax.custom_jvp. "
+            "jax.make_jaxpr shows which primitives a function is made of; to replace the cotangent of a function's "
+            "result, name that with funcbp.name and use edits={...}."
         )
     return found
 
@@ -111,8 +116,9 @@ class Backward:
     """A way of going backward: the rules, as a value. The module's functions are those of `Backward()`.
 
     Args:
-        rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, or by the function
-            that is that operation: `{jnp.tanh: bp.rule(...)}`.
+        rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
+            that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by
+            `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`.
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
             the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
@@ -147,7 +153,7 @@ class Backward:
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        self.rules = {_primitive(key): rule for key, rule in (rules or {}).items()}
+        self.rules = {_operation(key): rule for key, rule in (rules or {}).items()}
         self.edits = dict(edits or {})
         self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
         self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
@@ -185,7 +191,7 @@ class Backward:
     def coverage(self) -> dict[str, str]:
         """How each primitive is differentiated under these options: see `funcbp.coverage`."""
         table = coverage(borrow=self.on_missing == "jax")
-        return table | dict.fromkeys((p.name for p in self.rules), "replaced")
+        return table | dict.fromkeys((getattr(p, "name", p) for p in self.rules), "replaced")
 
     def passes(self, jaxpr: Any, perturbed: Sequence[bool]) -> Passes:
         """The two passes of a body that arrives as a jaxpr, recorded once for each set of perturbed inputs."""

@@ -309,6 +309,8 @@ class RecordTrace(core.Trace):
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
             return self.passed(primitive, {}, values, outs)
+        if (rule := self.walker.rules.get(jx.written_where(fun))) is not None:
+            return self.by_another_rule(rule, fun, values, slots)
         named = NAMED.get(jx.own_name(fun))
         if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
             with core.set_current_trace(self.parent_trace):
@@ -349,6 +351,23 @@ class RecordTrace(core.Trace):
                 leaves, tree = jax.tree.flatten((res, noted), is_leaf=lambda x: type(x) is Kept)
                 self.steps[i] = step._replace(res=tuple(leaves), tree=tree)
 
+    def by_another_rule(self, rule: Rule, fun: Any, values: Sequence[Any], slots: Sequence[int | None]) -> list[Any]:
+        """A function with a derivative of its own, by the rule that an option gives it instead."""
+        perturbed = [slot is not None for slot in slots]
+        with core.set_current_trace(self.parent_trace):
+            outs, kept = fun.call_wrapped(*values), None
+            if rule.fwd is not None:
+                out, kept = rule.fwd(*values)
+                outs = list(out) if len(outs) > 1 else [out]
+        several = len(outs) > 1
+        if rule.fwd is None or rule.save is not None:
+            of = values, kept if rule.fwd is not None else outs if several else outs[0]
+            kept = (rule.save or INPUTS)(*of, perturbed, {})
+        wrapped = [self.new(o) if is_differentiable(o) else o for o in outs]
+        name = jx.written_where(fun).partition(" at ")[0]
+        self.write(name, rule, {}, slots, values, wrapped, kept, several)
+        return wrapped
+
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
     ) -> Any:
@@ -360,6 +379,8 @@ class RecordTrace(core.Trace):
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
             return self.passed(primitive, {}, values, outs)
+        if (rule := self.walker.rules.get(jx.written_where(fun))) is not None:
+            return self.by_another_rule(rule, fun, values, slots)
         mirrors = self.mirrors(tracers)
         operands = list(map(self.mirrored, values, mirrors)) if mirrors else values
         with core.set_current_trace(self if mirrors else self.parent_trace):

@@ -430,10 +430,47 @@ def test_tracers_do_not_leak():
         jax.jit(bp.grad(scalar))(x23)
 
 
+@jax.custom_vjp
+def both(x, y):
+    return x * y, x + y
+
+
+both.defvjp(lambda x, y: (both(x, y), (x, y)), lambda res, ct: (ct[0] * res[1] + ct[1], ct[0] * res[0] + ct[1]))
+
+
 def test_rules_by_function_and_for_what_is_no_operation():
     sevenfold = bp.rule(lambda res, ct, perturbed, **params: (7 * ct,))
     assert bp.Backward(rules={jnp.tanh: sevenfold}).grad(jnp.tanh)(0.5) == 7
-    with pytest.raises(TypeError, match=r"'relu', which is not one operation.*jax\.make_jaxpr shows.*use edits"):
-        bp.Backward(rules={jax.nn.relu: sevenfold})
+    with pytest.raises(TypeError, match=r"'silu', which is not one operation.*jax\.make_jaxpr shows.*use edits"):
+        bp.Backward(rules={jax.nn.silu: sevenfold})
     with pytest.raises(TypeError, match="'tanh', which is not one operation"):
         bp.Backward(rules={"tanh": sevenfold})
+
+
+@pytest.mark.parametrize("op", [bp.ops.logistic, bp.ops.relu, jax.nn.relu])
+def test_rules_for_functions_with_a_derivative_of_their_own(op):
+    """Called plainly, under jit, and inside a loop, where only a program is left of the function."""
+    doubled = bp.rule(lambda y, ct, perturbed: (2 * y * ct,), save=bp.rules.OUTPUT)
+    backward = bp.Backward(rules={op: doubled})
+    loop = lambda x: lax.scan(lambda c, _: (op(c), None), x, None, 2)[0]
+    y, z = float(op(0.5)), float(op(op(0.5)))
+    for wrap in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(wrap(backward.grad(op))(0.5), 2 * y)
+        np.testing.assert_allclose(wrap(backward.grad(jax.jit(op)))(0.5), 2 * y)
+        np.testing.assert_allclose(wrap(backward.grad(loop))(0.5), 4 * y * z)
+    np.testing.assert_allclose(bp.grad(op)(0.5), jax.grad(op)(0.5))
+    (row,) = (r for r in bp.trace(op, backward=backward)(0.5) if r.kind == "replaced")
+    assert row.cotangent == 1 and row.value == y
+    assert backward.coverage()[bp.jaxpr.written_where(op)] == "replaced"
+
+
+def test_a_rule_for_a_function_of_several_results():
+    own = lambda x, y: ((x * y, x + y), (x, y))
+    backs = {
+        "keeps its primals": bp.rule(lambda res, ct, perturbed: (ct[0] * 10 * res[1], ct[1])),
+        "runs its own": bp.rule(lambda res, ct, perturbed: (ct[0] * 10 * res[1], ct[1]), fwd=own),
+    }
+    for rule in backs.values():
+        backward = bp.Backward(rules={both: rule})
+        f = lambda x, y: (lambda product, total: product + 3 * total)(*both(x, y))
+        assert backward.grad(f, (0, 1))(2.0, 5.0) == (50, 3)

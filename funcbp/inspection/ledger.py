@@ -365,7 +365,7 @@ def _rows(
         yield Row(
             index=".".join(map(str, place)),
             primitive=step.primitive,
-            kind=kinds.get(step.primitive, "hand-written") if derivable else NO_DERIVATIVE,
+            kind=_kind(walker, kinds, step) if derivable else NO_DERIVATIVE,
             rule=step.rule.name if derivable else "",
             name=step.params["name"] if step.primitive == "name" else "",
             scope=_scope(step.source),
@@ -441,6 +441,13 @@ def _line(source: Any, call: tuple[str, int]) -> tuple[str, int]:
 
 def _scope(source: Any) -> str:
     return "/".join(part for part in jx.scope(source).split("/") if not part.startswith("jit("))
+
+
+def _kind(walker: Backward, kinds: dict[str, str], step: Step) -> str:
+    """Where a step's rule is from."""
+    if any(step.rule is rule for rule in walker.rules.values()):
+        return "replaced"
+    return kinds.get(step.primitive, "hand-written")
 
 
 def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:

@@ -58,6 +58,7 @@ from .sources import scope as scope
 from .sources import user_line as user_line
 from .sources import user_place as user_place
 from .sources import written_at as written_at
+from .sources import written_where as written_where
 from .values import Aval as Aval
 from .values import aval_of as aval_of
 from .values import dilated as dilated

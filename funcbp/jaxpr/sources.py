@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax._src import source_info_util
+from jax._src.api_util import fun_sourceinfo
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _CORE = """
@@ -56,6 +57,11 @@ def user_called_by(fun: Any, traceback: Any) -> bool:
         if source_info_util.is_user_filename(frame.file_name):
             return True
     return False
+
+
+def written_where(fun: Any) -> str:
+    """`name at file:line` of a `jax.custom_vjp` or `jax.custom_jvp` function, or of the body of a call of it."""
+    return fun_sourceinfo(fun.fun) if hasattr(fun, "fun") else fun.debug_info.func_src_info or ""
 
 
 def scope(source: Any) -> str:

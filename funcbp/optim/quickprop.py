@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from .. import ops
 from ..rules import OUTPUT, Rule, rule
 from .base import leafwise, needed, number, zeros
 
@@ -114,8 +115,7 @@ def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
     """Fahlman's cure for flat spots: the derivative of the logistic taken to be y (1 - y) + offset.
 
     A unit that saturates on the wrong side then still learns. It is a rule for the backward pass, no property of the
-    network; it applies to `jax.nn.sigmoid` and `jax.lax.logistic`. `ops.logistic` brings its own derivative and is left
-    alone, so a network of `nets` is made with `activation=jax.nn.sigmoid`.
+    network; it applies to `jax.nn.sigmoid`, `jax.lax.logistic` and `funcbp.ops.logistic`.
 
     Args:
         offset: what is added.
@@ -136,4 +136,5 @@ def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
         """x̄ = ȳ (y (1 - y) + offset)."""
         return (ct * (y * (1 - y) + offset),)
 
-    return {lax.logistic_p: rule(logistic_offset_bwd, save=OUTPUT)}
+    offset_rule = rule(logistic_offset_bwd, save=OUTPUT)
+    return {lax.logistic_p: offset_rule, ops.logistic: offset_rule}

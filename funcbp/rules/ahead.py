@@ -21,7 +21,7 @@ def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[An
     has a rule of the user's stays, as that may see each step: a clipped cotangent is another one for all steps at once.
     """
     body, n_consts, n_carry = jx.scan_parts(params)
-    stays = frozenset(p.name for p in walker.rules)
+    stays = frozenset(getattr(p, "name", p) for p in walker.rules)
     how = n_consts, n_carry, beforehand(walker.residuals), stays
     divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:

@@ -485,11 +485,10 @@ def test_refusals():
 
 
 def test_examples_that_interact_are_refused():
-    def normalised(w, x):
-        return jnp.sum((x - lax.pmean(x, "batch")) * w)
-
-    with pytest.raises(ValueError, match=r"average over a named axis of examples .* running averages"):
-        bp.per_example.norms(normalised)(jnp.ones(3), jnp.ones((2, 3)))
+    """Whether what is averaged are the data, or depends on the parameters."""
+    for normalised in (lambda w, x: (x - lax.pmean(x, "batch")) * w, lambda w, x: x * w - lax.pmean(x * w, "batch")):
+        with pytest.raises(ValueError, match=r"average over a named axis of examples .* running averages"):
+            bp.per_example.norms(lambda w, x, f=normalised: jnp.sum(f(w, x)))(jnp.ones(3), jnp.ones((2, 3)))
 
     def batch_norm(w, x):
         x = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)

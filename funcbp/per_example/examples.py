@@ -21,6 +21,7 @@ from ..arguments import check_callable, checked, name_of
 from ..backward import Backward
 from ..cotangents import Factored, Product, Zero, instantiate
 from ..rules.contraction import conv_right
+from ..rules.table import MissingRuleError
 from . import pairs as ps
 from .pairs import Pair
 
@@ -367,11 +368,12 @@ def backpropagate(
 
     try:
         outputs, cts = jax.vmap(one, (None, 0))(values, batch)
-    except NameError as error:
-        if "unbound axis name" not in str(error):
+    except (NameError, MissingRuleError) as error:
+        reason, *_ = str(error).split(" over devices")  # said of the sum where it depends on the parameters
+        if "unbound axis name" not in reason and "no derivative for `psum`" not in reason:
             raise
         raise ValueError(
-            f"{name_of(f)} takes an average over a named axis of examples ({error}), as batch normalisation in "
+            f"{name_of(f)} takes an average over a named axis of examples ({reason}), as batch normalisation in "
             "training mode does: then an example's loss depends on the other examples, and there is no gradient of its "
             "own. Use the running averages, or a normalisation within the example (layer or group normalisation)."
         ) from error

@@ -49,13 +49,17 @@ def own_name(fun: Any) -> str:
 
 
 def user_called_by(fun: Any, traceback: Any) -> bool:
-    """Whether an equation of this function of JAX's own was written in a function of the user's that it called."""
+    """Whether an equation of this function of JAX's own was written in a function of the user's that it called.
+
+    Then a frame of the user's stands inside of the function's own frame. A traceback without that one is of a place where
+    the equation was put, in a backward pass for instance, when the function was first traced.
+    """
+    users = False
     file, _, line = fun.debug_info.func_src_info.partition(" at ")[2].rpartition(":")
     for frame in traceback.frames if traceback else ():
         if (frame.file_name, str(frame.function_start_line)) == (file, line):
-            return False
-        if source_info_util.is_user_filename(frame.file_name):
-            return True
+            return users
+        users = users or source_info_util.is_user_filename(frame.file_name)
     return False
 
 

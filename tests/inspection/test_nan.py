@@ -168,3 +168,12 @@ def test_whether_under_jit_and_not_the_replay():
 def test_auxiliary_data_and_integers_do_not_disturb():
     loss = lambda w, n: (total(jnp.log(w) * n.astype(w.dtype)), n)
     assert bp.find_nan(loss, has_aux=True)(f64(0, 1), jnp.asarray(2)).operation == "log"
+
+
+def test_what_was_traced_elsewhere_first_bears_the_line_of_this_call():
+    """JAX keeps the program of its own sqrt, which here was traced first in a backward pass, at a line of the loss."""
+    jax.clear_caches()
+    elsewhere = lambda x: jnp.sum(bp.name(jnp.tanh(x), "h"))
+    bp.cotangents(elsewhere, reduce=lambda ct: jnp.sqrt(jnp.sum(ct)))(jnp.ones(2))
+    here = lambda x: jnp.sqrt(jnp.sum(x))
+    assert f":{here.__code__.co_firstlineno}:" in bp.find_nan(here)(jnp.zeros(2)).line

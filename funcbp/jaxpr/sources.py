@@ -51,8 +51,8 @@ def own_name(fun: Any) -> str:
 def user_called_by(fun: Any, traceback: Any) -> bool:
     """Whether an equation of this function of JAX's own was written in a function of the user's that it called.
 
-    Then a frame of the user's stands inside of the function's own frame. A traceback without that one is of a place where
-    the equation was put, in a backward pass for instance, when the function was first traced.
+    Then a frame of the user's stands inside of the function's own frame. A traceback without that one is of a place
+    where the equation was put when the function was first traced, in a backward pass for instance.
     """
     users = False
     file, _, line = fun.debug_info.func_src_info.partition(" at ")[2].rpartition(":")

@@ -334,7 +334,7 @@ class Deferral:
 
 
 WAIT, NOW = Deferral(), Deferral(math.inf)
-AHEAD = Deferral(at_least=2**20)  # in the loop the product is read once, where the sum is read and written
+AHEAD = Deferral()  # for products before the loop, as WAIT is for sums after it
 
 
 def deferral(residuals: str | Budget) -> Deferral:

@@ -273,13 +273,14 @@ def convolved(w, x):
 
 
 def test_a_convolution_goes_the_way_that_costs_less():
-    """Patches are many bytes for few operations where there are few units; factors where there are few positions."""
+    """Patches are many bytes for few operations where there are few units; but a direct way of few channels is slow."""
     way = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.ways(convolved)(
         jax.ShapeDtypeStruct((kernel, kernel, inputs, units), dtype),
         jax.ShapeDtypeStruct((8, size, size, inputs), dtype),
     )[""]
-    assert way(28, 1, 6, 5) == way(32, 16, 16, 9) == way(16, 64, 64) == "direct"
-    assert way(16, 64, 128) == way(16, 64, 64, 1) == "products"  # many units; no more in patches than in the image
+    assert way(32, 16, 16, 9) == way(16, 16, 16) == "direct"
+    assert way(32, 3, 32) == way(16, 32, 64) == "products"  # few channels; many units
+    assert way(16, 64, 64, 1) == "products"  # no more in patches than in the image
     assert way(2, 256, 256) == "factors"
     assert way(32, 16, 16, 9, jnp.float64) == "products"
 

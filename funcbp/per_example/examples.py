@@ -29,8 +29,9 @@ __all__ = ["FLOPS_PER_BYTE", "Examples", "Leaf", "backpropagate", "batch_size", 
 
 Array = jax.Array
 FLOPS_PER_BYTE = 8  # operations in the time that a byte takes to memory or back: about 5 to 10 on processors
-PATCH_PASSES = 5  # how often the bytes of patches are moved until they are multiplied; measured: 2 to 12
-DIRECT_SLOWNESS = 2  # a mapped convolution to a batched matrix product of as many operations; measured: 0.8 to 5.6
+PATCH_PASSES = 2  # how often the bytes of patches are moved until they are multiplied
+DIRECT_SLOWNESS = 2.5  # a mapped convolution to a batched matrix product of as many operations
+FULL_CHANNELS = 16  # with fewer input channels, a mapped convolution is slower in proportion
 
 
 class Leaf:
@@ -215,7 +216,9 @@ def _cost_of_direct(products: Sequence[Product], pairs: Sequence[Pair]) -> float
     narrow = lambda p: p.rule is conv_right and p.params["feature_group_count"] == 1 and p.ct.dtype.itemsize <= 4
     if not all(map(narrow, products)):
         return math.inf
-    return (DIRECT_SLOWNESS - 1) * sum(map(_contraction, pairs))
+    channels = lambda p: p.aval.shape[p.params["dimension_numbers"].rhs_spec[1]]
+    slowness = [DIRECT_SLOWNESS * max(1, FULL_CHANNELS / channels(p)) for p in products]
+    return sum((s - 1) * _contraction(pair) for s, pair in zip(slowness, pairs, strict=True))
 
 
 def _bytes(pair: Pair) -> int:

@@ -337,14 +337,9 @@ WAIT, NOW = Deferral(), Deferral(math.inf)
 AHEAD = Deferral()  # for products before the loop, as WAIT is for sums after it
 
 
-def deferral(residuals: str | Budget) -> Deferral:
-    """When to wait: under a policy that limits what is stacked, not at all."""
-    return WAIT if residuals in ("min_cut", "needed") else NOW
-
-
-def beforehand(residuals: str | Budget) -> Deferral:
-    """When to carry out products of what a loop goes over before it: the same."""
-    return AHEAD if residuals in ("min_cut", "needed") else NOW
+def deferral(residuals: str | Budget, ahead: bool = False) -> Deferral:
+    """When to wait with sums, or to go ahead with products: under a policy that limits what is stacked, not at all."""
+    return (AHEAD if ahead else WAIT) if residuals in ("min_cut", "needed") else NOW
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

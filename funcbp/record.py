@@ -183,8 +183,10 @@ class RecordTrace(core.Trace):
         self, name: str, rule: Rule, params: Any, slots: Any, values: Any, outs: Any, res: Any, several: bool
     ) -> None:
         watch = None if self._in_tangents else self.walker.watch
-        with core.set_current_trace(self.parent_trace):
-            noted = None if watch is None else watch.note(name, params, values, list(map(self.value, outs)))
+        noted = None
+        if watch is not None:
+            with core.set_current_trace(self.parent_trace):
+                noted = watch.note(name, params, values, list(map(self.value, outs)))
         leaves, tree = jax.tree.flatten((res, noted))
         perturbed = tuple(slot is not None for slot in slots)
         outputs = tuple(map(self.slot, outs))

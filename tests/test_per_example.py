@@ -279,7 +279,8 @@ def test_a_convolution_goes_the_way_that_costs_less():
         jax.ShapeDtypeStruct((8, size, size, inputs), dtype),
     )[""]
     assert way(32, 16, 16, 9) == way(16, 16, 16) == "direct"
-    assert way(32, 3, 32) == way(16, 32, 64) == "products"  # few channels; many units
+    assert way(28, 1, 6, 5) == way(32, 3, 8) == "products"  # few channels
+    assert way(32, 3, 32) == way(16, 32, 64) == "products"  # many units
     assert way(16, 64, 64, 1) == "products"  # no more in patches than in the image
     assert way(2, 256, 256) == "factors"
     assert way(32, 16, 16, 9, jnp.float64) == "products"

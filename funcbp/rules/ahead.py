@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
-from ..policies import Deferral, beforehand, bytes_of
+from ..policies import Deferral, bytes_of, deferral
 
 __all__ = ["products_ahead"]
 
@@ -22,7 +22,7 @@ def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[An
     """
     body, n_consts, n_carry = jx.scan_parts(params)
     stays = frozenset(getattr(p, "name", p) for p in walker.rules)
-    how = n_consts, n_carry, beforehand(walker.residuals), stays
+    how = n_consts, n_carry, deferral(walker.residuals, ahead=True), stays
     divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:
         return None

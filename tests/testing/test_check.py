@@ -287,6 +287,7 @@ def test_another_value_than_the_functions():
         (lambda: check(3, X), TypeError, "needs a function"),
         (lambda: check(jnp.sin, X, order=3), ValueError, "order is 1 or 2"),
         (lambda: check(jnp.sin, X, samples=0), ValueError, "samples is a whole number"),
+        (lambda: check(jnp.sin, X, samples=1), ValueError, "samples is a whole number of at least 2, and was 1"),
         (lambda: check(jnp.sin, X, tolerance=-1), ValueError, "tolerance is a positive number"),
         (lambda: check(jnp.sin, X, wrt=2), ValueError, "positional argument 2, and there are 1"),
         (lambda: check(jnp.sin, X, wrt="x"), TypeError, "number of a positional argument"),

@@ -26,7 +26,7 @@ def funcbp(a: Arrays, seed: int, target: float) -> tuple[int, float]:
     import optax
 
     import funcbp as bp
-    from funcbp.train import stopping
+    from funcbp.learn.train import stopping
 
     net = bp.nets.mlp([64, 64, 10], activation=bp.ops.relu)
     x_test, y_test = jnp.asarray(a["x_test"]), jnp.asarray(a["y_test"])

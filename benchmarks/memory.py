@@ -16,7 +16,8 @@ import numpy as np
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp import loops, policies
+from funcbp.control_flow import revolve as loops
+from funcbp.remat import policies
 
 from . import measure, step, workloads
 from .measure import ratio

@@ -17,7 +17,7 @@ import optax
 
 import funcbp as bp
 from funcbp import data, nets, ops, plot
-from funcbp.train import stopping
+from funcbp.learn.train import stopping
 
 out = Path(sys.argv[1] if sys.argv[1:] and sys.argv[1][0] != "-" else "runs/rprop_against_gradient_descent")
 out.mkdir(parents=True, exist_ok=True)

@@ -1,28 +1,16 @@
 """Backpropagation you can open: JAX's `vjp` and `grad`, with a backward pass made of hand-written rules."""
 
-from . import (
-    credit,
-    curvature,
-    data,
-    inspection,
-    nets,
-    ops,
-    optim,
-    per_example,
-    plot,
-    reproduce,
-    rules,
-    testing,
-    train,
-)
-from .backward import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from . import control_flow as _control_flow  # noqa: F401  enters its rules into the table
+from . import credit, curvature, inspection, per_example, rules, testing
+from .autodiff.marks import feedback, name
+from .autodiff.transformations import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .control_flow.revolve import scan, while_loop
 from .inspection import cotangents, find_nan, residuals, summary, trace
-from .loops import scan, while_loop
-from .ops.marks import feedback, name
-from .policies import Budget
+from .learn import data, nets, ops, optim, plot, reproduce, train
+from .learn.train import fit, fit_many
+from .remat.policies import Budget
 from .rules import coverage, rule
 from .testing import check
-from .train import fit, fit_many
 
 __version__ = "0.2.0"
 

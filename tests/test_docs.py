@@ -58,7 +58,7 @@ def test_the_readme_has_programs_and_commands():
 
 def test_the_readme_shows_the_walk_as_it_is():
     (shown,) = re.findall(r"```python\n(def pull_back.*?)```", README, re.DOTALL)
-    source = (ROOT / "funcbp" / "walk.py").read_text()
+    source = (ROOT / "funcbp" / "autodiff/backward_pass.py").read_text()
     unannotated = re.sub(r"def pull_back\(.*?\) -> list\[Any\]:", "def pull_back(walk, record, kept, ct_out):", source)
     assert shown.strip() in unannotated
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..arguments import check_callable, check_scalar
-from ..backward import Backward, Pullback
+from ..autodiff.arguments import check_callable, check_scalar
+from ..autodiff.backward_pass import Walk, listed, step_back
+from ..autodiff.recording import Record, Step
+from ..autodiff.transformations import Backward, Pullback
 from ..cotangents import Zero, dense, is_differentiable
-from ..plan import records_inside
-from ..record import Record, Step
-from ..walk import Walk, listed, step_back
+from ..remat.plan import records_inside
 from .statistics import Statistics, statistics
 
 __all__ = ["Row", "Trace", "trace"]
@@ -230,25 +230,25 @@ class Trace:
         return f"Trace of {len(self.rows)} equations; print it, or show it in a notebook"
 
     def _repr_html_(self) -> str:
-        from .page import page
+        from .render.page import page
 
         return page(self)
 
     def to_dot(self) -> str:
         """The graph of the outermost program, for Graphviz."""
-        from .graph import to_dot
+        from .render.graph import to_dot
 
         return to_dot(self)
 
     def to_mermaid(self) -> str:
         """The graph of the outermost program, for Mermaid."""
-        from .graph import to_mermaid
+        from .render.graph import to_mermaid
 
         return to_mermaid(self)
 
     def to_svg(self) -> str:
         """The graph of the outermost program as inline SVG: a box per value, with its value and its gradient."""
-        from .graph import to_svg
+        from .render.graph import to_svg
 
         return to_svg(self)
 

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..arguments import check_callable, check_input, check_scalar, split_arguments
-from ..backward import Backward
-from ..plan import records_inside
-from ..record import Record, Step
-from ..walk import check_names
+from ..autodiff.arguments import check_callable, check_input, check_scalar, split_arguments
+from ..autodiff.backward_pass import check_names
+from ..autodiff.recording import Record, Step
+from ..autodiff.transformations import Backward
+from ..remat.plan import records_inside
 
 __all__ = ["cotangents", "gradient_watched", "step_at"]
 

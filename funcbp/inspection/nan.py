@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..arguments import check_callable, split_arguments
-from ..backward import Backward
+from ..autodiff.arguments import check_callable, split_arguments
+from ..autodiff.transformations import Backward
 from .replay import Birth, replay
 from .statistics import Statistics, statistics
 

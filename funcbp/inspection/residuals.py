@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from .. import jaxpr as jx
-from ..arguments import as_value, split_arguments
-from ..backward import Backward
+from ..autodiff.arguments import as_value, split_arguments
+from ..autodiff.recording import Kept
+from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
-from ..plan import Plan, plan_of_call
-from ..policies import bytes_of, kept_bytes
-from ..record import Kept
-from ..straight import in_regions
+from ..remat.plan import Plan, plan_of_call
+from ..remat.policies import bytes_of, kept_bytes
+from ..remat.regions import in_regions
 from .live import Live, live_bytes
 
 __all__ = ["Residual", "Residuals", "residuals"]

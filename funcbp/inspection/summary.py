@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..arguments import check_callable
-from ..backward import Backward
+from ..autodiff.arguments import check_callable
+from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
 
 __all__ = ["Operation", "Summary", "flops_of", "summary"]

@@ -74,6 +74,7 @@ from .values import primitive as primitive
 from .values import public_names as public_names
 from .values import row as row
 from .values import sharding_of as sharding_of
+from .values import split_list as split_list
 from .values import strong as strong
 from .values import to_strong as to_strong
 from .values import type_of as type_of

@@ -11,10 +11,7 @@ from jax._src import source_info_util
 from jax._src.api_util import fun_sourceinfo
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_CORE = """
-    jaxpr record.py walk.py backward.py plan.py policies.py loops.py straight.py mirrors.py cotangents.py credit.py
-    per_example rules ops inspection testing
-"""
+_CORE = "jaxpr cotangents rules remat control_flow autodiff per_example curvature credit inspection testing learn/ops"
 
 
 for _core in _CORE.split():

@@ -127,3 +127,12 @@ def aval_of(x: Any) -> Aval:
 def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     """Sizes after `dilation - 1` holes are put between neighbours."""
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
+
+
+def split_list(items: Sequence[Any], *sizes: int) -> list[list[Any]]:
+    """Consecutive parts of these sizes, and the rest."""
+    out, start = [], 0
+    for n in sizes:
+        out.append(list(items[start : start + n]))
+        start += n
+    return [*out, list(items[start:])]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..backward import Backward
+from ..autodiff.transformations import Backward
 from .examples import backpropagate
 
 __all__ = ["Clipping", "clipped_grad", "norms", "weighted_grad"]

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..arguments import check_callable, checked, name_of
-from ..backward import Backward
+from ..autodiff.arguments import check_callable, checked, name_of
+from ..autodiff.transformations import Backward
 from ..cotangents import Factored, Product, Zero, instantiate
 from ..rules.contraction import conv_right
-from ..rules.table import MissingRuleError
+from ..rules.registry import MissingRuleError
 from . import pairs as ps
 from .pairs import Pair
 

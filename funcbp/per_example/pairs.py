@@ -27,7 +27,7 @@ from jax import lax
 from ..cotangents import STACKED, SUMMED, Product
 from ..rules.contraction import conv_right, dot_general_left, dot_general_right
 from ..rules.indexing import gather_left
-from ..rules.opened import Moved, contracted
+from ..rules.inlined import Moved, contracted
 
 __all__ = ["Layout", "OneHot", "Pair", "between", "einsum", "pair_of", "within"]
 

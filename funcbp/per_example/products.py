@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..backward import Backward
+from ..autodiff.transformations import Backward
 from .examples import backpropagate, inner_products, jacobian_rows
 
 __all__ = ["cosines", "factors", "gram", "ways"]

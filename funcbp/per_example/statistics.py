@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..backward import Backward
+from ..autodiff.transformations import Backward
 from .examples import backpropagate, batch_size
 
 __all__ = ["Moments", "NoiseScale", "grads", "moments", "noise_scale"]

@@ -1,7 +1,7 @@
-"""The rules of backpropagation: one per operation, one file per family. See `table.py` for what a rule is."""
+"""The rules of backpropagation: one per operation, one file per family. See `registry.py` for what a rule is."""
 
-from . import calls, contraction, control, elementwise, indexing, linalg, reduction, refused, shape, sorting
-from .table import (
+from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
+from .registry import (
     INPUTS,
     NOTHING,
     OUTPUT,
@@ -32,9 +32,7 @@ __all__ = [
     "TABLE",
     "TYPES",
     "Rule",
-    "calls",
     "contraction",
-    "control",
     "coverage",
     "def_bilinear",
     "def_body",
@@ -50,9 +48,10 @@ __all__ = [
     "elementwise",
     "indexing",
     "linalg",
+    "placement",
     "reduction",
-    "refused",
     "rule",
     "shape",
     "sorting",
+    "unsupported",
 ]

@@ -14,7 +14,7 @@ from jax import lax
 
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
-from .table import BILINEAR, def_bilinear, def_rule
+from .registry import BILINEAR, def_bilinear, def_rule
 
 
 def dot_general_left(

@@ -26,7 +26,7 @@ from jax import lax
 
 from ..cotangents import Zero, unbroadcast
 from ..jaxpr import primitive, primitives
-from .table import (
+from .registry import (
     OUTPUT,
     TYPES,
     def_bilinear,

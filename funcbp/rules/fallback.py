@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ..cotangents import float0_zeros, instantiate, is_differentiable
-from .table import REFUSED, Rule
+from .registry import REFUSED, Rule
 
 
 def missing(primitive: Any) -> Rule:

@@ -23,7 +23,7 @@ from jax import lax
 from ..cotangents import Zero, instantiate
 from ..jaxpr import primitives, solve_parts, transposed_solve
 from .elementwise import is_complex
-from .table import def_control, def_linear, def_rule, def_tangent
+from .registry import def_control, def_linear, def_rule, def_tangent
 
 
 def T(x: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..jaxpr import dilated, primitives, reducer, sharding_of
-from .table import def_body, def_linear, def_nondiff, def_rule
+from .registry import def_body, def_linear, def_nondiff, def_rule
 
 
 def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:

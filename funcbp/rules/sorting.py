@@ -10,7 +10,7 @@ from jax import lax
 
 from ..cotangents import Zero
 from ..jaxpr import primitives, zeros
-from .table import def_rule
+from .registry import def_rule
 
 
 def put_along(ct: Any, places: Any, axis: int, x: Any) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import backward
+from ..autodiff import transformations as backward
 from ..cotangents import is_differentiable
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import backward
 from .. import jaxpr as jx
+from ..autodiff import transformations as backward
 
 AGAINST_JAX = 1e-10
 AGAINST_DIFFERENCES = 1e-6

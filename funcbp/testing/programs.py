@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
+from ..autodiff.recording import Equation, observe
 from ..cotangents import float0_zeros, is_differentiable
-from ..record import Equation, observe
 from .numerical import Evaluator
 from .subject import Subject, first_line
 

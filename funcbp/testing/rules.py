@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import backward, walk
 from .. import jaxpr as jx
+from ..autodiff import backward_pass as walk
+from ..autodiff import transformations as backward
+from ..autodiff.recording import record
 from ..cotangents import Zero, dense, is_differentiable
-from ..record import record
 from .check import check
 from .subject import first_line
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import ROWS  # type: ignore[import-not-found]
 
 import funcbp as bp
 
 from ..interpret import interpreted
+from .rows import ROWS
 
 POINTS = [1e-12, 1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0]
 FUNCTIONS = {

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import ROWS  # type: ignore[import-not-found]
 
 import funcbp as bp
 from funcbp.rules import TABLE
 from funcbp.testing.rules import structural_claims
 
 from ..interpret import interpreted
+from .rows import ROWS
 
 IDS = [f"{r.primitive}-{r.label or 'plain'}-{i}" for i, r in enumerate(ROWS)]
 FIRST = {r.primitive: i for i, r in reversed(list(enumerate(ROWS)))}  # of each primitive, its first row
@@ -193,7 +193,7 @@ def test_every_ruled_primitive_has_a_row(monkeypatch):
         jax.make_jaxpr(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
         if row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"):
             assert row.primitive in used, f"the row {row.primitive}-{row.label} never uses the rule"
-    elsewhere = {"reshard", "feedback"}  # a mesh: tests/test_sharding.py; a mirror: tests/ops/test_marks.py
+    elsewhere = {"reshard", "feedback"}  # a mesh: tests/test_sharding.py; a mirror: tests/autodiff/test_marks.py
     rows = {r.primitive for r in ROWS} | elsewhere
     unrowed = {
         p.name for p, r in TABLE.items() if r.kind not in ("zero", "nondiff", "missing") and r.message is None

@@ -14,8 +14,8 @@ import pytest
 from jax import lax
 
 import funcbp as bp
+from funcbp.cli.check import run_check_command
 from funcbp.testing import assert_gradients, check
-from funcbp.testing.command import run_check_command
 from funcbp.testing.numerical import Evaluator, power_of_two, slopes
 
 X = jnp.array([0.3, -1.2, 2.0])

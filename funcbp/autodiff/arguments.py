@@ -1,0 +1,123 @@
+"""Arguments of the transformations: which are differentiated, and what is said about those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, is_differentiable, is_inexact
+
+__all__ = [
+    "as_value",
+    "check_callable",
+    "check_input",
+    "check_output",
+    "check_scalar",
+    "checked",
+    "checked_ct",
+    "name_of",
+    "split_arguments",
+]
+
+
+def name_of(f: Any) -> str:
+    return getattr(f, "__name__", repr(f))
+
+
+def check_callable(f: Any) -> None:
+    if not callable(f):
+        raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
+
+
+def checked(x: Any) -> Any:
+    try:
+        jax.typeof(x)
+    except TypeError as error:
+        raise TypeError(f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are.") from error
+    return x
+
+
+def as_value(x: Any) -> Any:
+    return x if isinstance(x, jax.Array) else jnp.asarray(checked(x))
+
+
+def split_arguments(
+    f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """`f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
+    if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
+        raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
+    numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+    for i in numbers:
+        if not -len(args) <= i < len(args):
+            raise ValueError(
+                f"argnums={argnums!r} asks for positional argument {i}, and {name_of(f)} was called with {len(args)}. "
+                "Arguments passed by keyword cannot be differentiated with respect to."
+            )
+    numbers = [i % len(args) for i in numbers]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"argnums={argnums!r} names an argument twice.")
+
+    def partial(*chosen: Any) -> Any:
+        full = list(args)
+        for i, x in zip(numbers, chosen, strict=True):
+            full[i] = x
+        return f(*full, **kwargs)
+
+    return partial, tuple(args[i] for i in numbers)
+
+
+def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
+    dtype = jx.type_of(checked(x)).dtype
+    if not holomorphic and (allow_int or is_inexact(dtype)):
+        return
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:
+        raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
+    if holomorphic:
+        if not jax.dtypes.issubdtype(dtype, np.complexfloating):
+            raise TypeError(f"{what} with holomorphic=True requires complex inputs, and got {dtype}.")
+    else:
+        raise TypeError(
+            f"{what} requires real- or complex-valued inputs (a sub-dtype of np.inexact), and got {dtype}. "
+            "Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
+        )
+
+
+def check_scalar(value: Any, holomorphic: bool) -> None:
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
+    aval = jax.typeof(value)
+    if aval.shape != ():
+        raise TypeError(f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}.")
+    check_output(value, holomorphic, "grad")
+
+
+def check_output(y: Any, holomorphic: bool, what: str) -> None:
+    dtype = jax.typeof(y).dtype
+    if holomorphic:
+        if not jax.dtypes.issubdtype(dtype, np.complexfloating):
+            raise TypeError(f"{what} with holomorphic=True requires complex outputs, and got {dtype}.")
+    elif jax.dtypes.issubdtype(dtype, np.complexfloating):
+        raise TypeError(
+            f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}. For holomorphic "
+            "differentiation pass holomorphic=True; otherwise use vjp."
+        )
+    elif not jax.dtypes.issubdtype(dtype, np.floating):
+        raise TypeError(f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}.")
+
+
+def checked_ct(ct: Any, aval: Any) -> Any:
+    if not is_differentiable(aval):
+        return Zero
+    got = jax.typeof(ct)
+    if got.shape != aval.shape or got.dtype != aval.dtype:
+        raise ValueError(
+            f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} must have that shape and dtype, and is "
+            f"{got.dtype}{list(got.shape)}."
+        )
+    return ct if isinstance(ct, jax.Array) else jnp.asarray(ct)

@@ -1,0 +1,3 @@
+"""The command `funcbp`."""
+
+from .main import main as main

@@ -1,0 +1,170 @@
+"""`funcbp check package.module:function --args ...`: is this function's derivative right?"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+RIGHT, WRONG, COULD_NOT = 0, 1, 2
+TYPE = re.compile(r"(?P<dtype>(?:bfloat|float|complex|int|uint)\d+|bool)\[(?P<shape>[\d, ]*)\]")
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done; the message says why."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message[0].upper()}{message[1:]}. See funcbp check --help.")
+
+
+def run_check_command(argv: Sequence[str]) -> int:
+    """Run `funcbp check` with these arguments and print the report.
+
+    Args:
+        argv: what comes after `check`: `package.module:function` and options. An argument of the function is a Python
+            literal (`0.5`, `[[1.0, 2.0]]`), a type to be filled with random numbers (`float32[3,4]`), a `.npy` or
+            `.npz` file, or `package.module:name`: a value, or a function that makes one when called.
+
+    Returns:
+        0 if the derivative is right, 1 if it is wrong, 2 if that could not be found out.
+
+    Example:
+        >>> from funcbp.cli.check import run_check_command
+        >>> run_check_command(["jax.numpy:tanh", "--args", "float32[3]"])  # doctest: +SKIP
+        0
+    """
+    try:
+        request = _parser().parse_args(argv)
+        f = _resolve(request.function)
+        if not callable(f):
+            raise RequestError(f"{request.function} is no function, but {f!r}.")
+        rng = np.random.default_rng(request.seed)
+        args = [_argument(text, rng) for text in request.args]
+        options = dict(order=request.order, samples=request.samples, seed=request.seed, has_aux=request.has_aux)
+        if request.wrt is not None:
+            options["wrt"] = request.wrt
+        if request.tolerance is not None:
+            options["tolerance"] = request.tolerance
+        if request.vjp is not None:
+            options["vjp"] = _resolve(request.vjp)
+    except RequestError as error:
+        print(f"funcbp: {error}", file=sys.stderr)
+        return COULD_NOT
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    from ..testing.check import check
+
+    try:
+        report = check(f, *args, **options)
+    except Exception as error:
+        print(f"funcbp: {request.function} could not be checked: {type(error).__name__}: {error}", file=sys.stderr)
+        return COULD_NOT
+    print(report.to_json() if request.json else report)
+    return RIGHT if report.ok else WRONG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="funcbp check",
+        description="Check a function's derivative against differences, jax.vjp and the dot-product identity.",
+    )
+    parser.add_argument("function", metavar="package.module:function", help="what to differentiate")
+    parser.add_argument(
+        "--args",
+        nargs="*",
+        default=[],
+        metavar="ARG",
+        help="literals (0.5, [1.0, 2.0]), types to fill at random (float32[3,4]), .npy and .npz files, module:name",
+    )
+    parser.add_argument("--wrt", type=int, nargs="+", metavar="N", help="which arguments (default: all with floats)")
+    parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the gradient's derivative too")
+    parser.add_argument("--samples", type=int, default=2, metavar="N", help="random cotangents (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the random numbers (default: 0)")
+    parser.add_argument("--tolerance", type=float, metavar="UNITS", help="of what the reference can tell")
+    parser.add_argument("--vjp", metavar="package.module:vjp", help="the derivative to test (default: funcbp's)")
+    parser.add_argument("--has-aux", action="store_true", help="the function returns (output, anything)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def _resolve(path: str) -> Any:
+    module, colon, name = path.partition(":")
+    if not colon or not module or not name:
+        raise RequestError(f"{path!r} must be written package.module:name.")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise RequestError(f"{module} cannot be imported: {error}.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise RequestError(f"{module} has no {name}.")
+        found = getattr(found, part)
+    return found
+
+
+def _argument(text: str, rng: Any) -> Any:
+    match = TYPE.fullmatch(text.replace(" ", ""))
+    if match:
+        return _random(match["dtype"], [int(n) for n in match["shape"].split(",") if n], rng)
+    if text.endswith((".npy", ".npz")):
+        try:
+            loaded = np.load(text)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{text} cannot be read: {error}.") from error
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    else:
+        return _arrays(value)
+    if ":" in text:
+        value = _resolve(text)
+        return value() if inspect.isfunction(value) else value
+    raise RequestError(
+        f"{text!r} is no argument: write a literal, a type such as float32[3,4], a .npy or .npz file, or "
+        "package.module:name."
+    )
+
+
+def _arrays(value: Any) -> Any:
+    """Lists of numbers as arrays; dicts and tuples stay what they are."""
+    if isinstance(value, dict):
+        return {k: _arrays(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_arrays, value))
+    if isinstance(value, list):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            return [_arrays(v) for v in value]
+        return jax.numpy.asarray(array) if array.dtype.kind in "fcib" else [_arrays(v) for v in value]
+    return value
+
+
+def _random(dtype: str, shape: list[int], rng: Any) -> Any:
+    try:
+        kind = jax.numpy.dtype(dtype)
+    except TypeError:
+        raise RequestError(f"{dtype} is no type of numbers.") from None
+    if kind.kind == "b":
+        return jax.numpy.asarray(rng.integers(0, 2, shape), bool)
+    if not jax.dtypes.issubdtype(kind, np.inexact):
+        return jax.numpy.asarray(rng.integers(0, 4, shape), kind)
+    numbers = rng.standard_normal(shape)
+    if jax.dtypes.issubdtype(kind, np.complexfloating):
+        numbers = numbers + 1j * rng.standard_normal(shape)
+    return jax.numpy.asarray(numbers, kind)

@@ -1,0 +1,382 @@
+"""`funcbp train`: train a network on real data by a backward pass that has been checked before your eyes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..learn import data, nets, optim, plot, train
+from ..learn.train import stopping
+from ..learn.train.job import (
+    ACTIVATIONS,
+    Job,
+    RequestError,
+    build,
+    judge,
+    leave,
+    load,
+    prepare,
+    run_name,
+    score_key,
+    whole,
+)
+from ..learn.train.layout import LAYOUTS, make_placement, to_host
+from ..learn.train.loop import MODES
+from ..learn.train.records import FILES, tqdm
+from ..testing.gradients import compare_gradients
+
+FAILED, INTERRUPTED = 1, 130
+CHECKED_EXAMPLES = 16
+Make = Callable[[float], Any]
+
+# --- what there is to choose from, each with the number it takes if none is given -------------------------------------
+
+OPTIMIZERS: dict[str, tuple[Make, float]] = {
+    "sgd": (optax.sgd, 0.1),
+    "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.02),
+    "nesterov": (lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 0.02),
+    "adam": (optax.adam, 0.001),
+    "adamw": (optax.adamw, 0.001),
+    "rmsprop": (optax.rmsprop, 0.001),
+    "adagrad": (optax.adagrad, 0.05),
+    "lion": (optax.lion, 0.0003),
+}
+BATCH_OPTIMIZERS: dict[str, tuple[Make, float]] = {  # they compare the errors and gradients of successive updates
+    "lbfgs": (optax.lbfgs, 1.0),
+    "rprop": (optax.rprop, 0.01),
+    "rprop-plus": (optim.rprop_plus, 0.01),
+    "rprop-minus": (optim.rprop_minus, 0.01),
+    "irprop-plus": (optim.irprop_plus, 0.01),
+    "irprop-minus": (optim.irprop_minus, 0.01),
+    "quickprop": (optim.quickprop, 0.05),
+    "delta-bar-delta": (optim.delta_bar_delta, 0.05),
+    "super-sab": (optim.super_sab, 0.05),
+    "silva-almeida": (optim.silva_almeida, 0.005),
+    "bold-driver": (optim.bold_driver, 0.05),
+    "vogl": (optim.vogl, 0.05),
+    "salomon": (optim.salomon, 0.05),
+}
+STOPS: dict[str, tuple[Make, float]] = {
+    "target": (stopping.target_error, 0.01),
+    "correct": (stopping.all_correct, 1.0),
+    "plateau": (lambda epochs: stopping.plateau(int(epochs), of="validation_loss"), 10),
+    "adaptive": (lambda factor: stopping.adaptive_patience(factor, of="validation_loss"), 2.0),
+    "gl": (stopping.generalization_loss, 5.0),
+    "pq": (stopping.progress_quotient, 1.0),
+    "up": (lambda strips: stopping.up_strips(int(strips)), 2),
+    "low-progress": (stopping.low_progress, 0.1),
+}
+
+
+def add_train_command(commands: Any) -> None:
+    """Add `train` to the commands of `funcbp`."""
+    command = commands.add_parser(
+        "train",
+        help="train a network, its gradient checked first",
+        description="Train a network on a data set, after checking its hand-written gradient on a batch of it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    unset: Any = argparse.SUPPRESS
+    which = f"{', '.join(data.SETS)}, or a .csv or .npz file, or a folder with MNIST's four files"
+    command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
+    command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
+    command.add_argument(
+        "--network",
+        default="mlp:64,32",
+        help="mlp:64,32 (hidden layers; `mlp:` has none), convnet (for images), or autoencoder:32,16 (encoder)",
+    )
+    command.add_argument(
+        "--activation", default="relu", choices=ACTIVATIONS, metavar="NAME", help=", ".join(ACTIVATIONS)
+    )
+    command.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="of the split, the weights and the order"
+    )
+    command.add_argument("--out", type=Path, metavar="FOLDER", default=unset, help="default: runs/DATA-NETWORK")
+
+    learning = command.add_argument_group("learning")
+    all_optimizers = OPTIMIZERS | BATCH_OPTIMIZERS
+    names = f"{', '.join(OPTIMIZERS)}; best with --mode batch: {', '.join(BATCH_OPTIMIZERS)}"
+    learning.add_argument("--optimizer", default="adam", choices=all_optimizers, metavar="NAME", help=names)
+    rates = ", ".join(f"{name} {rate:g}" for name, (_, rate) in all_optimizers.items())
+    learning.add_argument("--learning-rate", type=_rate, metavar="RATE", default=unset, help=f"default: {rates}")
+    learning.add_argument(
+        "--mode",
+        default="stochastic",
+        choices=MODES,
+        metavar="NAME",
+        help="online (an update per example, in their order), batch (one for all), or stochastic (random mini-batches)",
+    )
+    learning.add_argument("--batch-size", type=whole(1), default=32, metavar="N", help="examples per mini-batch")
+    learning.add_argument("--replacement", action="store_true", help="draw mini-batches with replacement")
+    learning.add_argument("--epochs", type=whole(1), default=60, metavar="N", help="sweeps over the training set")
+    learning.add_argument(
+        "--stop",
+        action="append",
+        type=_stop,
+        metavar="RULE",
+        default=unset,
+        help="stop before the last epoch; may be given several times: "
+        + ", ".join(f"{name}:{number:g}" for name, (_, number) in STOPS.items()),
+    )
+    learning.add_argument(
+        "--keep", default="last", choices=("last", "best"), help="the last parameters, or the best by validation loss"
+    )
+
+    record = command.add_argument_group("records")
+    record.add_argument(
+        "--metrics", action="append", type=_metrics, metavar="FILE", default=unset, help="also into this .jsonl or .csv"
+    )
+    record.add_argument("--checkpoint", type=Path, metavar="FILE", default=unset, help="keep what is needed to go on")
+    record.add_argument(
+        "--checkpoint-every", type=whole(1), metavar="N", default=unset, help="epochs; default: every half minute"
+    )
+    record.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+
+    devices = command.add_argument_group("many devices")
+    devices.add_argument("--mesh", type=_mesh, metavar="AXES", default=unset, help="such as data=4,tensor=2")
+    devices.add_argument(
+        "--layout", choices=LAYOUTS, metavar="NAME", default=unset, help=f"of the parameters: {', '.join(LAYOUTS)}"
+    )
+    devices.add_argument("--coordinator", metavar="HOST:PORT", default=unset, help="where the first process listens")
+    devices.add_argument("--process", type=whole(0), metavar="I", default=unset, help="which process this is, from 0")
+    devices.add_argument("--processes", type=whole(1), metavar="N", default=unset, help="how many there are")
+    command.set_defaults(run=run_training)
+
+
+def run_training(args: argparse.Namespace) -> int:
+    """`funcbp train`: say what will be done, check the gradient, learn, judge, and leave the results."""
+    _start_processes(args)
+    with _quiet(jax.process_index() > 0):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    source = getattr(args, "data", args.set)
+    plot.new_axes()  # a missing library shall be missed now, not after the training
+    tqdm()
+    dataset = load(source, args.seed)
+    job = build(args.network, args.activation, dataset)
+    mesh, layout = _mesh_and_layout(args, len(dataset.x_train))
+    store = _checkpoint(args)
+    stops = dict(getattr(args, "stop", []))
+    correct = _right(job) if any(name.startswith("correct") for name in stops) else None
+    folder = prepare(getattr(args, "out", Path("runs") / run_name(dataset.name, args.network)))
+    make_optimizer, rate = (OPTIMIZERS | BATCH_OPTIMIZERS)[args.optimizer]
+    rate = getattr(args, "learning_rate", rate)
+    key = jax.random.key(args.seed)
+    params = job.net.init(jax.random.fold_in(key, 0), dataset.x_train)
+
+    device = jax.devices()[0]
+    kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
+    sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
+    how = {"online": "example by example", "batch": "all examples at once"}
+    batches = how.get(args.mode, f"batches of {args.batch_size}{' with replacement' * args.replacement}")
+    print(f"Data        {dataset.name}: {dataset.n_inputs} inputs, {kind}; {sizes} examples")
+    print(f"Network     {job.title}, {nets.count(params):,} parameters")
+    print(f"Learning    {args.optimizer}, rate {rate:g}, {batches}, {args.epochs} epochs")
+    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
+    if mesh is not None:
+        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
+    print()
+    if not _gradient_is_right(job.task, params, dataset, args.seed):
+        print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
+        return FAILED
+
+    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
+    task, held_out = job.task, (jnp.asarray(dataset.x_validation), jnp.asarray(dataset.y_validation))
+    score = score_key(task.score_name)
+    before = jax.jit(
+        lambda params: (task.loss(params, x, y), task.loss(params, *held_out), task.score(params, *held_out))
+    )
+    names = "loss", "validation_loss", f"validation_{score}"
+    first = {"epoch": 0, **dict(zip(names, map(float, before(params)), strict=True)), "seconds": 0.0}
+    fit = train.fit(
+        lambda params, batch: task.loss(params, *batch),
+        params,
+        (x, y),
+        optimizer=make_optimizer(rate),
+        mode=args.mode,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        replacement=args.replacement,
+        key=jax.random.fold_in(key, 1),
+        validation=held_out,
+        score={score: lambda params, batch: task.score(params, *batch)},
+        correct=correct,
+        stop=stops,
+        progress=True,
+        log=[folder / "metrics.jsonl", *getattr(args, "metrics", [])],
+        checkpoint=store,
+        resume=args.resume,
+        mesh=mesh,
+        layout=layout,
+    )
+    code = _tell_the_end(fit, args.keep)
+    best = args.keep == "best" and fit.epochs > 0
+    params = jax.tree.map(to_host, fit.best_params if best else fit.params)  # of every process its part
+    if jax.process_index() > 0:
+        return code
+    records = [first, *_records(fit)]
+    result = judge(job, params, dataset)
+    records.append({"epoch": fit.best_epoch if best else fit.epochs, **result.record})
+    try:
+        leave(folder, job, params, records, result, dataset)
+    except OSError as error:
+        raise RequestError(f"The results could not be written to {folder}: {error.strerror or error}.") from error
+    print(f"\nResults in {folder}: metrics.jsonl, params.npz, curves.png, weights.png, mistakes.png")
+    return code
+
+
+def _gradient_is_right(task: train.Task, params: Any, dataset: data.Dataset, seed: int) -> bool:
+    """Compare the gradient of this very network on a real batch, and print a line per leaf.
+
+    It is compared a little away from the initial parameters: there biases are 0, where a rectifier has its kink.
+    """
+    x, y = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
+    print(f"Checking the backward pass on {len(x)} examples, in float64: largest relative difference")
+    checks = compare_gradients(task.loss, params, x, y, seed=seed)
+    width = max(len(check.path) for check in checks)
+    print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}")
+    for c in checks:
+        verdict = "ok" if c.ok else "WRONG"
+        print(f"  {c.path:{width}}  {c.shape!s:16}  {c.against_jax:12.1e}  {c.against_differences:21.1e}  {verdict}")
+    print()
+    return all(check.ok for check in checks)
+
+
+def _right(job: Job) -> Callable[..., Any]:
+    """Which examples a classifier tells right."""
+    if job.task.score_name != "accuracy":
+        raise RequestError("--stop correct is for classes, and this network predicts numbers.")
+    return lambda params, batch: stopping.right_class(job.net.apply(params, batch[0]), batch[1])
+
+
+def _records(fit: train.Fit) -> list[dict[str, Any]]:
+    """The epochs as lines of metrics.jsonl."""
+    columns = {name: np.round(column, 3) if name == "seconds" else column for name, column in fit.history.items()}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"epoch": epoch, **dict(zip(columns, row, strict=True))} for epoch, row in enumerate(rows, 1)]
+
+
+def _tell_the_end(fit: train.Fit, keep: str) -> int:
+    """Say how learning ended; the exit code."""
+    print(f"{fit.epochs} epochs in {fit.seconds:.1f} s")
+    epoch = fit.best_epoch if keep == "best" else fit.epochs
+    if fit.reason == "interrupted":
+        print(f"\nInterrupted: the parameters of epoch {epoch} are kept.", file=sys.stderr)
+        return INTERRUPTED
+    if fit.reason == "diverged":
+        text = str(fit.divergence)
+        kept = f"The parameters of epoch {epoch} are kept. A smaller --learning-rate may help."
+        print(f"{text[0].upper()}{text[1:]}. {kept}", file=sys.stderr)
+        return FAILED
+    if fit.reason != "epochs":
+        print(f"Stopped by {fit.reason}")
+    if keep == "best":
+        print(f"The parameters of epoch {epoch} are kept, the best by validation loss.")
+    return 0
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return rate
+
+
+def _stop(text: str) -> tuple[str, stopping.Rule]:
+    name, _, number = text.partition(":")
+    if name not in STOPS:
+        raise argparse.ArgumentTypeError(f"there is no rule {name!r}; there are {', '.join(STOPS)}")
+    make, default = STOPS[name]
+    try:
+        return text, make(_rate(number) if number else default)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
+def _metrics(text: str) -> Path:
+    if Path(text).suffix.lower() not in FILES:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a .jsonl nor a .csv file")
+    return Path(text)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        sizes[name.strip()] = whole(1)(size.strip())
+    return sizes
+
+
+def _checkpoint(args: argparse.Namespace) -> train.Checkpoint | None:
+    path = getattr(args, "checkpoint", None)
+    if path is None:
+        if args.resume or hasattr(args, "checkpoint_every"):
+            raise RequestError("--resume and --checkpoint-every need --checkpoint FILE.")
+        return None
+    store = train.Checkpoint(path, getattr(args, "checkpoint_every", None))
+    if store.exists() and not args.resume:
+        raise RequestError(f"{path} is there already, and would be lost: go on from it by --resume, or move it away.")
+    return store
+
+
+def _mesh_and_layout(args: argparse.Namespace, examples: int) -> tuple[Any, str | None]:
+    """The mesh and the layout, and be sure that the batches can be divided."""
+    layout, sizes = getattr(args, "layout", None), getattr(args, "mesh", None)
+    if sizes is None and jax.process_count() > 1:
+        sizes = {"data": jax.device_count()}
+    try:
+        mesh = None if sizes is None else train.make_mesh(sizes)
+        if placement := make_placement(mesh, layout):
+            size = {"online": 1, "batch": examples}.get(args.mode, args.batch_size)
+            placement.check_batch(min(size, examples))
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    return mesh, layout
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def _start_processes(args: argparse.Namespace) -> None:
+    """Join the other processes, if there are any."""
+    given = {name: getattr(args, name) for name in ("coordinator", "process", "processes") if hasattr(args, name)}
+    if not given:
+        return
+    if len(given) < 3:
+        raise RequestError("Several processes need all of --coordinator HOST:PORT, --process I and --processes N.")
+    if args.process >= args.processes:
+        raise RequestError(f"--process counts from 0, so with --processes {args.processes} it is not {args.process}.")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(args.coordinator, args.processes, args.process)
+
+
+@contextlib.contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """One process speaks, and the others do the same in silence."""
+    if not wanted:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

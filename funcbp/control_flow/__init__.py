@@ -1,0 +1,7 @@
+"""Programs inside programs: loops, branches, calls and regions, as rules that are handed the options."""
+
+from . import calls as calls
+from . import checkpoint as checkpoint
+from . import cond as cond
+from . import scan as scan
+from . import while_loop as while_loop

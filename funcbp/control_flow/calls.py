@@ -1,0 +1,105 @@
+"""Calls: programs inside programs, that run once.
+
+While a program is being traced, a call is run through the recording in its place. Called with concrete values, `jit` is
+kept: both of its passes are compiled, as the user asked for the forward one to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..cotangents import Zero, dense, float0_zeros
+from ..jaxpr import (
+    as_function,
+    call_jaxpr,
+    constrained,
+    current_source,
+    instantiated_tangent,
+    is_jax_zero,
+    primitive,
+    primitives,
+    user_line,
+)
+from ..remat.plan import Plan, plan_of_call
+from ..rules.registry import TABLE, MissingRuleError, Rule, def_body
+
+# --- jit --------------------------------------------------------------------------------------------------------------
+
+
+def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
+    n = len(plan.passes.outputs)
+    return outs[:n], (plan, [primals[i] for i in plan.free], outs[n:]), plan.passes.differentiable
+
+
+def call_back(walk: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+    """Run the backward program of a body on what was kept; `run(program, args)` says how."""
+    plan, free, kept = res
+    program, tree = plan.backward([c is not Zero for c in ct], walk.given)
+    args = [*free, *kept, *(dense(c) for c in ct if c is not Zero), *walk.brought]
+    cts, found = tree.unflatten(run(program, args))
+    walk.take_in(found)
+    return cts
+
+
+def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the compiled forward program, which also returns what the compiled backward program reads."""
+    plan = plan_of_call(walker.passes(constrained(params), perturbed))
+    return call_res(plan, primals, plan.forward.jitted(*primals))
+
+
+def jit_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Run the compiled backward program on what was kept."""
+    return call_back(walk, res, ct, lambda program, args: program.jitted(*args))
+
+
+TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
+for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
+    def_body(p, lambda params: as_function(call_jaxpr(params)))
+
+
+def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+    """z = x 2ⁿ:  ż = ẋ 2ⁿ. (JAX's is the operation itself, once more, to be transposed by a method of its class.)"""
+    (x, n), (dx, _) = primals, tangents
+    return operation(x, n), dx * jnp.ldexp(jnp.ones_like(x), n)
+
+
+def frexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+    """x = m 2ⁿ:  ṁ = ẋ 2⁻ⁿ."""
+    (x,), (dx,) = primals, tangents
+    m, n = operation(x)
+    return (m, n), (dx * jnp.ldexp(jnp.ones_like(x), -n), float0_zeros(jax.typeof(n)))
+
+
+SCALED = {"Ldexp": ldexp_jvp, "Frexp": frexp_jvp}
+
+
+def with_its_jvp(params: dict[str, Any]) -> Any:
+    """An operation that JAX writes as a class, `jnp.ldexp` or `lax.custom_root` in newer JAX: by its own `jvp`.
+
+    It becomes a `jax.custom_jvp` function of the same value and derivative. A class without a `jvp` is refused.
+    """
+    operation = params["_prim"]
+    jvp = SCALED.get(type(operation).__name__, lambda operation, *moving: operation.jvp(*moving))
+    if type(operation).jvp.__qualname__.split(".")[0] in ("HiPrim", "VJPHiPrimitive", "HiPrimitive"):
+        what = f"`{type(operation).__name__}` at {user_line(current_source())}"
+        raise MissingRuleError(f"funcbp has no derivative for {what}: its class has no `jvp`. Write one.")
+    unflatten = operation.in_tree.unflatten
+
+    @jax.custom_jvp
+    def run(*primals: Any) -> list[Any]:
+        return jax.tree.leaves(operation.expand(*unflatten(primals)))
+
+    @run.defjvp
+    def run_jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        outs, moved = jvp(operation, unflatten(primals), unflatten(tangents))
+        return jax.tree.leaves(outs), [instantiated_tangent(t) for t in jax.tree.leaves(moved, is_leaf=is_jax_zero)]
+
+    return run
+
+
+if primitive("CustomRoot") is not None:  # where JAX itself writes its operations so
+    def_body(primitive("call_hi_primitive_p"), with_its_jvp)

@@ -1,0 +1,41 @@
+"""`jax.checkpoint`: a region that keeps what the user's policy says, or our own plan, and computes the rest again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from ..jaxpr import bind_remat, is_saved, primitives, run_behind_barrier
+from ..remat.plan import plan_of_call
+from ..remat.policies import permitted
+from ..rules.registry import def_control
+from .calls import call_back, call_res
+
+__all__ = ["planned", "remat_bwd", "remat_fwd"]
+
+
+def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
+    policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
+    passes, saved = walker.passes(params["jaxpr"], perturbed), functools.partial(is_saved, policy)
+    if policy is not None and not planned(policy):
+        passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
+    choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)
+    plan = plan_of_call(passes, (policy, narrow), choose)
+    return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
+
+
+def remat_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
+    if planned(params["policy"]):
+        return call_back(walk, res, ct, run_behind_barrier)
+    return call_back(walk, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+
+
+def planned(policy: Any) -> bool:
+    """Whether it is our own plan that placed a region, see `straight.py`, and not the user."""
+    return hasattr(policy, "choose")
+
+
+def_control(primitives.remat_p, remat_fwd, remat_bwd)

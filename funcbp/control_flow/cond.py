@@ -1,0 +1,110 @@
+"""Branches: `cond` and `switch`. Each keeps its own, in slots that the branches share by type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ..cotangents import Zero, dense, instantiate
+from ..jaxpr import Program, bind_cond, cond_branches, primitives, split_list, strong, to_strong, trace, zeros
+from ..remat.plan import Plan, plan_of_call
+from ..rules.registry import def_control
+
+__all__ = ["cond_bwd", "cond_fwd"]
+
+
+def cond_fwd(walker: Any, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the branch; each keeps its own, in slots that the branches share by type."""
+    plans = tuple(plan_of_call(walker.passes(branch, perturbed[1:])) for branch in cond_branches(params))
+    slots, places = _shared_slots([[v.aval for v in plan.kept] for plan in plans])
+    fill = lambda: [_fill_slots(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
+    branches = plans[0].passes.made(plans, fill)
+    outs = bind_cond(index, branches, operands, params)
+    n = len(plans[0].passes.outputs)
+    read = sorted({i for plan in plans for i in plan.free})
+    differentiable = [any(d) for d in zip(*(plan.passes.differentiable for plan in plans), strict=True)]
+    res = (plans, tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:])
+    return outs[:n], res, differentiable
+
+
+def _shared_slots(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+    """As few slots as hold the values of any one branch; and where each branch's values go."""
+    slots: list[Any] = []
+    places = []
+    for branch in types:
+        taken: set[int] = set()
+        place = []
+        for t in branch:
+            slot = next((i for i, s in enumerate(slots) if s == t and i not in taken), len(slots))
+            if slot == len(slots):
+                slots.append(t)
+            taken.add(slot)
+            place.append(slot)
+        places.append(place)
+    return slots, places
+
+
+def _fill_slots(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Program:
+    n = len(plan.passes.outputs)
+
+    def forward(*operands: Any) -> list[Any]:
+        outs = plan.forward(*operands)
+        kept = dict(zip(place, outs[n:], strict=True))
+        return [*outs[:n], *(kept[i] if i in kept else zeros(t) for i, t in enumerate(slots))]
+
+    return trace(forward, plan.passes.in_types, "branch")
+
+
+def cond_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Go back through the branch that was taken. What only another branch would find is zero."""
+    plans, places, read, index, operands, kept = res
+    nonzero = [c is not Zero for c in ct]
+    # an output that only other branches perturb has no cotangent in this one
+    own = [[z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)] for plan in plans]
+    programs = [plan.backward(z, walk.given) for plan, z in zip(plans, own, strict=True)]
+    args = [*operands, *kept, *(to_strong(dense(c)) for c in ct if c is not Zero), *walk.brought]
+    arg_types = tuple(jax.typeof(x) for x in args)
+    types = [strong(t) for t in plans[0].passes.in_types]
+    results = [_in_branch(i, *tree.unflatten([v.aval for v in p.outvars])) for i, (p, tree) in enumerate(programs)]
+    # a cotangent, or a thing found, that any branch has: with its type, for the others to fill with zeros
+    reached = [any(c is not Zero for c in cs) for cs in zip(*(cts for cts, _ in results), strict=True)]
+    found_types: tuple[dict[Any, Any], ...] = ({}, {})
+    for _, found in results:
+        for all_types, of_branch in zip(found_types, found, strict=True):
+            all_types.update({k: v for k, v in of_branch.items() if k not in all_types})
+    wanted = [t if r else Zero for t, r in zip(types, reached, strict=True)], found_types
+    merged: Any = jax.tree.structure(wanted)
+
+    def branch(i: int, plan: Plan, place: Sequence[int], which: Sequence[bool], program: Program, tree: Any) -> Program:
+        def backward(*args: Any) -> list[Any]:
+            inputs, slots, cts, named = split_list(args, len(read), len(kept), sum(nonzero))
+            where = dict(zip(read, inputs, strict=True))
+            given = iter(cts)
+            own_cts = [c for c, w in ((next(given), w) for z, w in zip(nonzero, which, strict=True) if z) if w]
+            outs = program(*(where[i] for i in plan.free), *(slots[i] for i in place), *own_cts, *named)
+            back, found = _in_branch(i, *tree.unflatten(outs))
+            full = [instantiate(c, t) for c, t, r in zip(back, types, reached, strict=True) if r]
+            for all_types, of_branch in zip(found_types, found, strict=True):
+                fill = {k: of_branch.get(k, jax.tree.map(zeros, t)) for k, t in all_types.items()}
+                full += jax.tree.leaves(fill)
+            return [to_strong(x) for x in full]
+
+        return trace(backward, arg_types, "branch_backward")
+
+    of_branches = list(zip(plans, places, own, programs, strict=True))
+    make = lambda: [branch(i, plan, place, w, *pr) for i, (plan, place, w, pr) in enumerate(of_branches)]
+    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types, walk.given), make)
+    cts, found = merged.unflatten(bind_cond(index, branches, args, params))
+    walk.take_in(found)
+    return [None, *cts]
+
+
+def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
+    """What a branch's walk found, its steps' numbers preceded by the branch's."""
+    named, watched = found
+    return cts, (named, {(i, *where): seen for where, seen in watched.items()})
+
+
+def_control(primitives.cond_p, cond_fwd, cond_bwd)

@@ -1,0 +1,34 @@
+"""`while`: a loop of unknown length, which has a forward rule and a message in the place of a backward one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..jaxpr import primitives, split_list, while_parts
+from ..rules.registry import TABLE, Rule
+from .scan import perturbed_carry
+
+__all__ = ["while_fwd"]
+
+
+def while_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the loop. How often it runs is not known beforehand, so there is nothing to keep its steps in."""
+    body, n_cond, n_body = while_parts(params)
+    _, consts, carry = split_list(perturbed, n_cond, n_body)
+    passes = perturbed_carry(lambda p: walker.passes(body, p), consts, carry, [])
+    return primitives.while_p.bind(*primals, **params), (), passes.perturbed[n_body:]
+
+
+def while_message(where: str) -> str:
+    return (
+        f"Reverse-mode differentiation does not work through {where}: the number of its steps is not known when it is "
+        "traced, so its steps cannot be kept. Use funcbp.while_loop with max_steps=..., which stores a few snapshots; "
+        "jax.lax.scan, or jax.lax.fori_loop with bounds that are Python integers; or define its derivative with "
+        "jax.custom_vjp (for a fixed point, by the implicit function theorem). If it is funcbp.while_loop already, "
+        "or funcbp.scan with snapshots=..., then this is the second reverse pass through it: take the second "
+        "derivative in forward mode, with funcbp.hvp or jax.jacfwd of the gradient."
+    )
+
+
+TABLE[primitives.while_p] = Rule(None, while_fwd, kind="control", message=while_message)

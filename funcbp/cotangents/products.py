@@ -1,0 +1,173 @@
+"""Lazy products: the cotangent of a factor of a product, W̄ = x' δ, as the product that nobody has carried out yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import jaxpr as jx
+from .zero import Zero
+
+
+class Product(NamedTuple):
+    """One product that makes (a part of) a cotangent: `rule(ct, other)`, and what was done with the result.
+
+    Attributes:
+        ct: the cotangent of the primal product.
+        other: the other factor of the primal product.
+        rule: `rule(ct, other, aval, **params)`, the bilinear rule of this operand.
+        aval: the type of the operand.
+        params: the parameters of the primal product's equation.
+        then: linear maps of the result, in order. After a loop, whose factors are stacked along a leading axis, the
+            results are `SUMMED` over its steps or `STACKED`.
+        source: where the product was written.
+    """
+
+    ct: Any
+    other: Any
+    rule: Callable[..., Any]
+    aval: Any
+    params: dict[str, Any]
+    then: tuple[Any, ...] = ()
+    source: Any = None
+
+    def carried_out(self) -> jax.Array:
+        """The product."""
+        with jx.restored(self.source):
+            return _follow(self, len(self.then), self.ct, self.other)
+
+    def summed(self) -> Product:
+        """The product summed over a leading axis of its factors: one larger contraction, where the rule knows how.
+
+        What follows is linear, so the sum may come first: the axis goes inside those of the loops that follow.
+        """
+        loops = sum(what in (SUMMED, STACKED) for what in self.then)
+        inward = (jnp.moveaxis(a, 0, loops) for a in (self.ct, self.other))
+        larger = self._replace(ct=next(inward), other=next(inward)).absorbed(loops)
+        return self._replace(then=(*self.then, SUMMED)) if larger is None else larger
+
+    def absorbed(self, loops: int) -> Product | None:
+        """The sum over the axis after those of the loops, as one product, where the rule has it (see `ABSORB`)."""
+        if self.rule not in ABSORB:
+            return None
+        larger: list[Product | None] = []
+
+        def absorb(ct: Any, other: Any) -> Any:
+            larger.append(ABSORB[self.rule](self._replace(ct=ct, other=other)))
+            return None if larger[0] is None else (larger[0].ct, larger[0].other)
+
+        for _ in range(loops):
+            absorb = jax.vmap(absorb)
+        factors = absorb(self.ct, self.other)
+        return None if larger[0] is None else larger[0]._replace(ct=factors[0], other=factors[1])
+
+
+SUMMED, STACKED = "summed", "stacked"
+ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
+
+
+def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
+    """The product of these factors after the first `n` of what follows it."""
+    if n == 0:
+        return product.rule(ct, other, product.aval, **product.params)
+    what = product.then[n - 1]
+    if what is STACKED:
+        return jax.vmap(lambda c, o: _follow(product, n - 1, c, o))(ct, other)
+    if what is SUMMED:
+        return jnp.sum(jax.vmap(lambda c, o: _follow(product, n - 1, c, o))(ct, other), 0)
+    return what(_follow(product, n - 1, ct, other))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A linear map that follows a product: the rule of a linear operation, with all that it takes but the cotangent.
+
+    `isometric`: whether it only moves numbers to other places, and so keeps inner products.
+    """
+
+    bwd: Callable[..., Any]
+    res: Any
+    perturbed: tuple[bool, ...]
+    params: dict[str, Any]
+    isometric: bool
+
+    def __call__(self, ct: Any) -> Any:
+        return self.bwd(self.res, ct, self.perturbed, **self.params)[0]
+
+
+class Factored:
+    """A cotangent as a sum of products that nobody has carried out yet.
+
+    Attributes:
+        products: the products.
+        rest: an array to be added, or Zero.
+        shape, dtype: of the cotangent.
+    """
+
+    __slots__ = ("_dense", "dtype", "products", "rest", "shape")
+
+    def __init__(self, products: Sequence[Product], rest: Any, shape: Sequence[int], dtype: Any):
+        self.products, self.rest, self.shape, self.dtype = tuple(products), rest, tuple(shape), dtype
+        self._dense: Any = None
+
+    def dense(self) -> jax.Array:
+        """The array, carried out once."""
+        if self._dense is None:
+            total = self.rest
+            for product in self.products:
+                array = product.carried_out()
+                total = array if total is Zero else lax.add(total, array)
+            self._dense = total
+        return self._dense
+
+    def plus(self, other: Any) -> Factored:
+        """The sum with another cotangent of the same type."""
+        products = (*other.products, *self.products) if type(other) is Factored else self.products
+        rest = other.rest if type(other) is Factored else other
+        if rest is not Zero and self.rest is not Zero:
+            rest = lax.add(self.rest, rest)
+        return Factored(products, self.rest if rest is Zero else rest, self.shape, self.dtype)
+
+    def through(self, linear: Callable[[Any], Any], aval: Any) -> Factored:
+        """The cotangent of an operand of this type, `linear` being the rule of the linear operation it went into."""
+        rest = Zero if self.rest is Zero else linear(self.rest)
+        then = [p._replace(then=(*p.then, linear)) for p in self.products]
+        return Factored(then, rest, aval.shape, aval.dtype)
+
+    def summed(self) -> Factored:
+        """After a loop, whose steps' factors are stacked: the sum over the steps, for what is the same in each."""
+        rest = Zero if self.rest is Zero else jnp.sum(self.rest, 0)
+        return Factored([p.summed() for p in self.products], rest, self.shape, self.dtype)
+
+    def stacked(self, length: int) -> Factored:
+        """After a loop: the steps' cotangents stacked, for what the loop went along."""
+        then = [p._replace(then=(*p.then, STACKED)) for p in self.products]
+        return Factored(then, self.rest, (length, *self.shape), self.dtype)
+
+
+def _flatten(f: Factored) -> Any:
+    static = tuple((p.rule, p.aval, p.params, p.then, p.source) for p in f.products)
+    return ([(p.ct, p.other) for p in f.products], f.rest), (static, f.shape, f.dtype)
+
+
+def _unflatten(static: Any, children: Any) -> Factored:
+    (products, shape, dtype), (factors, rest) = static, children
+    return Factored([Product(*f, *p) for f, p in zip(factors, products, strict=True)], rest, shape, dtype)
+
+
+jax.tree_util.register_pytree_node(Factored, _flatten, _unflatten)
+
+
+def dense(ct: Any) -> Any:
+    """The cotangent with its products carried out; `Zero`, `None` and arrays stay as they are."""
+    return ct.dense() if type(ct) is Factored else ct
+
+
+def instantiate(ct: Any, aval: Any) -> jax.Array:
+    """The cotangent as an array: `Zero` becomes zeros of this type, and a product is carried out."""
+    return jx.zeros(jx.strong(aval)) if ct is Zero else dense(ct)

@@ -1,0 +1,50 @@
+"""The zero cotangent, and the types of cotangents."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+
+class _Zero:
+    """The zero cotangent, of any type. There is one, `Zero`."""
+
+    def __repr__(self) -> str:
+        return "Zero"
+
+    def __bool__(self) -> bool:
+        raise TypeError("The truth of a zero cotangent is ambiguous; compare with `ct is Zero`.")
+
+
+Zero = _Zero()
+jax.tree_util.register_pytree_node(_Zero, lambda zero: ((), None), lambda *_: Zero)
+
+
+def is_differentiable(x: Any) -> bool:
+    """Whether values of this type have a cotangent: real and complex floating point, and nothing else."""
+    return is_inexact(x.dtype)
+
+
+@functools.cache
+def is_inexact(dtype: Any) -> bool:
+    """Whether this is a real or complex floating-point dtype."""
+    return jax.dtypes.issubdtype(dtype, np.inexact)
+
+
+def float0_zeros(x: Any) -> np.ndarray:
+    """What JAX returns as the cotangent of an integer: zeros of the type that has no bits."""
+    return np.zeros(np.shape(x), jax.dtypes.float0)
+
+
+def unbroadcast(ct: jax.Array, x: Any) -> jax.Array:
+    """Sum a cotangent back to the operand's shape: over axes the operand does not have, or has with size 1."""
+    if ct.shape == x.shape:
+        return ct
+    if not x.shape:
+        return lax.reduce_sum(ct, range(ct.ndim))
+    axes = [i for i, (n, m) in enumerate(zip(ct.shape, x.shape, strict=True)) if n != m]
+    return lax.expand_dims(lax.reduce_sum(ct, axes), axes)

@@ -1,0 +1,1 @@
+"""A trace drawn: as a graph, and as a page."""

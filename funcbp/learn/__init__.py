@@ -1,0 +1,1 @@
+"""The learning library: it stands on the engine, which never imports it."""

@@ -1,0 +1,157 @@
+"""Levenberg-Marquardt: least squares by Gauss-Newton steps, damped as far as it takes for the error to fall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from ...autodiff.transformations import Backward
+from ...per_example.examples import Examples, inner_products, jacobian_rows
+
+Array = jax.Array
+_DEFAULT = Backward()
+
+
+class LevenbergMarquardtState(NamedTuple):
+    """What Levenberg-Marquardt remembers.
+
+    Attributes:
+        mu: the damping μ for the next step, a scalar.
+        value: the error V after the last step, a scalar.
+        tries: how many dampings the last step tried, an integer.
+    """
+
+    mu: Array
+    value: Array
+    tries: Array
+
+
+def levenberg_marquardt(
+    residuals: Callable[[Any, Any], Array],
+    mu: float = 0.01,
+    factor: float = 10.0,
+    *,
+    method: str = "auto",
+    max_tries: int = 15,
+    batch: Any = None,
+    backward: Backward = _DEFAULT,
+) -> optax.GradientTransformationExtraArgs:
+    """Levenberg-Marquardt for V = Σ e²: the step is -(J'J + μ I)⁻¹ J'e.
+
+    If V would grow, μ is multiplied by the factor and the step computed again from the same J; once V falls, the step
+    is taken and μ divided by it. For small μ this is Gauss-Newton's step, for large μ a short one of gradient descent:
+    J'e is the gradient that backpropagation computes, and J comes from the same walk, once for each output.
+
+    With fewer residuals than parameters the same step is J'(J J' + μ I)⁻¹ e. Then J is not made: J J' is the Gram
+    matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted
+    gradient.
+
+    Args:
+        residuals: `residuals(params, example)`, the errors e of one example, t - y or y - t: a scalar or an array.
+        mu: μ, to begin with.
+        factor: what μ is multiplied or divided by.
+        method: `"primal"`: solve for the parameters; `"dual"`: solve for the residuals; `"auto"`: the smaller one.
+        max_tries: how many dampings to try in an update; if none lets V fall, the parameters stay.
+        batch: the batch, where it is the same for all updates; otherwise pass `batch=` to `update`.
+        backward: the rules to go backward by.
+
+    Returns:
+        An optax transformation with a `LevenbergMarquardtState`. `update(gradients, state, params, batch=...)` makes no
+        use of the gradients, which may be None.
+
+    Raises:
+        ValueError: an unknown method, or `update` without parameters or batch.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from funcbp import optim
+        >>> line = lambda w, example: w["slope"] * example[0] + w["offset"] - example[1]
+        >>> batch = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 3.0, 5.0])
+        >>> optimizer = optim.levenberg_marquardt(line, mu=1e-4)
+        >>> w = {"slope": jnp.array(0.0), "offset": jnp.array(0.0)}
+        >>> state = optimizer.init(w)
+        >>> for _ in range(3):
+        ...     update, state = optimizer.update(None, state, w, batch=batch)
+        ...     w = optax.apply_updates(w, update)
+        >>> print(f"{w['slope']:.4f} {w['offset']:.4f}")
+        2.0000 1.0000
+
+    Source: M. Hagan, M. Menhaj, "Training feedforward networks with the Marquardt algorithm", 1994.
+    """
+    if method not in ("auto", "primal", "dual"):
+        raise ValueError(f'method is "auto", "primal" or "dual", and was {method!r}.')
+    fixed = batch
+
+    def init(params: Any) -> LevenbergMarquardtState:
+        real = jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params)))
+        return LevenbergMarquardtState(jnp.asarray(mu, real), jnp.asarray(jnp.inf, real), jnp.zeros((), jnp.int32))
+
+    def update(
+        gradients: Any, state: LevenbergMarquardtState, params: Any = None, *, batch: Any = None, **_: Any
+    ) -> tuple[Any, LevenbergMarquardtState]:
+        data = fixed if batch is None else batch
+        if params is None or data is None:
+            raise ValueError(
+                "levenberg_marquardt computes the residuals itself: call update(gradients, state, params, batch=...), "
+                "or give it the batch to begin with."
+            )
+        rows = jacobian_rows(residuals, params, data, backward)[0]
+        e = rows.outputs.reshape(-1)
+        count = sum(leaf.aval.size for leaf in rows.leaves)
+        primal = method == "primal" or (method == "auto" and count <= e.size)
+        step_of = _primal(rows, e, params) if primal else _dual(rows, e)
+
+        def error(step: Any) -> Array:
+            moved = optax.apply_updates(params, step)
+            return jnp.sum(jax.vmap(residuals, (None, 0))(moved, data) ** 2).astype(before.dtype)
+
+        def grown(trial: Any) -> Array:
+            _, value, _, tries = trial
+            return ~(value < before) & (tries < max_tries)
+
+        def try_more(trial: Any) -> Any:
+            damping, _, _, tries = trial
+            damping = jnp.where(tries > 0, damping * factor, damping)
+            step = step_of(damping)
+            return damping, error(step), step, tries + 1
+
+        before = jnp.sum(e**2).astype(state.mu.dtype)
+        start = (state.mu, jnp.full_like(before, jnp.inf), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+        damping, value, step, tries = jax.lax.while_loop(grown, try_more, start)
+        fell = value < before
+        step = jax.tree.map(lambda s: jnp.where(fell, s, jnp.zeros_like(s)), step)
+        damping = jnp.where(fell, damping / factor, damping)
+        return step, LevenbergMarquardtState(damping, jnp.where(fell, value, before), tries)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _primal(rows: Examples, e: Array, params: Any) -> Callable[[Array], Any]:
+    """μ -> -(J'J + μ I)⁻¹ J'e, with J made."""
+    _, unravel = ravel_pytree(params)
+    jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1) for leaf in rows.leaves], 1)
+    matrix, gradient = jacobian.T @ jacobian, jacobian.T @ e
+    return lambda mu: unravel(-_solve(matrix, mu, gradient))
+
+
+def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
+    """μ -> -J'(J J' + μ I)⁻¹ e, without J."""
+    matrix = inner_products(rows, rows)
+
+    def step(mu: Array) -> Any:
+        u = _solve(matrix, mu, e)
+        return rows.map(lambda leaf: leaf.weighted_sum(-u))
+
+    return step
+
+
+def _solve(matrix: Array, mu: Array, b: Array) -> Array:
+    """(matrix + μ I)⁻¹ b, in float32 where numbers are narrower: there is no narrower factorisation."""
+    dtype = jnp.float32 if jnp.finfo(matrix.dtype).bits < 32 else matrix.dtype
+    damped = matrix.astype(dtype) + mu.astype(dtype) * jnp.eye(len(matrix), dtype=dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), b.astype(dtype)).astype(b.dtype)

@@ -1,0 +1,165 @@
+"""`fit_many`: one training under `jax.vmap`, over seeds, learning rates and whatever else."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ...autodiff.transformations import Backward
+from . import loop
+from .checkpoint import Store, store_of
+from .drive import Host, drive
+from .fit import Fit, check, rules_of, scores_of, settings_of
+from .layout import MemberPlacement
+from .loop import Learner
+from .stopping import Restart, Rule
+
+
+def fit_many(
+    loss: Callable[..., jax.Array],
+    params: Any,
+    data: Any,
+    *,
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    key: jax.Array,
+    over: Mapping[str, Any] | None = None,
+    mode: str = "stochastic",
+    epochs: int = 100,
+    batch_size: int = 32,
+    replacement: bool = False,
+    validation: Any = None,
+    score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
+    correct: Callable[..., jax.Array] | None = None,
+    stop: Any = (),
+    restart: Restart | None = None,
+    progress: Any = False,
+    checkpoint: str | Path | Store | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    backward: Backward | None = None,
+) -> Fit:
+    """Train many networks at once, in one compiled loop: `fit` over seeds, learning rates, and any other number.
+
+    Each member learns as `fit` would teach it alone, and stops on its own: from then on its parameters stay as they
+    are, and the loop ends with the last one.
+
+    Args:
+        loss: `loss(params, batch) -> scalar`, as for `fit`. It may have further parameters that `over` names.
+        params: `params(key) -> pytree`, the initial parameters of a member; or a pytree with a leading axis of members.
+        data: the examples, the same for all members.
+        optimizer: an optax transformation; or a function of numbers that `over` names, which returns one.
+        key: typed keys, shape (members,), or one key to split. A member's key is split in two: for its initial
+            parameters, if they are drawn, and for the order of its examples.
+        over: hyperparameters by name, arrays with a leading axis of members. Each goes to those of `loss`, `optimizer`
+            and the stopping rules that have a parameter of its name.
+        mode, epochs, batch_size, replacement, validation, score, correct, restart: as for `fit`.
+        stop: rules as for `fit`, or functions of numbers that `over` names, which return one.
+        progress, checkpoint, resume, backward: as for `fit`.
+        mesh: devices to divide the members over, along all axes.
+
+    Returns:
+        As `fit` returns it, with a leading axis of members in the parameters, `epochs`, `best_epoch` and `attempts`, a
+        list of reasons, and the history with shape (epochs, members), nan where a member had stopped.
+
+    Raises:
+        ValueError: an argument makes no sense; the message says which.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, funcbp as bp
+        >>> x = jnp.array([1.0, 2.0, 3.0])
+        >>> loss = lambda w, batch: jnp.mean((w * batch - 2 * batch) ** 2)
+        >>> rates = jnp.array([0.001, 0.1, 1.0])
+        >>> many = bp.fit_many(
+        ...     loss, lambda key: jnp.array(0.0), x, optimizer=lambda rate: optax.sgd(rate), over={"rate": rates},
+        ...     key=jax.random.key(0), mode="batch", epochs=100, stop={"learned": bp.train.stopping.target_error(1e-6)},
+        ... )
+        >>> many.reason
+        ['epochs', 'learned', 'diverged']
+    """
+    over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
+    rules, names = rules_of(stop)
+    keys, params = _members(params, key, over)
+    _check_names(over, loss, optimizer, rules)
+    learner = Learner(
+        loss,
+        optimizer,
+        mode,
+        1 if mode == "online" else batch_size,
+        replacement,
+        rules,
+        restart,
+        scores_of(score),
+        correct,
+        validation is not None,
+        backward or Backward(),
+        MemberPlacement(mesh, ()) if mesh is not None else None,
+    )
+    check(learner.bind({name: value[0] for name, value in over.items()}), mode, data, epochs, 1)
+    settings = settings_of(learner, mode, keys, data, 1)
+    put = learner.placement.everywhere if learner.placement else functools.partial(jax.tree.map, jnp.asarray)
+    out = drive(
+        learner,
+        params,
+        keys,
+        itertools.repeat(put(data)),
+        put(validation) if validation is not None else None,
+        over,
+        Host(epochs, progress, None, store_of(checkpoint), resume, settings, names),
+    )
+    state = out.state
+    return Fit(
+        state.params,
+        state.params if validation is None else state.kept,
+        out.history,
+        out.reasons,
+        np.asarray(state.epoch),
+        np.asarray(state.epoch if validation is None else state.best_epoch),
+        np.asarray(state.attempt) + 1,
+        out.seconds,
+    )
+
+
+def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+    """The members' keys and initial parameters."""
+    drawn = callable(params)
+    lengths = {name: value.shape[0] if value.ndim else 0 for name, value in over.items()}
+    if not drawn:
+        lengths |= {
+            f"params at {jax.tree_util.keystr(path)}": jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+            for path, leaf in jax.tree.leaves_with_path(params)
+        }
+    if key.ndim:
+        lengths["key"] = key.shape[0]
+    if not lengths:
+        raise ValueError("How many members there are is said by over=, by a leading axis of params, or by keys.")
+    count = next(iter(lengths.values()))
+    if count < 1 or set(lengths.values()) != {count}:
+        shown = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise ValueError(f"Everything has a leading axis of members, of one length, and {shown}.")
+    keys = key if key.ndim else jax.random.split(key, count)
+    halves = jax.vmap(jax.random.split)(keys)
+    return halves[:, 1], jax.vmap(params)(halves[:, 0]) if drawn else jax.tree.map(jnp.asarray, params)
+
+
+def _check_names(over: Mapping[str, Any], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:
+    takers = [loss, *(rule for rule in rules if not isinstance(rule, Rule))]
+    if not isinstance(optimizer, optax.GradientTransformation):
+        if not callable(optimizer):
+            raise TypeError(f"optimizer is an optax transformation, or a function that returns one, not {optimizer!r}.")
+        takers.append(optimizer)
+    known = {name for taker in takers for name in loop.parameters(taker)}
+    for name in over:
+        if name not in known:
+            raise ValueError(
+                f"over has {name!r}, and neither the loss, nor the optimizer, nor a stopping rule has a parameter of "
+                f"that name. An optimizer that depends on it is a function: lambda {name}: optax.sgd({name})."
+            )

@@ -1,0 +1,1 @@
+"""What is kept between the two passes, and what is computed again."""

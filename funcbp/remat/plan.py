@@ -1,0 +1,225 @@
+"""What passes from the forward to the backward program of a body: of a loop, a branch, a compiled call, a region.
+
+A body that arrives as a jaxpr is recorded once, abstractly, which gives its two passes as programs:
+
+    forward:  inputs -> outputs, candidates        (all that the rules would like to keep)
+    backward: candidates, cotangents -> cotangents
+
+A `Plan` decides which values of the forward program are kept. What is there anyway (inputs that do not have to be
+stored, values that are the same in every step of a loop) is not kept again, and what no equation of the backward
+program reads is not kept at all. Whatever is needed and not kept is computed again from what is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, dense
+from ..jaxpr import Program
+from .policies import Choose, all_needed, read_for
+
+__all__ = ["Given", "Passes", "Plan", "plan_of_call", "records_inside", "with_names"]
+
+Made = TypeVar("Made")
+
+
+class Passes:
+    """The two passes of one body.
+
+    Attributes:
+        forward: program from inputs to outputs followed by candidates.
+        pull_back: (candidates, cotangents of the outputs, those of names passed before or None) -> (cotangents of the
+            inputs, what the walk found), `Zero` allowed on both sides.
+        perturbed: which inputs are perturbed.
+        differentiable: which outputs a perturbed input reaches.
+        factored: whether the inputs' cotangents are handed out as products not carried out.
+        record: the steps of the forward pass.
+        again: the forward program as it is computed again: its further inputs are `stacks`.
+        stacks: what is saved in the loops of a region by the user's policy, values of the forward program.
+    """
+
+    def __init__(
+        self,
+        forward: Program,
+        pull_back: Callable[[Sequence[Any], Sequence[Any], Any], tuple[list[Any], Any]],
+        perturbed: Sequence[bool],
+        differentiable: Sequence[bool],
+        factored: bool,
+        record: Any,
+    ):
+        self.forward, self.pull_back, self.factored, self.record = forward, pull_back, factored, record
+        self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
+        n = len(self.differentiable)
+        self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
+        self.in_types = [v.aval for v in forward.invars]
+        self.out_types = [v.aval for v in self.outputs]
+        self.candidate_types = [v.aval for v in self.candidates]
+        self.again: Program = forward
+        self.stacks: list[Any] = []
+        self._made: dict[Any, Any] = {}
+
+    def saving(self, saved: Callable[[Any], bool]) -> Passes:
+        """The same passes, where the loops of the forward program stack what is to be saved in them."""
+        forward, again, stacks = jx.loops_apart(self.forward, saved)
+        other = Passes(forward, self.pull_back, self.perturbed, self.differentiable, self.factored, self.record)
+        other.again, other.stacks = again, stacks
+        return other
+
+    def made(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What was made of this body before under this key, or a new one. A program made again is compiled again."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+Given = tuple[tuple[str, Any], ...] | None
+
+
+def backward_of(passes: Passes, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
+    """The backward program of a body for outputs with these nonzero cotangents.
+
+    Its inputs are (*candidates, *nonzero cotangents, *named cotangents that are given); its outputs are the leaves of
+    (cotangents of the inputs, what the walk found), whose structure is the second thing returned.
+    """
+    n, n_cts = len(passes.candidates), sum(nonzero)
+    trees = []
+
+    def backward(*args: Any) -> list[Any]:
+        cts = iter(args[n : n + n_cts])
+        named = with_names(given, args[n + n_cts :])
+        back, found = passes.pull_back(args[:n], [next(cts) if z else Zero for z in nonzero], named)
+        leaves, tree = jax.tree.flatten((back if passes.factored else [dense(c) for c in back], found))
+        trees.append(tree)
+        return leaves
+
+    ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
+    types = [*passes.candidate_types, *ct_types, *(t for _, t in given or ())]
+    return jx.trace(backward, types, "backward"), trees[0]
+
+
+def with_names(given: Given, values: Sequence[Any]) -> dict[str, Any] | None:
+    """The named cotangents, by name; None in a rehearsal."""
+    return None if given is None else {name: v for (name, _), v in zip(given, values, strict=True)}
+
+
+class Plan:
+    """What the backward pass of one body reads.
+
+    Args:
+        passes: the body.
+        make: from which output cotangents are nonzero and which named ones are given to (backward program, anything),
+            the program's inputs being (*candidates, *others).
+        free: which inputs are there anyway when the backward program runs.
+        steady: which inputs are the same in every step of a loop; what follows from them alone is kept once.
+        choose: which values to keep: (forward, needed, there) -> variables of the forward program, `there` being the
+            values that need not be kept.
+
+    Attributes:
+        needed: variables that the backward pass reads.
+        free: indices of the inputs that the backward pass reads, or computes others of them from.
+        once: variables kept once, which follow from the steady inputs.
+        kept: variables kept at every step.
+        packed: those of them that are kept as bits, eight booleans in a byte; none where all that is needed is kept.
+        forward: program from inputs to outputs, followed by `kept`.
+        before: program from the steady inputs to `once`.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        make: Callable[[Sequence[bool], Given], tuple[Program, Any]],
+        free: Sequence[bool],
+        steady: Sequence[bool] | None = None,
+        choose: Choose | None = None,
+    ):
+        choose = choose or all_needed
+        self.passes, self._make = passes, make
+        full, info = make(passes.differentiable, None)
+        forward, invars = passes.forward, passes.forward.invars
+        there = {v for v, f in zip(invars, free, strict=True) if f}
+        fixed: set[Any] = set()
+        if steady is not None:
+            fixed = _following(forward, {v for v, s in zip(invars, steady, strict=True) if s})
+        self.needed = needed = self._needed(full)
+        self.once = [v for v in needed if v in fixed and v not in there]
+        wanted = [v for v in needed if v not in fixed and v not in there]
+        self._again = passes.again
+        if passes.stacks:
+            self._again, _ = passes.again.with_outputs(needed).pruned(keep_inputs=True)
+        self.kept = choose(self._again, wanted, {*there, *fixed, *passes.stacks})
+        read = read_for(self._again, needed, {*self.once, *self.kept})
+        self.kept += [v for v in passes.stacks if v in read]
+        read -= {*self.once, *self.kept}
+        self.free = [i for i, v in enumerate(invars) if v in read]
+        assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
+        self.packed = {v for v in self.kept if choose is not all_needed and jx.packs(v.aval)}
+        self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
+        if self.packed:
+            types = [v.aval for v in self.forward.outvars]
+            pack = self._bits(jx.pack, [*(None for _ in passes.outputs), *self.kept], types)
+            self.forward = self.forward.then(pack, range(len(types)))
+        still = [v for v, s in zip(invars, steady or [False] * len(invars), strict=True) if s]
+        self.before = forward.between(still, self.once)
+        self._backward: dict[tuple[Sequence[bool], Given], tuple[Program, Any]] = {}
+        self._backward[passes.differentiable, None] = self._join(full), info
+
+    def _bits(self, change: Callable[[Any], Any], values: Sequence[Any], types: Sequence[Any]) -> Program:
+        """A program that changes the packed ones of these values, and hands the others through."""
+        f = lambda *xs: [change(x) if v in self.packed else x for v, x in zip(values, xs, strict=True)]
+        return jx.trace(f, types, "bits")
+
+    def backward(self, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
+        """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
+
+        Its inputs are (*free, *once, *kept, *others).
+        """
+        key = (tuple(nonzero), given)
+        if key not in self._backward:
+            program, info = self._make(*key)
+            self._backward[key] = (self._join(program), info)
+        return self._backward[key]
+
+    def _needed(self, backward: Program) -> list[Any]:
+        """The candidates that a backward program reads, each once, without constants."""
+        used = backward.pruned()[1]
+        constants = set(self.passes.forward.constvars)
+        needed = (v for v, u in zip(self.passes.candidates, used, strict=False) if u and not jx.is_literal(v))
+        return [v for v in dict.fromkeys(needed) if v not in constants]
+
+    def _join(self, backward: Program) -> Program:
+        """First compute again what was not kept, then go backward."""
+        candidates, invars = self.passes.candidates, self.passes.forward.invars
+        n_others = len(backward.invars) - len(candidates)
+        backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
+        needed = [v for v, u in zip(candidates, used, strict=False) if u]
+        given = [*(invars[i] for i in self.free), *self.once, *self.kept]
+        again = self._again.between(given, needed)
+        if self.packed:
+            types = [jx.packed(v.aval) if v in self.packed else v.aval for v in given]
+            again = self._bits(jx.unpack, given, types).then(again, range(len(given)))
+        return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+
+
+def records_inside(step: Any) -> list[Any]:
+    """The records of the programs that a step has inside: one, or one per branch."""
+    plans = (p for r in step.res for p in (r if isinstance(r, tuple) else (r,)))
+    return [p.passes.record for p in plans if isinstance(p, Plan)]
+
+
+def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
+    """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
+    free = [True] * len(passes.in_types)
+    return passes.made(key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), free, choose=choose))
+
+
+def _following(program: Program, known: set[Any]) -> set[Any]:
+    """All values of a program that follow from the known ones and the constants alone."""
+    known = {*known, *program.constvars}
+    for eqn in program.eqns:
+        if not eqn.effects and all(jx.is_literal(v) or v in known for v in eqn.invars):
+            known.update(eqn.outvars)
+    return known

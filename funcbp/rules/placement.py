@@ -1,0 +1,39 @@
+"""Marks, barriers and places: operations that only say what a value is called, when it is made, or where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from ..cotangents import Zero
+from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of
+from .registry import TYPES, def_linear, def_rule
+
+
+def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """The identity, behind a barrier; so are the cotangents that exist and are asked for."""
+    wanted = [p and c is not Zero for c, p in zip(ct, perturbed, strict=True)]
+    exist = [c for c, w in zip(ct, wanted, strict=True) if w]
+    behind = iter(lax.optimization_barrier(exist) if exist else ())
+    return [next(behind) if w else Zero for w in wanted]
+
+
+def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """The identity, on another device; cotangents go back to where the primals came from."""
+    return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
+
+
+def_linear(primitives.name_p, lambda ct, x, **_: ct, isometric=True)
+def_linear(feedback_p, lambda ct, w: ct, isometric=True)  # the recording gives w its mirror instead: see mirrors.py
+def_linear(
+    primitives.sharding_constraint_p,
+    lambda ct, x, **params: primitives.sharding_constraint_p.bind(ct, **params),
+    isometric=True,
+)
+def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, isometric=True)
+def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), isometric=True)
+def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES)
+def_rule(primitives.device_put_p, device_put_bwd, save=TYPES)

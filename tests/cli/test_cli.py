@@ -1,0 +1,351 @@
+"""The command: a run from end to end, every kind of data and network, and what it says when something is wrong."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcbp
+from funcbp import ops, plot, train
+from funcbp.cli.main import main
+from funcbp.learn.train import command
+
+FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def refused(capsys, *argv):
+    """The sentence with which a request is turned down."""
+    assert main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err and err.startswith("funcbp: ") and err.count("\n") == 1
+    assert "Results" not in out
+    return err
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_digits(capsys):
+    assert main(["train", "digits", "--epochs", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "digits: 64 inputs, 10 classes; 1257 training, 180 validation, 360 test examples" in out
+    assert "mlp 64-64-32-10, relu, 6,570 parameters" in out
+    assert "cpu" in out
+    checked = [line.split() for line in out.splitlines() if line.strip().startswith("dense_")]
+    assert len(checked) == 6 and all(line[-1] == "ok" for line in checked)
+    assert all(float(line[-3]) < 1e-10 and float(line[-2]) < 1e-6 for line in checked)
+    accuracy = float(out.split("Test accuracy ")[1].split(" ")[0])
+    assert accuracy > 80
+    assert "true \\ predicted" in out
+    folder = Path("runs/digits-mlp-64-32")
+    assert f"Results in {folder}" in out
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert all(p.read_bytes().startswith(PNG) for p in folder.glob("*.png"))
+    *epochs, test = lines_of(folder / "metrics.jsonl")
+    assert [e["epoch"] for e in epochs] == [0, 1, 2, 3]
+    assert set(epochs[0]) == {"epoch", "loss", "validation_loss", "validation_accuracy", "seconds"}
+    assert 100 * test["test_accuracy"] == pytest.approx(accuracy, abs=0.006)
+    params = train.load_params(folder / "params.npz")
+    assert params["dense_0"]["kernel"].shape == (64, 64) and params["dense_2"]["bias"].shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["iris", "--network", "mlp:8", "--optimizer", "nesterov"], "Test accuracy"),
+        (["breast-cancer", "--network", "mlp:", "--optimizer", "sgd"], "(the delta rule)"),
+        (["digits", "--data", "wine", "--activation", "gaussian", "--optimizer", "momentum"], "wine: 13 inputs"),
+        (["diabetes", "--network", "mlp:4", "--activation", "tanh"], "Test R²"),
+        (["digits", "--network", "convnet", "--batch-size", "300"], "convnet for images of 8x8x1"),
+        (["digits", "--network", "autoencoder:8", "--activation", "logistic"], "autoencoder 64-8-64, logistic"),
+        (["iris", "--network", "autoencoder"], "autoencoder 4-2-1-2-4"),
+    ],
+    ids=lambda value: value[0] + "-" + value[2] if isinstance(value, list) else "",
+)
+def test_every_kind(capsys, argv, says):
+    assert main(["train", *argv, "--epochs", "1", "--out", "here/it/is", "--learning-rate", "0.01", "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    assert says in out and "rate 0.01" in out and "WRONG" not in out
+    assert {p.name for p in Path("here/it/is").iterdir()} == FILES
+
+
+def test_files(capsys):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    Path("table.csv").write_text("\n".join(f"{a},{b},{c},{int(a > 0)}" for a, b, c in x))
+    assert main(["train", "table.csv", "--network", "mlp:4", "--epochs", "1"]) == 0
+    assert "table: 3 inputs, 2 classes" in capsys.readouterr().out
+    assert Path("runs/table-mlp-4/params.npz").exists()
+    np.savez("images.npz", x=rng.normal(size=(60, 4, 4)), y=x[:, 0])
+    assert main(["train", "--data", "images.npz", "--network", "convnet", "--epochs", "1"]) == 0
+    assert "images: 16 inputs, regression" in capsys.readouterr().out
+
+
+def test_modes_stops_and_records(capsys):
+    """In two parts by a checkpoint, and whole: the same."""
+    argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
+    argv += ["--stop", "correct", "--stop", "target:1e-9", "--metrics", "m.csv", "--mesh", f"data={jax.device_count()}"]
+    assert main([*argv, "--epochs", "4", "--checkpoint", "run.npz", "--checkpoint-every", "2"]) == 0
+    assert main([*argv, "--epochs", "9", "--checkpoint", "run.npz", "--resume", "--out", "parts"]) == 0
+    out = capsys.readouterr().out
+    assert "irprop-plus, rate 0.01, all examples at once, 9 epochs" in out and "the best by validation loss" in out
+    assert f"Mesh        data={jax.device_count()} of " in out
+    assert main([*argv, "--epochs", "9", "--out", "whole"]) == 0
+    parts, whole = (train.load_params(f"{out}/params.npz") for out in ("parts", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    assert [line["epoch"] for line in lines_of("parts/metrics.jsonl")][:-1] == list(range(10))
+    assert Path("m.csv").read_text().splitlines()[0] == "epoch,loss,correct,validation_loss,validation_accuracy,seconds"
+    assert len(Path("m.csv").read_text().splitlines()) == 10
+    capsys.readouterr()
+    assert "run.npz is there already, and would be lost" in refused(capsys, *argv, "--checkpoint", "run.npz")
+    assert main(["train", "iris", "--network", "mlp:4", "--mode", "online", "--stop", "target:100", "--out", "o"]) == 0
+    out = capsys.readouterr().out
+    assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
+
+
+def test_the_seed_decides_everything(capsys):
+    for out in ("a", "b"):
+        assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
+    first, second = (train.load_params(f"{out}/params.npz") for out in ("a", "b"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_as_a_command():
+    source = str(Path(funcbp.__file__).parent.parent)
+    argv = [sys.executable, "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "2"]
+    run = subprocess.run(
+        argv,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": source, "PYTHONUTF8": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Test accuracy" in run.stdout and "2 epochs" in run.stdout
+    assert "Training: 100%" in run.stderr
+    assert {p.name for p in Path("runs/iris-mlp-4").iterdir()} == FILES
+
+
+# --- gradients that are wrong, learning that goes wrong ---------------------------------------------------------------
+
+
+def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
+    @jax.custom_vjp
+    def wrong(x):
+        return jnp.tanh(x)
+
+    wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, ct: (0.999 * ct * (1 - jnp.tanh(x) ** 2),))
+    monkeypatch.setitem(command.ACTIVATIONS, "tanh", wrong)
+    assert main(["train", "iris", "--network", "mlp:4", "--activation", "tanh"]) == 1
+    out, err = capsys.readouterr()
+    verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip().startswith("dense_")}
+    expected = {"dense_0/bias": "WRONG", "dense_0/kernel": "WRONG", "dense_1/bias": "ok", "dense_1/kernel": "ok"}
+    assert verdicts == expected
+    assert "The gradient is WRONG, so nothing was trained." in err
+    assert not list(Path("runs/iris-mlp-4").iterdir())
+
+
+def test_divergence_keeps_the_last_good_parameters(capsys):
+    argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
+    assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
+    out, err = capsys.readouterr()
+    kept = int(err.split("The parameters of epoch ")[1].split(" ")[0])
+    assert f"Learning diverged in epoch {kept + 1}, at " in err and "the loss is no longer a finite number" in err
+    *epochs, _ = lines_of("out/metrics.jsonl")
+    assert epochs[-1]["epoch"] == kept
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(train.load_params("out/params.npz")))
+    assert "Results in out" in out
+
+
+def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
+    fit = train.fit
+
+    class Interrupts:
+        def log(self, metrics, *, step):
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*args, log, **options):
+        return fit(*args, log=[*log, Interrupts()], **options)
+
+    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
+    assert main(["train", "iris", "--network", "mlp:4", "--out", "out"]) == 130
+    out, err = capsys.readouterr()
+    assert "Interrupted: the parameters of epoch 2 are kept." in err
+    assert "Results in out" in out
+    assert {p.name for p in Path("out").iterdir()} == FILES
+    assert [line["epoch"] for line in lines_of("out/metrics.jsonl")] == [0, 1, 2, 2]
+
+
+def test_ctrl_c_before_the_training(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compare_gradients", interrupted)
+    assert main(["train", "iris"]) == 130
+    assert "Interrupted before there was anything to keep." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_real_ctrl_c():
+    source = str(Path(funcbp.__file__).parent.parent)
+    argv = [sys.executable, "-u", "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "1000000"]
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONUTF8": "1"}
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
+    ) as run:
+        guard = threading.Timer(240, run.kill)
+        guard.start()
+        seen = ""
+        while "epoch/s, loss" not in seen and (piece := run.stderr.read(1)):
+            seen += piece
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate()
+        guard.cancel()
+    assert run.returncode == 130, err
+    assert "are kept" in err and "Results in" in out
+    *epochs, _ = lines_of("runs/iris-mlp-4/metrics.jsonl")
+    assert epochs[-1]["epoch"] >= 1
+
+
+# --- requests that cannot be met --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["learn"], "invalid choice: 'learn'"),
+        (["train", "mnist"], "There is no data set 'mnist'; there are digits,"),
+        (["train", "--network", "rnn"], "--network is mlp:SIZES, convnet or autoencoder:SIZES, and was 'rnn'."),
+        (["train", "--network", "convnet:3"], "and was 'convnet:3'."),
+        (["train", "--network", "mlp:64,,32"], "The sizes in --network mlp:64,,32 are wrong: '' is not a whole number"),
+        (["train", "--network", "autoencoder:0"], "'0' is not a whole number of at least 1"),
+        (["train", "iris", "--network", "convnet"], "A convnet reads images, and iris has none"),
+        (["train", "--activation", "step"], "--activation: invalid choice: 'step'"),
+        (["train", "--optimizer", "adagrid"], "--optimizer: invalid choice: 'adagrid'"),
+        (["train", "--learning-rate", "fast"], "--learning-rate: 'fast' is not a positive number"),
+        (["train", "--learning-rate", "nan"], "'nan' is not a positive number"),
+        (["train", "--learning-rate", "-1"], "'-1' is not a positive number"),
+        (["train", "--batch-size", "0"], "--batch-size: '0' is not a whole number of at least 1"),
+        (["train", "--epochs", "1.5"], "--epochs: '1.5' is not a whole number of at least 1"),
+        (["train", "--seed", "-1"], "--seed: '-1' is not a whole number of at least 0"),
+        (["train", "--mode", "slow"], "--mode: invalid choice: 'slow'"),
+        (["train", "--stop", "soon"], "--stop: there is no rule 'soon'; there are target, correct, plateau"),
+        (["train", "--stop", "plateau:0.5"], "--stop: plateau counts epochs from 1, and got 0"),
+        (["train", "--stop", "gl:x"], "--stop: 'x' is not a positive number"),
+        (["train", "diabetes", "--stop", "correct"], "--stop correct is for classes"),
+        (["train", "--metrics", "m.txt"], "--metrics: 'm.txt' is neither a .jsonl nor a .csv file"),
+        (["train", "--resume"], "--resume and --checkpoint-every need --checkpoint FILE."),
+        (["train", "--mesh", "data=64"], "A mesh of data=64 has 64 devices, and there"),
+        (["train", "--mesh", "model=1"], "A mesh has the axes data, fsdp, tensor, and not model."),
+        (["train", "--mesh", "data"], "--mesh: '' is not a whole number of at least 1"),
+        (["train", "--layout", "fsdp"], "there is no mesh"),
+        (["train", "--process", "0"], "need all of --coordinator HOST:PORT, --process I and --processes N."),
+        (
+            ["train", "--coordinator", "localhost:1", "--process", "2", "--processes", "2"],
+            "--process counts from 0, so with --processes 2 it is not 2.",
+        ),
+        (["train", "--speed", "9"], "Unrecognized arguments: --speed"),
+        (["train", "missing.csv"], "missing.csv: No such file or directory."),
+        (["train", "--data", "missing.npz"], "missing.npz: No such file or directory."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_requests(capsys, argv, message):
+    assert message in refused(capsys, *argv)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "file.csv is empty."),
+        ("1,2,0\n1,2\n", "file.csv, line 2: 2 values, where line 1 has 3."),
+        ("a,b,y\n1,2,0\n1,nan,0\n", "file.csv, line 3, column 'b': 'nan' is not a finite number"),
+        ("a,b,y\n1,2,cat\n", "file.csv, line 2: the target, column 'y', is text ('cat')."),
+        ("1,2,0\n1,2,1\n", "file has 2 examples, and at least 10 are needed"),
+    ],
+)
+def test_bad_files(capsys, text, message):
+    Path("file.csv").write_text(text)
+    assert message in refused(capsys, "train", "file.csv")
+
+
+def test_bad_npz(capsys):
+    np.savez("file.npz", images=np.zeros((3, 3)))
+    assert "file.npz needs the arrays x and y" in refused(capsys, "train", "file.npz")
+    np.savez("small.npz", x=np.zeros((20, 2, 2)), y=np.arange(20) % 2)
+    assert "convnet halves the image 2 times" in refused(capsys, "train", "small.npz", "--network", "convnet")
+
+
+def test_a_place_that_cannot_be_written_to(capsys):
+    Path("file").write_text("")
+    assert "file: File exists." in refused(capsys, "train", "iris", "--out", "file")
+    assert "file/out: Not a directory." in refused(capsys, "train", "iris", "--out", "file/out")
+
+
+def test_a_full_disk(capsys, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "save_params", full)
+    assert main(["train", "iris", "--network", "mlp:4", "--epochs", "1", "--out", "out"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "funcbp: The results could not be written to out: No space left on device."
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"), [("matplotlib.figure", "plots"), ("sklearn.datasets", "data"), ("tqdm", "progress")]
+)
+def test_without_an_extra_its_name_is_said_before_any_work(capsys, monkeypatch, library, extra):
+    real = importlib.import_module
+
+    def without(name, *args):
+        if name == library:
+            raise ModuleNotFoundError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    assert f'pip install "funcbp[{extra}]"' in refused(capsys, "train", "iris")
+
+
+def test_help_names_every_choice(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for word in (
+        "digits",
+        "breast-cancer",
+        "convnet",
+        "autoencoder",
+        "nesterov",
+        "gaussian",
+        "adam 0.001",
+        "quickprop",
+        "plateau:10",
+    ):
+        assert word in out
+    assert all(hasattr(ops, name) for name in command.ACTIVATIONS)
+    assert plot.__doc__

@@ -1,0 +1,295 @@
+"""Checkpoints: going on to the last bit, after `kill -9` too, and what is said of files that cannot be used."""
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import funcbp as bp
+from funcbp import nets, ops, train
+from funcbp.learn.train import stopping
+
+X = jax.random.normal(jax.random.key(0), (12, 2))
+DATA = X, jnp.sin(X[:, :1])
+NET = nets.mlp([2, 3, 1], ops.tanh)
+PARAMS = NET.init(jax.random.key(1), X)
+OPTIMIZER = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(5)), optax.adam(0.03))
+STOP = stopping.any_of(stopping.plateau(10**6), stopping.up_strips(10**6))
+
+
+def loss(params, batch, key=None):
+    x, y = batch
+    noise = 0.0 if key is None else 0.1 * jax.random.normal(key, x.shape, x.dtype)
+    return ops.squared_error(NET.apply(params, x + noise), y, "mean")
+
+
+def learn(checkpoint=None, epochs=12, **options):
+    """Everything that a state can hold: moments, keys in the optimiser and the loss, best parameters, rules."""
+    options = {"optimizer": OPTIMIZER, "batch_size": 5, "key": jax.random.key(2), **options}
+    return bp.fit(loss, PARAMS, DATA, epochs=epochs, validation=DATA, stop=STOP, checkpoint=checkpoint, **options)
+
+
+def same(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def same_fit(got, want):
+    assert (got.reason, got.epochs, got.best_epoch) == (want.reason, want.epochs, want.best_epoch)
+    same((got.params, got.best_params), (want.params, want.best_params))
+    for name in set(want.history) - {"seconds"}:
+        np.testing.assert_array_equal(got.history[name], want.history[name])
+
+
+def contents(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files if name not in ("about", "history/seconds")}
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_going_on_is_the_same_to_the_last_bit(tmp_path):
+    whole = learn(tmp_path / "whole.npz")
+    learn(tmp_path / "parts.npz", epochs=5)
+    resumed = learn(tmp_path / "parts.npz", resume=True)
+    same_fit(resumed, whole)
+    same(contents(tmp_path / "parts.npz"), contents(tmp_path / "whole.npz"))
+    assert list(resumed.history["seconds"]) == sorted(resumed.history["seconds"])
+    same_fit(learn(tmp_path / "parts.npz", resume=True), whole)  # there is nothing left to do
+    same_fit(learn(tmp_path / "often.npz", epochs=12, resume=True), whole)  # and nothing to go on from
+
+
+def test_it_is_written_every_so_many_epochs_and_the_one_before_is_kept(tmp_path, monkeypatch):
+    checkpoint, epochs = train.Checkpoint(tmp_path / "run.npz", every=5), []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda saved: epochs.append(int(saved.state.epoch)) or save(saved))
+    learn(checkpoint, epochs=12)
+    assert epochs == [0, 5, 10, 12]
+    assert {path.name for path in tmp_path.iterdir()} == {"run.npz", "run.npz.previous"}
+    assert (contents(checkpoint.path)["state/epoch"], contents(checkpoint.previous)["state/epoch"]) == (12, 10)
+    about = json.loads(str(np.load(checkpoint.path)["about"]))
+    assert about["jax"] == jax.__version__ and about["funcbp"] == bp.__version__ and about["format"] == 1
+
+
+def test_a_stream_goes_on_after_what_it_has_learned_from(tmp_path):
+    examples = lambda: ((X[i % 12], DATA[1][i % 12]) for i in range(10**9))
+    options = dict(optimizer=optax.sgd(0.1), mode="online", updates=7)
+    whole = bp.fit(loss, PARAMS, examples(), epochs=4, **options)
+    bp.fit(loss, PARAMS, examples(), epochs=2, checkpoint=tmp_path / "run.npz", **options)
+    resumed = bp.fit(loss, PARAMS, examples(), epochs=4, checkpoint=tmp_path / "run.npz", resume=True, **options)
+    same(resumed.params, whole.params)
+
+
+def test_after_divergence_a_smaller_rate_may_go_on(tmp_path):
+    root = lambda w, batch: jnp.sqrt(w) + 0 * jnp.sum(batch)  # a step too far, and it is not a number
+    options = dict(mode="batch", epochs=30, checkpoint=tmp_path / "run.npz")
+    fit = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.4), **options)
+    assert (fit.reason, fit.epochs) == ("diverged", 4)
+    with np.load(tmp_path / "run.npz") as file:
+        assert file["state/params"] == fit.params > 0
+    again = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.001), resume=True, **options)
+    assert (again.reason, again.epochs) == ("epochs", 30) and 0 < again.params < fit.params < 0.32
+    np.testing.assert_array_equal(again.history["loss"][:4], fit.history["loss"])
+
+
+def test_bfloat16_is_kept_exactly(tmp_path):
+    checkpoint, state = train.Checkpoint(tmp_path / "run.npz"), {"w": jnp.array([[1.5, -0.1]], jnp.bfloat16)}
+    checkpoint.save(train.Saved(state, {}, {}))
+    got = checkpoint.load(train.Saved(state, {}, {})).state["w"]
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, state["w"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="orbax-checkpoint is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_orbax(tmp_path):
+    whole = learn()
+    learn(train.OrbaxCheckpoint(tmp_path / "run"), epochs=5)
+    same_fit(learn(train.OrbaxCheckpoint(tmp_path / "run", every=4), resume=True), whole)
+    with pytest.raises(train.CheckpointError, match="its batch_size is 5, and this one's is 4"):
+        learn(train.OrbaxCheckpoint(tmp_path / "run"), resume=True, batch_size=4)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_kill_9(tmp_path):
+    """A handful of kills; `python tests/learn/train/killed_program.py FOLDER 50` is the whole trial."""
+    program = Path(__file__).with_name("killed_program.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path(bp.__file__).parent.parent), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, program, tmp_path, "3"], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1].startswith("3 kills, equal to the last bit"), run.stdout
+
+
+# --- files that cannot be used ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "run.npz"
+    learn(path, epochs=1)
+    return path.read_bytes()
+
+
+def refusal(path, **options):
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(train.CheckpointError) as error:
+        learn(path, resume=True, **options)
+    assert before is None or path.read_bytes() == before, "the file is left as it was"
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text
+    return text
+
+
+def test_truncated_and_foreign_files(tmp_path, written):
+    path = tmp_path / "run.npz"
+    for content in (b"", b"hello", written[: len(written) // 2], written[:-10]):
+        path.write_bytes(content)
+        assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
+    np.savez(path, x=np.zeros(3))
+    assert refusal(path) == f"{path} is not a checkpoint of funcbp."
+    np.savez(path, about=np.array('{"what": "else"}'))
+    assert refusal(path) == f"{path} is not a checkpoint of funcbp."
+    for about in ("[]", "3", '{"what": "funcbp checkpoint"}', '{"what": "funcbp checkpoint", "format": "x"}'):
+        np.savez(path, about=np.array(about))
+        assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
+    path.write_bytes(written[:-10])
+    (tmp_path / "run.npz.previous").write_bytes(written)
+    assert refusal(path).endswith(f"The one before it is {path}.previous.")
+    path.unlink()
+    path.mkdir()
+    assert refusal(path) == f"{path} cannot be read: Is a directory."
+
+
+@pytest.mark.parametrize("change", ["left out", "another shape", "one more", "shorter history"])
+def test_whole_files_with_other_things_in_them(tmp_path, written, change):
+    path = tmp_path / "run.npz"
+    with np.load(_file(path, written)) as file:
+        arrays = {name: file[name] for name in file.files}
+    if change == "left out":
+        del arrays["state/epoch"]
+    elif change == "another shape":
+        arrays["state/epoch"] = np.zeros(3, np.int32)
+    elif change == "one more":
+        arrays["extra"] = np.zeros(3)
+    else:
+        arrays["history/loss"] = arrays["history/loss"][1:]
+    np.savez(path, **arrays)
+    assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path, written):
+    """What is read is what was written, or nothing."""
+    path, rng, noticed = tmp_path / "run.npz", random.Random(0), 0
+    fit = learn(epochs=1)
+    with np.load(_file(path, written)) as file:
+        like = {name: file[name] for name in file.files}
+    for _ in range(200):
+        damaged = bytearray(written)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            saved = train.Checkpoint(path).load(_like(fit, like))
+        except train.CheckpointError:
+            noticed += 1
+        else:
+            same(jax.tree.map(np.asarray, saved.state), {k[6:]: v for k, v in like.items() if k.startswith("state/")})
+    assert noticed > 100
+
+
+def _file(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def _like(fit, like):
+    state = {name.removeprefix("state/"): array for name, array in like.items() if name.startswith("state/")}
+    return train.Saved(state, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 4}, "its batch_size is 5, and this one's is 4."),
+        ({"key": jax.random.key(9)}, "its key is '"),
+        ({"mode": "batch"}, "its mode is 'stochastic', and this one's is 'batch'."),
+        ({"optimizer": optax.sgd(0.1)}, "its memory/0/count is int32[], and this one's is not there."),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_checkpoints_of_another_training(tmp_path, written, options, message):
+    path = tmp_path / "run.npz"
+    path.write_bytes(written)
+    text = refusal(path, **options)
+    assert text.startswith(f"{path} is of another training: ") and message in text
+
+
+def test_a_newer_format(tmp_path):
+    path = tmp_path / "run.npz"
+    np.savez(path, about=np.array('{"what": "funcbp checkpoint", "format": 2, "funcbp": "9.0"}'))
+    assert refusal(path) == f"{path} was written by funcbp 9.0 in format 2; this version reads 1."
+
+
+# --- places that cannot be written to ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_not_overwritten_by_mistake(tmp_path, written):
+    path = tmp_path / "run.npz"
+    path.write_bytes(written)
+    with pytest.raises(train.CheckpointError, match="There is a checkpoint already, and it would be lost"):
+        learn(path)
+    assert path.read_bytes() == written
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch):
+    path, write = tmp_path / "run.npz", np.savez
+
+    def full(file, **arrays):
+        if arrays["state/epoch"] < 4:
+            return write(file, **arrays)
+        file.write(b"half")
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"the other half")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(train.CheckpointError) as error:
+        learn(train.Checkpoint(path, every=2))
+    assert str(error.value) == (
+        f"The checkpoint {path} could not be written: No space left on device. What was there is as it was."
+    )
+    assert {each.name for each in tmp_path.iterdir()} == {"run.npz", "run.npz.previous"}
+    assert contents(path)["state/epoch"] == 2
+    monkeypatch.undo()
+    same_fit(learn(path, resume=True), learn())
+
+
+def test_a_folder_that_is_not_there_is_noticed_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("funcbp.train.loop.Learner.step", None)
+    with pytest.raises(train.CheckpointError, match="could not be written: No such file or directory"):
+        learn(tmp_path / "missing" / "run.npz")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(train.CheckpointError, match="could not be written: Permission denied"):
+        learn(tmp_path / "run.npz")
+
+
+def test_nonsense_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="every=0 was given"):
+        train.Checkpoint(tmp_path / "run.npz", every=0)

@@ -126,9 +126,9 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
     (_, plain, api), *others = sides_of(model)
     theirs, want = side(plain, api), in_float64(plain, api)
     yield Row(f"{name}: jax", {c: Cell(1.0) for c in COLUMNS[:5]})
-    for label, workload, walker in others:
+    for label, workload, options in others:
         try:
-            gap = difference(in_float64(workload, walker), want)
+            gap = difference(in_float64(workload, options), want)
         except ValueError as error:  # a budget that cannot be met, as its message says
             if "The smallest budget is" not in str(error):
                 raise
@@ -138,7 +138,7 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
             yield Row(f"{name}: {label}", {"time": Cell(remark=f"not timed: differs by {gap:.1e}")}, refused=True)
             continue
         targets = {**model.targets, "contractions": Target(1.0)} if label == "funcbp, min_cut" else {}
-        yield compared(f"{name}: {label}", side(workload, walker), theirs, pairs, targets)
+        yield compared(f"{name}: {label}", side(workload, options), theirs, pairs, targets)
 
 
 def choice_rows(which: str, sizes: Collection[tuple[int, int]], pairs: int) -> Iterator[Row]:

@@ -56,10 +56,10 @@ def test_the_readme_has_programs_and_commands():
     assert "@@" not in README
 
 
-def test_the_readme_shows_the_walk_as_it_is():
-    (shown,) = re.findall(r"```python\n(def pull_back.*?)```", README, re.DOTALL)
+def test_the_readme_shows_the_backward_pass_as_it_is():
+    (shown,) = re.findall(r"```python\n(def backward_pass.*?)```", README, re.DOTALL)
     source = (ROOT / "funcbp" / "autodiff/backward_pass.py").read_text()
-    unannotated = re.sub(r"def pull_back\(.*?\) -> list\[Any\]:", "def pull_back(walk, record, kept, ct_out):", source)
+    unannotated = re.sub(r"def backward_pass\(.*?\) -> list\[Any\]:", "def backward_pass(state, tape, saved, ct_out):", source)
     assert shown.strip() in unannotated
 
 

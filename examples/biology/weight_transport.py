@@ -63,7 +63,7 @@ SCHEMES = {
 
 
 # %%
-def learn(mirrors_of, backward, key):
+def learn(feedback_weights_of, backward, key):
     """Test accuracy and the hidden layers' mean angle to the gradient, after each epoch."""
     start, feedback, order = jax.random.split(key, 3)
     params = init(start)
@@ -71,12 +71,12 @@ def learn(mirrors_of, backward, key):
 
     def step(params, batch):
         key, x, y = batch
-        mirrors = mirrors_of(key, params, random)
+        mirrors = feedback_weights_of(key, params, random)
         marked = lambda p: loss(p if mirrors is None else bp.feedback(p, mirrors), x, y)
         return jax.tree.map(lambda w, g: w - RATE * g, params, backward.grad(marked)(params)), None
 
     def angle(key, params):
-        mirrors = mirrors_of(key, params, random)
+        mirrors = feedback_weights_of(key, params, random)
         if mirrors is None and not backward.edits:
             return jnp.zeros(())
         measure = bp.credit.alignment(loss, mirrors, None if mirrors is not None else backward)

@@ -1,12 +1,12 @@
-"""The reverse walk: through what was recorded, from the last step to the first.
+"""The backward pass: through the tape, from the last entry to the first.
 
-`pull_back` goes through the steps in reverse, hands each one's rule the cotangent of its output, and adds up what comes
-out. For a layered network that is the textbook's recursion
+`backward_pass` goes through the entries in reverse, hands each one's rule the cotangent of its output, and adds up what
+comes out. For a layered network that is the textbook's recursion
 
     delta_l = (delta_{l+1} W'_{l+1}) * f'(net_l),
 
-and for any other program it is the same sum over the program's graph. A `Walk` is one such way back: it edits the
-cotangents of named values, and shows what it meets to whoever watches.
+and for any other program it is the same sum over the program's graph. A `BackwardState` is what one such pass has met:
+it edits the cotangents of named values, and shows the entries to an observer.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangents, Factored, Linear, Zero, dense
-from ..remat.plan import records_inside
-from .recording import Record, Step
+from ..cotangents import Cotangents, Factored, Linear, Zero, materialize
+from ..remat.plan import tapes_inside
+from .recording import Entry, Tape
 
 if TYPE_CHECKING:
     from .transformations import Backward
 
-__all__ = ["Walk", "check_names", "listed", "names_in", "pull_back", "step_back"]
+__all__ = ["BackwardState", "apply_rule", "backward_pass", "check_names", "listed", "names_in"]
 
 
-def pull_back(walk: Walk, record: Record, kept: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
-    """Cotangents of the record's inputs, given those of its outputs: the record, last step first."""
+def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
+    """Cotangents of the tape's inputs, given those of its outputs: the tape, last entry first."""
     cts = Cotangents()
-    cts.add(record.outputs, ct_out)
-    for step in reversed(record.steps):
-        ct = cts.take(step.outputs)
-        if walk.sees_all or any(c is not Zero for c in ct):
-            cts.add(step.inputs, step_back(walk, step, kept, ct))
-    return cts.read(record.inputs)
+    cts.add(tape.outputs, ct_out)
+    for entry in reversed(tape.entries):
+        ct = cts.take(entry.outputs)
+        if state.sees_all or any(c is not Zero for c in ct):
+            cts.add(entry.inputs, apply_rule(state, entry, saved, ct))
+    return cts.read(tape.inputs)
 
 
-def step_back(walk: Walk, step: Step, kept: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
+def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
     """One step of the walk: the cotangents of a step's primals, by its rule."""
-    rule, (res, noted) = step.rule, step.residuals(kept)
+    rule, (res, noted) = entry.rule, entry.residuals(saved)
     try:
-        with jx.written_at(step.source, rule.name):
-            ct = walk.meet(step, noted, ct)
-            if walk.sees_all and all(c is Zero for c in ct) and (rule.kind != "control" or rule.bwd is None):
-                return [Zero] * len(step.inputs)  # it was only looked at
+        with jx.written_at(entry.source, rule.name):
+            ct = state.observe_and_edit(entry, noted, ct)
+            if state.sees_all and all(c is Zero for c in ct) and (rule.kind != "control" or rule.bwd is None):
+                return [Zero] * len(entry.inputs)  # it was only looked at
             if rule.kind == "control":
-                out = rule.bwd(walk.inside(step), res, ct, step.perturbed, **step.params)  # type: ignore[misc]
+                out = rule.bwd(state.inside(entry), res, ct, entry.perturbed, **entry.params)  # type: ignore[misc]
             elif rule.kind == "linear" and type(ct[0]) is Factored:
-                linear = Linear(rule.bwd, res, step.perturbed, step.params, rule.isometric)  # type: ignore[arg-type]
-                out = [ct[0].through(linear, step.types[0]), *(None for _ in step.inputs[1:])]
+                linear = Linear(rule.bwd, res, entry.perturbed, entry.params, rule.isometric)  # type: ignore[arg-type]
+                out = [ct[0].through(linear, entry.types[0]), *(None for _ in entry.inputs[1:])]
             else:
-                ct = [dense(c) for c in ct]
-                bwd = (walk.walker.factored and rule.factors) or rule.bwd
-                out = bwd(res, ct if step.several else ct[0], step.perturbed, **step.params)  # type: ignore[misc]
-        if len(out) != len(step.inputs):
-            raise TypeError(f"it returned {len(out)} cotangents for {len(step.inputs)} primals")
-        for i, (slot, c, x) in enumerate(zip(step.inputs, out, step.types, strict=True)):
-            if slot is not None and c is not None and c is not Zero:
+                ct = [materialize(c) for c in ct]
+                bwd = (state.options.factored and rule.factors) or rule.bwd
+                out = bwd(res, ct if entry.several else ct[0], entry.perturbed, **entry.params)  # type: ignore[misc]
+        if len(out) != len(entry.inputs):
+            raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
+        for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True)):
+            if index is not None and c is not None and c is not Zero:
                 got = c if type(c) is Factored else jx.type_of(c)
                 if got.shape != x.shape or (got.dtype != x.dtype and x.dtype != bool):
                     got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
                     raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
     except Exception as error:
-        error.add_note(f"This came from the rule {rule.name} for {step.where()}.")
+        error.add_note(f"This came from the rule {rule.name} for {entry.where()}.")
         raise
     return out
 
 
-class Walk:
+class BackwardState:
     """One walk: the rules it goes by, and what it has met on its way.
 
     Attributes:
@@ -79,61 +79,61 @@ class Walk:
         watched: what the walker's watch made of the steps, by the steps' numbers, from the outermost record in.
     """
 
-    def __init__(self, walker: Backward, named: Mapping[str, Any] | None = None):
-        self.walker = walker
+    def __init__(self, options: Backward, named: Mapping[str, Any] | None = None):
+        self.options = options
         self.named = None if named is None else dict(named)
-        self.watched: dict[tuple[int, ...], Any] = {}
+        self.observed: dict[tuple[int, ...], Any] = {}
         self._new: dict[str, Any] = {}
         self._place = -1
 
-    def meet(self, step: Step, noted: Any, ct: list[Any]) -> list[Any]:
+    def observe_and_edit(self, entry: Entry, noted: Any, ct: list[Any]) -> list[Any]:
         """Note a step's cotangents where they are asked for, and edit them."""
-        walker = self.walker
-        if walker.edits and step.primitive == "name" and self.named is not None and ct[0] is not Zero:
-            name = step.params["name"]
-            if name in walker.edits:
-                ct = [edited(walker.edits[name], name, dense(ct[0]), self.named, step.types[0])]
-            self.named[name] = self._new[name] = ct[0] = dense(ct[0])
-        if walker.watch is not None:
-            seen = walker.watch.see(step, noted, ct := [dense(c) for c in ct])
+        options = self.options
+        if options.edits and entry.primitive == "name" and self.named is not None and ct[0] is not Zero:
+            name = entry.params["name"]
+            if name in options.edits:
+                ct = [edited(options.edits[name], name, materialize(ct[0]), self.named, entry.types[0])]
+            self.named[name] = self._new[name] = ct[0] = materialize(ct[0])
+        if options.observer is not None:
+            seen = options.observer.backward(entry, noted, ct := [materialize(c) for c in ct])
             if seen is not None:
-                self.watched[step.number,] = seen
+                self.observed[entry.number,] = seen
         return ct
 
     @property
     def sees_all(self) -> bool:
         """Whether the watch also sees the steps that no cotangent comes back to."""
-        return self.walker.watch is not None and self.walker.watch.everything
+        return self.options.observer is not None and self.options.observer.everything
 
-    def inside(self, step: Step) -> Walk:
+    def inside(self, entry: Entry) -> BackwardState:
         """The walk, at a step that has programs of its own inside."""
-        self._place = step.number
+        self._place = entry.number
         return self
 
     @property
-    def given(self) -> tuple[tuple[str, Any], ...] | None:
+    def outer_names(self) -> tuple[tuple[str, Any], ...] | None:
         """The names and types of what the walk brings to a program inside; nothing where no edit could read it."""
-        if not self.walker.edits or self.named is None:
+        if not self.options.edits or self.named is None:
             return None
         return tuple((name, jx.type_of(ct)) for name, ct in self.named.items())
 
     @property
-    def brought(self) -> list[Any]:
-        """The cotangents `given` speaks of."""
-        return [] if self.given is None else list((self.named or {}).values())
+    def outer_cotangents(self) -> list[Any]:
+        """The cotangents `outer_names` speaks of."""
+        return [] if self.outer_names is None else list((self.named or {}).values())
 
     @property
-    def found(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
+    def results(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
         """What this walk adds to that of the program around it."""
-        return self._new, self.watched
+        return self._new, self.observed
 
-    def take_in(self, found: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
+    def merge(self, results: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
         """Add what was found inside the step at hand."""
-        new, watched = found
+        new, observed = results
         if self.named is not None:
             self.named |= new
         self._new |= new
-        self.watched |= {(self._place, *where): seen for where, seen in watched.items()}
+        self.observed |= {(self._place, *where): seen for where, seen in observed.items()}
 
 
 def edited(
@@ -155,18 +155,18 @@ class Passed(dict[str, Any]):
         raise KeyError(f"The walk has not passed the name {name!r}; by then it had passed {listed(self)}.")
 
 
-def names_in(record: Record) -> dict[str, None]:
+def names_in(record: Tape) -> dict[str, None]:
     """The names of the values in a record, in the order they were met, those inside its loops and branches included."""
     names: dict[str, None] = {}
-    for step in record.steps:
-        if step.primitive == "name":
-            names[step.params["name"]] = None
-        for inside in records_inside(step):
+    for entry in record.entries:
+        if entry.primitive == "name":
+            names[entry.params["name"]] = None
+        for inside in tapes_inside(entry):
             names |= names_in(inside)
     return names
 
 
-def check_names(wanted: Collection[str], record: Record, what: str) -> None:
+def check_names(wanted: Collection[str], record: Tape, what: str) -> None:
     """Refuse names that no value between the perturbed inputs and the outputs has."""
     there = names_in(record)
     unknown = [name for name in wanted if name not in there]

@@ -18,7 +18,7 @@ from .. import jaxpr as jx
 from ..jaxpr import primitives
 from ..rules.registry import BILINEAR
 
-__all__ = ["mirrors_of", "passed_inside", "read_backward"]
+__all__ = ["feedback_weights_of", "passed_inside", "read_backward"]
 
 MOVES = frozenset(
     """broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice gather layout_constraint
@@ -39,7 +39,7 @@ def read_backward(primitive: Any, values: Sequence[Any], mirrors: Sequence[Any] 
     return [v if m is None else m for v, m in zip(values, mirrors, strict=True)]
 
 
-def mirrors_of(
+def feedback_weights_of(
     primitive: Any,
     values: Sequence[Any],
     mirrors: Sequence[Any],

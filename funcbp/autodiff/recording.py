@@ -1,7 +1,7 @@
 """The trace that records: the only user of JAX's trace interface.
 
 `record(f, ...)` runs `f` once, on the values it is called with, under a JAX trace of our own. Each equation that a
-perturbed value enters is run as usual, and what its rule wants to keep is written down as a `Step`. Under plain Python
+perturbed value enters is run as usual, and what its rule wants to keep is written down as a `Entry`. Under plain Python
 the values are concrete arrays, so control flow on them works; under `jit` and `vmap` they are tracers, and the record
 is made while those trace. Equations that no perturbed value enters leave no trace here at all.
 """
@@ -22,18 +22,18 @@ from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable
 from ..rules.inlined import opened
 from ..rules.registry import INPUTS, NAMED, MissingRuleError, Rule
-from .feedback import mirrors_of, passed_inside, read_backward
+from .feedback import feedback_weights_of, passed_inside, read_backward
 
-__all__ = ["Equation", "Record", "Step", "Watch", "observe", "record"]
+__all__ = ["Entry", "Equation", "Observer", "Tape", "observe", "record"]
 
 
-class Kept(NamedTuple):
+class SavedIndex(NamedTuple):
     """A residual: which of the record's kept arrays it is."""
 
-    place: int
+    at: int
 
 
-class Step(NamedTuple):
+class Entry(NamedTuple):
     """One equation of the record: its rule, what the rule keeps, and which values go in and come out."""
 
     primitive: str
@@ -43,22 +43,24 @@ class Step(NamedTuple):
     inputs: tuple[int | None, ...]  # which value each primal is; None where it is not perturbed
     outputs: tuple[int | None, ...]
     types: tuple[Any, ...]  # of the primals
-    res: tuple[Any, ...]  # what the rule keeps, and what the watch notes, flat: arrays are `Kept`, the rest is here
+    res: tuple[
+        Any, ...
+    ]  # what the rule keeps, and what the watch notes, flat: arrays are `SavedIndex`, the rest is here
     tree: Any  # the structure of `res`
     several: bool  # outputs come as a list
     source: Any
     number: int = -1  # which of the record's steps this is
 
-    def residuals(self, kept: Sequence[Any]) -> tuple[Any, Any]:
+    def residuals(self, saved: Sequence[Any]) -> tuple[Any, Any]:
         """What the rule keeps, and what the walker's watch noted."""
-        return self.tree.unflatten([kept[r.place] if type(r) is Kept else r for r in self.res])
+        return self.tree.unflatten([saved[r.at] if type(r) is SavedIndex else r for r in self.res])
 
     def where(self) -> str:
         line = jx.user_line(self.source)
         return f"`{self.primitive}` at {line}" if line else f"`{self.primitive}`"
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """What looks at each step, on the way forward and on the way back. It is a value, which jit caches compare.
 
     What it notes is kept like a residual, and what it makes of a step comes out of the walk: from inside a loop stacked
@@ -71,20 +73,20 @@ class Watch(Protocol):
     @property
     def everything(self) -> bool: ...
 
-    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
         """A pytree of arrays to be kept of a step that has run on these values, or None."""
 
-    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
         """A pytree of arrays to be handed out, of what was noted and the cotangents of the outputs, or None."""
 
 
 PASSED = Rule(kind="passed")
 
 
-class Record(NamedTuple):
+class Tape(NamedTuple):
     """What was recorded, without its numbers: steps in the order they ran, and the values that go in and come out."""
 
-    steps: tuple[Step, ...]
+    entries: tuple[Entry, ...]
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
 
@@ -96,11 +98,11 @@ class RecordTracer(core.Tracer):
     number is None where the value is not perturbed.
     """
 
-    __slots__ = ("mirror", "slot", "value")
+    __slots__ = ("feedback", "index", "value")
 
-    def __init__(self, trace: RecordTrace, value: Any, slot: int | None, mirror: Any = None):
+    def __init__(self, trace: RecordTrace, value: Any, index: int | None, feedback: Any = None):
         super().__init__(trace, value.aval if isinstance(value, core.Tracer) else core.typeof(value))
-        self.value, self.slot, self.mirror = value, slot, mirror
+        self.value, self.index, self.feedback = value, index, feedback
 
     def to_concrete_value(self) -> Any:
         return core.to_concrete_value(self.value)
@@ -118,24 +120,24 @@ class RecordTracer(core.Tracer):
 class RecordTrace(core.Trace):
     """Runs each equation in the trace around it, and writes down those that a perturbed value enters."""
 
-    def __init__(self, parent: core.Trace, walker: Any):
+    def __init__(self, parent: core.Trace, options: Any):
         super().__init__()
         self.requires_low = False
-        self.parent_trace, self.walker = parent, walker
+        self.parent_trace, self.options = parent, options
         self.staging = isinstance(parent, DynamicJaxprTrace)
-        self.steps: list[Step] = []
-        self.kept: list[Any] = []
+        self.entries: list[Entry] = []
+        self.saved: list[Any] = []
         self.marked = False  # whether any value has a mirror
-        self._places: dict[int, int] = {}
-        self._slots = 0
+        self._indices: dict[int, int] = {}
+        self._count = 0
         self._in_tangents = 0  # inside how many tangent rules, whose values are of no consequence
-        self.sees_all = walker is not None and walker.watch is not None and walker.watch.everything
+        self.sees_all = options is not None and options.observer is not None and options.observer.everything
 
     # values
 
     def new(self, value: Any) -> RecordTracer:
-        self._slots += 1
-        return RecordTracer(self, value, self._slots - 1)
+        self._count += 1
+        return RecordTracer(self, value, self._count - 1)
 
     def mine(self, x: Any) -> bool:
         return isinstance(x, RecordTracer) and x._trace is self
@@ -143,67 +145,67 @@ class RecordTrace(core.Trace):
     def value(self, x: Any) -> Any:
         return x.value if self.mine(x) else x
 
-    def slot(self, x: Any) -> int | None:
-        return x.slot if self.mine(x) else None
+    def index(self, x: Any) -> int | None:
+        return x.index if self.mine(x) else None
 
     def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
         """The values, and which of the record's values each is."""
         mine = [type(t) is RecordTracer and t._trace is self for t in tracers]
         values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
-        return values, [t.slot if m else None for t, m in zip(tracers, mine, strict=True)]
+        return values, [t.index if m else None for t, m in zip(tracers, mine, strict=True)]
 
-    def mirrors(self, tracers: Sequence[Any]) -> list[Any] | None:
+    def feedbacks(self, tracers: Sequence[Any]) -> list[Any] | None:
         """The mirrors of these values, None for each that has none; or None if none of them has."""
-        mirrors = [t.mirror if self.mine(t) else None for t in tracers] if self.marked else []
-        return mirrors if any(m is not None for m in mirrors) else None
+        feedbacks = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
+        return feedbacks if any(m is not None for m in feedbacks) else None
 
-    def mirrored(self, value: Any, mirror: Any) -> Any:
+    def with_feedback(self, value: Any, feedback: Any) -> Any:
         """A value, recorded or not, with this mirror if there is one."""
-        return value if mirror is None else RecordTracer(self, self.value(value), self.slot(value), mirror)
+        return value if feedback is None else RecordTracer(self, self.value(value), self.index(value), feedback)
 
     def mark(self, w: Any, b: Any) -> RecordTracer:
         """The value w, through whose mirror b deltas go."""
         self.marked = True
-        return RecordTracer(self, self.value(w), self.slot(w), self.value(b))
+        return RecordTracer(self, self.value(w), self.index(w), self.value(b))
 
     def stage_value(self, x: Any) -> Any:
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
-        return RecordTracer(self, stage(x.value), x.slot, x.mirror) if self.mine(x) else stage(x)
+        return RecordTracer(self, stage(x.value), x.index, x.feedback) if self.mine(x) else stage(x)
 
     def keep(self, x: Any) -> Any:
         """Set an array aside for the backward pass, once."""
         if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
             return x
-        place = self._places.setdefault(id(x), len(self.kept))
-        if place == len(self.kept):
-            self.kept.append(x)
-        return Kept(place)
+        index = self._indices.setdefault(id(x), len(self.saved))
+        if index == len(self.saved):
+            self.saved.append(x)
+        return SavedIndex(index)
 
     def write(
-        self, name: str, rule: Rule, params: Any, slots: Any, values: Any, outs: Any, res: Any, several: bool
+        self, name: str, rule: Rule, params: Any, indices: Any, values: Any, outs: Any, res: Any, several: bool
     ) -> None:
-        watch = None if self._in_tangents else self.walker.watch
+        observer = None if self._in_tangents else self.options.observer
         noted = None
-        if watch is not None:
+        if observer is not None:
             with core.set_current_trace(self.parent_trace):
-                noted = watch.note(name, params, values, list(map(self.value, outs)))
+                noted = observer.forward(name, params, values, list(map(self.value, outs)))
         leaves, tree = jax.tree.flatten((res, noted))
-        perturbed = tuple(slot is not None for slot in slots)
-        outputs = tuple(map(self.slot, outs))
-        kept = tuple(map(self.keep, leaves))
+        perturbed = tuple(index is not None for index in indices)
+        outputs = tuple(map(self.index, outs))
+        saved = tuple(map(self.keep, leaves))
         source, types = jx.current_source(), tuple(map(core.typeof, values))
-        self.steps.append(
-            Step(name, rule, params, perturbed, tuple(slots), outputs, types, kept, tree, several, source)
+        self.entries.append(
+            Entry(name, rule, params, perturbed, tuple(indices), outputs, types, saved, tree, several, source)
         )
 
     @property
-    def looking(self) -> bool:
+    def observing(self) -> bool:
         """Whether the equation at hand is written down though no derivative goes through it."""
         return self.sees_all and not self._in_tangents
 
     def passed(self, primitive: Any, params: dict[str, Any], values: Any, outs: Any) -> Any:
         """The outputs of an equation that no derivative goes through, written down where a watch asks for it."""
-        if self.looking:
+        if self.observing:
             several = primitive.multiple_results
             listed = list(outs) if several else [outs]
             self.write(primitive.name, PASSED, params, [None] * len(values), values, listed, (), several)
@@ -214,23 +216,26 @@ class RecordTrace(core.Trace):
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         if primitive is jx.feedback_p:
             return self.mark(*tracers)
-        values, slots = self.unwrap(tracers)
-        perturbed = [slot is not None for slot in slots]
-        mirrors = self.mirrors(tracers)
-        rule = self.walker.lookup(primitive) if any(perturbed) or mirrors or self.looking else None
-        if rule is not None and (program := self.in_its_place(rule, any(perturbed), bool(mirrors), params)) is not None:
+        values, indices = self.unwrap(tracers)
+        perturbed = [index is not None for index in indices]
+        feedbacks = self.feedbacks(tracers)
+        rule = self.options.lookup(primitive) if any(perturbed) or feedbacks or self.observing else None
+        if (
+            rule is not None
+            and (program := self.in_its_place(rule, any(perturbed), bool(feedbacks), params)) is not None
+        ):
             with core.set_current_trace(self), jx.inside_call(params) if rule.instead is None else nullcontext():
                 return program(*tracers)
-        if mirrors and (inside := passed_inside(primitive, params, values, slots, mirrors)):
-            values, slots, params = inside
-            perturbed, mirrors = [slot is not None for slot in slots], None
+        if feedbacks and (inside := passed_inside(primitive, params, values, indices, feedbacks)):
+            values, indices, params = inside
+            perturbed, feedbacks = [index is not None for index in indices], None
         avals, several = tuple(map(core.typeof, values)), primitive.multiple_results
         goes = any(perturbed) and rule is not None and rule.kind not in ("zero", "nondiff")
-        enters = self.looking and rule is not None and rule.kind == "control" and rule.bwd is not None
+        enters = self.observing and rule is not None and rule.kind == "control" and rule.bwd is not None
         if rule is None or not (goes or enters):
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
             self.passed(primitive, params, values, outs)
-            return self.with_mirrors(outs, primitive, values, mirrors, perturbed, params) if mirrors else outs
+            return self.feedback_through(outs, primitive, values, feedbacks, perturbed, params) if feedbacks else outs
         differentiable = None
         if rule.kind == "tangent":
             tangents = [t if p else None for t, p in zip(tracers, perturbed, strict=True)]
@@ -240,11 +245,11 @@ class RecordTrace(core.Trace):
             self._in_tangents -= 1
             return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
         if rule.kind == "control":  # a boolean's cotangent does not go through programs inside programs
-            slots = [slot if is_differentiable(t) else None for slot, t in zip(slots, avals, strict=True)]
-            perturbed = [slot is not None for slot in slots]
+            indices = [index if is_differentiable(t) else None for index, t in zip(indices, avals, strict=True)]
+            perturbed = [index is not None for index in indices]
         if rule.fwd is None:
             outs = primitive.bind_with_trace(self.parent_trace, values, avals, params)
-            res = (rule.save or INPUTS)(read_backward(primitive, values, mirrors), outs, perturbed, params)
+            res = (rule.save or INPUTS)(read_backward(primitive, values, feedbacks), outs, perturbed, params)
         else:
             with core.set_current_trace(self.parent_trace):
                 if rule.kind == "control":
@@ -259,37 +264,37 @@ class RecordTrace(core.Trace):
             differentiable = [is_differentiable(o) for o in outs]
         wrapped = [self.new(o) if d else o for o, d in zip(outs, differentiable, strict=True)]
         if any(differentiable) or enters:
-            self.write(primitive.name, rule, params, slots, values, wrapped, res, several)
+            self.write(primitive.name, rule, params, indices, values, wrapped, res, several)
         out = wrapped if several else wrapped[0]
-        return self.with_mirrors(out, primitive, values, mirrors, perturbed, params) if mirrors else out
+        return self.feedback_through(out, primitive, values, feedbacks, perturbed, params) if feedbacks else out
 
     def in_its_place(
-        self, rule: Rule, perturbed: bool, mirrors: bool, params: dict[str, Any]
+        self, rule: Rule, perturbed: bool, feedbacks: bool, params: dict[str, Any]
     ) -> Callable[..., Any] | None:
         """The function to be recorded in an equation's place, if there is one."""
-        if rule.body is not None and (self.staging or rule.bwd is None or mirrors or self.walker.opens_calls):
+        if rule.body is not None and (self.staging or rule.bwd is None or feedbacks or self.options.opens_calls):
             return rule.body(params)
-        if rule.instead is not None and perturbed and not mirrors and not self.looking:
-            return rule.instead(self.walker, params)
+        if rule.instead is not None and perturbed and not feedbacks and not self.observing:
+            return rule.instead(self.options, params)
         return None
 
-    def with_mirrors(
-        self, outs: Any, primitive: Any, values: Any, mirrors: Any, perturbed: Any, params: dict[str, Any]
+    def feedback_through(
+        self, outs: Any, primitive: Any, values: Any, feedbacks: Any, perturbed: Any, params: dict[str, Any]
     ) -> Any:
         """What an equation returned, with mirrors where the equation only moved or scaled what has one."""
         several = primitive.multiple_results
         shapes = [jx.type_of(o).shape for o in (outs if several else [outs])]
         with core.set_current_trace(self.parent_trace):
-            found = mirrors_of(primitive, values, mirrors, perturbed, params, shapes)
+            found = feedback_weights_of(primitive, values, feedbacks, perturbed, params, shapes)
         if found is None:
             return outs
         if not several:
-            return self.mirrored(outs, found)
-        return [self.mirrored(o, m) for o, m in zip(outs, found, strict=True)]
+            return self.with_feedback(outs, found)
+        return [self.with_feedback(o, m) for o, m in zip(outs, found, strict=True)]
 
     def run_control(self, primitive: Any, rule: Rule, perturbed: Any, values: Any, params: Any) -> Any:
         try:
-            return rule.fwd(self.walker, perturbed, *values, **params)  # type: ignore[misc]
+            return rule.fwd(self.options, perturbed, *values, **params)  # type: ignore[misc]
         except MissingRuleError as error:
             line = jx.user_line(jx.current_source())
             if error.located or not line:
@@ -305,14 +310,14 @@ class RecordTrace(core.Trace):
         A tangent carries its primal's number, and what comes out carries the output's. Its value is of no consequence,
         the rule being linear: what a linear step keeps does not depend on it. So it carries its primal's value too.
         """
-        values, slots = self.unwrap(tracers)
-        if all(slot is None for slot in slots):
+        values, indices = self.unwrap(tracers)
+        if all(index is None for index in indices):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
             return self.passed(primitive, {}, values, outs)
-        if (rule := self.walker.rules.get(jx.written_where(fun))) is not None:
-            return self.by_another_rule(rule, fun, values, slots)
+        if (rule := self.options.rules.get(jx.written_where(fun))) is not None:
+            return self.by_another_rule(rule, fun, values, indices)
         named = NAMED.get(jx.own_name(fun))
         if named is not None and all(np.issubdtype(core.typeof(v).dtype, np.floating) for v in values):
             with core.set_current_trace(self.parent_trace):
@@ -322,76 +327,76 @@ class RecordTrace(core.Trace):
         zero = ad_util.SymbolicZero if symbolic_zeros else jx.zeros
         with core.set_current_trace(self.parent_trace):
             tangents = [
-                zero(core.typeof(v).to_tangent_aval()) if slot is None else t
-                for t, v, slot in zip(tracers, values, slots, strict=True)
+                zero(core.typeof(v).to_tangent_aval()) if index is None else t
+                for t, v, index in zip(tracers, values, indices, strict=True)
             ]
-        mirrors = self.mirrors(tracers) or [None] * len(values)
+        feedbacks = self.feedbacks(tracers) or [None] * len(values)
         self._in_tangents += 1
         with core.set_current_trace(self):
-            outs = jvp.call_wrapped(*map(self.mirrored, values, mirrors), *tangents)
+            outs = jvp.call_wrapped(*map(self.with_feedback, values, feedbacks), *tangents)
         self._in_tangents -= 1
         n = len(outs) // 2
         return self.carried(outs[:n], outs[n:])
 
     def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         """The outputs of a tangent rule, each carrying the number of its tangent."""
-        if self.walker.watch is not None and not self._in_tangents:
+        if self.options.observer is not None and not self._in_tangents:
             for y, t in zip(outs, tangents, strict=True):
-                self._note_output(self.slot(t), self.value(y))
+                self._note_output(self.index(t), self.value(y))
         return [
-            self.value(y) if self.slot(t) is None else RecordTracer(self, self.value(y), t.slot)
+            self.value(y) if self.index(t) is None else RecordTracer(self, self.value(y), t.index)
             for y, t in zip(outs, tangents, strict=True)
         ]
 
-    def _note_output(self, slot: int | None, value: Any) -> None:
+    def _note_output(self, index: int | None, value: Any) -> None:
         """Have the watch note the output of a tangent rule, at the step that its tangent came out of."""
-        for i, step in enumerate(self.steps):
-            if slot is not None and slot in step.outputs:
-                res, _ = step.tree.unflatten(step.res)
-                noted = self.walker.watch.note(step.primitive, step.params, (), [value])
+        for i, entry in enumerate(self.entries):
+            if index is not None and index in entry.outputs:
+                res, _ = entry.tree.unflatten(entry.res)
+                noted = self.options.observer.forward(entry.primitive, entry.params, (), [value])
                 noted = jax.tree.map(self.keep, noted)
-                leaves, tree = jax.tree.flatten((res, noted), is_leaf=lambda x: type(x) is Kept)
-                self.steps[i] = step._replace(res=tuple(leaves), tree=tree)
+                leaves, tree = jax.tree.flatten((res, noted), is_leaf=lambda x: type(x) is SavedIndex)
+                self.entries[i] = entry._replace(res=tuple(leaves), tree=tree)
 
-    def by_another_rule(self, rule: Rule, fun: Any, values: Sequence[Any], slots: Sequence[int | None]) -> list[Any]:
+    def by_another_rule(self, rule: Rule, fun: Any, values: Sequence[Any], indices: Sequence[int | None]) -> list[Any]:
         """A function with a derivative of its own, by the rule that an option gives it instead."""
-        perturbed = [slot is not None for slot in slots]
+        perturbed = [index is not None for index in indices]
         with core.set_current_trace(self.parent_trace):
-            outs, kept = fun.call_wrapped(*values), None
+            outs, saved = fun.call_wrapped(*values), None
             if rule.fwd is not None:
-                out, kept = rule.fwd(*values)
+                out, saved = rule.fwd(*values)
                 outs = list(out) if len(outs) > 1 else [out]
         several = len(outs) > 1
         if rule.fwd is None or rule.save is not None:
-            of = values, kept if rule.fwd is not None else outs if several else outs[0]
-            kept = (rule.save or INPUTS)(*of, perturbed, {})
+            of = values, saved if rule.fwd is not None else outs if several else outs[0]
+            saved = (rule.save or INPUTS)(*of, perturbed, {})
         wrapped = [self.new(o) if is_differentiable(o) else o for o in outs]
         name = jx.written_where(fun).partition(" at ")[0]
-        self.write(name, rule, {}, slots, values, wrapped, kept, several)
+        self.write(name, rule, {}, indices, values, wrapped, saved, several)
         return wrapped
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
     ) -> Any:
         """The function's own `fwd` runs now, and its own `bwd` is the step's rule."""
-        values, slots = self.unwrap(tracers)
-        perturbed = [slot is not None for slot in slots]
+        values, indices = self.unwrap(tracers)
+        perturbed = [index is not None for index in indices]
         if not any(perturbed):
             avals = tuple(core.typeof(v) for v in values)
             subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
             outs = primitive.bind_with_trace(self.parent_trace, tuple(values), avals, subfuns)
             return self.passed(primitive, {}, values, outs)
-        if (rule := self.walker.rules.get(jx.written_where(fun))) is not None:
-            return self.by_another_rule(rule, fun, values, slots)
-        mirrors = self.mirrors(tracers)
-        operands = list(map(self.mirrored, values, mirrors)) if mirrors else values
-        with core.set_current_trace(self if mirrors else self.parent_trace):
+        if (rule := self.options.rules.get(jx.written_where(fun))) is not None:
+            return self.by_another_rule(rule, fun, values, indices)
+        feedbacks = self.feedbacks(tracers)
+        operands = list(map(self.with_feedback, values, feedbacks)) if feedbacks else values
+        with core.set_current_trace(self if feedbacks else self.parent_trace):
             res_and_outs = fwd.call_wrapped(*(x for pair in zip(operands, perturbed, strict=True) for x in pair))
         _, res_tree, forwarded = out_trees()
         n = res_tree.num_leaves - sum(i is not None for i in forwarded)
         own, outs = iter(res_and_outs[:n]), list(map(self.value, res_and_outs[n:]))
         res = [next(own) if i is None else operands[i] for i in forwarded]
-        res = [x.mirror if self.mine(x) else x for x in res]  # here only a value with a mirror is ours
+        res = [x.feedback if self.mine(x) else x for x in res]  # here only a value with a mirror is ours
         types = [core.typeof(o) for o in outs]
         wrapped = [self.new(o) if is_differentiable(o) else o for o in outs]
 
@@ -401,7 +406,7 @@ class RecordTrace(core.Trace):
 
         in_types = tuple(core.typeof(v) for v in values)
         rule = Rule(custom_vjp_bwd, factors=functools.partial(opened, custom_vjp_bwd, in_types))
-        self.write(primitive.name, rule, {}, slots, values, wrapped, tuple(res), several=True)
+        self.write(primitive.name, rule, {}, indices, values, wrapped, tuple(res), several=True)
         return wrapped
 
     def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:
@@ -420,8 +425,8 @@ class RecordTrace(core.Trace):
 
 
 def record(
-    f: Callable[..., Sequence[Any]], values: Sequence[Any], perturbed: Sequence[bool], walker: Any
-) -> tuple[Record, list[Any], list[Any], Any]:
+    f: Callable[..., Sequence[Any]], values: Sequence[Any], perturbed: Sequence[bool], options: Any
+) -> tuple[Tape, list[Any], list[Any], Any]:
     """Run `f`, a function from arrays to (list of arrays, anything), recording what happens to the perturbed inputs.
 
     Returns:
@@ -431,38 +436,38 @@ def record(
         MissingRuleError: an equation between a perturbed input and an output has no rule.
     """
     with core.take_current_trace() as parent:
-        trace = RecordTrace(parent, walker)
+        trace = RecordTrace(parent, options)
         with core.set_current_trace(parent):
             primals = [
                 trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)
             ]
         with core.set_current_trace(trace):
             outs, rest = f(*primals)
-        out_slots = tuple(trace.slot(o) if trace.mine(o) and is_differentiable(o) else None for o in outs)
-        steps, kept = _reaching(trace, out_slots)
+        out_slots = tuple(trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs)
+        entries, saved = _reaching(trace, out_slots)
         rest = jax.tree.map(trace.value, rest)
-        return Record(steps, tuple(map(trace.slot, primals)), out_slots), [trace.value(o) for o in outs], kept, rest
+        return Tape(entries, tuple(map(trace.index, primals)), out_slots), [trace.value(o) for o in outs], saved, rest
 
 
-def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[Step, ...], list[Any]]:
+def _reaching(trace: RecordTrace, outputs: Sequence[int | None]) -> tuple[tuple[Entry, ...], list[Any]]:
     """The steps through which an input can reach an output (or all, for a watch that looks at all), and the arrays that
     those keep.
     """
     reached = {s for s in outputs if s is not None}
     steps = []
-    for step in reversed(trace.steps):
-        reaches = any(o in reached for o in step.outputs)
+    for entry in reversed(trace.entries):
+        reaches = any(o in reached for o in entry.outputs)
         if reaches:
-            if step.rule.bwd is None:
-                where = step.where()
-                raise MissingRuleError(step.rule.message(where), located=" at " in where)
-            reached |= {i for i in step.inputs if i is not None}
+            if entry.rule.bwd is None:
+                where = entry.where()
+                raise MissingRuleError(entry.rule.message(where), located=" at " in where)
+            reached |= {i for i in entry.inputs if i is not None}
         if reaches or trace.sees_all:
-            steps.append(step)
-    kept: dict[int, int] = {}
-    renumber = lambda r: Kept(kept.setdefault(r.place, len(kept))) if type(r) is Kept else r
+            steps.append(entry)
+    saved: dict[int, int] = {}
+    renumber = lambda r: SavedIndex(saved.setdefault(r.at, len(saved))) if type(r) is SavedIndex else r
     steps = [s._replace(res=tuple(map(renumber, s.res)), number=i) for i, s in enumerate(reversed(steps))]
-    return tuple(steps), [trace.kept[i] for i in kept]
+    return tuple(steps), [trace.saved[i] for i in saved]
 
 
 # --- what ran, with its numbers ---------------------------------------------------------------------------------------
@@ -493,7 +498,7 @@ class ObservingTrace(RecordTrace):
         self.calls: list[Any] = []  # where the calls that we are in were written
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
-        values, slots = self.unwrap(tracers)
+        values, indices = self.unwrap(tracers)
         if primitive.name in CALLS:
             self.calls.append(jx.current_source())
             with core.set_current_trace(self):
@@ -502,22 +507,22 @@ class ObservingTrace(RecordTrace):
             return outs
         outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
         several = primitive.multiple_results
-        if all(slot is None for slot in slots) or primitive.name == "stop_gradient":
+        if all(index is None for index in indices) or primitive.name == "stop_gradient":
             return outs
         apply = lambda *xs: primitive.bind(*xs, **params) if several else [primitive.bind(*xs, **params)]
-        wrapped = self.observed(primitive.name, params, apply, values, slots, outs if several else [outs])
+        wrapped = self.observed(primitive.name, params, apply, values, indices, outs if several else [outs])
         return wrapped if several else wrapped[0]
 
-    def observed(self, name: str, params: Any, apply: Any, values: Any, slots: Any, outs: Any) -> list[Any]:
+    def observed(self, name: str, params: Any, apply: Any, values: Any, indices: Any, outs: Any) -> list[Any]:
         written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
         source = next(filter(jx.user_line, written), written[0])
-        perturbed = tuple(slot is not None for slot in slots)
+        perturbed = tuple(index is not None for index in indices)
         self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
     def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
         """Staged, so that it can be called again with its rule; its outputs come from its body."""
-        values, slots = self.unwrap(tracers)
+        values, indices = self.unwrap(tracers)
         types = tuple(map(core.typeof, values))
 
         def staged(*xs: Any) -> list[Any]:
@@ -528,9 +533,9 @@ class ObservingTrace(RecordTrace):
         (eqn,) = (e for e in program.eqns if e.primitive is primitive)
         with core.set_current_trace(self.parent_trace):
             outs = jx.as_function(jx.call_jaxpr(eqn.params))(*values)
-        if all(slot is None for slot in slots):
+        if all(index is None for index in indices):
             return outs
-        return self.observed(primitive.name, eqn.params, program, values, slots, outs)
+        return self.observed(primitive.name, eqn.params, program, values, indices, outs)
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool

@@ -33,8 +33,8 @@ from .arguments import (
     name_of,
     split_arguments,
 )
-from .backward_pass import Walk, check_names, pull_back
-from .recording import Record, Watch, record
+from .backward_pass import BackwardState, backward_pass, check_names
+from .recording import Observer, Tape, record
 
 __all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
 
@@ -46,8 +46,8 @@ class Pullback:
     in another.
     """
 
-    def __init__(self, kept: Sequence[Any], static: tuple[Any, ...]):
-        self.kept, self.static = tuple(kept), static
+    def __init__(self, saved: Sequence[Any], static: tuple[Any, ...]):
+        self.saved, self.static = tuple(saved), static
 
     def __call__(self, ct: Any) -> tuple[Any, ...]:
         """The cotangents of the primals, as a tuple.
@@ -55,9 +55,9 @@ class Pullback:
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
         """
-        return self.walk(ct)[0]
+        return self.state(ct)[0]
 
-    def walk(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
+    def state(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
         """The cotangents of the primals, and what the walker's watch saw, by the steps' numbers.
 
         Args:
@@ -68,26 +68,28 @@ class Pullback:
         leaves, tree = jax.tree.flatten(ct)
         if tree != out_tree:
             raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        back, watched = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
+        back, observed = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
         out = [
             jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
             for c, t in zip(back, in_types, strict=True)
         ]
-        return jax.tree.unflatten(in_tree, out), watched
+        return jax.tree.unflatten(in_tree, out), observed
 
     def follow(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
         """The same for flat lists, the cotangents as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
-        walker, record, *_ = self.static
-        walk = Walk(walker, {} if edits else None)
-        return pull_back(walk, record, self.kept, cts), walk.watched
+        options, record, *_ = self.static
+        state = BackwardState(options, {} if edits else None)
+        return backward_pass(state, record, self.saved, cts), state.observed
 
     @property
-    def record(self) -> Record:
+    def record(self) -> Tape:
         """What was recorded, without its numbers."""
         return self.static[1]
 
 
-jax.tree_util.register_pytree_node(Pullback, lambda p: (p.kept, p.static), lambda static, kept: Pullback(kept, static))
+jax.tree_util.register_pytree_node(
+    Pullback, lambda p: (p.saved, p.static), lambda static, saved: Pullback(saved, static)
+)
 
 
 def _operation(key: Any) -> Any:
@@ -157,21 +159,23 @@ class Backward:
         self.edits = dict(edits or {})
         self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
         self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
-        self.watch: Watch | None = None
+        self.observer: Observer | None = None
         self.factored = False
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        options = (self.residuals, self.outside_loops, self.on_missing, self.watch, self.factored, self.opens_calls)
+        options = (self.residuals, self.outside_loops, self.on_missing, self.observer, self.factored, self.opens_calls)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
 
-    def looking(self, watch: Watch | None = None, factored: bool = False, opens_calls: bool = False) -> Backward:
+    def observing(
+        self, observer: Observer | None = None, factored: bool = False, opens_calls: bool = False
+    ) -> Backward:
         """The same, with something that watches the steps; or with products left as factors where they leave a loop;
         or running what calls have inside one by one, as a plain call otherwise compiles it.
         """
         other = copy.copy(self)
         other.__dict__.pop("_key", None)
-        other.watch, other.factored = watch or self.watch, factored or self.factored
+        other.observer, other.factored = observer or self.observer, factored or self.factored
         other.opens_calls = opens_calls or self.opens_calls
         return other
 
@@ -237,10 +241,10 @@ class Backward:
             return [checked(o) for o in outs], aux
 
         run = with_aux(in_regions, flat, self.residuals) if self.outside_loops else flat
-        rec, outs, kept, aux = record(run, values, [True] * len(values), self)
-        check_names(self.edits, rec, "Backward(edits=...) has")
+        tape, outs, saved, aux = record(run, values, [True] * len(values), self)
+        check_names(self.edits, tape, "Backward(edits=...) has")
         types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
-        pullback = Pullback(kept, (self, rec, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
+        pullback = Pullback(saved, (self, tape, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
         out = jax.tree.unflatten(out_tree, outs)
         return (out, pullback, aux) if has_aux else (out, pullback)
 
@@ -397,22 +401,22 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
 
 
 @functools.partial(jx.weakref_cache, maxsize=4096)
-def _passes(jaxpr: Any, perturbed: tuple[bool, ...], walker: Backward) -> Passes:
-    box: list[Record] = []
+def _passes(jaxpr: Any, perturbed: tuple[bool, ...], options: Backward) -> Passes:
+    box: list[Tape] = []
 
     def forward(*args: Any) -> list[Any]:
-        rec, outs, kept, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, walker)
-        box.append(rec)
-        return [*outs, *kept]
+        tape, outs, saved, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, options)
+        box.append(tape)
+        return [*outs, *saved]
 
     program = jx.trace(forward, jx.in_avals(jaxpr), "forward")
-    (rec,) = box
+    (tape,) = box
 
-    def back(kept: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
-        walk = Walk(walker, named)
-        return pull_back(walk, rec, kept, ct), walk.found
+    def back(saved: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
+        state = BackwardState(options, named)
+        return backward_pass(state, tape, saved, ct), state.results
 
-    return Passes(program, back, perturbed, [o is not None for o in rec.outputs], walker.factored, rec)
+    return Passes(program, back, perturbed, [o is not None for o in tape.outputs], options.factored, tape)
 
 
 _default = Backward()

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cotangents import Zero, dense, float0_zeros
+from ..cotangents import Zero, float0_zeros, materialize
 from ..jaxpr import (
     as_function,
     call_jaxpr,
@@ -32,28 +32,28 @@ from ..rules.registry import TABLE, MissingRuleError, Rule, def_body
 
 def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
     n = len(plan.passes.outputs)
-    return outs[:n], (plan, [primals[i] for i in plan.free], outs[n:]), plan.passes.differentiable
+    return outs[:n], (plan, [primals[i] for i in plan.available_inputs], outs[n:]), plan.passes.differentiable
 
 
-def call_back(walk: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+def call_back(state: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
     """Run the backward program of a body on what was kept; `run(program, args)` says how."""
-    plan, free, kept = res
-    program, tree = plan.backward([c is not Zero for c in ct], walk.given)
-    args = [*free, *kept, *(dense(c) for c in ct if c is not Zero), *walk.brought]
-    cts, found = tree.unflatten(run(program, args))
-    walk.take_in(found)
+    plan, free, saved = res
+    program, tree = plan.backward([c is not Zero for c in ct], state.outer_names)
+    args = [*free, *saved, *(materialize(c) for c in ct if c is not Zero), *state.outer_cotangents]
+    cts, results = tree.unflatten(run(program, args))
+    state.merge(results)
     return cts
 
 
-def jit_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def jit_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
-    plan = plan_of_call(walker.passes(constrained(params), perturbed))
+    plan = plan_of_call(options.passes(constrained(params), perturbed))
     return call_res(plan, primals, plan.forward.jitted(*primals))
 
 
-def jit_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def jit_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the compiled backward program on what was kept."""
-    return call_back(walk, res, ct, lambda program, args: program.jitted(*args))
+    return call_back(state, res, ct, lambda program, args: program.jitted(*args))
 
 
 TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))

@@ -15,10 +15,10 @@ from .calls import call_back, call_res
 __all__ = ["planned", "remat_bwd", "remat_fwd"]
 
 
-def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def remat_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
-    policy, narrow = params["policy"], walker.residuals not in ("needed", "inputs")
-    passes, saved = walker.passes(params["jaxpr"], perturbed), functools.partial(is_saved, policy)
+    policy, narrow = params["policy"], options.residuals not in ("needed", "inputs")
+    passes, saved = options.passes(params["jaxpr"], perturbed), functools.partial(is_saved, policy)
     if policy is not None and not planned(policy):
         passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
     choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)
@@ -26,11 +26,11 @@ def remat_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: A
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
-def remat_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def remat_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
     if planned(params["policy"]):
-        return call_back(walk, res, ct, run_behind_barrier)
-    return call_back(walk, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+        return call_back(state, res, ct, run_behind_barrier)
+    return call_back(state, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
 
 
 def planned(policy: Any) -> bool:

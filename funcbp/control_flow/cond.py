@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..cotangents import Zero, dense, instantiate
+from ..cotangents import Zero, instantiate, materialize
 from ..jaxpr import Program, bind_cond, cond_branches, primitives, split_list, strong, to_strong, trace, zeros
 from ..remat.plan import Plan, plan_of_call
 from ..rules.registry import def_control
@@ -15,15 +15,17 @@ from ..rules.registry import def_control
 __all__ = ["cond_bwd", "cond_fwd"]
 
 
-def cond_fwd(walker: Any, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any) -> tuple[Any, Any, Any]:
+def cond_fwd(
+    options: Any, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any
+) -> tuple[Any, Any, Any]:
     """Run the branch; each keeps its own, in slots that the branches share by type."""
-    plans = tuple(plan_of_call(walker.passes(branch, perturbed[1:])) for branch in cond_branches(params))
-    slots, places = _shared_slots([[v.aval for v in plan.kept] for plan in plans])
+    plans = tuple(plan_of_call(options.passes(branch, perturbed[1:])) for branch in cond_branches(params))
+    slots, places = _shared_slots([[v.aval for v in plan.saved] for plan in plans])
     fill = lambda: [_fill_slots(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
     branches = plans[0].passes.made(plans, fill)
     outs = bind_cond(index, branches, operands, params)
     n = len(plans[0].passes.outputs)
-    read = sorted({i for plan in plans for i in plan.free})
+    read = sorted({i for plan in plans for i in plan.available_inputs})
     differentiable = [any(d) for d in zip(*(plan.passes.differentiable for plan in plans), strict=True)]
     res = (plans, tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:])
     return outs[:n], res, differentiable
@@ -57,14 +59,14 @@ def _fill_slots(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Progr
     return trace(forward, plan.passes.in_types, "branch")
 
 
-def cond_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def cond_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Go back through the branch that was taken. What only another branch would find is zero."""
     plans, places, read, index, operands, kept = res
     nonzero = [c is not Zero for c in ct]
     # an output that only other branches perturb has no cotangent in this one
     own = [[z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)] for plan in plans]
-    programs = [plan.backward(z, walk.given) for plan, z in zip(plans, own, strict=True)]
-    args = [*operands, *kept, *(to_strong(dense(c)) for c in ct if c is not Zero), *walk.brought]
+    programs = [plan.backward(z, state.outer_names) for plan, z in zip(plans, own, strict=True)]
+    args = [*operands, *kept, *(to_strong(materialize(c)) for c in ct if c is not Zero), *state.outer_cotangents]
     arg_types = tuple(jax.typeof(x) for x in args)
     types = [strong(t) for t in plans[0].passes.in_types]
     results = [_in_branch(i, *tree.unflatten([v.aval for v in p.outvars])) for i, (p, tree) in enumerate(programs)]
@@ -83,7 +85,7 @@ def cond_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], 
             where = dict(zip(read, inputs, strict=True))
             given = iter(cts)
             own_cts = [c for c, w in ((next(given), w) for z, w in zip(nonzero, which, strict=True) if z) if w]
-            outs = program(*(where[i] for i in plan.free), *(slots[i] for i in place), *own_cts, *named)
+            outs = program(*(where[i] for i in plan.available_inputs), *(slots[i] for i in place), *own_cts, *named)
             back, found = _in_branch(i, *tree.unflatten(outs))
             full = [instantiate(c, t) for c, t, r in zip(back, types, reached, strict=True) if r]
             for all_types, of_branch in zip(found_types, found, strict=True):
@@ -95,9 +97,9 @@ def cond_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], 
 
     of_branches = list(zip(plans, places, own, programs, strict=True))
     make = lambda: [branch(i, plan, place, w, *pr) for i, (plan, place, w, pr) in enumerate(of_branches)]
-    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types, walk.given), make)
+    branches = plans[0].passes.made((plans, tuple(nonzero), arg_types, state.outer_names), make)
     cts, found = merged.unflatten(bind_cond(index, branches, args, params))
-    walk.take_in(found)
+    state.merge(found)
     return [None, *cts]
 
 

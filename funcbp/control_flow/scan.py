@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Factored, Zero, dense, instantiate
+from ..cotangents import Factored, Zero, instantiate, materialize
 from ..jaxpr import Program, bind_scan, primitives, scan_parts, split_list, strong, to_strong, trace, zeros
 from ..remat.hoisting import products_ahead
-from ..remat.plan import Given, Passes, Plan, with_names
+from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Choose, Deferral, chooser, deferral
 from ..rules.registry import def_control
 
@@ -28,20 +28,20 @@ def perturbed_carry(passes_of: Any, consts: Sequence[bool], carry: Sequence[bool
         carry = grown
 
 
-def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def scan_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the loop, stacking what its plan keeps at every step; what never changes is kept once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
-    passes = perturbed_carry(lambda p: walker.passes(body, p), *split_list(perturbed, n_consts, n_carry))
+    passes = perturbed_carry(lambda p: options.passes(body, p), *split_list(perturbed, n_consts, n_carry))
     steps = params["length"]
-    how = chooser(walker.residuals, steps), deferral(walker.residuals)
-    plan = passes.made((walker.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, *how))
+    how = chooser(options.residuals, steps), deferral(options.residuals)
+    plan = passes.made((options.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, *how))
     n_ys = len(passes.outputs) - n_carry
     once = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
     ys, kept = stacked[:n_ys], stacked[n_ys:]
-    free_consts = [consts[i] for i in plan.free if i < n_consts]
-    free_xs = [xs[i - n_consts - n_carry] for i in plan.free if i >= n_consts]
+    free_consts = [consts[i] for i in plan.available_inputs if i < n_consts]
+    free_xs = [xs[i - n_consts - n_carry] for i in plan.available_inputs if i >= n_consts]
     grown = passes.perturbed[n_consts : n_consts + n_carry]
     res = (plan, [jax.typeof(c) for c in consts], free_consts, once, free_xs, kept)
     return [*carry, *ys], res, [*grown, *passes.differentiable[n_carry:]]
@@ -49,12 +49,12 @@ def scan_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: An
 
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose, defer: Deferral) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
-    make = lambda nonzero, given: _scan_backward(passes, n_consts, n_carry, defer, nonzero, given)
-    return Plan(passes, make, free=[k != 1 for k in kinds], steady=[k == 0 for k in kinds], choose=choose)
+    make = lambda nonzero, outer_names: _scan_backward(passes, n_consts, n_carry, defer, nonzero, outer_names)
+    return Plan(passes, make, available_inputs=[k != 1 for k in kinds], loop_invariant=[k == 0 for k in kinds], choose=choose)
 
 
 def _scan_backward(
-    passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], given: Given
+    passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], outer_names: OuterNames
 ) -> tuple[Program, tuple[list[bool], Any]]:
     """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *given, *sums) -> sums, ct of carry, stacks.
 
@@ -78,18 +78,18 @@ def _scan_backward(
         carry_cts, y_cts = iter(ct_carry), iter(ct_ys)
         ct = [next(carry_cts) if p else Zero for p in perturbed[1]]
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
-        back, found = passes.pull_back(kept, ct, with_names(given, named))
+        back, results = passes.backward_pass(kept, ct, with_names(outer_names, named))
         to_consts, to_carry, to_xs = split_list(back, n_consts, n_carry)
         wait = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
         later = [c if wait(c) else Zero for c in to_consts]
-        now = [dense(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
+        now = [materialize(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
         summed[:] = [c is not Zero for c in now]
         before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]
-        stacks, tree = jax.tree.flatten((later, to_xs if passes.factored else [dense(c) for c in to_xs], found))
+        stacks, tree = jax.tree.flatten((later, to_xs if passes.factored else [materialize(c) for c in to_xs], results))
         trees.append(tree)
         return [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
 
-    types = [*passes.candidate_types, *carries, *ys, *(t for _, t in given or ())]
+    types = [*passes.candidate_types, *carries, *ys, *(t for _, t in outer_names or ())]
     program = trace(step, types, "scan_backward")
     n_sums = sum(summed)
 
@@ -102,26 +102,26 @@ def _scan_backward(
     return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), (list(summed), trees[0])
 
 
-def scan_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def scan_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the loop the other way round, on what was kept."""
     plan, const_types, free_consts, once, free_xs, kept = res
     _, n_consts, n_carry = scan_parts(params)
     passes = plan.passes
-    ct_carry, ct_ys = [dense(c) for c in ct[:n_carry]], [dense(c) for c in ct[n_carry:]]
+    ct_carry, ct_ys = [materialize(c) for c in ct[:n_carry]], [materialize(c) for c in ct[n_carry:]]
     nonzero = [*passes.differentiable[:n_carry], *(c is not Zero for c in ct_ys)]
-    program, (summed, tree) = plan.backward(nonzero, walk.given)
+    program, (summed, tree) = plan.backward(nonzero, state.outer_names)
     sums = [zeros(strong(t)) for t, s in zip(const_types, summed, strict=True) if s]
     carries = zip(ct_carry, passes.in_types[n_consts:], passes.perturbed[n_consts:], strict=False)
     init = [to_strong(instantiate(c, t)) for c, t, p in carries if p]
     ys = [to_strong(c) for c in ct_ys if c is not Zero]
     # the program's inputs come as (*free, *once, *kept, *others): bring constants, carries and stacks together
-    parts = free_consts, free_xs, once, kept, init, ys, walk.brought
+    parts = free_consts, free_xs, once, kept, init, ys, state.outer_cotangents
     fc, fx, on, ke, ca, y, na, su = split_list(range(len(program.invars)), *map(len, parts))
     program = passes.made(program, lambda: program.reordered([*fc, *on, *na, *su, *ca, *fx, *ke, *y]))
-    constants = [*free_consts, *once, *walk.brought]
+    constants = [*free_consts, *once, *state.outer_cotangents]
     outs, stacks = bind_scan(program, constants, [*sums, *init], [*free_xs, *kept, *ys], params, not params["reverse"])
-    later, to_xs, found = tree.unflatten(stacks)
-    walk.take_in(found)
+    later, to_xs, results = tree.unflatten(stacks)
+    state.merge(results)
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
     return [
         *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),

@@ -12,11 +12,11 @@ from .scan import perturbed_carry
 __all__ = ["while_fwd"]
 
 
-def while_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def while_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the loop. How often it runs is not known beforehand, so there is nothing to keep its steps in."""
     body, n_cond, n_body = while_parts(params)
     _, consts, carry = split_list(perturbed, n_cond, n_body)
-    passes = perturbed_carry(lambda p: walker.passes(body, p), consts, carry, [])
+    passes = perturbed_carry(lambda p: options.passes(body, p), consts, carry, [])
     return primitives.while_p.bind(*primals, **params), (), passes.perturbed[n_body:]
 
 

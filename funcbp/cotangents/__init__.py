@@ -18,8 +18,8 @@ from .products import SUMMED as SUMMED
 from .products import Factored as Factored
 from .products import Linear as Linear
 from .products import Product as Product
-from .products import dense as dense
 from .products import instantiate as instantiate
+from .products import materialize as materialize
 from .zero import Zero as Zero
 from .zero import float0_zeros as float0_zeros
 from .zero import is_differentiable as is_differentiable

@@ -17,17 +17,17 @@ class Cotangents:
     def __init__(self) -> None:
         self._of: dict[int, Any] = {}
 
-    def add(self, slots: Sequence[int | None], cts: Sequence[Any]) -> None:
-        for slot, ct in zip(slots, cts, strict=True):
-            if slot is not None and ct is not None and ct is not Zero:
-                self._of[slot] = _sum(self._of[slot], ct) if slot in self._of else ct
+    def add(self, indices: Sequence[int | None], cts: Sequence[Any]) -> None:
+        for index, ct in zip(indices, cts, strict=True):
+            if index is not None and ct is not None and ct is not Zero:
+                self._of[index] = _sum(self._of[index], ct) if index in self._of else ct
 
-    def take(self, slots: Sequence[int | None]) -> list[Any]:
+    def take(self, indices: Sequence[int | None]) -> list[Any]:
         """The cotangents of these values, which nothing will ask for again."""
-        return [Zero if slot is None else self._of.pop(slot, Zero) for slot in slots]
+        return [Zero if index is None else self._of.pop(index, Zero) for index in indices]
 
-    def read(self, slots: Sequence[int | None]) -> list[Any]:
-        return [Zero if slot is None else self._of.get(slot, Zero) for slot in slots]
+    def read(self, indices: Sequence[int | None]) -> list[Any]:
+        return [Zero if index is None else self._of.get(index, Zero) for index in indices]
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -36,7 +36,7 @@ class Product(NamedTuple):
     then: tuple[Any, ...] = ()
     source: Any = None
 
-    def carried_out(self) -> jax.Array:
+    def contract(self) -> jax.Array:
         """The product."""
         with jx.restored(self.source):
             return _follow(self, len(self.then), self.ct, self.other)
@@ -109,21 +109,21 @@ class Factored:
         shape, dtype: of the cotangent.
     """
 
-    __slots__ = ("_dense", "dtype", "products", "rest", "shape")
+    __slots__ = ("_array", "dtype", "products", "rest", "shape")
 
     def __init__(self, products: Sequence[Product], rest: Any, shape: Sequence[int], dtype: Any):
         self.products, self.rest, self.shape, self.dtype = tuple(products), rest, tuple(shape), dtype
-        self._dense: Any = None
+        self._array: Any = None
 
-    def dense(self) -> jax.Array:
+    def materialize(self) -> jax.Array:
         """The array, carried out once."""
-        if self._dense is None:
+        if self._array is None:
             total = self.rest
             for product in self.products:
-                array = product.carried_out()
+                array = product.contract()
                 total = array if total is Zero else lax.add(total, array)
-            self._dense = total
-        return self._dense
+            self._array = total
+        return self._array
 
     def plus(self, other: Any) -> Factored:
         """The sum with another cotangent of the same type."""
@@ -163,11 +163,11 @@ def _unflatten(static: Any, children: Any) -> Factored:
 jax.tree_util.register_pytree_node(Factored, _flatten, _unflatten)
 
 
-def dense(ct: Any) -> Any:
+def materialize(ct: Any) -> Any:
     """The cotangent with its products carried out; `Zero`, `None` and arrays stay as they are."""
-    return ct.dense() if type(ct) is Factored else ct
+    return ct.materialize() if type(ct) is Factored else ct
 
 
 def instantiate(ct: Any, aval: Any) -> jax.Array:
     """The cotangent as an array: `Zero` becomes zeros of this type, and a product is carried out."""
-    return jx.zeros(jx.strong(aval)) if ct is Zero else dense(ct)
+    return jx.zeros(jx.strong(aval)) if ct is Zero else materialize(ct)

@@ -459,11 +459,11 @@ def alignment(loss: Callable[..., Any], mirrors: Any = None, backward: Backward 
     """
     if (mirrors is None) == (backward is None):
         raise TypeError("alignment takes mirrors, or a Backward with edits: one of the two.")
-    walker = backward or Backward()
+    options = backward or Backward()
 
     def measured(params: Any, *args: Any) -> Any:
         def pullback(mirrors: Any) -> Any:
-            return walker.vjp(lambda p: loss(p if mirrors is None else feedback(p, mirrors), *args), params)
+            return options.vjp(lambda p: loss(p if mirrors is None else feedback(p, mirrors), *args), params)
 
         if mirrors is None:
             value, back = pullback(None)

@@ -16,11 +16,11 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, check_scalar
-from ..autodiff.backward_pass import Walk, listed, step_back
-from ..autodiff.recording import Record, Step
+from ..autodiff.backward_pass import BackwardState, apply_rule, listed
+from ..autodiff.recording import Entry, Tape
 from ..autodiff.transformations import Backward, Pullback
-from ..cotangents import Zero, dense, is_differentiable
-from ..remat.plan import records_inside
+from ..cotangents import Zero, is_differentiable, materialize
+from ..remat.plan import tapes_inside
 from .statistics import Statistics, statistics
 
 __all__ = ["Row", "Trace", "trace"]
@@ -34,10 +34,10 @@ class Everything:
 
     everything: bool = True
 
-    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
         return tuple(map(_kept, outs)), values[0] if primitive == "cond" else None
 
-    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, step: Entry, noted: Any, ct: Sequence[Any]) -> Any:
         return None if noted is None else (*noted, tuple(ct))
 
 
@@ -278,7 +278,7 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
         (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
     check_callable(loss)
-    walker = (backward or Backward()).looking(watch=Everything(), opens_calls=True)
+    options = (backward or Backward()).observing(observer=Everything(), opens_calls=True)
 
     def traced(*args: Any, **kwargs: Any) -> Trace:
         leaves, tree = jax.tree.flatten((args, kwargs))
@@ -294,7 +294,7 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
             args, kwargs = jax.tree.unflatten(tree, full)
             return loss(*args, **kwargs)
 
-        value, pullback = walker.vjp(partial, *(leaves[i] for i in floats))
+        value, pullback = options.vjp(partial, *(leaves[i] for i in floats))
         check_scalar(value, False)
         grads, seen = pullback.walk(jnp.ones_like(value))
         paths, number = _paths(loss, args, kwargs), lambda x: np.asarray(jnp.asarray(x))
@@ -307,10 +307,10 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
                 cotangents=(np.asarray(g),),
                 outputs=(s,),
             )
-            for i, g, s in zip(floats, grads, pullback.record.inputs, strict=True)
+            for i, g, s in zip(floats, grads, pullback.tape.inputs, strict=True)
         ]
-        rows = list(_rows(walker, pullback, pullback.record, seen))
-        return Trace(value, inputs, rows, pullback.record.outputs)
+        rows = list(_rows(options, pullback, pullback.tape, seen))
+        return Trace(value, inputs, rows, pullback.tape.outputs)
 
     return traced
 
@@ -335,9 +335,9 @@ def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[str]:
 
 
 def _rows(
-    walker: Backward,
+    options: Backward,
     pullback: Pullback,
-    record: Record,
+    record: Tape,
     seen: dict[Any, Any],
     around: tuple[int, ...] = (),
     ran: Any = True,
@@ -352,10 +352,10 @@ def _rows(
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
     """
-    kinds = walker.coverage()
-    for step in record.steps:
+    kinds = options.coverage()
+    for step in record.entries:
         place = (*around, step.number)
-        inside = records_inside(step)
+        inside = tapes_inside(step)
         if place not in seen and not inside:
             continue  # part of a tangent rule
         values, index, cts = seen.get(place, ((), None, ()))
@@ -365,7 +365,7 @@ def _rows(
         yield Row(
             index=".".join(map(str, place)),
             primitive=step.primitive,
-            kind=_kind(walker, kinds, step) if derivable else NO_DERIVATIVE,
+            kind=_kind(options, kinds, step) if derivable else NO_DERIVATIVE,
             rule=step.rule.name if derivable else "",
             name=step.params["name"] if step.primitive == "name" else "",
             scope=_scope(step.source),
@@ -385,13 +385,13 @@ def _rows(
         if step.primitive == "while":
             for i, part in enumerate(_parts(step.params)):
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
-        for i, rec in enumerate(inside):
+        for i, tape in enumerate(inside):
             if step.primitive != "cond":
-                yield from _rows(walker, pullback, rec, seen, place, ran, written)
+                yield from _rows(options, pullback, tape, seen, place, ran, written)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from _rows(walker, pullback, rec, seen, (*place, i), before & chosen, written)
+                yield from _rows(options, pullback, tape, seen, (*place, i), before & chosen, written)
 
 
 def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int], first: int = 0) -> Iterator[Row]:
@@ -443,21 +443,21 @@ def _scope(source: Any) -> str:
     return "/".join(part for part in jx.scope(source).split("/") if not part.startswith("jit("))
 
 
-def _kind(walker: Backward, kinds: dict[str, str], step: Step) -> str:
+def _kind(options: Backward, kinds: dict[str, str], step: Entry) -> str:
     """Where a step's rule is from."""
-    if any(step.rule is rule for rule in walker.rules.values()):
+    if any(step.rule is rule for rule in options.rules.values()):
         return "replaced"
     return kinds.get(step.primitive, "hand-written")
 
 
-def _locals(step: Step, pullback: Pullback) -> tuple[Any, ...]:
+def _locals(step: Entry, pullback: Pullback) -> tuple[Any, ...]:
     """The local derivatives of an equation of scalars with one output."""
     if step.several or step.rule.kind in ("control", "passed") or any(math.prod(t.shape) != 1 for t in step.types):
         return ()
-    _, noted = step.residuals(pullback.kept)
+    _, noted = step.residuals(pullback.saved)
     if noted is None or noted[0][0].size != 1 or not is_differentiable(noted[0][0]):
         return ()
     ct = jnp.ones_like(noted[0][0])
-    back = step_back(Walk(Backward(), None), step, pullback.kept, [ct])
+    back = apply_rule(BackwardState(Backward(), None), step, pullback.saved, [ct])
     there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
-    return tuple(jnp.sum(dense(c)).item() if t else None for t, c in zip(there, back, strict=True))
+    return tuple(jnp.sum(materialize(c)).item() if t else None for t, c in zip(there, back, strict=True))

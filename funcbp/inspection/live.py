@@ -49,8 +49,8 @@ def live_bytes(plan: Plan) -> Live:
     forward = _walk(plan.forward, [], plan.forward.outvars)
     program, _ = plan.backward(passes.differentiable, None)
     # the backward program's inputs come as (*free, *once, *kept, *others)
-    first = len(plan.free) + len(plan.once)
-    backward = _walk(program, program.invars[first : first + len(plan.kept)], program.outvars)
+    first = len(plan.available_inputs) + len(plan.hoisted)
+    backward = _walk(program, program.invars[first : first + len(plan.saved)], program.outvars)
     return Live(np.array(forward), np.array(backward))
 
 

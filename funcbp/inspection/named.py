@@ -11,28 +11,28 @@ import jax.numpy as jnp
 
 from ..autodiff.arguments import check_callable, check_input, check_scalar, split_arguments
 from ..autodiff.backward_pass import check_names
-from ..autodiff.recording import Record, Step
+from ..autodiff.recording import Entry, Tape
 from ..autodiff.transformations import Backward
-from ..remat.plan import records_inside
+from ..remat.plan import tapes_inside
 
 __all__ = ["cotangents", "gradient_watched", "step_at"]
 
 
-def step_at(record: Record, place: Sequence[int]) -> Step:
+def step_at(record: Tape, place: Sequence[int]) -> Entry:
     """The step with these numbers, from the outermost record in; a cond's number is followed by the branch's."""
     number, *rest = place
-    step = record.steps[number]
+    entry = record.entries[number]
     if not rest:
-        return step
-    if step.primitive == "cond":
+        return entry
+    if entry.primitive == "cond":
         branch, *rest = rest
-        return step_at(records_inside(step)[branch], rest)
-    return step_at(records_inside(step)[0], rest)
+        return step_at(tapes_inside(entry)[branch], rest)
+    return step_at(tapes_inside(entry)[0], rest)
 
 
 def gradient_watched(
-    walker: Backward, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
-) -> tuple[Any, Any, Record, dict[tuple[int, ...], Any]]:
+    options: Backward, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
+) -> tuple[Any, Any, Tape, dict[tuple[int, ...], Any]]:
     """`value_and_grad`, with the record and what the walker's watch saw.
 
     Returns:
@@ -42,11 +42,11 @@ def gradient_watched(
     partial, chosen = split_arguments(loss, argnums, args, kwargs)
     for x in jax.tree.leaves(chosen):
         check_input(x, False, True, "grad")
-    value, pullback, *aux = walker.vjp(partial, *chosen, has_aux=has_aux)
+    value, pullback, *aux = options.vjp(partial, *chosen, has_aux=has_aux)
     check_scalar(value, False)
     grads, seen = pullback.walk(jnp.ones_like(value))
     grads = grads[0] if isinstance(argnums, int) else tuple(grads)
-    return ((value, aux[0]) if has_aux else value), grads, pullback.record, seen
+    return ((value, aux[0]) if has_aux else value), grads, pullback.tape, seen
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Named:
     reduce: Callable[[Any], Any] | None
     everything: bool = False
 
-    def note(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
         return None
 
-    def see(self, step: Step, noted: Any, ct: Sequence[Any]) -> Any:
-        if step.primitive != "name" or (self.names is not None and step.params["name"] not in self.names):
+    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+        if entry.primitive != "name" or (self.names is not None and entry.params["name"] not in self.names):
             return None
         return ct[0] if self.reduce is None else self.reduce(ct[0])
 
@@ -104,17 +104,17 @@ def cotangents(
         Array([5.657, 2.828, 1.414], dtype=float32)
     """
     wanted = None if names is None else tuple(names)
-    walker = Backward().looking(watch=Named(wanted, reduce))
+    options = Backward().observing(observer=Named(wanted, reduce))
 
-    def watched(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
-        value, grads, record, seen = gradient_watched(walker, loss, argnums, has_aux, args, kwargs)
+    def observed(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
+        value, grads, record, seen = gradient_watched(options, loss, argnums, has_aux, args, kwargs)
         check_names(wanted or (), record, "cotangents(names=...) has")
         return value, grads, _by_name(record, seen)
 
-    return watched
+    return observed
 
 
-def _by_name(record: Record, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
+def _by_name(record: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
     """What was seen, by name. Of the branches of a cond one is taken and the others are zero, so they are summed."""
     found: dict[str, list[Any]] = {}
     branches: dict[Any, int] = {}

@@ -170,13 +170,13 @@ class Nonfinite:
 class FindNan:
     """The function that `find_nan` returns."""
 
-    def __init__(self, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, walker: Backward):
+    def __init__(self, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, options: Backward):
         check_callable(loss)
-        self.loss, self.argnums, self.has_aux, self.walker = loss, argnums, has_aux, walker
+        self.loss, self.argnums, self.has_aux, self.options = loss, argnums, has_aux, options
         functools.update_wrapper(self, loss, updated=())
 
     def _gradient(self, *args: Any, **kwargs: Any) -> Any:
-        gradient = self.walker.value_and_grad(self.loss, self.argnums, has_aux=self.has_aux, allow_int=True)
+        gradient = self.options.value_and_grad(self.loss, self.argnums, has_aux=self.has_aux, allow_int=True)
         value, grads = gradient(*args, **kwargs)
         return (value[0] if self.has_aux else value), grads
 

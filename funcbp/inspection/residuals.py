@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, split_arguments
-from ..autodiff.recording import Kept
+from ..autodiff.recording import SavedIndex
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from ..remat.plan import Plan, plan_of_call
@@ -161,7 +161,7 @@ def residuals(
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
     """
-    walker = backward or Backward()
+    options = backward or Backward()
 
     @functools.wraps(f)
     def report(*args: Any, **kwargs: Any) -> Residuals:
@@ -178,13 +178,13 @@ def residuals(
                 full[i] = x
             return jax.tree.leaves(f(*jax.tree.unflatten(tree, full), **kwargs))
 
-        run = in_regions(flat, walker.residuals) if walker.outside_loops else flat
+        run = in_regions(flat, options.residuals) if options.outside_loops else flat
         program = jx.trace(run, [jax.typeof(v) for v in values])
         n = len(program.consts)
         perturbed = [chosen[i] and is_differentiable(v) for i, v in zip(arrays, values, strict=True)]
-        plan = plan_of_call(walker.passes(program.closed, [False] * n + perturbed))
+        plan = plan_of_call(options.passes(program.closed, [False] * n + perturbed))
         paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
-        policy = walker.residuals if isinstance(walker.residuals, str) else repr(walker.residuals)
+        policy = options.residuals if isinstance(options.residuals, str) else repr(options.residuals)
         name = getattr(f, "__name__", repr(f))
         found = tuple(_of_plan(plan, dict(zip(plan.passes.forward.invars, paths, strict=True)), 1, (), "outside"))
         return Residuals(name, policy, found, live_bytes(plan))
@@ -211,13 +211,13 @@ def _of_plan(
     """The values of one plan, those of the plans inside in the place of what these hand out."""
     forward = plan.passes.forward
     maker = {v: eqn for eqn in forward.eqns for v in eqn.outvars}
-    wanted, plans, steady = _wanted(plan)
+    wanted, plans, loop_invariant = _wanted(plan)
     given = {e.invars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     given |= {e.outvars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
-    free = [forward.invars[i] for i in plan.free]
-    fates = {v: ONCE if v in steady else KEPT for v in plan.kept} | {v: THERE for v in free}
+    free = [forward.invars[i] for i in plan.available_inputs]
+    fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved} | {v: THERE for v in free}
     # what this loop keeps once is made outside it, and listed there
-    values = [v for v in dict.fromkeys([*plan.kept, *free, *plan.needed]) if v not in plan.once]
+    values = [v for v in dict.fromkeys([*plan.saved, *free, *plan.needed]) if v not in plan.hoisted]
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
     for v in values:
@@ -266,19 +266,19 @@ def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]
     """
     wanted: dict[Any, list[str]] = {}
     plans: dict[int, Plan] = {}
-    steady: set[Any] = set()
-    for step in plan.passes.record.steps:
-        candidates = [plan.passes.candidates[r.place] for r in step.res if type(r) is Kept]
+    loop_invariant: set[Any] = set()
+    for step in plan.passes.tape.entries:
+        candidates = [plan.passes.candidates[r.at] for r in step.res if type(r) is SavedIndex]
         for v in candidates:
             if not jx.is_literal(v):
                 wanted.setdefault(v, []).append(f"{step.rule.name} for {step.where()}")
         for inner in (r for r in step.res if isinstance(r, Plan)):
             plans |= {id(inner.forward.closed): inner, id(inner.forward.jaxpr): inner}
             if step.primitive == "scan":  # it keeps (constants, once, xs, stacks)
-                first = sum(i < jx.scan_parts(step.params)[1] for i in inner.free)
-                once = candidates[first : first + len(inner.once)]
-                steady.update(v for v in once if not jx.is_literal(v))
-    return wanted, plans, steady
+                first = sum(i < jx.scan_parts(step.params)[1] for i in inner.available_inputs)
+                once = candidates[first : first + len(inner.hoisted)]
+                loop_invariant.update(v for v in once if not jx.is_literal(v))
+    return wanted, plans, loop_invariant
 
 
 def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:

@@ -59,7 +59,7 @@ class Leaf:
         elif not isinstance(ct, Factored):
             self.way = "array"
         else:
-            self.pairs, why = _facing(ct)
+            self.pairs, why = _aligned(ct)
             self.way = f"products: {why}" if why else _cheapest(ct.products, self.pairs, n, sums)
 
     def arrays(self, direct: bool = True) -> Array:
@@ -96,7 +96,7 @@ class Leaf:
         scale = lambda a: a * weights.astype(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
         products = [p._replace(ct=scale(p.ct)) for p in self.ct.products]
         rest = self.ct.rest if self.ct.rest is Zero else scale(self.ct.rest)
-        return Factored(products, rest, self.ct.shape, self.ct.dtype).summed().dense()
+        return Factored(products, rest, self.ct.shape, self.ct.dtype).summed().materialize()
 
     def sum_of_squares(self) -> Array:
         """Σ_n W̄_n², element by element, the shape of the parameter: one contraction where it can be."""
@@ -109,7 +109,7 @@ class Leaf:
         """⟨W̄_n, V̄_m⟩ with the same parameter's cotangents for other examples: shape (n, m)."""
         if self.ct is Zero or other.ct is Zero:
             return jnp.zeros((self.n, other.n), _wide(self.aval.dtype))
-        theirs = [b.facing(self.pairs[0]) for b in other.pairs] if self.pairs else []
+        theirs = [b.aligned(self.pairs[0]) for b in other.pairs] if self.pairs else []
         met = [b for b in theirs if b is not None]
         if not met or len(met) < len(other.pairs) or _cost_between(self.pairs, met) > _cost_apart(self.pairs, met):
             a, b = (x.arrays().reshape(x.n, self.aval.size) for x in (self, other))
@@ -146,7 +146,7 @@ class Leaf:
             elif self.pairs and self.way != "direct":
                 self._made = _summed_pairs(self.pairs)
             else:
-                self._made = _carried_out(self.ct, self.way == "direct")
+                self._made = _contract(self.ct, self.way == "direct")
         return self._made
 
     def _place(self, product: Array) -> Array:
@@ -154,17 +154,17 @@ class Leaf:
         return self.pairs[0].layout.place(product) if self.pairs and self.way != "direct" else product
 
 
-def _facing(ct: Factored) -> tuple[list[Pair], str]:
+def _aligned(ct: Factored) -> tuple[list[Pair], str]:
     """The pairs of a sum of products, their factors named alike; or none, and why."""
     if ct.rest is not Zero:
         return [], "a part of the cotangent is no product"
     pairs = [ps.pair_of(p) for p in ct.products]
     if not all(pairs):
         return [], "what follows the product does more than move numbers, or the product is of an uncommon form"
-    facing = [p.facing(pairs[0]) for p in pairs if p is not None]  # type: ignore[arg-type]
-    if not all(facing):
+    aligned = [p.aligned(pairs[0]) for p in pairs if p is not None]  # type: ignore[arg-type]
+    if not all(aligned):
         return [], "it is used in several ways, and their factors do not meet"
-    return facing, ""  # type: ignore[return-value]
+    return aligned, ""  # type: ignore[return-value]
 
 
 def _summed_pairs(pairs: Sequence[Pair]) -> Array:
@@ -172,13 +172,13 @@ def _summed_pairs(pairs: Sequence[Pair]) -> Array:
     return sum(products[1:], products[0])
 
 
-def _carried_out(ct: Factored, direct: bool) -> Array:
+def _contract(ct: Factored, direct: bool) -> Array:
     """The arrays, each product mapped over the examples if `direct`, else by its pair where it has one."""
     total = ct.rest
     for p in ct.products:
         pair = None if direct else ps.pair_of(p)
         if pair is None:
-            array = jax.vmap(lambda p: p.dense())(Factored([p], Zero, ct.shape, ct.dtype))
+            array = jax.vmap(lambda p: p.materialize())(Factored([p], Zero, ct.shape, ct.dtype))
         else:
             array = jax.vmap(pair.layout.place)(pair.products()).astype(ct.dtype)
         total = array if total is Zero else total + array
@@ -360,10 +360,10 @@ def backpropagate(
         _check_parameter(path_name(path), x)
     values = [jnp.asarray(x) for _, x in with_paths]
     n = batch_size(batch)
-    walker = backward.looking(factored=True)
+    options = backward.observing(factored=True)
 
     def one(values: Any, example: Any) -> Any:
-        y, pullback = walker.vjp(lambda v: f(jax.tree.unflatten(tree, v), example), values)
+        y, pullback = options.vjp(lambda v: f(jax.tree.unflatten(tree, v), example), values)
         if seeds is not None:
             return y, jax.vmap(lambda ct: pullback.follow([ct])[0])(seeds(y, example))
         _check_loss(f, y)

@@ -175,7 +175,7 @@ class Pair(NamedTuple):
     def dtype(self) -> Any:
         return (self.deltas if isinstance(self.inputs, OneHot) else self.inputs).dtype
 
-    def facing(self, other: Pair) -> Pair | None:
+    def aligned(self, other: Pair) -> Pair | None:
         """This pair with its factors named so that they meet those of the other one, if they can."""
         if self.layout == other.layout:
             return self

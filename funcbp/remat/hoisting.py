@@ -13,7 +13,7 @@ from .policies import Deferral, bytes_of, deferral
 __all__ = ["products_ahead"]
 
 
-def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+def products_ahead(options: Any, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
     """A scan with x W carried out for all its steps before it, where that pays; None where it pays for no product.
 
     A product can go ahead where one operand follows from what the loop goes over, the other from its constants, and
@@ -21,8 +21,8 @@ def products_ahead(walker: Any, params: dict[str, Any]) -> Callable[..., list[An
     has a rule of the user's stays, as that may see each step: a clipped cotangent is another one for all steps at once.
     """
     body, n_consts, n_carry = jx.scan_parts(params)
-    stays = frozenset(getattr(p, "name", p) for p in walker.rules)
-    how = n_consts, n_carry, deferral(walker.residuals, ahead=True), stays
+    stays = frozenset(getattr(p, "name", p) for p in options.rules)
+    how = n_consts, n_carry, deferral(options.residuals, ahead=True), stays
     divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:
         return None

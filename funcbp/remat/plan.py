@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import jax
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, dense
+from ..cotangents import Zero, materialize
 from ..jaxpr import Program
-from .policies import Choose, all_needed, read_for
+from .policies import Choose, read_for, save_all
 
-__all__ = ["Given", "Passes", "Plan", "plan_of_call", "records_inside", "with_names"]
+__all__ = ["OuterNames", "Passes", "Plan", "plan_of_call", "tapes_inside", "with_names"]
 
 Made = TypeVar("Made")
 
@@ -45,28 +45,28 @@ class Passes:
     def __init__(
         self,
         forward: Program,
-        pull_back: Callable[[Sequence[Any], Sequence[Any], Any], tuple[list[Any], Any]],
+        backward_pass: Callable[[Sequence[Any], Sequence[Any], Any], tuple[list[Any], Any]],
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
         factored: bool,
         record: Any,
     ):
-        self.forward, self.pull_back, self.factored, self.record = forward, pull_back, factored, record
+        self.forward, self.backward_pass, self.factored, self.tape = forward, backward_pass, factored, record
         self.perturbed, self.differentiable = tuple(perturbed), tuple(differentiable)
         n = len(self.differentiable)
         self.outputs, self.candidates = forward.outvars[:n], forward.outvars[n:]
         self.in_types = [v.aval for v in forward.invars]
         self.out_types = [v.aval for v in self.outputs]
         self.candidate_types = [v.aval for v in self.candidates]
-        self.again: Program = forward
+        self.recompute: Program = forward
         self.stacks: list[Any] = []
         self._made: dict[Any, Any] = {}
 
     def saving(self, saved: Callable[[Any], bool]) -> Passes:
         """The same passes, where the loops of the forward program stack what is to be saved in them."""
         forward, again, stacks = jx.loops_apart(self.forward, saved)
-        other = Passes(forward, self.pull_back, self.perturbed, self.differentiable, self.factored, self.record)
-        other.again, other.stacks = again, stacks
+        other = Passes(forward, self.backward_pass, self.perturbed, self.differentiable, self.factored, self.tape)
+        other.recompute, other.stacks = again, stacks
         return other
 
     def made(self, key: Any, make: Callable[[], Made]) -> Made:
@@ -76,10 +76,10 @@ class Passes:
         return self._made[key]
 
 
-Given = tuple[tuple[str, Any], ...] | None
+OuterNames = tuple[tuple[str, Any], ...] | None
 
 
-def backward_of(passes: Passes, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
+def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
     """The backward program of a body for outputs with these nonzero cotangents.
 
     Its inputs are (*candidates, *nonzero cotangents, *named cotangents that are given); its outputs are the leaves of
@@ -90,20 +90,20 @@ def backward_of(passes: Passes, nonzero: Sequence[bool], given: Given) -> tuple[
 
     def backward(*args: Any) -> list[Any]:
         cts = iter(args[n : n + n_cts])
-        named = with_names(given, args[n + n_cts :])
-        back, found = passes.pull_back(args[:n], [next(cts) if z else Zero for z in nonzero], named)
-        leaves, tree = jax.tree.flatten((back if passes.factored else [dense(c) for c in back], found))
+        named = with_names(outer_names, args[n + n_cts :])
+        back, results = passes.backward_pass(args[:n], [next(cts) if z else Zero for z in nonzero], named)
+        leaves, tree = jax.tree.flatten((back if passes.factored else [materialize(c) for c in back], results))
         trees.append(tree)
         return leaves
 
     ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
-    types = [*passes.candidate_types, *ct_types, *(t for _, t in given or ())]
+    types = [*passes.candidate_types, *ct_types, *(t for _, t in outer_names or ())]
     return jx.trace(backward, types, "backward"), trees[0]
 
 
-def with_names(given: Given, values: Sequence[Any]) -> dict[str, Any] | None:
+def with_names(outer_names: OuterNames, values: Sequence[Any]) -> dict[str, Any] | None:
     """The named cotangents, by name; None in a rehearsal."""
-    return None if given is None else {name: v for (name, _), v in zip(given, values, strict=True)}
+    return None if outer_names is None else {name: v for (name, _), v in zip(outer_names, values, strict=True)}
 
 
 class Plan:
@@ -115,7 +115,7 @@ class Plan:
             the program's inputs being (*candidates, *others).
         free: which inputs are there anyway when the backward program runs.
         steady: which inputs are the same in every step of a loop; what follows from them alone is kept once.
-        choose: which values to keep: (forward, needed, there) -> variables of the forward program, `there` being the
+        choose: which values to keep: (forward, needed, there) -> variables of the forward program, `available` being the
             values that need not be kept.
 
     Attributes:
@@ -124,47 +124,47 @@ class Plan:
         once: variables kept once, which follow from the steady inputs.
         kept: variables kept at every step.
         packed: those of them that are kept as bits, eight booleans in a byte; none where all that is needed is kept.
-        forward: program from inputs to outputs, followed by `kept`.
-        before: program from the steady inputs to `once`.
+        forward: program from inputs to outputs, followed by `saved`.
+        before: program from the steady inputs to `hoisted`.
     """
 
     def __init__(
         self,
         passes: Passes,
-        make: Callable[[Sequence[bool], Given], tuple[Program, Any]],
-        free: Sequence[bool],
-        steady: Sequence[bool] | None = None,
+        make: Callable[[Sequence[bool], OuterNames], tuple[Program, Any]],
+        available_inputs: Sequence[bool],
+        loop_invariant: Sequence[bool] | None = None,
         choose: Choose | None = None,
     ):
-        choose = choose or all_needed
+        choose = choose or save_all
         self.passes, self._make = passes, make
         full, info = make(passes.differentiable, None)
         forward, invars = passes.forward, passes.forward.invars
-        there = {v for v, f in zip(invars, free, strict=True) if f}
-        fixed: set[Any] = set()
-        if steady is not None:
-            fixed = _following(forward, {v for v, s in zip(invars, steady, strict=True) if s})
+        available = {v for v, f in zip(invars, available_inputs, strict=True) if f}
+        invariant_values: set[Any] = set()
+        if loop_invariant is not None:
+            invariant_values = _following(forward, {v for v, s in zip(invars, loop_invariant, strict=True) if s})
         self.needed = needed = self._needed(full)
-        self.once = [v for v in needed if v in fixed and v not in there]
-        wanted = [v for v in needed if v not in fixed and v not in there]
-        self._again = passes.again
+        self.hoisted = [v for v in needed if v in invariant_values and v not in available]
+        wanted = [v for v in needed if v not in invariant_values and v not in available]
+        self._recompute = passes.recompute
         if passes.stacks:
-            self._again, _ = passes.again.with_outputs(needed).pruned(keep_inputs=True)
-        self.kept = choose(self._again, wanted, {*there, *fixed, *passes.stacks})
-        read = read_for(self._again, needed, {*self.once, *self.kept})
-        self.kept += [v for v in passes.stacks if v in read]
-        read -= {*self.once, *self.kept}
-        self.free = [i for i, v in enumerate(invars) if v in read]
-        assert all(free[i] for i in self.free), "a plan may only read inputs that are there"
-        self.packed = {v for v in self.kept if choose is not all_needed and jx.packs(v.aval)}
-        self.forward, _ = forward.with_outputs([*passes.outputs, *self.kept]).pruned(keep_inputs=True)
+            self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
+        self.saved = choose(self._recompute, wanted, {*available, *invariant_values, *passes.stacks})
+        read = read_for(self._recompute, needed, {*self.hoisted, *self.saved})
+        self.saved += [v for v in passes.stacks if v in read]
+        read -= {*self.hoisted, *self.saved}
+        self.available_inputs = [i for i, v in enumerate(invars) if v in read]
+        assert all(available_inputs[i] for i in self.available_inputs), "a plan may only read inputs that are there"
+        self.packed = {v for v in self.saved if choose is not save_all and jx.packs(v.aval)}
+        self.forward, _ = forward.with_outputs([*passes.outputs, *self.saved]).pruned(keep_inputs=True)
         if self.packed:
             types = [v.aval for v in self.forward.outvars]
-            pack = self._bits(jx.pack, [*(None for _ in passes.outputs), *self.kept], types)
+            pack = self._bits(jx.pack, [*(None for _ in passes.outputs), *self.saved], types)
             self.forward = self.forward.then(pack, range(len(types)))
-        still = [v for v, s in zip(invars, steady or [False] * len(invars), strict=True) if s]
-        self.before = forward.between(still, self.once)
-        self._backward: dict[tuple[Sequence[bool], Given], tuple[Program, Any]] = {}
+        still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
+        self.before = forward.between(still, self.hoisted)
+        self._backward: dict[tuple[Sequence[bool], OuterNames], tuple[Program, Any]] = {}
         self._backward[passes.differentiable, None] = self._join(full), info
 
     def _bits(self, change: Callable[[Any], Any], values: Sequence[Any], types: Sequence[Any]) -> Program:
@@ -172,12 +172,12 @@ class Plan:
         f = lambda *xs: [change(x) if v in self.packed else x for v, x in zip(values, xs, strict=True)]
         return jx.trace(f, types, "bits")
 
-    def backward(self, nonzero: Sequence[bool], given: Given) -> tuple[Program, Any]:
+    def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
         """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
 
         Its inputs are (*free, *once, *kept, *others).
         """
-        key = (tuple(nonzero), given)
+        key = (tuple(nonzero), outer_names)
         if key not in self._backward:
             program, info = self._make(*key)
             self._backward[key] = (self._join(program), info)
@@ -196,24 +196,26 @@ class Plan:
         n_others = len(backward.invars) - len(candidates)
         backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
-        given = [*(invars[i] for i in self.free), *self.once, *self.kept]
-        again = self._again.between(given, needed)
+        outer_names = [*(invars[i] for i in self.available_inputs), *self.hoisted, *self.saved]
+        again = self._recompute.between(outer_names, needed)
         if self.packed:
-            types = [jx.packed(v.aval) if v in self.packed else v.aval for v in given]
-            again = self._bits(jx.unpack, given, types).then(again, range(len(given)))
+            types = [jx.packed(v.aval) if v in self.packed else v.aval for v in outer_names]
+            again = self._bits(jx.unpack, outer_names, types).then(again, range(len(outer_names)))
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
 
 
-def records_inside(step: Any) -> list[Any]:
+def tapes_inside(entry: Any) -> list[Any]:
     """The records of the programs that a step has inside: one, or one per branch."""
-    plans = (p for r in step.res for p in (r if isinstance(r, tuple) else (r,)))
-    return [p.passes.record for p in plans if isinstance(p, Plan)]
+    plans = (p for r in entry.res for p in (r if isinstance(r, tuple) else (r,)))
+    return [p.passes.tape for p in plans if isinstance(p, Plan)]
 
 
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
     """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
-    free = [True] * len(passes.in_types)
-    return passes.made(key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), free, choose=choose))
+    available_inputs = [True] * len(passes.in_types)
+    return passes.made(
+        key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose)
+    )
 
 
 def _following(program: Program, known: set[Any]) -> set[Any]:

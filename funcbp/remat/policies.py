@@ -53,14 +53,14 @@ def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[A
 # --- the simple ones --------------------------------------------------------------------------------------------------
 
 
-def all_needed(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
+def save_all(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
     """Keep everything the backward pass reads; compute nothing again."""
     return needed
 
 
-def only_inputs(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
+def recompute_all(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
     """Keep the inputs of each step; compute everything again."""
-    return [v for v in forward.invars if v in read_for(forward, needed, set()) and v not in there]
+    return [v for v in forward.invars if v in read_for(forward, needed, set()) and v not in available]
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ class Graph(NamedTuple):
     needed: list[int]
 
 
-def graph_of(forward: Program, needed: list[Any], there: set[Any], alike: Mapping[Any, Any] | None = None) -> Graph:
+def graph_of(forward: Program, needed: list[Any], available: set[Any], alike: Mapping[Any, Any] | None = None) -> Graph:
     """The graph between the inputs of a program and what is needed of it, without the values that are there anyway."""
     alike = alike or {}
-    read = read_for(forward, needed, there) - there - set(forward.constvars)
+    read = read_for(forward, needed, available) - available - set(forward.constvars)
     place: dict[Any, int] = {}
     maker_of: dict[Any, int] = {}
     values: list[list[Any]] = []
@@ -153,13 +153,13 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
 
 
 def minimum_cut(
-    forward: Program, needed: list[Any], there: set[Any], alike: Mapping[Any, Any] | None = None
+    forward: Program, needed: list[Any], available: set[Any], alike: Mapping[Any, Any] | None = None
 ) -> list[Any]:
     """Keep the fewest bytes from which all that is needed can be computed again cheaply.
 
     A step's inputs, and the results of contractions, loops, sorts and draws, are not made again: see `jaxpr.is_cheap`.
     """
-    graph = graph_of(forward, needed, there, alike)
+    graph = graph_of(forward, needed, available, alike)
     return narrowest(graph, [0 if eqns and all(map(jx.is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
@@ -176,13 +176,13 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
             again; what it does not approve of is never kept.
     """
 
-    def every(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
+    def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
         approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
         read = read_for(forward, needed, approved)
         return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
 
-    def narrow(forward: Program, needed: list[Any], there: set[Any]) -> list[Any]:
-        graph = graph_of(forward, needed, there)
+    def narrow(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+        graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
         again = lambda eqn: jx.is_cheap(eqn) and (eqn.primitive.name != "name" or eqn.invars[0] in also)
@@ -237,9 +237,9 @@ class Budget:
         """The policy for a body that runs so many times."""
 
         def choose(
-            forward: Program, needed: list[Any], there: set[Any], alike: Mapping[Any, Any] | None = None
+            forward: Program, needed: list[Any], available: set[Any], alike: Mapping[Any, Any] | None = None
         ) -> list[Any]:
-            graph = graph_of(forward, needed, there, alike)
+            graph = graph_of(forward, needed, available, alike)
             if not graph.values:
                 return []
             limit = self.bytes / steps if self.bytes is not None else self.fraction * bytes_of(needed)  # type: ignore[operator]
@@ -257,7 +257,7 @@ class Budget:
                 float(sum(map(jx.flops, eqns))) if a else NEVER for a, eqns in zip(again, graph.makers, strict=True)
             ]
             chosen = cheapest(graph, costs, limit)
-            read = read_for(forward, needed, {*chosen, *there})
+            read = read_for(forward, needed, {*chosen, *available})
             return [v for v in chosen if v in read]
 
         return choose
@@ -344,7 +344,7 @@ def deferral(residuals: str | Budget, ahead: bool = False) -> Deferral:
 
 # --- by name ----------------------------------------------------------------------------------------------------------
 
-RESIDUALS: dict[Hashable, Choose] = {"min_cut": minimum_cut, "needed": all_needed, "inputs": only_inputs}
+RESIDUALS: dict[Hashable, Choose] = {"min_cut": minimum_cut, "needed": save_all, "inputs": recompute_all}
 
 
 def chooser(residuals: str | Budget, steps: int = 1) -> Choose:

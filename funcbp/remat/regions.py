@@ -17,10 +17,10 @@ from .. import jaxpr as jx
 from ..jaxpr import Program
 from .policies import Budget, Choose, chooser, permitted
 
-__all__ = ["Planned", "Region", "in_regions", "regions_of"]
+__all__ = ["AutoRegion", "Region", "in_regions", "regions_of"]
 
 
-class Planned(NamedTuple):
+class AutoRegion(NamedTuple):
     """The policy of a region that was not placed by the user. For JAX it permits everything.
 
     Attributes:
@@ -64,7 +64,7 @@ def in_regions(f: Callable[..., Sequence[Any]], residuals: str | Budget) -> Call
         whole = jx.trace(f, types, "straight")
         program = jx.trace(lambda *xs: jx.run_opened(whole, xs), types, "straight")
         regions = regions_of(program)
-        policy = Planned(residuals, sum(r.planned for r in regions))
+        policy = AutoRegion(residuals, sum(r.planned for r in regions))
         env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
         for region in regions:
             inputs = [env[v] for v in region.inputs]

@@ -283,7 +283,7 @@ def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params
     return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 
 
-def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def linear_solve_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Solve as the user said, and keep the solution where the matrix is perturbed."""
     outs = primitives.linear_solve_p.bind(*primals, **params)
     lengths = solve_parts(params)[1]
@@ -292,7 +292,7 @@ def linear_solve_fwd(walker: Any, perturbed: Sequence[bool], *primals: Any, **pa
     return outs, (list(primals[: len(primals) - n]), solution), [*([True] * n), *([False] * (len(outs) - n))]
 
 
-def linear_solve_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def linear_solve_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
     constants, x = res
     jaxprs, lengths = solve_parts(params)
@@ -300,11 +300,11 @@ def linear_solve_bwd(walk: Any, res: Any, ct: Sequence[Any], perturbed: Sequence
     of_matrix = constants[: lengths[0]]
     to_matrix: list[Any] = [Zero] * lengths[0]
     if any(perturbed[: lengths[0]]):
-        passes = walk.walker.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
+        passes = state.options.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
         keep = lambda: passes.forward.with_outputs(passes.candidates).pruned(keep_inputs=True)[0]
         candidates = passes.made("candidates", keep)(*of_matrix, *x)
         minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
-        to_matrix = passes.pull_back(candidates, minus, walk.named)[0][: lengths[0]]
+        to_matrix = passes.backward_pass(candidates, minus, state.named)[0][: lengths[0]]
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 

@@ -14,7 +14,7 @@ from .. import jaxpr as jx
 from ..autodiff import backward_pass as walk
 from ..autodiff import transformations as backward
 from ..autodiff.recording import record
-from ..cotangents import Zero, dense, is_differentiable
+from ..cotangents import Zero, is_differentiable, materialize
 from .check import check
 from .subject import first_line
 
@@ -35,7 +35,7 @@ class Claim(NamedTuple):
 def check_rule(
     op_or_primitive: Any,
     *args: Any,
-    walker: backward.Backward | None = None,
+    options: backward.Backward | None = None,
     order: int = 2,
     numeric: bool = True,
     **params: Any,
@@ -71,7 +71,7 @@ def check_rule(
         >>> all(c.holds is not False for c in claims)
         True
     """
-    walker = walker or backward.Backward()
+    options = options or backward.Backward()
     if hasattr(op_or_primitive, "bind"):
         apply = lambda *xs: op_or_primitive.bind(*xs, **params)
         name = str(op_or_primitive)
@@ -81,7 +81,7 @@ def check_rule(
     else:
         raise TypeError(f"check_rule needs a primitive or a function, and got {op_or_primitive!r}.")
     apply.__name__ = name
-    subject = _Rule(apply, args, walker)
+    subject = _Rule(apply, args, options)
     claims: list[Claim] = []
     for claim in (
         _primal_unchanged,
@@ -114,8 +114,8 @@ def check_rule(
 class _Rule:
     """One operation on given operands, recorded."""
 
-    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], walker: backward.Backward):
-        self.apply, self.walker = apply, walker
+    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], options: backward.Backward):
+        self.apply, self.options = apply, options
         self.args = [jnp.asarray(x) for x in args]
         self.floats = [i for i, x in enumerate(self.args) if is_differentiable(x)]
         self.types = [jax.typeof(x) for x in self.args]
@@ -149,17 +149,17 @@ class _Rule:
         return jnp.asarray(numbers, y.dtype)
 
     def record(self, args: Sequence[Any], perturbed: Sequence[bool]) -> tuple[Any, list[Any], list[Any]]:
-        rec, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.walker)
-        return rec, outs, kept
+        tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.options)
+        return tape, outs, kept
 
     def back(self, args: Sequence[Any], cts: Sequence[Any], perturbed: Sequence[bool] | None = None) -> list[Any]:
         """Cotangents of the floating-point operands that are perturbed; `Zero` where zero."""
         chosen = [i in self.floats for i in range(len(args))] if perturbed is None else list(perturbed)
-        rec, _, kept = self.record(args, chosen)
-        return [c for c, p in zip(self.pull_back(rec, kept, cts), chosen, strict=True) if p]
+        tape, _, kept = self.record(args, chosen)
+        return [c for c, p in zip(self.backward_pass(tape, kept, cts), chosen, strict=True) if p]
 
-    def pull_back(self, rec: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
-        return [dense(c) for c in walk.pull_back(walk.Walk(self.walker), rec, kept, cts)]
+    def backward_pass(self, tape: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
+        return [materialize(c) for c in walk.backward_pass(walk.BackwardState(self.options), tape, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]
@@ -231,7 +231,7 @@ def _zero_in_zero_out(rule: _Rule) -> Claim:
 
 
 def structural_claims(
-    f: Callable[..., Any], args: Sequence[Any], walker: backward.Backward | None = None
+    f: Callable[..., Any], args: Sequence[Any], options: backward.Backward | None = None
 ) -> list[Claim]:
     """What can be read off the programs of the two passes of an operation, without running them.
 
@@ -249,7 +249,7 @@ def structural_claims(
         >>> [c.holds for c in structural_claims(jnp.multiply, (jnp.ones(3), jnp.ones(3)))]
         [True, True]
     """
-    rule = _Rule(f, args, walker or backward.Backward())
+    rule = _Rule(f, args, options or backward.Backward())
     return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
 
 
@@ -258,17 +258,17 @@ def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
     recorded: list[Any] = []
 
     def forward(*args: Any) -> list[Any]:
-        rec, _, kept = rule.record(args, perturbed)
-        recorded[:] = [rec]
+        tape, _, kept = rule.record(args, perturbed)
+        recorded[:] = [tape]
         return kept
 
     kept = [v.aval for v in jx.trace(forward, rule.types).outvars]
-    (rec,) = recorded
+    (tape,) = recorded
 
     def back(*xs: Any) -> list[Any]:
         cts = iter(xs[len(kept) :])
         full = [next(cts) if d else Zero for d in rule.differentiable]
-        out = rule.pull_back(rec, xs[: len(kept)], full)
+        out = rule.backward_pass(tape, xs[: len(kept)], full)
         return [c for c, p in zip(out, perturbed, strict=True) if p and c is not Zero]
 
     cts = [t for t, d in zip(rule.out_types, rule.differentiable, strict=True) if d]
@@ -396,7 +396,7 @@ def _first(got: np.ndarray, wanted: np.ndarray) -> str:
 
 def _numbers(rule: _Rule, order: int) -> list[Claim]:
     """The first and second order against `check`'s witnesses, and the second against JAX's where both are rules."""
-    report = check(rule.apply, *rule.args, wrt=rule.floats, vjp=rule.walker.vjp, order=order)
+    report = check(rule.apply, *rule.args, wrt=rule.floats, vjp=rule.options.vjp, order=order)
     out = []
     for n in range(1, order + 1):
         wrong = [leaf for leaf in report.leaves if leaf.order == n and leaf.verdict == "wrong"]

@@ -160,24 +160,24 @@ UNITS = {
 @pytest.mark.parametrize("how", ["plain", "jit", "scan"])
 def test_a_plain_comparison_gets_the_surrogate(unit, how):
     f, sign = UNITS[unit]
-    walker = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    options = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
     x, t, c = jnp.array([0.2, 0.9, 1.3, 5.0]), jnp.full(4, 1.0), jnp.array([1.0, 2.0, 3.0, 4.0])
     run = {"plain": f, "jit": jax.jit(f), "scan": lambda x, t: lax.scan(lambda _, a: (None, f(*a)), None, (x, t))[1]}
-    grads = walker.grad(lambda x, t: jnp.sum(c * run[how](x, t)), (0, 1))(x, t)
+    grads = options.grad(lambda x, t: jnp.sum(c * run[how](x, t)), (0, 1))(x, t)
     want = sign * c * np.maximum(1 - 0.5 * np.abs(x - t), 0)
     np.testing.assert_allclose(grads, (want, -want), atol=1e-15)
     np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(run[how](x, t)))(x), 0)
 
 
 def test_a_comparison_that_only_chooses_is_left_alone():
-    walker = bp.Backward(rules=credit.spikes(credit.straight()))
+    options = bp.Backward(rules=credit.spikes(credit.straight()))
     x = jnp.array([-1.0, 2.0])
-    np.testing.assert_array_equal(walker.grad(lambda x: jnp.sum(jnp.where(x > 0, x, 0 * x)))(x), [0, 1])
-    np.testing.assert_array_equal(walker.grad(lambda x: jnp.sum(jax.nn.relu(x)))(x), [0, 1])
+    np.testing.assert_array_equal(options.grad(lambda x: jnp.sum(jnp.where(x > 0, x, 0 * x)))(x), [0, 1])
+    np.testing.assert_array_equal(options.grad(lambda x: jnp.sum(jax.nn.relu(x)))(x), [0, 1])
 
 
 def test_a_spiking_unit_over_time_learns_its_slope():
-    walker = bp.Backward(rules=credit.spikes(credit.fast_sigmoid(slope=1.0)))
+    options = bp.Backward(rules=credit.spikes(credit.fast_sigmoid(slope=1.0)))
 
     def count(slope, current):
         def step(v, i):
@@ -197,7 +197,7 @@ def test_a_spiking_unit_over_time_learns_its_slope():
 
     current = jnp.array([0.3, 0.5, 0.8, 0.1, 0.9, 0.4])
     np.testing.assert_allclose(
-        walker.grad(count)(jnp.array(2.0), current), smooth(2.0, np.asarray(current)), rtol=1e-12
+        options.grad(count)(jnp.array(2.0), current), smooth(2.0, np.asarray(current)), rtol=1e-12
     )
 
 
@@ -216,9 +216,9 @@ def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
         other = bp.grad(lambda p: loss(bp.feedback(p, mirrors), X))(PARAMS)
         found = credit.alignment(loss, mirrors)(PARAMS, X)
     else:
-        walker = credit.direct_feedback({"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}, error="h2")
-        other = walker.grad(loss)(PARAMS, X)
-        found = credit.alignment(loss, backward=walker)(PARAMS, X)
+        options = credit.direct_feedback({"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}, error="h2")
+        other = options.grad(loss)(PARAMS, X)
+        found = credit.alignment(loss, backward=options)(PARAMS, X)
     for layer in PARAMS:
         for leaf in PARAMS[layer]:
             a, b, got = other[layer][leaf], true[layer][leaf], found[layer][leaf]
@@ -246,21 +246,21 @@ def test_alignment_wants_one_of_two():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    walker = bp.Backward(edits={"h7": lambda ct, cts: ct})
+    options = bp.Backward(edits={"h7": lambda ct, cts: ct})
     with pytest.raises(ValueError, match=r"has the name 'h7', and the names there are: 'h0', 'h1', 'h2'\."):
-        walker.grad(loss)(PARAMS, X)
+        options.grad(loss)(PARAMS, X)
     in_loop = lambda w: lax.scan(lambda h, _: (bp.name(jnp.tanh(h @ w), "state"), None), X, None, length=2)[0].sum()
     with pytest.raises(ValueError, match="the names there are: 'state'"):
-        jax.jit(walker.grad(in_loop))(PARAMS["dense_0"]["kernel"])
+        jax.jit(options.grad(in_loop))(PARAMS["dense_0"]["kernel"])
 
 
 def test_a_name_not_passed_yet_is_an_error_that_lists_those_passed():
-    walker = bp.Backward(edits={"h1": lambda ct, cts: cts["h0"]})
+    options = bp.Backward(edits={"h1": lambda ct, cts: cts["h0"]})
     with pytest.raises(KeyError, match="has not passed the name 'h0'; by then it had passed 'h2'"):
-        walker.grad(loss)(PARAMS, X)
+        options.grad(loss)(PARAMS, X)
 
 
 def test_an_edit_of_another_shape_is_an_error_with_the_names():
-    walker = bp.Backward(edits={"h1": lambda ct, cts: cts["h2"][:1]})
+    options = bp.Backward(edits={"h1": lambda ct, cts: cts["h2"][:1]})
     with pytest.raises(TypeError, match=r"edit of 'h1' returned float64\[1, 4\].* The names passed by then are 'h2'"):
-        walker.grad(loss)(PARAMS, X)
+        options.grad(loss)(PARAMS, X)

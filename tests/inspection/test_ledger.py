@@ -109,8 +109,8 @@ def test_statistics():
 
 
 def test_replaced_rules_are_marked():
-    walker = bp.Backward(rules=bp.credit.straight_through(lax.round_p))
-    t = bp.trace(lambda x: jnp.sum(jnp.round(x)), backward=walker)(X)
+    options = bp.Backward(rules=bp.credit.straight_through(lax.round_p))
+    t = bp.trace(lambda x: jnp.sum(jnp.round(x)), backward=options)(X)
     assert [(r.primitive, r.kind) for r in t] == [("round", "replaced"), ("reduce_sum", "hand-written")]
 
 

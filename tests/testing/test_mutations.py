@@ -18,7 +18,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp.cotangents import Zero
-from funcbp.cotangents import dense as carried_out
+from funcbp.cotangents import dense as contract
 from funcbp.rules import TABLE
 from funcbp.testing import check
 
@@ -73,7 +73,7 @@ def backward_with(name: str, change: Callable[..., Any]) -> bp.Backward:
 
     def bwd(*args, **params):
         res, ct = args[-3], args[-2]
-        return change([carried_out(c) for c in rule.bwd(*args, **params)], res, ct, **params)
+        return change([contract(c) for c in rule.bwd(*args, **params)], res, ct, **params)
 
     return bp.Backward(rules={PRIMITIVES[name]: dataclasses.replace(rule, bwd=bwd)})
 

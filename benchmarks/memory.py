@@ -17,7 +17,7 @@ import numpy as np
 import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp.control_flow import revolve as loops
-from funcbp.remat import policies
+from funcbp.remat import sinking
 
 from . import measure, step, workloads
 from .measure import ratio
@@ -144,17 +144,17 @@ def model_rows(name: str, model: Model, pairs: int) -> Iterator[Row]:
 def choice_rows(which: str, sizes: Collection[tuple[int, int]], pairs: int) -> Iterator[Row]:
     """Products of the LSTM's weights carried out outside the loop, beside the same in it; and what is chosen.
 
-    `which` is `"WAIT"`, the weights' gradient, summed after the loop, or `"AHEAD"`, the products of the inputs.
+    `which` is `"SINK"`, the weights' gradient, summed after the loop, or `"HOIST"`, the products of the inputs.
     """
-    chosen, ahead = getattr(policies, which), which == "AHEAD"
+    chosen, ahead = getattr(sinking, which), which == "HOIST"
     outside = "before" if ahead else "after"
     try:
         for batch, units in sizes:
             time = 100 if batch > 100 or units > 500 else 500
             workload = workloads.lstm(time, batch, units, apart=ahead)
             sides = []
-            for when in (policies.Deferral(0.0, 0), policies.Deferral(np.inf), chosen):
-                setattr(policies, which, when)
+            for when in (sinking.Deferral(0.0, 0), sinking.Deferral(np.inf), chosen):
+                setattr(sinking, which, when)
                 sides.append(side(workload, bp))
             out, inside, own = sides
             what = "x W" if ahead else "W̄"
@@ -162,7 +162,7 @@ def choice_rows(which: str, sizes: Collection[tuple[int, int]], pairs: int) -> I
             choice = outside if own.temp_bytes == out.temp_bytes else "in"
             yield compared(f"{name} (chosen: {choice})", out, inside, pairs)
     finally:
-        setattr(policies, which, chosen)
+        setattr(sinking, which, chosen)
 
 
 def snapshots_row(pairs: int) -> Row:
@@ -206,8 +206,8 @@ def run(pairs: int, only: Collection[str] = (), models: Mapping[str, Model] = MO
     if wanted("W4"):
         rows.append(step.compiled_row("W4 transformer, 24 layers: funcbp, min_cut", DEEP(), pairs)[0])
     if wanted("W6"):
-        rows += choice_rows("WAIT", [(1, 128), (16, 128), (128, 128)], pairs)
-        rows += choice_rows("AHEAD", [(1, 128), (16, 128), (128, 128), (1, 512)], pairs)
+        rows += choice_rows("SINK", [(1, 128), (16, 128), (128, 128)], pairs)
+        rows += choice_rows("HOIST", [(1, 128), (16, 128), (128, 128), (1, 512)], pairs)
         rows.append(snapshots_row(pairs))
     return Table("What is kept between the passes, beside jax.value_and_grad", COLUMNS, rows)
 

@@ -3,13 +3,13 @@
 from . import control_flow as _control_flow  # noqa: F401  enters its rules into the table
 from . import credit, curvature, inspection, per_example, rules, testing
 from .autodiff.marks import feedback, name
-from .autodiff.transformations import Backward, MissingRuleError, grad, hvp, jacrev, value_and_grad, vjp
+from .autodiff.transformations import Backward, grad, hessian, hvp, jacrev, value_and_grad, vjp
 from .control_flow.revolve import scan, while_loop
 from .inspection import cotangents, find_nan, residuals, summary, trace
 from .learn import data, nets, ops, optim, plot, reproduce, train
 from .learn.train import fit, fit_many
-from .remat.policies import Budget
-from .rules import coverage, rule
+from .remat.budget import Budget
+from .rules import MissingRuleError, coverage, rule
 from .testing import check
 
 __version__ = "0.2.0"
@@ -29,6 +29,7 @@ __all__ = [
     "fit",
     "fit_many",
     "grad",
+    "hessian",
     "hvp",
     "inspection",
     "jacrev",

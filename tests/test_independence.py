@@ -86,4 +86,4 @@ def test_only_one_folder_and_one_file_touch_what_is_unstable(path):
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module or "")
     unstable = {n for n in names if n.startswith(UNSTABLE)}
-    assert not unstable or path.name == "recording.py" or path.parent.name == "jaxpr", unstable
+    assert not unstable or path.name in ("recording.py", "observe.py") or path.parent.name == "jaxpr", unstable

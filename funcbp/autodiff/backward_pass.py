@@ -12,17 +12,15 @@ it edits the cotangents of named values, and shows the entries to an observer.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangents, Factored, Linear, Zero, materialize
-from ..remat.plan import tapes_inside
-from .recording import Entry, Tape
-
-if TYPE_CHECKING:
-    from .transformations import Backward
+from ..cotangents import Cotangents, Factored, Zero, materialize
+from ..remat.plan import OuterNames, tapes_inside
+from ..rules.options import Options
+from .tape import Entry, Tape
 
 __all__ = ["BackwardState", "apply_rule", "backward_pass", "check_names", "listed", "names_in"]
 
@@ -39,22 +37,14 @@ def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out
 
 
 def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
-    """One step of the walk: the cotangents of a step's primals, by its rule."""
+    """The cotangents of an entry's primals, by its rule."""
     rule, (res, noted) = entry.rule, entry.residuals(saved)
     try:
         with jx.written_at(entry.source, rule.name):
             ct = state.observe_and_edit(entry, noted, ct)
-            if state.sees_all and all(c is Zero for c in ct) and (rule.kind != "control" or rule.bwd is None):
+            if all(c is Zero for c in ct) and not rule.takes_zeros:
                 return [Zero] * len(entry.inputs)  # it was only looked at
-            if rule.kind == "control":
-                out = rule.bwd(state.inside(entry), res, ct, entry.perturbed, **entry.params)  # type: ignore[misc]
-            elif rule.kind == "linear" and type(ct[0]) is Factored:
-                linear = Linear(rule.bwd, res, entry.perturbed, entry.params, rule.isometric)  # type: ignore[arg-type]
-                out = [ct[0].through(linear, entry.types[0]), *(None for _ in entry.inputs[1:])]
-            else:
-                ct = [materialize(c) for c in ct]
-                bwd = (state.options.factored and rule.factors) or rule.bwd
-                out = bwd(res, ct if entry.several else ct[0], entry.perturbed, **entry.params)  # type: ignore[misc]
+            out = rule.backward(state, entry, res, ct)
         if len(out) != len(entry.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
         for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True)):
@@ -70,70 +60,70 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
 
 
 class BackwardState:
-    """One walk: the rules it goes by, and what it has met on its way.
+    """What one backward pass goes by, and what it has met on its way.
 
     Attributes:
-        walker: the rules, as a value.
+        options: how to go backward.
         named: the cotangents of the named values passed so far, by name; a loop's are stacked over its steps. None in a
             rehearsal, which finds out what the backward pass reads and edits nothing.
-        watched: what the walker's watch made of the steps, by the steps' numbers, from the outermost record in.
+        observed: what the observer made of the entries, by their numbers, from the outermost tape in.
     """
 
-    def __init__(self, options: Backward, named: Mapping[str, Any] | None = None):
+    def __init__(self, options: Options, named: Mapping[str, Any] | None = None):
         self.options = options
         self.named = None if named is None else dict(named)
         self.observed: dict[tuple[int, ...], Any] = {}
         self._new: dict[str, Any] = {}
-        self._place = -1
+        self._at = -1
 
     def observe_and_edit(self, entry: Entry, noted: Any, ct: list[Any]) -> list[Any]:
-        """Note a step's cotangents where they are asked for, and edit them."""
-        options = self.options
-        if options.edits and entry.primitive == "name" and self.named is not None and ct[0] is not Zero:
+        """Note an entry's cotangents where they are asked for, and edit them."""
+        edits, observer = self.options.edits, self.options.observer
+        if edits and entry.primitive == "name" and self.named is not None and ct[0] is not Zero:
             name = entry.params["name"]
-            if name in options.edits:
-                ct = [edited(options.edits[name], name, materialize(ct[0]), self.named, entry.types[0])]
+            if name in edits:
+                ct = [edited(edits[name], name, materialize(ct[0]), self.named, entry.types[0])]
             self.named[name] = self._new[name] = ct[0] = materialize(ct[0])
-        if options.observer is not None:
-            seen = options.observer.backward(entry, noted, ct := [materialize(c) for c in ct])
+        if observer is not None:
+            seen = observer.backward(entry, noted, ct := [materialize(c) for c in ct])
             if seen is not None:
                 self.observed[entry.number,] = seen
         return ct
 
     @property
     def sees_all(self) -> bool:
-        """Whether the watch also sees the steps that no cotangent comes back to."""
+        """Whether the observer also sees the entries that no cotangent comes back to."""
         return self.options.observer is not None and self.options.observer.everything
 
-    def inside(self, entry: Entry) -> BackwardState:
-        """The walk, at a step that has programs of its own inside."""
-        self._place = entry.number
+    def inside(self, entry: Any) -> BackwardState:
+        """The state, at an entry that has programs of its own inside."""
+        self._at = entry.number
         return self
 
     @property
-    def outer_names(self) -> tuple[tuple[str, Any], ...] | None:
-        """The names and types of what the walk brings to a program inside; nothing where no edit could read it."""
+    def outer_names(self) -> OuterNames:
+        """The names and types of what the pass brings to a program inside; None where no edit could read it."""
         if not self.options.edits or self.named is None:
             return None
         return tuple((name, jx.type_of(ct)) for name, ct in self.named.items())
 
     @property
     def outer_cotangents(self) -> list[Any]:
-        """The cotangents `outer_names` speaks of."""
+        """The cotangents that `outer_names` speaks of."""
         return [] if self.outer_names is None else list((self.named or {}).values())
 
     @property
     def results(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
-        """What this walk adds to that of the program around it."""
+        """What this pass adds to that of the program around it: named cotangents, and what was observed."""
         return self._new, self.observed
 
     def merge(self, results: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
-        """Add what was found inside the step at hand."""
+        """Add what was found inside the entry at hand."""
         new, observed = results
         if self.named is not None:
             self.named |= new
         self._new |= new
-        self.observed |= {(self._place, *where): seen for where, seen in observed.items()}
+        self.observed |= {(self._at, *where): seen for where, seen in observed.items()}
 
 
 def edited(
@@ -149,14 +139,14 @@ def edited(
 
 
 class Passed(dict[str, Any]):
-    """The cotangents of the names that the walk has passed."""
+    """The cotangents of the names that the backward pass has passed."""
 
     def __missing__(self, name: str) -> Any:
-        raise KeyError(f"The walk has not passed the name {name!r}; by then it had passed {listed(self)}.")
+        raise KeyError(f"The backward pass has not passed the name {name!r}; by then it had passed {listed(self)}.")
 
 
 def names_in(record: Tape) -> dict[str, None]:
-    """The names of the values in a record, in the order they were met, those inside its loops and branches included."""
+    """The names of the values on a tape, in the order they were met, those inside its loops and branches included."""
     names: dict[str, None] = {}
     for entry in record.entries:
         if entry.primitive == "name":

@@ -1,59 +1,66 @@
-"""Mirrors: the value b in the place of w, which deltas go through on their way back.
+"""Feedback weights: the value b in the place of w, which deltas go through on their way back.
 
-`feedback(w, b)` gives w a mirror. Wherever w is one factor of a product, the cotangent of the other factor is made with
-the mirror: for a layer net = x W that is x̄ = δ B' instead of x̄ = δ W'. The cotangent of w itself is what it is without
-the mark: W̄ = x' δ. That is feedback alignment, and, with other choices of b, everything that it has led to.
+`feedback(w, b)` gives w a feedback weight. Wherever w is one factor of a product, the cotangent of the other factor is
+made with the feedback weight: for a layer net = x W that is x̄ = δ B' instead of x̄ = δ W'. The cotangent of w itself is
+what it is without the mark: W̄ = x' δ. That is feedback alignment, and, with other choices of b, everything that it has
+led to.
 
-The mirror follows the value through equations that move numbers, convert, mask or scale them: these are done to the
-mirror as well. It ends where the value is used in any other way. Where two values with mirrors meet in a product, both
-are weights, and the gradient of each is made with the other's own value.
+The feedback weight follows the value through equations that move numbers, convert, mask or scale them: these are done
+to it as well. It ends where the value is used in any other way. Where two values with feedback weights meet in a
+product, both are weights, and the gradient of each is made with the other's own value. Into loops, branches and regions
+it goes as one more operand (`rules.kinds.ControlRule`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .. import jaxpr as jx
-from ..jaxpr import primitives
+from ..rules.kinds import Operation, Recorder
 from ..rules.registry import BILINEAR
 
-__all__ = ["feedback_weights_of", "passed_inside", "read_backward"]
+__all__ = ["feedback_through", "read_backward"]
 
 MOVES = frozenset(
     """broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice gather layout_constraint
     name neg optimization_barrier pad reduce_precision reshape reshard rev select_n sharding_constraint slice split
     squeeze stack tile transpose unstack""".split()
 )
-INSIDE: dict[Any, Callable[[dict[str, Any], Sequence[bool]], dict[str, Any]]] = {
-    primitives.scan_p: jx.scan_of_marked,
-    primitives.cond_p: jx.cond_of_marked,
-    primitives.remat_p: jx.remat_of_marked,
-}
 
 
-def read_backward(primitive: Any, values: Sequence[Any], mirrors: Sequence[Any] | None) -> Sequence[Any]:
-    """What an equation's rule reads of its operands: of a factor that has a mirror, the mirror."""
-    if mirrors is None or primitive not in BILINEAR or all(m is not None for m in mirrors[:2]):
+def read_backward(operation: Operation) -> Sequence[Any]:
+    """What an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
+    values, weights = operation.values, operation.feedback
+    if weights is None or operation.primitive not in BILINEAR or all(w is not None for w in weights[:2]):
         return values
-    return [v if m is None else m for v, m in zip(values, mirrors, strict=True)]
+    return [v if w is None else w for v, w in zip(values, weights, strict=True)]
 
 
-def feedback_weights_of(
-    primitive: Any,
-    values: Sequence[Any],
-    mirrors: Sequence[Any],
-    perturbed: Sequence[bool],
-    params: dict[str, Any],
-    shapes: Sequence[tuple[int, ...]],
-) -> Any:
-    """The mirrors of what an equation returns (one, or a list), or None where a mirror does not go through it.
+def feedback_through(trace: Recorder, operation: Operation, outs: Any) -> Any:
+    """What an operation returned, with feedback weights where it only moved or scaled what has one."""
+    if operation.feedback is None:
+        return outs
+    several = operation.primitive.multiple_results
+    shapes = [jx.type_of(o).shape for o in (outs if several else [outs])]
+    with trace.below():
+        weights = _weights_of(operation, operation.feedback, shapes)
+    if weights is None:
+        return outs
+    if not several:
+        return trace.with_feedback(outs, weights)
+    return [trace.with_feedback(o, w) for o, w in zip(outs, weights, strict=True)]
 
-    Joined or selected with a perturbed value that has none, a mirror ends: the result is an activation. So it does
-    where a product grows, by the axis of a batch.
+
+def _weights_of(operation: Operation, weights: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
+    """The feedback weights of what an operation returns (one, or a list), or None where none goes through it.
+
+    Joined or selected with a perturbed value that has none, a feedback weight ends: the result is an activation. So it
+    does where a product grows, by the axis of a batch.
     """
-    name, here = primitive.name, [m is not None for m in mirrors]
-    if any(p and not m for p, m in zip(perturbed, here, strict=True)):
+    primitive, values = operation.primitive, operation.values
+    name, here = primitive.name, [w is not None for w in weights]
+    if any(p and not h for p, h in zip(operation.perturbed, here, strict=True)):
         return None
     scales = (name == "mul" and sum(here) == 1) or (name == "div" and here == [True, False])
     if scales and shapes[0] != values[here.index(True)].shape:
@@ -62,25 +69,4 @@ def feedback_weights_of(
         return None
     if not scales and (name not in MOVES or (name in ("gather", "dynamic_slice") and not here[0])):
         return None
-    return primitive.bind(*(v if m is None else m for v, m in zip(values, mirrors, strict=True)), **params)
-
-
-def passed_inside(
-    primitive: Any, params: dict[str, Any], values: Sequence[Any], slots: Sequence[Any], mirrors: Sequence[Any]
-) -> tuple[list[Any], list[Any], dict[str, Any]] | None:
-    """A loop, branch or region whose operands have mirrors: it takes these too, and bears the marks inside.
-
-    Returns:
-        The operands, each mirror behind its own; their numbers in the record; the parameters. None for an operation
-        without programs inside. A loop's carry has no mirror: it is another value at every step.
-    """
-    if primitive not in INSIDE:
-        return None
-    which = [m is not None for m in mirrors]
-    if primitive is primitives.scan_p:
-        _, n_consts, n_carry = jx.scan_parts(params)
-        which = [w and not n_consts <= i < n_consts + n_carry for i, w in enumerate(which)]
-    groups = list(zip(values, slots, mirrors, which, strict=True))
-    new_values = [x for v, _, m, w in groups for x in ((v, m) if w else (v,))]
-    new_slots = [x for _, s, _, w in groups for x in ((s, None) if w else (s,))]
-    return new_values, new_slots, INSIDE[primitive](params, which)
+    return primitive.bind(*(v if w is None else w for v, w in zip(values, weights, strict=True)), **operation.params)

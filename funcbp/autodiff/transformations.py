@@ -1,13 +1,14 @@
-"""Backpropagation: record what a function does, then walk the record from the last step to the first.
+"""JAX's transformations, as methods of the options.
 
-The forward pass runs the function under a recording trace (`record.py`), which writes down each step that a perturbed
-value enters. The backward pass goes through the steps in reverse (`walk.py`), by the rules in `rules/`, one per
-operation. Here the two are put together: `Backward`, the options as a value, has JAX's transformations as its methods.
+The forward pass runs the function under a recording trace (`recording.py`), which puts each equation that a perturbed
+value enters on a tape. The backward pass goes through the tape in reverse (`backward_pass.py`), by the rules in
+`rules/`, one per operation. Here the two are put together.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,12 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import float0_zeros, instantiate, is_differentiable
-from ..remat.plan import Passes
-from ..remat.policies import Budget, check_residuals
+from ..remat.policies import policy_of
 from ..remat.regions import in_regions
-from ..rules.fallback import borrowed, missing
-from ..rules.registry import TABLE, MissingRuleError, Rule, coverage
+from ..rules.kinds import Rule
+from ..rules.options import Observer, Options
+from ..rules.registry import coverage
 from .arguments import (
     as_value,
     check_callable,
@@ -29,67 +29,14 @@ from .arguments import (
     check_output,
     check_scalar,
     checked,
-    checked_ct,
     name_of,
     split_arguments,
 )
-from .backward_pass import BackwardState, backward_pass, check_names
-from .recording import Observer, Tape, record
+from .backward_pass import check_names
+from .pullback import Program, Pullback
+from .recording import record
 
-__all__ = ["Backward", "MissingRuleError", "Pullback", "grad", "hvp", "jacrev", "value_and_grad", "vjp"]
-
-
-class Pullback:
-    """The function `vjp` returns: from a cotangent of the output to the cotangents of the primals.
-
-    It is a pytree of the arrays that the forward pass kept, so it can be returned from one jitted function and called
-    in another.
-    """
-
-    def __init__(self, saved: Sequence[Any], static: tuple[Any, ...]):
-        self.saved, self.static = tuple(saved), static
-
-    def __call__(self, ct: Any) -> tuple[Any, ...]:
-        """The cotangents of the primals, as a tuple.
-
-        Args:
-            ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
-        """
-        return self.state(ct)[0]
-
-    def state(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
-        """The cotangents of the primals, and what the walker's watch saw, by the steps' numbers.
-
-        Args:
-            ct: as above.
-            edits: whether the walker's edits are made; without them, the same record gives the true cotangents.
-        """
-        _, _, in_tree, in_types, out_tree, out_types = self.static
-        leaves, tree = jax.tree.flatten(ct)
-        if tree != out_tree:
-            raise ValueError(f"The cotangent must have the structure of the output, {out_tree}, and has {tree}.")
-        back, observed = self.follow([checked_ct(c, t) for c, t in zip(leaves, out_types, strict=True)], edits)
-        out = [
-            jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
-            for c, t in zip(back, in_types, strict=True)
-        ]
-        return jax.tree.unflatten(in_tree, out), observed
-
-    def follow(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
-        """The same for flat lists, the cotangents as the walk leaves them: arrays, `Zero`, or products (`Factored`)."""
-        options, record, *_ = self.static
-        state = BackwardState(options, {} if edits else None)
-        return backward_pass(state, record, self.saved, cts), state.observed
-
-    @property
-    def record(self) -> Tape:
-        """What was recorded, without its numbers."""
-        return self.static[1]
-
-
-jax.tree_util.register_pytree_node(
-    Pullback, lambda p: (p.saved, p.static), lambda static, saved: Pullback(saved, static)
-)
+__all__ = ["Backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vjp"]
 
 
 def _operation(key: Any) -> Any:
@@ -124,13 +71,14 @@ class Backward:
         residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
             the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
-            `Budget`: the least work done again that fits into a number of bytes.
+            `Budget`: the least work done again that fits into a number of bytes; or a policy of your own, a function
+            `(forward, needed, available) -> variables to keep` or a subclass of `funcbp.remat.Policy`.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
             and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
             again, behind a barrier, what its plan did not keep.
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
-            the cotangents of the names that the walk has passed by then: those between the value and the output. An
-            edit's result has the shape and dtype of the value.
+            the cotangents of the names that the backward pass has passed by then: those between the value and the
+            output. An edit's result has the shape and dtype of the value.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -145,61 +93,93 @@ class Backward:
         *,
         rules: Mapping[Any, Rule] | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
-        residuals: str | Budget = "min_cut",
+        residuals: Any = "min_cut",
         outside_loops: bool = False,
         on_missing: str = "error",
     ):
-        check_residuals(residuals)
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
         for key, value in (rules or {}).items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        self.rules = {_operation(key): rule for key, rule in (rules or {}).items()}
-        self.edits = dict(edits or {})
-        self.residuals, self.on_missing, self.outside_loops = residuals, on_missing, outside_loops
-        self.opens_calls = any(rule.kind == "step" for rule in self.rules.values())
-        self.observer: Observer | None = None
-        self.factored = False
+        arguments = dict(
+            rules=dict(rules or {}),
+            edits=dict(edits or {}),
+            residuals=residuals,
+            outside_loops=outside_loops,
+            on_missing=on_missing,
+        )
+        self._arguments = {k: v for k, v in arguments.items() if v != _DEFAULTS[k]}
+        self.options = Options(
+            rules={_operation(key): rule for key, rule in arguments["rules"].items()},
+            edits=arguments["edits"],
+            policy=policy_of(residuals),
+            outside_loops=outside_loops,
+            on_missing=on_missing,
+        )
 
-    @functools.cached_property
-    def _key(self) -> tuple[Any, ...]:
-        options = (self.residuals, self.outside_loops, self.on_missing, self.observer, self.factored, self.opens_calls)
-        return (tuple(self.rules.items()), tuple(self.edits.items()), *options)
+    def __repr__(self) -> str:
+        return f"Backward({', '.join(f'{k}={_shown(v)}' for k, v in self._arguments.items())})"
+
+    def replace(self, **changes: Any) -> Backward:
+        """The same but for these arguments.
+
+        Example:
+            >>> import funcbp as bp
+            >>> bp.Backward(residuals="inputs").replace(outside_loops=True)
+            Backward(residuals='inputs', outside_loops=True)
+        """
+        return type(self)(**{**self._arguments, **changes})
+
+    def __or__(self, other: Backward) -> Backward:
+        """Both together: all rules and edits, and of every other argument the one that is not left out.
+
+        Raises:
+            ValueError: the two give the same argument, rule or edit differently.
+
+        Example:
+            >>> import funcbp as bp
+            >>> bp.Backward(residuals="inputs") | bp.Backward(outside_loops=True)
+            Backward(residuals='inputs', outside_loops=True)
+        """
+        if not isinstance(other, Backward):
+            return NotImplemented
+        mine, theirs = self._arguments, other._arguments
+        merged = {**mine, **theirs}
+        for name in mine.keys() & theirs.keys():
+            if isinstance(mine[name], dict):
+                both = [k for k in mine[name].keys() & theirs[name].keys() if mine[name][k] is not theirs[name][k]]
+                if both:
+                    raise ValueError(f"Both backward passes have {name} for {', '.join(map(str, both))}: which holds?")
+                merged[name] = {**mine[name], **theirs[name]}
+            elif mine[name] != theirs[name]:
+                raise ValueError(f"One has {name}={mine[name]!r}, the other {name}={theirs[name]!r}: which holds?")
+        return type(self)(**merged)
 
     def observing(
-        self, observer: Observer | None = None, factored: bool = False, opens_calls: bool = False
+        self, observer: Observer | None = None, factored: bool = False, inline_calls: bool = False
     ) -> Backward:
-        """The same, with something that watches the steps; or with products left as factors where they leave a loop;
+        """The same, with something that looks at the entries; or with products left as factors where they leave a loop;
         or running what calls have inside one by one, as a plain call otherwise compiles it.
         """
         other = copy.copy(self)
-        other.__dict__.pop("_key", None)
-        other.observer, other.factored = observer or self.observer, factored or self.factored
-        other.opens_calls = opens_calls or self.opens_calls
+        other.options = self.options.replace(
+            observer=observer or self.options.observer,
+            factored=factored or self.options.factored,
+            inline_calls=inline_calls or self.options.inline_calls,
+        )
         return other
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Backward) and self._key == other._key
+        return isinstance(other, Backward) and self.options == other.options
 
     def __hash__(self) -> int:
-        return hash(self._key)
-
-    def lookup(self, primitive: Any) -> Rule:
-        """The rule for a primitive: the option, the table, or the way this value treats missing ones."""
-        rule = self.rules.get(primitive) or TABLE.get(primitive)
-        if rule is None:
-            rule = borrowed(primitive) if self.on_missing == "jax" else missing(primitive)
-        return rule
+        return hash(self.options)
 
     def coverage(self) -> dict[str, str]:
         """How each primitive is differentiated under these options: see `funcbp.coverage`."""
-        table = coverage(borrow=self.on_missing == "jax")
-        return table | dict.fromkeys((getattr(p, "name", p) for p in self.rules), "replaced")
-
-    def passes(self, jaxpr: Any, perturbed: Sequence[bool]) -> Passes:
-        """The two passes of a body that arrives as a jaxpr, recorded once for each set of perturbed inputs."""
-        return _passes(jaxpr, tuple(perturbed), self)
+        table = coverage(borrow=self.options.on_missing == "jax")
+        return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
 
     def vjp(self, f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         """The value of `f` and its pullback, as `jax.vjp`.
@@ -226,26 +206,25 @@ class Backward:
 
     def _vjp(self, f: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool) -> Any:
         check_callable(f)
+        options = self.options
         leaves, in_tree = jax.tree.flatten(primals)
         values = [as_value(x) for x in leaves]
-        out_tree = None
 
         def flat(*xs: Any) -> tuple[list[Any], Any]:
-            nonlocal out_tree
             out, aux = f(*jax.tree.unflatten(in_tree, xs)), None
             if has_aux:
                 if not isinstance(out, tuple) or len(out) != 2:
                     raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
                 out, aux = out
             outs, out_tree = jax.tree.flatten(out)
-            return [checked(o) for o in outs], aux
+            return [checked(o) for o in outs], (aux, _Static(out_tree))
 
-        run = with_aux(in_regions, flat, self.residuals) if self.outside_loops else flat
-        tape, outs, saved, aux = record(run, values, [True] * len(values), self)
-        check_names(self.edits, tape, "Backward(edits=...) has")
-        types = [jax.typeof(v) for v in values], [jax.typeof(o) for o in outs]
-        pullback = Pullback(saved, (self, tape, in_tree, tuple(types[0]), out_tree, tuple(types[1])))
-        out = jax.tree.unflatten(out_tree, outs)
+        run = with_aux(in_regions, flat, options.policy) if options.outside_loops else flat
+        tape, outs, saved, (aux, out_tree) = record(run, values, [True] * len(values), options)
+        check_names(options.edits, tape, "Backward(edits=...) has")
+        types = tuple(map(jax.typeof, values)), tuple(map(jax.typeof, outs))
+        pullback = Pullback(saved, Program(options, tape, in_tree, types[0], out_tree.value, types[1]))
+        out = jax.tree.unflatten(out_tree.value, outs)
         return (out, pullback, aux) if has_aux else (out, pullback)
 
     def value_and_grad(
@@ -321,7 +300,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the Jacobian of `f` row by row with one vectorised walk, as `jax.jacrev`.
+        """A function that computes the Jacobian of `f` row by row with one vectorised backward pass, as `jax.jacrev`.
 
         Returns:
             A function with the arguments of `f` whose result has, for every leaf y of the output and x of the argument,
@@ -361,6 +340,29 @@ class Backward:
 
         return jacobian
 
+    def hessian(
+        self,
+        f: Callable[..., Any],
+        argnums: int | Sequence[int] = 0,
+        has_aux: bool = False,
+        holomorphic: bool = False,
+    ) -> Callable[..., Any]:
+        """A function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
+
+        Returns:
+            A function with the arguments of `f` whose result has, for every leaf y of the output and leaves x, z of the
+            argument, an array of shape `y.shape + x.shape + z.shape`, nested as the output's tree of the argument's
+            tree of the argument's tree.
+
+        Example:
+            >>> import jax.numpy as jnp, funcbp as bp
+            >>> bp.hessian(lambda x: jnp.sum(x**3))(jnp.array([1.0, 2.0]))
+            Array([[ 6.,  0.],
+                   [ 0., 12.]], dtype=float32)
+        """
+        first = self.jacrev(f, argnums, has_aux, holomorphic)
+        return jax.jacfwd(first, argnums, has_aux, holomorphic)
+
     def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
         """The Hessian of a scalar function times a vector: the forward derivative of our gradient.
 
@@ -382,43 +384,40 @@ class Backward:
         return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """Something that is no array, in a pytree of arrays."""
+
+    value: Any
+
+
 def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
     """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
-        count, tree = 0, None
+        left: list[Any] = []
 
         def leaves(*xs: Any) -> list[Any]:
-            nonlocal count, tree
-            outs, aux = f(*xs)
-            count, (rest, tree) = len(outs), jax.tree.flatten(aux)
-            return [*outs, *rest]
+            outs, structure = jax.tree.flatten(f(*xs))
+            left.append(structure)
+            return outs
 
         outs = change(leaves, *options)(*args)
-        return outs[:count], jax.tree.unflatten(tree, outs[count:])
+        return jax.tree.unflatten(left[0], outs)
 
     return run
 
 
-@functools.partial(jx.weakref_cache, maxsize=4096)
-def _passes(jaxpr: Any, perturbed: tuple[bool, ...], options: Backward) -> Passes:
-    box: list[Tape] = []
-
-    def forward(*args: Any) -> list[Any]:
-        tape, outs, saved, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, options)
-        box.append(tape)
-        return [*outs, *saved]
-
-    program = jx.trace(forward, jx.in_avals(jaxpr), "forward")
-    (tape,) = box
-
-    def back(saved: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
-        state = BackwardState(options, named)
-        return backward_pass(state, tape, saved, ct), state.results
-
-    return Passes(program, back, perturbed, [o is not None for o in tape.outputs], options.factored, tape)
+def _shown(value: Any) -> str:
+    """An argument as it would be written."""
+    if isinstance(value, dict):
+        name = lambda k: repr(k) if isinstance(k, str) else getattr(k, "__name__", None) or str(k)
+        return "{" + ", ".join(f"{name(k)}: {_shown(v)}" for k, v in value.items()) + "}"
+    return getattr(value, "__name__", None) or repr(value)
 
 
+_DEFAULTS = dict(rules={}, edits={}, residuals="min_cut", outside_loops=False, on_missing="error")
 _default = Backward()
 vjp, grad, value_and_grad = _default.vjp, _default.grad, _default.value_and_grad
-jacrev, hvp = _default.jacrev, _default.hvp
+jacrev, hessian, hvp = _default.jacrev, _default.hessian, _default.hvp

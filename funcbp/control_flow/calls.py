@@ -6,14 +6,16 @@ kept: both of its passes are compiled, as the user asked for the forward one to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.passes import passes_of
 from ..cotangents import Zero, float0_zeros, materialize
 from ..jaxpr import (
+    Program,
     as_function,
     call_jaxpr,
     constrained,
@@ -24,39 +26,43 @@ from ..jaxpr import (
     primitives,
     user_line,
 )
-from ..remat.plan import Plan, plan_of_call
-from ..rules.registry import TABLE, MissingRuleError, Rule, def_body
+from ..remat.plan import Plan, Residuals, plan_of_call
+from ..rules.contract import MissingRuleError
+from ..rules.kinds import CallRule, State
+from ..rules.options import Options
+from ..rules.registry import TABLE, def_body
 
 # --- jit --------------------------------------------------------------------------------------------------------------
 
 
 def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """What the rule of a call returns on the way forward, of what its forward program returned."""
     n = len(plan.passes.outputs)
-    return outs[:n], (plan, [primals[i] for i in plan.available_inputs], outs[n:]), plan.passes.differentiable
+    res = Residuals(plan, [primals[i] for i in plan.available_inputs], [], outs[n:])
+    return outs[:n], res, plan.passes.differentiable
 
 
-def call_back(state: Any, res: Any, ct: Sequence[Any], run: Any) -> list[Any]:
+def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Program, list[Any]], Any]) -> list[Any]:
     """Run the backward program of a body on what was kept; `run(program, args)` says how."""
-    plan, free, saved = res
-    program, tree = plan.backward([c is not Zero for c in ct], state.outer_names)
-    args = [*free, *saved, *(materialize(c) for c in ct if c is not Zero), *state.outer_cotangents]
+    program, tree = res.plan.backward([c is not Zero for c in ct], state.outer_names)
+    args = [*res.arrays, *(materialize(c) for c in ct if c is not Zero), *state.outer_cotangents]
     cts, results = tree.unflatten(run(program, args))
     state.merge(results)
     return cts
 
 
-def jit_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
-    plan = plan_of_call(options.passes(constrained(params), perturbed))
+    plan = plan_of_call(passes_of(constrained(params), perturbed, options))
     return call_res(plan, primals, plan.forward.jitted(*primals))
 
 
-def jit_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the compiled backward program on what was kept."""
     return call_back(state, res, ct, lambda program, args: program.jitted(*args))
 
 
-TABLE[primitives.jit_p] = Rule(jit_bwd, jit_fwd, kind="control", body=lambda params: as_function(constrained(params)))
+TABLE[primitives.jit_p] = CallRule(jit_bwd, jit_fwd, body=lambda params: as_function(constrained(params)))
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)))
 

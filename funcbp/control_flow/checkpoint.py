@@ -6,19 +6,22 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from ..jaxpr import bind_remat, is_saved, primitives, run_behind_barrier
+from ..autodiff.passes import passes_of
+from ..jaxpr import bind_remat, is_saved, primitives, remat_of_marked, run_behind_barrier
+from ..remat.cut import permitted
 from ..remat.plan import plan_of_call
-from ..remat.policies import permitted
+from ..rules.kinds import State
+from ..rules.options import Options
 from ..rules.registry import def_control
 from .calls import call_back, call_res
 
 __all__ = ["planned", "remat_bwd", "remat_fwd"]
 
 
-def remat_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
-    policy, narrow = params["policy"], options.residuals not in ("needed", "inputs")
-    passes, saved = options.passes(params["jaxpr"], perturbed), functools.partial(is_saved, policy)
+    policy, narrow = params["policy"], options.policy.narrows
+    passes, saved = passes_of(params["jaxpr"], perturbed, options), functools.partial(is_saved, policy)
     if policy is not None and not planned(policy):
         passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
     choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)
@@ -26,7 +29,7 @@ def remat_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: 
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
-def remat_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def remat_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
     if planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)
@@ -34,8 +37,8 @@ def remat_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
 
 
 def planned(policy: Any) -> bool:
-    """Whether it is our own plan that placed a region, see `straight.py`, and not the user."""
+    """Whether it is our own plan that placed a region, see `remat/regions.py`, and not the user."""
     return hasattr(policy, "choose")
 
 
-def_control(primitives.remat_p, remat_fwd, remat_bwd)
+def_control(primitives.remat_p, remat_fwd, remat_bwd, mark_inside=lambda p, which: (which, remat_of_marked(p, which)))

@@ -1,4 +1,4 @@
-"""Branches: `cond` and `switch`. Each keeps its own, in slots that the branches share by type."""
+"""Branches: `cond` and `switch`. Each keeps its own, in places that the branches share by type."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ from typing import Any
 
 import jax
 
+from ..autodiff.passes import passes_of
 from ..cotangents import Zero, instantiate, materialize
-from ..jaxpr import Program, bind_cond, cond_branches, primitives, split_list, strong, to_strong, trace, zeros
+from ..jaxpr import (
+    Program,
+    bind_cond,
+    cond_branches,
+    cond_of_marked,
+    primitives,
+    split_list,
+    strong,
+    to_strong,
+    trace,
+    zeros,
+)
 from ..remat.plan import Plan, plan_of_call
+from ..rules.kinds import State
+from ..rules.options import Options
 from ..rules.registry import def_control
 
 __all__ = ["cond_bwd", "cond_fwd"]
 
 
 def cond_fwd(
-    options: Any, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any
+    options: Options, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any
 ) -> tuple[Any, Any, Any]:
-    """Run the branch; each keeps its own, in slots that the branches share by type."""
-    plans = tuple(plan_of_call(options.passes(branch, perturbed[1:])) for branch in cond_branches(params))
-    slots, places = _shared_slots([[v.aval for v in plan.saved] for plan in plans])
-    fill = lambda: [_fill_slots(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
+    """Run the branch; each keeps its own, in places that the branches share by type."""
+    plans = tuple(plan_of_call(passes_of(branch, perturbed[1:], options)) for branch in cond_branches(params))
+    slots, places = _shared_places([[v.aval for v in plan.saved] for plan in plans])
+    fill = lambda: [_fill_places(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
     branches = plans[0].passes.made(plans, fill)
     outs = bind_cond(index, branches, operands, params)
     n = len(plans[0].passes.outputs)
@@ -31,7 +45,7 @@ def cond_fwd(
     return outs[:n], res, differentiable
 
 
-def _shared_slots(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+def _shared_places(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
     """As few slots as hold the values of any one branch; and where each branch's values go."""
     slots: list[Any] = []
     places = []
@@ -48,7 +62,7 @@ def _shared_slots(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[
     return slots, places
 
 
-def _fill_slots(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Program:
+def _fill_places(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Program:
     n = len(plan.passes.outputs)
 
     def forward(*operands: Any) -> list[Any]:
@@ -59,7 +73,7 @@ def _fill_slots(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Progr
     return trace(forward, plan.passes.in_types, "branch")
 
 
-def cond_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Go back through the branch that was taken. What only another branch would find is zero."""
     plans, places, read, index, operands, kept = res
     nonzero = [c is not Zero for c in ct]
@@ -109,4 +123,9 @@ def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
     return cts, (named, {(i, *where): seen for where, seen in watched.items()})
 
 
-def_control(primitives.cond_p, cond_fwd, cond_bwd)
+def cond_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
+    """Hand the branches the feedback weights of their operands."""
+    return which, cond_of_marked(params, which)
+
+
+def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked)

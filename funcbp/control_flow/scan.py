@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 
+from ..autodiff.passes import passes_of
 from ..cotangents import Factored, Zero, instantiate, materialize
-from ..jaxpr import Program, bind_scan, primitives, scan_parts, split_list, strong, to_strong, trace, zeros
+from ..jaxpr import (
+    Program,
+    bind_scan,
+    primitives,
+    scan_of_marked,
+    scan_parts,
+    split_list,
+    strong,
+    to_strong,
+    trace,
+    trace_with,
+    zeros,
+)
+from ..remat import sinking
 from ..remat.hoisting import products_ahead
 from ..remat.plan import OuterNames, Passes, Plan, with_names
-from ..remat.policies import Choose, Deferral, chooser, deferral
+from ..remat.policies import Policy
+from ..remat.sinking import Deferral
+from ..rules.kinds import State
+from ..rules.options import Options
 from ..rules.registry import def_control
 
 __all__ = ["perturbed_carry", "scan_bwd", "scan_fwd"]
@@ -28,70 +46,96 @@ def perturbed_carry(passes_of: Any, consts: Sequence[bool], carry: Sequence[bool
         carry = grown
 
 
-def scan_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+class ScanResiduals(NamedTuple):
+    """What a loop leaves for its backward pass. As `Residuals`, but what is available is of two kinds.
+
+    Attributes:
+        plan: of the body.
+        const_types: the types of the loop's constants.
+        consts, xs: those of the loop's constants, and of what it goes along, that are read.
+        hoisted: what is the same in every step.
+        stacks: what each step kept, stacked.
+    """
+
+    plan: Plan
+    const_types: Sequence[Any]
+    consts: Sequence[Any]
+    hoisted: Sequence[Any]
+    xs: Sequence[Any]
+    stacks: Sequence[Any]
+
+
+def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the loop, stacking what its plan keeps at every step; what never changes is kept once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
-    passes = perturbed_carry(lambda p: options.passes(body, p), *split_list(perturbed, n_consts, n_carry))
-    steps = params["length"]
-    how = chooser(options.residuals, steps), deferral(options.residuals)
-    plan = passes.made((options.residuals, steps), lambda: _scan_plan(passes, n_consts, n_carry, *how))
+    passes = perturbed_carry(lambda p: passes_of(body, p, options), *split_list(perturbed, n_consts, n_carry))
+    steps, policy = params["length"], options.policy
+    plan = passes.made((policy, steps), lambda: _scan_plan(passes, n_consts, n_carry, policy, steps))
     n_ys = len(passes.outputs) - n_carry
-    once = plan.before(*consts)
+    hoisted = plan.before(*consts)
     carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
-    ys, kept = stacked[:n_ys], stacked[n_ys:]
-    free_consts = [consts[i] for i in plan.available_inputs if i < n_consts]
-    free_xs = [xs[i - n_consts - n_carry] for i in plan.available_inputs if i >= n_consts]
+    ys, stacks = stacked[:n_ys], stacked[n_ys:]
+    read_consts = [consts[i] for i in plan.available_inputs if i < n_consts]
+    read_xs = [xs[i - n_consts - n_carry] for i in plan.available_inputs if i >= n_consts]
     grown = passes.perturbed[n_consts : n_consts + n_carry]
-    res = (plan, [jax.typeof(c) for c in consts], free_consts, once, free_xs, kept)
+    res = ScanResiduals(plan, [jax.typeof(c) for c in consts], read_consts, hoisted, read_xs, stacks)
     return [*carry, *ys], res, [*grown, *passes.differentiable[n_carry:]]
 
 
-def _scan_plan(passes: Passes, n_consts: int, n_carry: int, choose: Choose, defer: Deferral) -> Plan:
+def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, steps: int) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
+    defer = sinking.SINK if policy.sinks else sinking.NEVER
     make = lambda nonzero, outer_names: _scan_backward(passes, n_consts, n_carry, defer, nonzero, outer_names)
-    return Plan(passes, make, available_inputs=[k != 1 for k in kinds], loop_invariant=[k == 0 for k in kinds], choose=choose)
+    available, invariant = [k != 1 for k in kinds], [k == 0 for k in kinds]
+    return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs)
+
+
+class BackwardBody(NamedTuple):
+    """What is known of a loop's backward body beside the program.
+
+    Attributes:
+        summed: which constants have a sum carried along.
+        tree: the structure of the stacks: products of constants, cotangents of xs, what the backward pass found.
+    """
+
+    summed: Sequence[bool]
+    tree: Any
 
 
 def _scan_backward(
     passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], outer_names: OuterNames
-) -> tuple[Program, tuple[list[bool], Any]]:
-    """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *given, *sums) -> sums, ct of carry, stacks.
+) -> tuple[Program, BackwardBody]:
+    """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
 
-    The cotangents of constants are sums over the steps, carried along, or products that are left to be carried out
-    after the loop: their factors are stacked. All perturbed carries have a cotangent, of ys those that are nonzero.
-
-    Returns:
-        The program; which constants have a sum; and the structure of the stacks (products of constants, cotangents of
-        xs, what the walk found).
+    The cotangents of constants are sums over the steps, carried along, or products that are left to be contracted after
+    the loop: their factors are stacked. All perturbed carries have a cotangent, of ys those that are nonzero.
     """
     perturbed = split_list(passes.perturbed, n_consts, n_carry)
     carry_types = [strong(t) for t in passes.in_types[n_consts : n_consts + n_carry]]
     carries = [t for t, p in zip(carry_types, perturbed[1], strict=True) if p]
     ys = [strong(t) for t, z in zip(passes.out_types[n_carry:], nonzero[n_carry:], strict=True) if z]
     n = len(passes.candidates)
-    trees: list[Any] = []
-    summed: list[bool] = []
 
-    def step(*args: Any) -> list[Any]:
-        kept, ct_carry, ct_ys, named = split_list(args, n, len(carries), len(ys))
+    def step(*args: Any) -> tuple[list[Any], BackwardBody]:
+        saved, ct_carry, ct_ys, named = split_list(args, n, len(carries), len(ys))
         carry_cts, y_cts = iter(ct_carry), iter(ct_ys)
         ct = [next(carry_cts) if p else Zero for p in perturbed[1]]
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
-        back, results = passes.backward_pass(kept, ct, with_names(outer_names, named))
+        back, results = passes.backward_pass(saved, ct, with_names(outer_names, named))
         to_consts, to_carry, to_xs = split_list(back, n_consts, n_carry)
-        wait = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
-        later = [c if wait(c) else Zero for c in to_consts]
+        sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
+        later = [c if sinks(c) else Zero for c in to_consts]
         now = [materialize(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
-        summed[:] = [c is not Zero for c in now]
         before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]
-        stacks, tree = jax.tree.flatten((later, to_xs if passes.factored else [materialize(c) for c in to_xs], results))
-        trees.append(tree)
-        return [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
+        along = to_xs if passes.factored else [materialize(c) for c in to_xs]
+        stacks, tree = jax.tree.flatten((later, along, results))
+        outs = [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
+        return outs, BackwardBody([c is not Zero for c in now], tree)
 
     types = [*passes.candidate_types, *carries, *ys, *(t for _, t in outer_names or ())]
-    program = trace(step, types, "scan_backward")
-    n_sums = sum(summed)
+    program, known = trace_with(step, types, "scan_backward")
+    n_sums = sum(known.summed)
 
     def add(*args: Any) -> list[Any]:
         terms, rest, sums = split_list(args, n_sums, len(program.outvars) - n_sums)
@@ -99,27 +143,37 @@ def _scan_backward(
 
     outs = [v.aval for v in program.outvars]
     adding = trace(add, [*outs, *outs[:n_sums]], "sums")
-    return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), (list(summed), trees[0])
+    return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), known
 
 
-def scan_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def scan_bwd(
+    state: State, res: ScanResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
+) -> list[Any]:
     """Run the loop the other way round, on what was kept."""
-    plan, const_types, free_consts, once, free_xs, kept = res
+    passes = res.plan.passes
     _, n_consts, n_carry = scan_parts(params)
-    passes = plan.passes
     ct_carry, ct_ys = [materialize(c) for c in ct[:n_carry]], [materialize(c) for c in ct[n_carry:]]
     nonzero = [*passes.differentiable[:n_carry], *(c is not Zero for c in ct_ys)]
-    program, (summed, tree) = plan.backward(nonzero, state.outer_names)
-    sums = [zeros(strong(t)) for t, s in zip(const_types, summed, strict=True) if s]
+    program, (summed, tree) = res.plan.backward(nonzero, state.outer_names)
+    sums = [zeros(strong(t)) for t, s in zip(res.const_types, summed, strict=True) if s]
     carries = zip(ct_carry, passes.in_types[n_consts:], passes.perturbed[n_consts:], strict=False)
     init = [to_strong(instantiate(c, t)) for c, t, p in carries if p]
     ys = [to_strong(c) for c in ct_ys if c is not Zero]
-    # the program's inputs come as (*free, *once, *kept, *others): bring constants, carries and stacks together
-    parts = free_consts, free_xs, once, kept, init, ys, state.outer_cotangents
-    fc, fx, on, ke, ca, y, na, su = split_list(range(len(program.invars)), *map(len, parts))
-    program = passes.made(program, lambda: program.reordered([*fc, *on, *na, *su, *ca, *fx, *ke, *y]))
-    constants = [*free_consts, *once, *state.outer_cotangents]
-    outs, stacks = bind_scan(program, constants, [*sums, *init], [*free_xs, *kept, *ys], params, not params["reverse"])
+    inputs = {  # in the order the backward program takes them
+        "consts": res.consts,
+        "xs": res.xs,
+        "hoisted": res.hoisted,
+        "stacks": res.stacks,
+        "ct carry": init,
+        "ct ys": ys,
+        "names": state.outer_cotangents,
+        "sums": sums,
+    }
+    # a scan takes its constants, its carry and what it goes along, in this order
+    constants, carry, along = ("consts", "hoisted", "names"), ("sums", "ct carry"), ("xs", "stacks", "ct ys")
+    pick = lambda names: [x for name in names for x in inputs[name]]
+    program = passes.made(program, lambda: program.reordered(_order(inputs, (*constants, *carry, *along))))
+    outs, stacks = bind_scan(program, pick(constants), pick(carry), pick(along), params, not params["reverse"])
     later, to_xs, results = tree.unflatten(stacks)
     state.merge(results)
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
@@ -130,4 +184,17 @@ def scan_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool],
     ]
 
 
-def_control(primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead)
+def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[int]:
+    """Where the inputs of these names stand among all of them."""
+    starts = dict(zip(inputs, accumulate(map(len, inputs.values()), initial=0), strict=False))
+    return [starts[name] + i for name in names for i in range(len(inputs[name]))]
+
+
+def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
+    """Hand the body the feedback weights of its operands. A carry has none: it is another value at every step."""
+    _, n_consts, n_carry = scan_parts(params)
+    which = [w and not n_consts <= i < n_consts + n_carry for i, w in enumerate(which)]
+    return which, scan_of_marked(params, which)
+
+
+def_control(primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..autodiff.passes import passes_of
 from ..jaxpr import primitives, split_list, while_parts
-from ..rules.registry import TABLE, Rule
+from ..rules.kinds import ControlRule
+from ..rules.options import Options
+from ..rules.registry import TABLE
 from .scan import perturbed_carry
 
 __all__ = ["while_fwd"]
 
 
-def while_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def while_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the loop. How often it runs is not known beforehand, so there is nothing to keep its steps in."""
     body, n_cond, n_body = while_parts(params)
     _, consts, carry = split_list(perturbed, n_cond, n_body)
-    passes = perturbed_carry(lambda p: options.passes(body, p), consts, carry, [])
+    passes = perturbed_carry(lambda p: passes_of(body, p, options), consts, carry, [])
     return primitives.while_p.bind(*primals, **params), (), passes.perturbed[n_body:]
 
 
@@ -31,4 +34,4 @@ def while_message(where: str) -> str:
     )
 
 
-TABLE[primitives.while_p] = Rule(None, while_fwd, kind="control", message=while_message)
+TABLE[primitives.while_p] = ControlRule(None, while_fwd, message=while_message)

@@ -21,7 +21,8 @@ from jax import lax
 from ..autodiff.marks import feedback
 from ..autodiff.transformations import Backward
 from ..cotangents import unbroadcast
-from ..rules.registry import NOTHING, Rule
+from ..rules.contract import NOTHING
+from ..rules.kinds import Rule, SurrogateRule
 
 __all__ = [
     "Alignment",
@@ -326,7 +327,7 @@ def spikes(derivative: Callable[[Any], Any]) -> dict[Any, Rule]:
             x_bar = (ct * slope.astype(ct.dtype)).astype(x.dtype) * sign
             return [unbroadcast(x_bar, x), unbroadcast(-x_bar, y)]
 
-        return Rule(spike_bwd, kind="step")
+        return SurrogateRule(spike_bwd)
 
     above, below = over(1), over(-1)
     return {lax.gt_p: above, lax.ge_p: above, lax.lt_p: below, lax.le_p: below}
@@ -467,7 +468,7 @@ def alignment(loss: Callable[..., Any], mirrors: Any = None, backward: Backward 
 
         if mirrors is None:
             value, back = pullback(None)
-            (other,), (true,) = (back.walk(jnp.ones_like(value), edits)[0] for edits in (True, False))
+            (other,), (true,) = (back.observed(jnp.ones_like(value), edits)[0] for edits in (True, False))
             return jax.tree.map(_compare, other, true)
 
         def gradient(mirrors: Any) -> Any:

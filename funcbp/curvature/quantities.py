@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.transformations import Backward, Pullback
+from ..autodiff.pullback import Pullback
+from ..autodiff.transformations import Backward
 from ..per_example.examples import Examples, Leaf, backpropagate, batch_size, inner_products, jacobian_rows
 
 __all__ = [

@@ -17,10 +17,12 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, check_scalar
 from ..autodiff.backward_pass import BackwardState, apply_rule, listed
-from ..autodiff.recording import Entry, Tape
-from ..autodiff.transformations import Backward, Pullback
+from ..autodiff.pullback import Pullback
+from ..autodiff.tape import Entry, Tape
+from ..autodiff.transformations import Backward
 from ..cotangents import Zero, is_differentiable, materialize
 from ..remat.plan import tapes_inside
+from ..rules.options import Options
 from .statistics import Statistics, statistics
 
 __all__ = ["Row", "Trace", "trace"]
@@ -278,7 +280,7 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
         (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
     check_callable(loss)
-    options = (backward or Backward()).observing(observer=Everything(), opens_calls=True)
+    options = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
 
     def traced(*args: Any, **kwargs: Any) -> Trace:
         leaves, tree = jax.tree.flatten((args, kwargs))
@@ -296,7 +298,7 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
 
         value, pullback = options.vjp(partial, *(leaves[i] for i in floats))
         check_scalar(value, False)
-        grads, seen = pullback.walk(jnp.ones_like(value))
+        grads, seen = pullback.observed(jnp.ones_like(value))
         paths, number = _paths(loss, args, kwargs), lambda x: np.asarray(jnp.asarray(x))
         inputs = [
             Row(
@@ -445,19 +447,19 @@ def _scope(source: Any) -> str:
 
 def _kind(options: Backward, kinds: dict[str, str], step: Entry) -> str:
     """Where a step's rule is from."""
-    if any(step.rule is rule for rule in options.rules.values()):
+    if any(step.rule is rule for rule in options.options.rules.values()):
         return "replaced"
     return kinds.get(step.primitive, "hand-written")
 
 
 def _locals(step: Entry, pullback: Pullback) -> tuple[Any, ...]:
     """The local derivatives of an equation of scalars with one output."""
-    if step.several or step.rule.kind in ("control", "passed") or any(math.prod(t.shape) != 1 for t in step.types):
+    if step.several or not step.rule.local or any(math.prod(t.shape) != 1 for t in step.types):
         return ()
     _, noted = step.residuals(pullback.saved)
     if noted is None or noted[0][0].size != 1 or not is_differentiable(noted[0][0]):
         return ()
     ct = jnp.ones_like(noted[0][0])
-    back = apply_rule(BackwardState(Backward(), None), step, pullback.saved, [ct])
+    back = apply_rule(BackwardState(Options(), None), step, pullback.saved, [ct])
     there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
     return tuple(jnp.sum(materialize(c)).item() if t else None for t, c in zip(there, back, strict=True))

@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..remat.graph import bytes_of
 from ..remat.plan import Plan
-from ..remat.policies import bytes_of
 
 __all__ = ["Live", "live_bytes"]
 

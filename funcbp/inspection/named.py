@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..autodiff.arguments import check_callable, check_input, check_scalar, split_arguments
 from ..autodiff.backward_pass import check_names
-from ..autodiff.recording import Entry, Tape
+from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
 from ..remat.plan import tapes_inside
 
@@ -44,7 +44,7 @@ def gradient_watched(
         check_input(x, False, True, "grad")
     value, pullback, *aux = options.vjp(partial, *chosen, has_aux=has_aux)
     check_scalar(value, False)
-    grads, seen = pullback.walk(jnp.ones_like(value))
+    grads, seen = pullback.observed(jnp.ones_like(value))
     grads = grads[0] if isinstance(argnums, int) else tuple(grads)
     return ((value, aux[0]) if has_aux else value), grads, pullback.tape, seen
 

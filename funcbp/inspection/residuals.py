@@ -16,11 +16,13 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, split_arguments
-from ..autodiff.recording import SavedIndex
+from ..autodiff.passes import passes_of
+from ..autodiff.tape import SavedIndex
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
+from ..remat.graph import bytes_of, kept_bytes
 from ..remat.plan import Plan, plan_of_call
-from ..remat.policies import bytes_of, kept_bytes
+from ..remat.policies import POLICIES
 from ..remat.regions import in_regions
 from .live import Live, live_bytes
 
@@ -143,8 +145,8 @@ def residuals(
     """What is kept between the two passes of a gradient, with the reasons: the plan in writing.
 
     The function is traced as under `jit`; nothing is computed. What the backward pass itself stores on its way, such as
-    the factors of products that are summed after a loop (`policies.Deferral`), is not kept between the passes and not
-    listed.
+    the factors of products that are summed after a loop (`remat.sinking.Deferral`), is not kept between the passes and
+    not listed.
 
     Args:
         f: a function of pytrees of arrays to a pytree of arrays.
@@ -161,7 +163,7 @@ def residuals(
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
     """
-    options = backward or Backward()
+    options = (backward or Backward()).options
 
     @functools.wraps(f)
     def report(*args: Any, **kwargs: Any) -> Residuals:
@@ -178,13 +180,13 @@ def residuals(
                 full[i] = x
             return jax.tree.leaves(f(*jax.tree.unflatten(tree, full), **kwargs))
 
-        run = in_regions(flat, options.residuals) if options.outside_loops else flat
+        run = in_regions(flat, options.policy) if options.outside_loops else flat
         program = jx.trace(run, [jax.typeof(v) for v in values])
         n = len(program.consts)
         perturbed = [chosen[i] and is_differentiable(v) for i, v in zip(arrays, values, strict=True)]
-        plan = plan_of_call(options.passes(program.closed, [False] * n + perturbed))
+        plan = plan_of_call(passes_of(program.closed, [False] * n + perturbed, options))
         paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
-        policy = options.residuals if isinstance(options.residuals, str) else repr(options.residuals)
+        policy = next((name for name, p in POLICIES.items() if p == options.policy), repr(options.policy))
         name = getattr(f, "__name__", repr(f))
         found = tuple(_of_plan(plan, dict(zip(plan.passes.forward.invars, paths, strict=True)), 1, (), "outside"))
         return Residuals(name, policy, found, live_bytes(plan))

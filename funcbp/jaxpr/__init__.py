@@ -48,6 +48,8 @@ from .programs import part as part
 from .programs import run as run
 from .programs import signature as signature
 from .programs import trace as trace
+from .programs import trace_tree as trace_tree
+from .programs import trace_with as trace_with
 from .sources import called_through as called_through
 from .sources import current_source as current_source
 from .sources import inside_call as inside_call
@@ -80,4 +82,5 @@ from .values import to_strong as to_strong
 from .values import type_of as type_of
 from .values import unpack as unpack
 from .values import weakref_cache as weakref_cache
+from .values import zero_tangent as zero_tangent
 from .values import zeros as zeros

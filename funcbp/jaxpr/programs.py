@@ -145,6 +145,26 @@ def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "f
     return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
 
 
+def trace_with(f: Callable[..., Any], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, Any]:
+    """Trace `f`, a function to (flat list of arrays, anything that is no array), and return both.
+
+    What `f` finds out while it is traced, structures for instance, leaves it here and by no other way.
+    """
+    left: list[Any] = []
+
+    def arrays(*args: Any) -> Sequence[Any]:
+        outs, anything = f(*args)
+        left.append(anything)
+        return outs
+
+    return trace(arrays, avals, name), left[0]
+
+
+def trace_tree(f: Callable[..., Any], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, Any]:
+    """Trace `f`, a function to a pytree of arrays: the program of the leaves, and their structure."""
+    return trace_with(lambda *args: jax.tree.flatten(f(*args)), avals, name)
+
+
 def is_literal(v: Any) -> bool:
     return isinstance(v, core.Literal)
 

@@ -52,6 +52,12 @@ def zeros(aval: Aval) -> jax.Array:
     return ad_util.zeros_like_aval(aval)
 
 
+def zero_tangent(x: Any, symbolic: bool) -> Any:
+    """The tangent of a value that does not move: zeros, or JAX's word for them."""
+    aval = core.typeof(x).to_tangent_aval()
+    return ad_util.SymbolicZero(aval) if symbolic else zeros(aval)
+
+
 def is_jax_zero(tangent: Any) -> bool:
     """Whether this is JAX's word for a tangent that is zero."""
     return isinstance(tangent, ad_util.Zero)

@@ -20,8 +20,8 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, checked, name_of
 from ..autodiff.transformations import Backward
 from ..cotangents import Factored, Product, Zero, instantiate
+from ..rules.contract import MissingRuleError
 from ..rules.contraction import conv_right
-from ..rules.registry import MissingRuleError
 from . import pairs as ps
 from .pairs import Pair
 
@@ -365,9 +365,9 @@ def backpropagate(
     def one(values: Any, example: Any) -> Any:
         y, pullback = options.vjp(lambda v: f(jax.tree.unflatten(tree, v), example), values)
         if seeds is not None:
-            return y, jax.vmap(lambda ct: pullback.follow([ct])[0])(seeds(y, example))
+            return y, jax.vmap(lambda ct: pullback.flat([ct])[0])(seeds(y, example))
         _check_loss(f, y)
-        return y, pullback.follow([jnp.ones_like(y)])[0]
+        return y, pullback.flat([jnp.ones_like(y)])[0]
 
     try:
         outputs, cts = jax.vmap(one, (None, 0))(values, batch)

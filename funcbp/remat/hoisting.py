@@ -8,12 +8,15 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
-from .policies import Deferral, bytes_of, deferral
+from ..rules.options import Options
+from . import sinking
+from .graph import bytes_of
+from .sinking import Deferral
 
 __all__ = ["products_ahead"]
 
 
-def products_ahead(options: Any, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+def products_ahead(options: Options, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
     """A scan with x W carried out for all its steps before it, where that pays; None where it pays for no product.
 
     A product can go ahead where one operand follows from what the loop goes over, the other from its constants, and
@@ -22,7 +25,7 @@ def products_ahead(options: Any, params: dict[str, Any]) -> Callable[..., list[A
     """
     body, n_consts, n_carry = jx.scan_parts(params)
     stays = frozenset(getattr(p, "name", p) for p in options.rules)
-    how = n_consts, n_carry, deferral(options.residuals, ahead=True), stays
+    how = n_consts, n_carry, sinking.HOIST if options.policy.sinks else sinking.NEVER, stays
     divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:
         return None

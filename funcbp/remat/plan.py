@@ -13,16 +13,15 @@ program reads is not kept at all. Whatever is needed and not kept is computed ag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import jax
+from typing import Any, NamedTuple, TypeVar
 
 from .. import jaxpr as jx
 from ..cotangents import Zero, materialize
 from ..jaxpr import Program
-from .policies import Choose, read_for, save_all
+from .cut import Choose
+from .graph import read_for
 
-__all__ = ["OuterNames", "Passes", "Plan", "plan_of_call", "tapes_inside", "with_names"]
+__all__ = ["OuterNames", "Passes", "Plan", "Residuals", "plan_of_call", "tapes_inside", "with_names"]
 
 Made = TypeVar("Made")
 
@@ -32,13 +31,13 @@ class Passes:
 
     Attributes:
         forward: program from inputs to outputs followed by candidates.
-        pull_back: (candidates, cotangents of the outputs, those of names passed before or None) -> (cotangents of the
-            inputs, what the walk found), `Zero` allowed on both sides.
+        backward_pass: (candidates, cotangents of the outputs, those of names passed before or None) -> (cotangents of
+            the inputs, what the backward pass found), `Zero` allowed on both sides.
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
         factored: whether the inputs' cotangents are handed out as products not carried out.
-        record: the steps of the forward pass.
-        again: the forward program as it is computed again: its further inputs are `stacks`.
+        tape: the entries of the forward pass.
+        recompute: the forward program as it is computed again: its further inputs are `stacks`.
         stacks: what is saved in the loops of a region by the user's policy, values of the forward program.
     """
 
@@ -82,28 +81,45 @@ OuterNames = tuple[tuple[str, Any], ...] | None
 def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
     """The backward program of a body for outputs with these nonzero cotangents.
 
-    Its inputs are (*candidates, *nonzero cotangents, *named cotangents that are given); its outputs are the leaves of
-    (cotangents of the inputs, what the walk found), whose structure is the second thing returned.
+    Its inputs are (*candidates, *nonzero cotangents, *named cotangents from outside); its outputs are the leaves of
+    (cotangents of the inputs, what the backward pass found), whose structure is the second thing returned.
     """
     n, n_cts = len(passes.candidates), sum(nonzero)
-    trees = []
 
-    def backward(*args: Any) -> list[Any]:
+    def backward(*args: Any) -> Any:
         cts = iter(args[n : n + n_cts])
         named = with_names(outer_names, args[n + n_cts :])
         back, results = passes.backward_pass(args[:n], [next(cts) if z else Zero for z in nonzero], named)
-        leaves, tree = jax.tree.flatten((back if passes.factored else [materialize(c) for c in back], results))
-        trees.append(tree)
-        return leaves
+        return (back if passes.factored else [materialize(c) for c in back]), results
 
     ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
     types = [*passes.candidate_types, *ct_types, *(t for _, t in outer_names or ())]
-    return jx.trace(backward, types, "backward"), trees[0]
+    return jx.trace_tree(backward, types, "backward")
 
 
 def with_names(outer_names: OuterNames, values: Sequence[Any]) -> dict[str, Any] | None:
     """The named cotangents, by name; None in a rehearsal."""
     return None if outer_names is None else {name: v for (name, _), v in zip(outer_names, values, strict=True)}
+
+
+class Residuals(NamedTuple):
+    """What one run of a body leaves for its backward pass, in the order its backward program takes it.
+
+    Attributes:
+        plan: what is kept, and the backward program.
+        available: the inputs that are there anyway and are read.
+        hoisted: what is the same in every step of a loop.
+        saved: what is kept.
+    """
+
+    plan: Plan
+    available: Sequence[Any]
+    hoisted: Sequence[Any]
+    saved: Sequence[Any]
+
+    @property
+    def arrays(self) -> list[Any]:
+        return [*self.available, *self.hoisted, *self.saved]
 
 
 class Plan:
@@ -113,19 +129,20 @@ class Plan:
         passes: the body.
         make: from which output cotangents are nonzero and which named ones are given to (backward program, anything),
             the program's inputs being (*candidates, *others).
-        free: which inputs are there anyway when the backward program runs.
-        steady: which inputs are the same in every step of a loop; what follows from them alone is kept once.
-        choose: which values to keep: (forward, needed, there) -> variables of the forward program, `available` being the
-            values that need not be kept.
+        available_inputs: which inputs are there anyway when the backward program runs.
+        loop_invariant: which inputs are the same in every step of a loop; what follows from them alone is kept once.
+        choose: which values to keep: (forward, needed, available) -> variables of the forward program, `available`
+            being the values that need not be kept; all that is needed, if left out.
+        packs: whether masks are kept as bits where it chooses.
 
     Attributes:
         needed: variables that the backward pass reads.
-        free: indices of the inputs that the backward pass reads, or computes others of them from.
-        once: variables kept once, which follow from the steady inputs.
-        kept: variables kept at every step.
+        available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
+        hoisted: variables kept once, which follow from the loop-invariant inputs.
+        saved: variables kept at every step.
         packed: those of them that are kept as bits, eight booleans in a byte; none where all that is needed is kept.
         forward: program from inputs to outputs, followed by `saved`.
-        before: program from the steady inputs to `hoisted`.
+        before: program from the loop-invariant inputs to `hoisted`.
     """
 
     def __init__(
@@ -135,8 +152,8 @@ class Plan:
         available_inputs: Sequence[bool],
         loop_invariant: Sequence[bool] | None = None,
         choose: Choose | None = None,
+        packs: bool = True,
     ):
-        choose = choose or save_all
         self.passes, self._make = passes, make
         full, info = make(passes.differentiable, None)
         forward, invars = passes.forward, passes.forward.invars
@@ -150,13 +167,17 @@ class Plan:
         self._recompute = passes.recompute
         if passes.stacks:
             self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
-        self.saved = choose(self._recompute, wanted, {*available, *invariant_values, *passes.stacks})
+        self.saved = (
+            list(choose(self._recompute, wanted, {*available, *invariant_values, *passes.stacks}))
+            if choose is not None
+            else wanted
+        )
         read = read_for(self._recompute, needed, {*self.hoisted, *self.saved})
         self.saved += [v for v in passes.stacks if v in read]
         read -= {*self.hoisted, *self.saved}
         self.available_inputs = [i for i, v in enumerate(invars) if v in read]
         assert all(available_inputs[i] for i in self.available_inputs), "a plan may only read inputs that are there"
-        self.packed = {v for v in self.saved if choose is not save_all and jx.packs(v.aval)}
+        self.packed = {v for v in self.saved if choose is not None and packs and jx.packs(v.aval)}
         self.forward, _ = forward.with_outputs([*passes.outputs, *self.saved]).pruned(keep_inputs=True)
         if self.packed:
             types = [v.aval for v in self.forward.outvars]
@@ -205,7 +226,7 @@ class Plan:
 
 
 def tapes_inside(entry: Any) -> list[Any]:
-    """The records of the programs that a step has inside: one, or one per branch."""
+    """The tapes of the programs that an entry has inside: one, or one per branch."""
     plans = (p for r in entry.res for p in (r if isinstance(r, tuple) else (r,)))
     return [p.passes.tape for p in plans if isinstance(p, Plan)]
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
-from .policies import Budget, Choose, chooser, permitted
+from .cut import Choose
+from .policies import Policy
 
 __all__ = ["AutoRegion", "Region", "in_regions", "regions_of"]
 
@@ -24,11 +25,11 @@ class AutoRegion(NamedTuple):
     """The policy of a region that was not placed by the user. For JAX it permits everything.
 
     Attributes:
-        residuals: as in `Backward`.
+        policy: what a region keeps.
         regions: how many regions share a budget.
     """
 
-    residuals: str | Budget
+    policy: Policy
     regions: int
 
     def __call__(self, primitive: Any, *avals: Any, **params: Any) -> bool:
@@ -37,8 +38,7 @@ class AutoRegion(NamedTuple):
     @property
     def choose(self) -> Choose:
         """What to keep; the inputs are there anyway."""
-        everything = permitted(lambda eqn: True)
-        return everything if self.residuals == "min_cut" else chooser(self.residuals, self.regions)
+        return self.policy.for_region(self.regions)
 
 
 class Region(NamedTuple):
@@ -56,7 +56,7 @@ class Region(NamedTuple):
     planned: bool
 
 
-def in_regions(f: Callable[..., Sequence[Any]], residuals: str | Budget) -> Callable[..., list[Any]]:
+def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[..., list[Any]]:
     """The same function from arrays to a list of arrays, run region by region."""
 
     def run(*args: Any) -> list[Any]:
@@ -64,12 +64,12 @@ def in_regions(f: Callable[..., Sequence[Any]], residuals: str | Budget) -> Call
         whole = jx.trace(f, types, "straight")
         program = jx.trace(lambda *xs: jx.run_opened(whole, xs), types, "straight")
         regions = regions_of(program)
-        policy = AutoRegion(residuals, sum(r.planned for r in regions))
+        auto = AutoRegion(policy, sum(r.planned for r in regions))
         env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
         for region in regions:
             inputs = [env[v] for v in region.inputs]
             if region.planned:
-                outs = jx.bind_remat(region.program, inputs, {"policy": policy, "prevent_cse": True}, False)
+                outs = jx.bind_remat(region.program, inputs, {"policy": auto, "prevent_cse": True}, False)
             else:
                 outs = region.program(*inputs)
             env.update(zip(region.outputs, outs, strict=True))

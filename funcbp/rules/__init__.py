@@ -1,14 +1,12 @@
-"""The rules of backpropagation: one per operation, one file per family. See `registry.py` for what a rule is."""
+"""The rules of backpropagation: one per operation, one file per family. See `contract.py` for what a rule is."""
 
+from ..cotangents import Zero, unbroadcast
 from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
+from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
+from .kinds import Rule
 from .registry import (
-    INPUTS,
-    NOTHING,
-    OUTPUT,
-    REFUSED,
     TABLE,
-    TYPES,
-    Rule,
+    UNSUPPORTED,
     coverage,
     def_bilinear,
     def_body,
@@ -17,9 +15,9 @@ from .registry import (
     def_linear,
     def_named,
     def_nondiff,
-    def_refused,
     def_rule,
     def_tangent,
+    def_unsupported,
     def_zero,
     rule,
 )
@@ -28,10 +26,12 @@ __all__ = [
     "INPUTS",
     "NOTHING",
     "OUTPUT",
-    "REFUSED",
     "TABLE",
     "TYPES",
+    "UNSUPPORTED",
+    "MissingRuleError",
     "Rule",
+    "Zero",
     "contraction",
     "coverage",
     "def_bilinear",
@@ -41,9 +41,9 @@ __all__ = [
     "def_linear",
     "def_named",
     "def_nondiff",
-    "def_refused",
     "def_rule",
     "def_tangent",
+    "def_unsupported",
     "def_zero",
     "elementwise",
     "indexing",
@@ -53,5 +53,6 @@ __all__ = [
     "rule",
     "shape",
     "sorting",
+    "unbroadcast",
     "unsupported",
 ]

@@ -26,17 +26,8 @@ from jax import lax
 
 from ..cotangents import Zero, unbroadcast
 from ..jaxpr import primitive, primitives
-from .registry import (
-    OUTPUT,
-    TYPES,
-    def_bilinear,
-    def_elementwise,
-    def_linear,
-    def_named,
-    def_nondiff,
-    def_rule,
-    def_zero,
-)
+from .contract import OUTPUT, TYPES
+from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero
 
 
 def is_complex(x: Any) -> bool:

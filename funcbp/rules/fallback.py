@@ -9,21 +9,23 @@ from typing import Any
 import jax
 
 from ..cotangents import float0_zeros, instantiate, is_differentiable
-from .registry import REFUSED, Rule
+from .kinds import MissingRule, Rule
+from .options import Options
+from .registry import TABLE, UNSUPPORTED
 
 
 def missing(primitive: Any) -> Rule:
     """A rule for an equation without one: an error, raised if the equation turns out to be needed."""
 
     def message(where: str) -> str:
-        if primitive.name in REFUSED:
-            return f"funcbp has no derivative for {where}: {REFUSED[primitive.name]}"
+        if primitive.name in UNSUPPORTED:
+            return f"funcbp has no derivative for {where}: {UNSUPPORTED[primitive.name]}"
         return (
             f"funcbp has no rule for {where}. Write one, funcbp.Backward(rules={{primitive: funcbp.rule(bwd)}}), wrap "
             f'the operation in jax.custom_vjp, or borrow JAX\'s derivative for it: funcbp.Backward(on_missing="jax").'
         )
 
-    return Rule(kind="missing", save=lambda *_: (), message=message)
+    return MissingRule(message=message)
 
 
 class BorrowedRuleWarning(UserWarning):
@@ -54,3 +56,11 @@ def borrowed(primitive: Any) -> Rule:
     message = f"JAX's derivative of `{primitive}` is borrowed: funcbp has no rule for it."
     warnings.warn(message, BorrowedRuleWarning, stacklevel=2)
     return Rule(borrowed_bwd)
+
+
+def lookup(options: Options, primitive: Any) -> Rule:
+    """The rule for a primitive: the option, the table, or the way these options treat missing ones."""
+    rule = options.rules.get(primitive) or TABLE.get(primitive)
+    if rule is None:
+        rule = borrowed(primitive) if options.on_missing == "jax" else missing(primitive)
+    return rule

@@ -13,7 +13,8 @@ from jax import lax
 
 from ..cotangents import ABSORB, Factored, Product, Zero
 from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
-from .registry import TYPES, def_rule
+from .contract import TYPES
+from .registry import def_rule
 
 
 def keep_indices(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:

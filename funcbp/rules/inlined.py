@@ -1,4 +1,4 @@
-"""A backward rule that somebody else wrote, opened: the products at its end are left to be carried out.
+"""A backward rule that somebody else wrote, inlined: the products at its end are left to be carried out.
 
 A layer whose pair is carried by `jax.custom_vjp` computes W̄ = x' δ inside its own `bwd`. The rule is traced, and where
 an output is a contraction of something that follows from the cotangent with something that does not, perhaps moved to
@@ -49,7 +49,7 @@ def _contracted_summed(product: Product) -> Product:
 ABSORB[contracted] = _contracted_summed
 
 
-def opened(
+def inline_bwd(
     bwd: Callable[..., Sequence[Any]], types: Sequence[Any], res: Sequence[Any], ct: Sequence[Any], perturbed: Any
 ) -> list[Any]:
     """What `bwd(res, ct, perturbed)` returns, with the contractions at its end as `Factored`."""

@@ -15,15 +15,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero, instantiate
-from ..jaxpr import primitives, solve_parts, transposed_solve
+from ..cotangents import Zero
+from ..jaxpr import primitives
 from .elementwise import is_complex
-from .registry import def_control, def_linear, def_rule, def_tangent
+from .registry import def_linear, def_rule, def_tangent
 
 
 def T(x: Any) -> Any:
@@ -283,31 +282,6 @@ def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params
     return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 
 
-def linear_solve_fwd(options: Any, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Solve as the user said, and keep the solution where the matrix is perturbed."""
-    outs = primitives.linear_solve_p.bind(*primals, **params)
-    lengths = solve_parts(params)[1]
-    n = len(primals) - sum(lengths)
-    solution = outs[:n] if any(perturbed[: lengths[0]]) else [jax.typeof(y) for y in outs[:n]]
-    return outs, (list(primals[: len(primals) - n]), solution), [*([True] * n), *([False] * (len(outs) - n))]
-
-
-def linear_solve_bwd(state: Any, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """A x = b:  b̄ = A⁻ᵀ x̄ by the user's transposed solve;  what A is made of gets the cotangent of A x for -b̄."""
-    constants, x = res
-    jaxprs, lengths = solve_parts(params)
-    b_bar = transposed_solve(params, constants, [instantiate(c, y) for c, y in zip(ct, x, strict=False)])
-    of_matrix = constants[: lengths[0]]
-    to_matrix: list[Any] = [Zero] * lengths[0]
-    if any(perturbed[: lengths[0]]):
-        passes = state.options.passes(jaxprs.matvec, (*perturbed[: lengths[0]], *(False for _ in x)))
-        keep = lambda: passes.forward.with_outputs(passes.candidates).pruned(keep_inputs=True)[0]
-        candidates = passes.made("candidates", keep)(*of_matrix, *x)
-        minus = [lax.neg(b) if d else Zero for b, d in zip(b_bar, passes.differentiable, strict=True)]
-        to_matrix = passes.backward_pass(candidates, minus, state.named)[0][: lengths[0]]
-    return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
-
-
 def solve_save(primals: Any, x: Any, perturbed: Any, params: Any) -> Any:
     """The matrix (all operands but the last), and the solution where the matrix is perturbed."""
     return *primals[:-1], (x if any(perturbed[:-1]) else None)
@@ -315,7 +289,6 @@ def solve_save(primals: Any, x: Any, perturbed: Any, params: Any) -> Any:
 
 def_rule(primitives.triangular_solve_p, triangular_solve_bwd, save=solve_save)
 def_rule(primitives.tridiagonal_solve_p, tridiagonal_solve_bwd, save=solve_save)
-def_control(primitives.linear_solve_p, linear_solve_fwd, linear_solve_bwd)
 
 # --- Fourier transforms -----------------------------------------------------------------------------------------------
 

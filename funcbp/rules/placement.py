@@ -10,7 +10,8 @@ from jax import lax
 
 from ..cotangents import Zero
 from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of
-from .registry import TYPES, def_linear, def_rule
+from .contract import TYPES
+from .registry import def_linear, def_rule
 
 
 def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:

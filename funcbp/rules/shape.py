@@ -10,7 +10,8 @@ from jax import lax
 
 from ..cotangents import Zero, instantiate
 from ..jaxpr import primitive, primitives, sharding_of
-from .registry import TYPES, def_linear, def_rule, def_zero
+from .contract import TYPES
+from .registry import def_linear, def_rule, def_zero
 
 
 def broadcast_back(ct: Any, x: Any, *, shape: Any, broadcast_dimensions: Any, sharding: Any = None) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 from jax import lax
 
 from ..jaxpr import current_source, primitives, user_line
-from .registry import TABLE, MissingRuleError, Rule, def_refused
+from .contract import MissingRuleError
+from .kinds import BodyRule
+from .registry import TABLE, def_unsupported
 
 AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a reduce_window select_and_scatter"
 AS_JAX += " pmax pmin"
@@ -33,10 +35,10 @@ INTERNAL = """
     with_memory_space_constraint xla_metadata_call xla_metadata_value
 """
 
-def_refused("JAX's reverse mode has none either.", *AS_JAX.split())
-def_refused("its Python function cannot be looked into. Wrap it in jax.custom_vjp.", *PYTHON.split())
-def_refused("a kernel's body is not walked. Wrap it in jax.custom_vjp, whose rule is then used.", *KERNELS.split())
-def_refused(
+def_unsupported("JAX's reverse mode has none either.", *AS_JAX.split())
+def_unsupported("its Python function cannot be looked into. Wrap it in jax.custom_vjp.", *PYTHON.split())
+def_unsupported("a kernel's body is not walked. Wrap it in jax.custom_vjp, whose rule is then used.", *KERNELS.split())
+def_unsupported(
     "mutable references are not recorded. Write the function without them, or differentiate it with jax.grad.",
     *REFERENCES.split(),
 )
@@ -44,9 +46,9 @@ ACROSS_DEVICES = (
     "funcbp does not look inside shard_map, where a wrong factor of the number of devices would be silent. Leave the "
     "communication to the compiler (jax.jit with shardings), or use jax.grad."
 )
-def_refused(ACROSS_DEVICES, *COLLECTIVES.split())
-def_refused("jax.experimental.sparse is not supported. Use dense arrays, or jax.grad.", *SPARSE.split())
-def_refused("it is part of JAX's own machinery. Use jax.grad for this program.", *INTERNAL.split())
+def_unsupported(ACROSS_DEVICES, *COLLECTIVES.split())
+def_unsupported("jax.experimental.sparse is not supported. Use dense arrays, or jax.grad.", *SPARSE.split())
+def_unsupported("it is part of JAX's own machinery. Use jax.grad for this program.", *INTERNAL.split())
 
 
 def psum_body(params: dict[str, Any]) -> Any:
@@ -63,4 +65,4 @@ def psum_message(where: str) -> str:
     return f"funcbp has no derivative for {where} over devices: {ACROSS_DEVICES}"
 
 
-TABLE[primitives.psum_p] = Rule(kind="body", body=psum_body, message=psum_message)
+TABLE[primitives.psum_p] = BodyRule(body=psum_body, message=psum_message)

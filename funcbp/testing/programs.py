@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.recording import Equation, observe
+from ..autodiff.observe import Equation, observe
 from ..cotangents import float0_zeros, is_differentiable
 from .numerical import Evaluator
 from .subject import Subject, first_line

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff import backward_pass as walk
 from ..autodiff import transformations as backward
+from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
 from ..cotangents import Zero, is_differentiable, materialize
 from .check import check
@@ -149,7 +149,7 @@ class _Rule:
         return jnp.asarray(numbers, y.dtype)
 
     def record(self, args: Sequence[Any], perturbed: Sequence[bool]) -> tuple[Any, list[Any], list[Any]]:
-        tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.options)
+        tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.options.options)
         return tape, outs, kept
 
     def back(self, args: Sequence[Any], cts: Sequence[Any], perturbed: Sequence[bool] | None = None) -> list[Any]:
@@ -159,7 +159,7 @@ class _Rule:
         return [c for c, p in zip(self.backward_pass(tape, kept, cts), chosen, strict=True) if p]
 
     def backward_pass(self, tape: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
-        return [materialize(c) for c in walk.backward_pass(walk.BackwardState(self.options), tape, kept, cts)]
+        return [materialize(c) for c in backward_pass(BackwardState(self.options.options), tape, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]

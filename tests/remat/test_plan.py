@@ -12,9 +12,10 @@ from jax import lax
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp.remat.policies import RESIDUALS, minimum_cut
+from funcbp.remat.cut import minimum_cut
+from funcbp.remat.policies import POLICIES
 
-policies = pytest.mark.parametrize("residuals", RESIDUALS)
+policies = pytest.mark.parametrize("residuals", POLICIES)
 x23 = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
 
 
@@ -129,7 +130,7 @@ def test_the_cut_keeps_fewer_bytes_and_repeats_no_contraction():
     f = lambda w: (layers(w, jnp.tile(jnp.arange(4.0), (2, 1))) ** 2).sum()
     cut, needed = bytes_between(f, BLOCKS, "min_cut"), bytes_between(f, BLOCKS, "needed")
     assert cut <= 0.6 * needed
-    contractions = {r: count(bp.Backward(residuals=r).grad(f), BLOCKS, "dot_general") for r in RESIDUALS}
+    contractions = {r: count(bp.Backward(residuals=r).grad(f), BLOCKS, "dot_general") for r in POLICIES}
     assert contractions["min_cut"] == contractions["needed"] < contractions["inputs"]
     # x, the two products going into gelu and sigmoid: all that cannot be had again cheaply
     assert cut == 3 * (2 * 4 + 2 * 8 + 2 * 8) * 8

@@ -1,0 +1,149 @@
+"""Functions with a derivative of their own: `jax.custom_jvp` and `jax.custom_vjp`, by what their author gave."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, is_differentiable
+from ..rules.contract import INPUTS
+from ..rules.inlined import inline_bwd
+from ..rules.kinds import Operation, Recorder, Rule
+from ..rules.registry import NAMED
+
+__all__ = ["CallRecorder", "record_custom_jvp", "record_custom_vjp"]
+
+
+class CallRecorder(Recorder, Protocol):
+    """What is asked of the trace that records these calls. See `recording.py`."""
+
+    @property
+    def in_tangent_rule(self) -> bool: ...
+    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation: ...
+    def above(self) -> AbstractContextManager[Any]: ...
+    def mine(self, x: Any) -> bool: ...
+    def value(self, x: Any) -> Any: ...
+    def new(self, value: Any) -> Any: ...
+    def tangent_rule(self) -> AbstractContextManager[None]: ...
+    def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
+    def look_at(self, operation: Operation, outs: Any) -> None: ...
+    def write_entry(
+        self,
+        name: str,
+        rule: Rule,
+        params: dict[str, Any],
+        values: Sequence[Any],
+        indices: Sequence[int | None],
+        outs: Sequence[Any],
+        res: Any,
+        several: bool,
+    ) -> None: ...
+
+
+def record_custom_jvp(
+    trace: CallRecorder, primitive: Any, fun: Any, jvp: Any, tracers: Sequence[Any], symbolic_zeros: bool
+) -> list[Any]:
+    """Record the function's own tangent rule, which is linear in the tangents; it is transposed with the rest.
+
+    A tangent carries its primal's index, and what comes out carries the output's. Its value is of no consequence, the
+    rule being linear: what a linear entry keeps does not depend on it. So it carries its primal's value too. Inside a
+    tangent rule nothing is differentiated any more: a function that is called on a tangent there runs its body.
+    """
+    operation = trace.operation(primitive, {}, tracers)
+    if not operation.is_perturbed:
+        return _passed(trace, operation, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
+    if trace.in_tangent_rule:
+        with trace.above():
+            return list(fun.call_wrapped(*tracers))
+    values = operation.values
+    if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+        return _by_another_rule(trace, rule, fun, operation)
+    named = NAMED.get(jx.own_name(fun))
+    if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
+        with trace.below():
+            outs = fun.call_wrapped(*values)
+        with trace.above():
+            return trace.carried(outs, [named(values, [t if trace.mine(t) else None for t in tracers])])
+    with trace.below():
+        tangents = [
+            t if p else jx.zero_tangent(v, symbolic_zeros)
+            for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
+        ]
+    feedback = operation.feedback or [None] * len(values)
+    with trace.tangent_rule():
+        outs = jvp.call_wrapped(*map(trace.with_feedback, values, feedback), *tangents)
+    n = len(outs) // 2
+    return trace.carried(outs[:n], outs[n:])
+
+
+def record_custom_vjp(
+    trace: CallRecorder,
+    primitive: Any,
+    fun: Any,
+    fwd: Any,
+    bwd: Any,
+    tracers: Sequence[Any],
+    out_trees: Any,
+    symbolic_zeros: bool,
+) -> list[Any]:
+    """Run the function's own `fwd` now; its own `bwd` is the entry's rule."""
+    operation = trace.operation(primitive, {}, tracers)
+    if not operation.is_perturbed:
+        subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
+        return _passed(trace, operation, subfuns)
+    if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+        return _by_another_rule(trace, rule, fun, operation)
+    values, feedback = operation.values, operation.feedback
+    operands = list(map(trace.with_feedback, values, feedback)) if feedback else values
+    with trace.above() if feedback else trace.below():
+        pairs = zip(operands, operation.perturbed, strict=True)
+        res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
+    _, res_tree, forwarded = out_trees()
+    n = res_tree.num_leaves - sum(i is not None for i in forwarded)
+    own, outs = iter(res_and_outs[:n]), list(map(trace.value, res_and_outs[n:]))
+    res = [next(own) if i is None else operands[i] for i in forwarded]
+    res = [x.feedback if trace.mine(x) else x for x in res]  # here only a value with a feedback weight is ours
+    types = [jx.type_of(o) for o in outs]
+
+    def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+        """The backward rule the user gave to `jax.custom_vjp`."""
+        return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
+
+    in_types = tuple(jx.type_of(v) for v in values)
+    rule = Rule(custom_vjp_bwd, factors=functools.partial(inline_bwd, custom_vjp_bwd, in_types))
+    return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
+
+
+def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:
+    """The outputs of a call that no perturbed value enters."""
+    outs = trace.run(operation._replace(params=subfuns))
+    trace.look_at(operation, outs)
+    return outs
+
+
+def _by_another_rule(trace: CallRecorder, rule: Rule, fun: Any, operation: Operation) -> list[Any]:
+    """A function with a derivative of its own, by the rule that an option gives it instead."""
+    values = operation.values
+    with trace.below():
+        outs, kept = fun.call_wrapped(*values), None
+        if rule.fwd is not None:
+            out, kept = rule.fwd(*values)
+            outs = list(out) if len(outs) > 1 else [out]
+    several = len(outs) > 1
+    if rule.fwd is None or rule.save is not None:
+        of = values, kept if rule.fwd is not None else outs if several else outs[0]
+        kept = (rule.save or INPUTS)(*of, operation.perturbed, {})
+    return _write(trace, rule, operation, jx.written_where(fun).partition(" at ")[0], outs, kept, several)
+
+
+def _write(
+    trace: CallRecorder, rule: Rule, operation: Operation, name: str, outs: Sequence[Any], res: Any, several: bool
+) -> list[Any]:
+    wrapped = [trace.new(o) if is_differentiable(o) else o for o in outs]
+    trace.write_entry(name, rule, {}, operation.values, operation.indices, wrapped, res, several)
+    return wrapped

@@ -1,0 +1,108 @@
+"""What ran, with its numbers: the equations themselves, in the place of what their rules keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jax._src import core
+
+from .. import jaxpr as jx
+from ..cotangents import is_differentiable
+from ..rules.options import Options
+from .recording import RecordingTrace
+
+__all__ = ["Equation", "observe"]
+
+
+class Equation(NamedTuple):
+    """One equation that ran: the operation as a function, the values it ran on, which of them an input had entered, and
+    where it was written.
+    """
+
+    primitive: str
+    params: dict[str, Any]
+    apply: Callable[..., list[Any]]
+    values: tuple[Any, ...]
+    perturbed: tuple[bool, ...]
+    source: Any
+
+
+class ObservingTrace(RecordingTrace):
+    """Writes down the equations themselves, with the values they run on, in the place of what their rules keep.
+
+    Calls are gone into; a function with a derivative of its own is one equation, and `apply` still carries it.
+    """
+
+    def __init__(self, parent: core.Trace):
+        super().__init__(parent, Options())
+        self.equations: list[Equation] = []
+        self.calls: list[Any] = []  # where the calls that we are in were written
+
+    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+        values, indices = self.unwrap(tracers)
+        if primitive.name in CALLS:
+            self.calls.append(jx.current_source())
+            with core.set_current_trace(self):
+                outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
+            self.calls.pop()
+            return outs
+        outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
+        several = primitive.multiple_results
+        if all(index is None for index in indices) or primitive.name == "stop_gradient":
+            return outs
+        apply = lambda *xs: primitive.bind(*xs, **params) if several else [primitive.bind(*xs, **params)]
+        wrapped = self.observed(primitive.name, params, apply, values, indices, outs if several else [outs])
+        return wrapped if several else wrapped[0]
+
+    def observed(self, name: str, params: Any, apply: Any, values: Any, indices: Any, outs: Any) -> list[Any]:
+        written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
+        source = next(filter(jx.user_line, written), written[0])
+        perturbed = tuple(index is not None for index in indices)
+        self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
+        return [self.new(y) if is_differentiable(y) else y for y in outs]
+
+    def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
+        """Staged, so that it can be called again with its rule; its outputs come from its body."""
+        values, indices = self.unwrap(tracers)
+        types = tuple(map(core.typeof, values))
+
+        def staged(*xs: Any) -> list[Any]:
+            with core.take_current_trace() as staging:
+                return primitive.bind_with_trace(staging, xs, types, subfuns)
+
+        program = jx.trace(staged, types)
+        (eqn,) = (e for e in program.eqns if e.primitive is primitive)
+        with core.set_current_trace(self.parent_trace):
+            outs = jx.as_function(jx.call_jaxpr(eqn.params))(*values)
+        if all(index is None for index in indices):
+            return outs
+        return self.observed(primitive.name, eqn.params, program, values, indices, outs)
+
+    def process_custom_jvp_call(
+        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
+    ) -> Any:
+        return self.custom_call(primitive, tracers, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
+    ) -> Any:
+        subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
+        return self.custom_call(primitive, tracers, subfuns)
+
+
+CALLS = ("jit", "closed_call", "remat2", "composite", "custom_vmap_call")
+
+
+def observe(f: Callable[..., Any], *values: Any) -> list[Equation]:
+    """Run `f` on these arrays, and return the equations that a floating-point input entered, in the order they ran.
+
+    Python control flow on values works: the equations are those of the branch that was taken.
+    """
+    with core.take_current_trace() as parent:
+        trace = ObservingTrace(parent)
+        with core.set_current_trace(parent):
+            primals = [trace.new(v) if is_differentiable(v) else v for v in values]
+        with core.set_current_trace(trace):
+            f(*primals)
+        return trace.equations

@@ -1,0 +1,35 @@
+"""The two passes of a program that arrives as a jaxpr: the body of a loop, a branch, a compiled call, a region."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import jaxpr as jx
+from ..remat.plan import Passes
+from ..rules.options import Options
+from .backward_pass import BackwardState, backward_pass
+from .recording import record
+
+__all__ = ["passes_of"]
+
+
+def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes:
+    """The two passes of a body, recorded once for each set of perturbed inputs."""
+    return _passes_of(jaxpr, tuple(perturbed), options)
+
+
+@functools.partial(jx.weakref_cache, maxsize=4096)
+def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Passes:
+    def forward(*args: Any) -> tuple[list[Any], Any]:
+        tape, outs, saved, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, options)
+        return [*outs, *saved], tape
+
+    program, tape = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
+
+    def back(saved: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
+        state = BackwardState(options, named)
+        return backward_pass(state, tape, saved, ct), state.results
+
+    return Passes(program, back, perturbed, [o is not None for o in tape.outputs], options.factored, tape)

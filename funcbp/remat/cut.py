@@ -1,0 +1,85 @@
+"""The minimum cut: the fewest bytes from which all that is needed can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import jaxpr as jx
+from ..jaxpr import Program
+from .graph import Graph, graph_of, read_for
+
+__all__ = ["NEVER", "Choose", "minimum_cut", "narrowest", "permitted"]
+
+Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
+NEVER = None  # the cost of what is not made again
+
+
+def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
+    """The values to keep for which bytes plus costs of what is made again are least.
+
+    Flow comes from every maker's cost, without bound where it is not made again, and goes through the values it makes,
+    as wide as they have bytes, into what reads them and what is needed. The narrowest cut is the answer. Of several,
+    the one nearest to what is needed: it leaves the least to make again.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    n, m = len(graph.values), len(graph.makers)
+    if not n:
+        return []
+    source, sink, unbounded = n + m, n + m + 1, 2**30
+    finite = sum(graph.widths[np.isfinite(graph.widths)]) + sum(c for c in costs if c is not NEVER)
+    unit = max(1, finite // unbounded + 1)
+    size = lambda width: int(min(-(-width // unit), unbounded)) if np.isfinite(width) else unbounded
+    edges = [(n + e, i, size(graph.widths[i])) for i, e in enumerate(graph.maker)]
+    edges += [(i, n + e, unbounded) for e, places in enumerate(graph.reads) for i in places]
+    edges += [(source, n + e, unbounded if c is NEVER else size(c)) for e, c in enumerate(costs) if c != 0]
+    edges += [(i, sink, unbounded) for i in graph.needed]
+    rows, columns, widths = zip(*edges, strict=True)
+    flow_graph = csr_array((np.array(widths, np.int32), (rows, columns)), shape=(sink + 1, sink + 1))
+    left = flow_graph - maximum_flow(flow_graph, source, sink).flow
+    upstream = breadth_first_order((left > 0).astype(np.int8).T.tocsr(), sink, return_predecessors=False)
+    near_sink = set(upstream.tolist())
+    cut = (i for i, e in enumerate(graph.maker) if i in near_sink and n + e not in near_sink)
+    return [v for i in cut for v in graph.values[i]]
+
+
+def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+    """Keep the fewest bytes from which all that is needed can be computed again cheaply.
+
+    A step's inputs, and the results of contractions, loops, sorts and draws, are not made again: see `jaxpr.is_cheap`.
+    """
+    graph = graph_of(forward, needed, available)
+    return narrowest(graph, [0 if eqns and all(map(jx.is_cheap, eqns)) else NEVER for eqns in graph.makers])
+
+
+def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
+    """Of the results that a `jax.checkpoint` policy approves of, those that are needed.
+
+    Args:
+        saved: whether the policy approves of an equation's results.
+        cut: whether approved results that can be had again cheaply are kept only where that is narrower. Contractions
+            of which the policy approves, and names where it does not approve of the named value itself, are never made
+            again; what it does not approve of is never kept.
+    """
+
+    def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+        approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
+        read = read_for(forward, needed, approved)
+        return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
+
+    def narrow(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+        graph = graph_of(forward, needed, available)
+        approved = [any(map(saved, eqns)) for eqns in graph.makers]
+        also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
+        again = lambda eqn: jx.is_cheap(eqn) and (eqn.primitive.name != "name" or eqn.invars[0] in also)
+        costs = [
+            NEVER if a and not all(map(again, eqns)) else 0 for a, eqns in zip(approved, graph.makers, strict=True)
+        ]
+        widths = np.where([approved[e] for e in graph.maker], graph.widths, np.inf)
+        return narrowest(graph._replace(widths=widths), costs)
+
+    return narrow if cut else every

@@ -1,0 +1,94 @@
+"""The graph on which a plan is a cut: values, what makes each, and how many bytes each has.
+
+value v    wide as its bytes; available if kept or made again
+maker e    an equation, or an input of the body; made again at a cost, if all that it reads is available
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import jaxpr as jx
+from ..jaxpr import Program
+
+__all__ = ["Graph", "bytes_of", "graph_of", "kept_bytes", "read_for"]
+
+
+def bytes_of(variables: Sequence[Any]) -> int:
+    """How many bytes these values have together."""
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
+
+
+def kept_bytes(variables: Sequence[Any]) -> int:
+    """How many bytes these values have together when they are kept, where masks are kept as bits."""
+    return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
+
+
+def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
+    """All values that are read when the targets are computed from the given values and the inputs."""
+    read = {v for v in targets if not jx.is_literal(v)}
+    for eqn in reversed(program.eqns):
+        if any(v in read and v not in given for v in eqn.outvars):
+            read |= {v for v in eqn.invars if not jx.is_literal(v)}
+    return read
+
+
+class Graph(NamedTuple):
+    """What is needed, what it is made of, and how wide it is.
+
+    Attributes:
+        values: for each place, the variables in it.
+        widths: their bytes.
+        maker: for each place, which maker makes it.
+        makers: for each maker, its equations; none for an input of the body.
+        reads: for each maker, the places it reads.
+        needed: the places that must be available.
+    """
+
+    values: list[list[Any]]
+    widths: np.ndarray
+    maker: list[int]
+    makers: list[list[Any]]
+    reads: list[list[int]]
+    needed: list[int]
+
+
+def graph_of(forward: Program, needed: list[Any], available: set[Any]) -> Graph:
+    """The graph between the inputs of a program and what is needed of it, without the values that are there anyway."""
+    read = read_for(forward, needed, available) - available - set(forward.constvars)
+    place: dict[Any, int] = {}
+    maker_of: dict[Any, int] = {}
+    values: list[list[Any]] = []
+    maker: list[int] = []
+    makers: list[list[Any]] = []
+    reads: list[dict[int, None]] = []
+
+    def put(made: Sequence[Any], eqn: Any) -> None:
+        first = made[0]
+        e = maker_of.setdefault(first, len(makers))
+        if e == len(makers):
+            makers.append([])
+            reads.append({})
+        if eqn is not None:
+            makers[e].append(eqn)
+            inputs = (v for v in eqn.invars if not jx.is_literal(v) and v in read)
+            reads[e].update((place[v], None) for v in inputs)
+        for v in (v for v in made if v in read):
+            i = place.setdefault(v, len(values))
+            if i == len(values):
+                values.append([])
+                maker.append(e)
+            values[i].append(v)
+
+    for v in forward.invars:
+        if v in read:
+            put([v], None)
+    for eqn in forward.eqns:
+        if any(v in read for v in eqn.outvars):
+            put(eqn.outvars, eqn)
+    widths = np.array([max(1, kept_bytes(variables)) for variables in values], float)
+    targets = dict.fromkeys(place[v] for v in needed)
+    return Graph(values, widths, maker, makers, [list(r) for r in reads], list(targets))

@@ -1,0 +1,59 @@
+"""The contract of a rule.
+
+A rule is a pair you can print:
+
+    fwd(*primals, **params) -> (outs, res)
+    bwd(res, ct, perturbed, **params) -> one cotangent per primal
+
+`fwd` runs the primitive and keeps the residuals `res`: any pytree; arrays in it are kept for the backward pass, the
+rest (types, numbers, names) is written into the program. Left out, it is "bind, and keep `save`", where `save` is
+`INPUTS`, `OUTPUT`, `TYPES`, `NOTHING`, or a function `save(primals, outs, perturbed, params)` that chooses among them.
+Where both are given, `save(primals, res, perturbed, params)` says what of `res` is needed for these perturbed primals.
+
+`bwd` gets the residuals, the cotangent of the output (a list of cotangents, `Zero` where zero, for a primitive with
+several outputs) and which primals are perturbed, and returns a cotangent per primal: an array of the primal's shape and
+dtype, `Zero`, or `None` where no derivative exists. What it returns for an unperturbed primal is dropped, so it need
+not be computed.
+
+Cotangents follow JAX's convention for complex numbers: `bwd` is the transpose of the derivative, without conjugation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+__all__ = ["INPUTS", "NOTHING", "OUTPUT", "TYPES", "MissingRuleError", "Save"]
+
+
+class MissingRuleError(NotImplementedError):
+    """An equation must be differentiated and nobody has written its rule."""
+
+    def __init__(self, message: str, located: bool = True):
+        super().__init__(message)
+        self.located = located
+
+
+Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]
+
+
+def INPUTS(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the primals."""
+    return tuple(primals)
+
+
+def OUTPUT(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the output."""
+    return outs
+
+
+def TYPES(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the primals' shapes and dtypes, and no numbers."""
+    return tuple(jax.typeof(x) for x in primals)
+
+
+def NOTHING(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep nothing."""
+    return ()

@@ -1,0 +1,371 @@
+"""The kinds of rules, a class each: how an equation of this kind is recorded, and how it is gone back through.
+
+Each has the same two methods:
+
+    record(recorder, operation) -> the outputs        on the way forward
+    backward(state, entry, res, ct) -> cotangents     on the way back
+
+so that the recording trace and the backward pass call them and know no kind by name. A new kind is a new class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from .. import jaxpr as jx
+from ..cotangents import Factored, Linear, is_differentiable, materialize
+from .contract import INPUTS, MissingRuleError, Save
+from .options import Options
+
+__all__ = [
+    "BodyRule",
+    "CallRule",
+    "ControlRule",
+    "Entry",
+    "LinearRule",
+    "MissingRule",
+    "NonDifferentiableRule",
+    "Operation",
+    "PassedRule",
+    "Recorder",
+    "Rule",
+    "State",
+    "SurrogateRule",
+    "TangentRule",
+    "ZeroRule",
+]
+
+
+class Operation(NamedTuple):
+    """An equation about to be recorded.
+
+    Attributes:
+        primitive, params: what it is.
+        operands: what goes in, as it came: recorded values among them.
+        values: the numbers.
+        indices: which of the tape's values each operand is; None where it is not perturbed.
+        feedback: the feedback weight of each operand, None for those that have none; or None if no operand has one.
+    """
+
+    primitive: Any
+    params: dict[str, Any]
+    operands: Sequence[Any]
+    values: Sequence[Any]
+    indices: Sequence[int | None]
+    feedback: Sequence[Any] | None = None
+
+    @property
+    def perturbed(self) -> tuple[bool, ...]:
+        """Which operands are perturbed."""
+        return tuple(i is not None for i in self.indices)
+
+    @property
+    def is_perturbed(self) -> bool:
+        return any(i is not None for i in self.indices)
+
+
+class Entry(Protocol):
+    """One equation on the tape, as its rule sees it. See `autodiff/tape.py`."""
+
+    @property
+    def perturbed(self) -> tuple[bool, ...]: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+    @property
+    def types(self) -> tuple[Any, ...]: ...
+    @property
+    def several(self) -> bool: ...
+
+
+class Recorder(Protocol):
+    """What a rule asks of the trace that records it. See `autodiff/recording.py`."""
+
+    @property
+    def options(self) -> Options: ...
+    @property
+    def staging(self) -> bool:
+        """Whether a program is being traced around the recording."""
+
+    @property
+    def observing(self) -> bool:
+        """Whether an observer wants the equations that no derivative goes through, too."""
+
+    def below(self) -> AbstractContextManager[Any]:
+        """A context in which operations run in the trace around the recording."""
+
+    def run(self, operation: Operation) -> Any:
+        """The outputs of the operation, run below."""
+
+    def read_backward(self, operation: Operation) -> Sequence[Any]:
+        """What its rule reads of its operands: of a factor under a feedback mark, the feedback weight."""
+
+    def inline(self, f: Callable[..., Any], operation: Operation, call: bool) -> Any:
+        """Record what this function does to the operands, in the operation's place; `call`: under the call's name."""
+
+    def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
+        """Record `tangent(primals, tangents)`, which is linear in the tangents; the outputs."""
+
+    def passed(self, operation: Operation) -> Any:
+        """The outputs of an operation that no derivative goes through."""
+
+    def with_feedback(self, value: Any, weight: Any) -> Any:
+        """A value, recorded or not, with this feedback weight if there is one."""
+
+    def write(
+        self,
+        rule: Rule,
+        operation: Operation,
+        outs: Any,
+        res: Any,
+        differentiable: Sequence[bool] | None = None,
+        always: bool = False,
+    ) -> Any:
+        """Put the operation on the tape; the outputs, those that are differentiable as recorded values."""
+
+
+class State(Protocol):
+    """What a rule sees of the backward pass. See `autodiff/backward_pass.py`."""
+
+    @property
+    def options(self) -> Options: ...
+    @property
+    def named(self) -> dict[str, Any] | None:
+        """The cotangents of the named values passed so far."""
+
+    @property
+    def outer_names(self) -> tuple[tuple[str, Any], ...] | None:
+        """The names and types of what the pass brings to a program inside; None where no edit could read it."""
+
+    @property
+    def outer_cotangents(self) -> list[Any]:
+        """The cotangents that `outer_names` speaks of."""
+
+    def inside(self, entry: Any) -> State:
+        """The state, at an entry that has programs of its own inside."""
+
+    def merge(self, results: Any) -> None:
+        """Add what was found inside the entry at hand."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How one operation is differentiated: a pair that can be printed. See `rules/contract.py` for the contract.
+
+    Attributes:
+        bwd: `bwd(res, ct, perturbed, **params)`, one cotangent per primal; None where there is none.
+        fwd: `fwd(*primals, **params) -> (outs, res)`; left out, the primitive is run and `save` is kept.
+        save: what to keep where `fwd` is left out, `INPUTS` if left out too.
+        factors: `bwd` with products left to be contracted (`Factored`), for a backward pass that asks for them.
+        message: `message(where)`, why there is no derivative.
+    """
+
+    bwd: Callable[..., Sequence[Any]] | None = None
+    fwd: Callable[..., tuple[Any, ...]] | None = None
+    save: Save | None = None
+    factors: Callable[..., Sequence[Any]] | None = None
+    message: Callable[[str], str] | None = None
+
+    how: ClassVar[str] = "hand-written"  # the word for it in `coverage`
+    takes_zeros: ClassVar[bool] = False  # whether the backward pass enters it where all cotangents are zero, to look
+    inlines_calls: ClassVar[bool] = False  # whether, as an option, it has compiled calls inlined
+    local: ClassVar[bool] = True  # whether `bwd` on scalars is one local derivative per operand
+
+    @property
+    def name(self) -> str:
+        return getattr(self.bwd, "__name__", type(self).__name__)
+
+    def __repr__(self) -> str:
+        shown = {"bwd": self.bwd, "fwd": self.fwd, "save": self.save}
+        given = (f"{k}={getattr(v, '__name__', v)}" for k, v in shown.items() if v is not None)
+        name = "rule" if type(self) is Rule else type(self).__name__
+        return f"{name}({', '.join(given)})"
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        """Run the operation and put it on the tape, if a perturbed value enters it."""
+        if not operation.is_perturbed:
+            return recorder.passed(operation)
+        if self.fwd is None:
+            outs = recorder.run(operation)
+            kept = recorder.read_backward(operation)
+            res = (self.save or INPUTS)(kept, outs, operation.perturbed, operation.params)
+        else:
+            with recorder.below():
+                outs, res = self.fwd(*operation.values, **operation.params)
+                if self.save is not None:
+                    res = self.save(operation.values, res, operation.perturbed, operation.params)
+        return recorder.write(self, operation, outs, res)
+
+    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+        """The cotangents of the entry's primals."""
+        ct = [materialize(c) for c in ct]
+        bwd: Any = (state.options.factored and self.factors) or self.bwd
+        return bwd(res, ct if entry.several else ct[0], entry.perturbed, **entry.params)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearRule(Rule):
+    """Linear in the first operand, and keeps no numbers: a product not yet contracted goes through it as it is.
+
+    Attributes:
+        isometric: whether it only moves numbers to other places.
+    """
+
+    isometric: bool = False
+
+    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+        if type(ct[0]) is not Factored:
+            return super().backward(state, entry, res, ct)
+        linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.isometric)  # type: ignore[arg-type]
+        return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ZeroRule(Rule):
+    """Differentiable, with derivative zero almost everywhere: nothing is recorded."""
+
+    how: ClassVar[str] = "zero"
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        return recorder.passed(operation)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NonDifferentiableRule(ZeroRule):
+    """No output has a derivative: integers, booleans, keys."""
+
+    how: ClassVar[str] = "non-differentiable"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PassedRule(ZeroRule):
+    """No derivative goes through it, and it was written down to be looked at."""
+
+    local: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MissingRule(Rule):
+    """Nobody has written it: an error, raised if the equation turns out to be between an input and the output."""
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        if not operation.is_perturbed:
+            return recorder.passed(operation)
+        return recorder.write(self, operation, recorder.run(operation), ())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TangentRule(Rule):
+    """Written along a direction: `fwd(primals, tangents, **params) -> (outs, tangents of the outs)`.
+
+    It is linear in the tangents (None for an unperturbed primal), and is transposed by the backward pass.
+    """
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        if not operation.is_perturbed:
+            return recorder.passed(operation)
+        return recorder.along(self.fwd, operation)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SurrogateRule(Rule):
+    """The output is a boolean, and has a cotangent all the same: a number, where the boolean becomes one."""
+
+    inlines_calls: ClassVar[bool] = True  # a boolean's cotangent does not go through programs inside programs
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        if not operation.is_perturbed:
+            return recorder.passed(operation)
+        outs = recorder.run(operation)
+        res = (self.save or INPUTS)(operation.values, outs, operation.perturbed, operation.params)
+        return recorder.write(self, operation, outs, res, differentiable=[True])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BodyRule(Rule):
+    """Differentiated as the program `body(params)`, which is recorded in the operation's place."""
+
+    body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        return recorder.inline(self.body(operation.params), operation, call=True)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ControlRule(Rule):
+    """It differentiates the programs inside an operation, by the options that it is given.
+
+    `fwd(options, perturbed, *primals, **params)` also returns which outputs are differentiable, and `bwd` gets the
+    state of the backward pass first: `bwd(state, res, ct, perturbed, **params)`.
+
+    Attributes:
+        instead: `instead(options, params)`, a function to be recorded in the operation's place where that pays, or None
+            where it does not.
+        mark_inside: `mark_inside(params, which) -> (which, params)`, the parameters of the same operation with one more
+            operand after each of `which`, its feedback weight; and of which it has that.
+    """
+
+    instead: Callable[[Options, dict[str, Any]], Callable[..., Any] | None] | None = None
+    mark_inside: Callable[[dict[str, Any], Sequence[bool]], tuple[Sequence[bool], dict[str, Any]]] | None = None
+
+    local: ClassVar[bool] = False
+
+    @property
+    def takes_zeros(self) -> bool:  # type: ignore[override]
+        return self.bwd is not None
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        plain = operation.is_perturbed and operation.feedback is None and not recorder.observing
+        if self.instead is not None and plain:
+            program = self.instead(recorder.options, operation.params)
+            if program is not None:
+                return recorder.inline(program, operation, call=False)
+        if operation.feedback is not None and self.mark_inside is not None:
+            operation = _marked_inside(operation, self.mark_inside)
+        enters = recorder.observing and self.bwd is not None
+        if not operation.is_perturbed and not enters:
+            return recorder.passed(operation)
+        # a boolean's cotangent does not go through programs inside programs
+        floats = [is_differentiable(jx.type_of(x)) for x in operation.values]
+        indices = [i if f else None for i, f in zip(operation.indices, floats, strict=True)]
+        operation = operation._replace(indices=indices)
+        with recorder.below():
+            outs, res, differentiable = self._run(recorder, operation)
+        return recorder.write(self, operation, outs, res, differentiable, always=enters)
+
+    def _run(self, recorder: Recorder, operation: Operation) -> tuple[Any, ...]:
+        try:
+            return self.fwd(recorder.options, operation.perturbed, *operation.values, **operation.params)  # type: ignore[misc]
+        except MissingRuleError as error:
+            line = jx.user_line(jx.current_source())
+            if error.located or not line:
+                raise
+            raise MissingRuleError(f"{error} It is inside the `{operation.primitive}` at {line}.") from None
+
+    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+        return self.bwd(state.inside(entry), res, ct, entry.perturbed, **entry.params)  # type: ignore[misc]
+
+
+def _marked_inside(operation: Operation, mark_inside: Any) -> Operation:
+    """A loop, branch or region whose operands have feedback weights: it takes these too, and bears the marks inside."""
+    assert operation.feedback is not None
+    which, params = mark_inside(operation.params, [w is not None for w in operation.feedback])
+    groups = list(zip(operation.values, operation.indices, operation.feedback, which, strict=True))
+    values = [x for v, _, f, w in groups for x in ((v, f) if w else (v,))]
+    indices = [x for _, i, _, w in groups for x in ((i, None) if w else (i,))]
+    return operation._replace(params=params, values=values, indices=indices, feedback=None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CallRule(ControlRule):
+    """A compiled call: both of its passes are compiled where it is called with concrete values; else it is inlined."""
+
+    body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        wanted = recorder.staging or operation.feedback is not None or recorder.options.inlines_calls
+        if wanted and (operation.is_perturbed or operation.feedback is not None or recorder.observing):
+            return recorder.inline(self.body(operation.params), operation, call=True)  # type: ignore[misc]
+        return super().record(recorder, operation)

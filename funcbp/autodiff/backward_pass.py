@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from .. import jaxpr as jx
 from ..cotangents import Cotangents, Factored, Zero, materialize
-from ..remat.plan import OuterNames, tapes_inside
+from ..remat.plan import OuterNames
 from ..rules.options import Options
 from .tape import Entry, Tape
 
@@ -151,7 +151,7 @@ def names_in(record: Tape) -> dict[str, None]:
     for entry in record.entries:
         if entry.primitive == "name":
             names[entry.params["name"]] = None
-        for inside in tapes_inside(entry):
+        for inside in entry.tapes:
             names |= names_in(inside)
     return names
 

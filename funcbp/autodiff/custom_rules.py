@@ -105,16 +105,18 @@ def record_custom_vjp(
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
     _, res_tree, forwarded = out_trees()
     n = res_tree.num_leaves - sum(i is not None for i in forwarded)
-    own, outs = iter(res_and_outs[:n]), list(map(trace.value, res_and_outs[n:]))
+    own = iter(res_and_outs[:n])
     res = [next(own) if i is None else operands[i] for i in forwarded]
-    res = [x.feedback if trace.mine(x) else x for x in res]  # here only a value with a feedback weight is ours
-    types = [jx.type_of(o) for o in outs]
+    with trace.below():
+        outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
+        # here only a value with a feedback weight is ours
+        res = [jx.as_array(x.feedback if trace.mine(x) else x) for x in res]
+    types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
     def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
         """The backward rule the user gave to `jax.custom_vjp`."""
-        return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, symbolic_zeros)
+        return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, in_types, symbolic_zeros)
 
-    in_types = tuple(jx.type_of(v) for v in values)
     rule = Rule(custom_vjp_bwd, factors=functools.partial(inline_bwd, custom_vjp_bwd, in_types))
     return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
 

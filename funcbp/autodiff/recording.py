@@ -55,6 +55,10 @@ class RecordedValue(core.Tracer):
     def get_referent(self) -> Any:
         return core.get_referent(self.value)
 
+    def _contents(self) -> list[tuple[str, Any]]:
+        contents = [("value", self.value)]
+        return contents if self.index is None else [*contents, ("index", jx.perturbed_mark())]
+
     def _short_repr(self) -> str:
         return f"RecordedValue({self.value})"
 

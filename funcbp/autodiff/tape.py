@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .. import jaxpr as jx
+from ..remat.plan import Plan
 from ..rules.contract import MissingRuleError
 from ..rules.kinds import Rule
 
@@ -43,6 +44,12 @@ class Entry(NamedTuple):
         """What the rule keeps, and what the observer noted."""
         return self.tree.unflatten([saved[r.at] if type(r) is SavedIndex else r for r in self.res])
 
+    @property
+    def tapes(self) -> list[Tape]:
+        """The tapes of the programs inside it: one, or one per branch."""
+        plans = (p for r in self.res for p in (r if isinstance(r, tuple) else (r,)))
+        return [p.passes.tape for p in plans if isinstance(p, Plan)]
+
     def where(self) -> str:
         line = jx.user_line(self.source)
         return f"`{self.primitive}` at {line}" if line else f"`{self.primitive}`"
@@ -54,6 +61,16 @@ class Tape(NamedTuple):
     entries: tuple[Entry, ...]
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
+
+    def reached(self, outputs: Sequence[bool]) -> list[bool]:
+        """Which inputs a cotangent of these outputs can come back to."""
+        active = {i for i, a in zip(self.outputs, outputs, strict=True) if a and i is not None}
+        for entry in reversed(self.entries):
+            outs = [o in active for o in entry.outputs]
+            if any(outs):
+                back = entry.rule.reached(entry, outs)
+                active |= {i for i, b in zip(entry.inputs, back, strict=True) if b and i is not None}
+        return [i in active for i in self.inputs]
 
 
 class TapeWriter:

@@ -51,6 +51,11 @@ def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Pr
     return cts
 
 
+def call_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+    """Which primals of a call cotangents of these outputs come back to."""
+    return tapes[0].reached(outputs)
+
+
 def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
     plan = plan_of_call(passes_of(constrained(params), perturbed, options))
@@ -62,7 +67,9 @@ def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
     return call_back(state, res, ct, lambda program, args: program.jitted(*args))
 
 
-TABLE[primitives.jit_p] = CallRule(jit_bwd, jit_fwd, body=lambda params: as_function(constrained(params)))
+TABLE[primitives.jit_p] = CallRule(
+    jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))
+)
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)))
 

@@ -13,7 +13,7 @@ from ..remat.plan import plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
-from .calls import call_back, call_res
+from .calls import call_back, call_reached, call_res
 
 __all__ = ["planned", "remat_bwd", "remat_fwd"]
 
@@ -41,4 +41,9 @@ def planned(policy: Any) -> bool:
     return hasattr(policy, "choose")
 
 
-def_control(primitives.remat_p, remat_fwd, remat_bwd, mark_inside=lambda p, which: (which, remat_of_marked(p, which)))
+def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
+    """Hand the region the feedback weights of its operands."""
+    return which, remat_of_marked(params, which)
+
+
+def_control(primitives.remat_p, remat_fwd, remat_bwd, mark_inside=remat_marked, reaches=call_reached)

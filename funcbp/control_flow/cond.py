@@ -123,9 +123,14 @@ def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
     return cts, (named, {(i, *where): seen for where, seen in watched.items()})
 
 
+def cond_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+    """Which primals cotangents of these outputs come back to, in any branch; never the index."""
+    return [False, *(any(r) for r in zip(*(tape.reached(outputs) for tape in tapes), strict=True))]
+
+
 def cond_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
     """Hand the branches the feedback weights of their operands."""
     return which, cond_of_marked(params, which)
 
 
-def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked)
+def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked, reaches=cond_reached)

@@ -109,25 +109,25 @@ def _scan_backward(
     """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
 
     The cotangents of constants are sums over the steps, carried along, or products that are left to be contracted after
-    the loop: their factors are stacked. All perturbed carries have a cotangent, of ys those that are nonzero.
+    the loop: their factors are stacked. Carries and ys have a cotangent where it is nonzero.
     """
-    perturbed = split_list(passes.perturbed, n_consts, n_carry)
+    active = nonzero[:n_carry]
     carry_types = [strong(t) for t in passes.in_types[n_consts : n_consts + n_carry]]
-    carries = [t for t, p in zip(carry_types, perturbed[1], strict=True) if p]
+    carries = [t for t, a in zip(carry_types, active, strict=True) if a]
     ys = [strong(t) for t, z in zip(passes.out_types[n_carry:], nonzero[n_carry:], strict=True) if z]
     n = len(passes.candidates)
 
     def step(*args: Any) -> tuple[list[Any], BackwardBody]:
         saved, ct_carry, ct_ys, named = split_list(args, n, len(carries), len(ys))
         carry_cts, y_cts = iter(ct_carry), iter(ct_ys)
-        ct = [next(carry_cts) if p else Zero for p in perturbed[1]]
+        ct = [next(carry_cts) if a else Zero for a in active]
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
         back, results = passes.backward_pass(saved, ct, with_names(outer_names, named))
         to_consts, to_carry, to_xs = split_list(back, n_consts, n_carry)
         sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
         later = [c if sinks(c) else Zero for c in to_consts]
         now = [materialize(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
-        before = [instantiate(c, t) for c, t, p in zip(to_carry, carry_types, perturbed[1], strict=True) if p]
+        before = [instantiate(c, t) for c, t, a in zip(to_carry, carry_types, active, strict=True) if a]
         along = to_xs if passes.factored else [materialize(c) for c in to_xs]
         stacks, tree = jax.tree.flatten((later, along, results))
         outs = [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
@@ -153,11 +153,13 @@ def scan_bwd(
     passes = res.plan.passes
     _, n_consts, n_carry = scan_parts(params)
     ct_carry, ct_ys = [materialize(c) for c in ct[:n_carry]], [materialize(c) for c in ct[n_carry:]]
-    nonzero = [*passes.differentiable[:n_carry], *(c is not Zero for c in ct_ys)]
+    reached = scan_reached([passes.tape], [c is not Zero for c in (*ct_carry, *ct_ys)], **params)
+    active = reached[n_consts : n_consts + n_carry]
+    nonzero = [*active, *(c is not Zero for c in ct_ys)]
     program, (summed, tree) = res.plan.backward(nonzero, state.outer_names)
     sums = [zeros(strong(t)) for t, s in zip(res.const_types, summed, strict=True) if s]
-    carries = zip(ct_carry, passes.in_types[n_consts:], passes.perturbed[n_consts:], strict=False)
-    init = [to_strong(instantiate(c, t)) for c, t, p in carries if p]
+    carries = zip(ct_carry, passes.in_types[n_consts:], active, strict=False)
+    init = [to_strong(instantiate(c, t)) for c, t, a in carries if a]
     ys = [to_strong(c) for c in ct_ys if c is not Zero]
     inputs = {  # in the order the backward program takes them
         "consts": res.consts,
@@ -179,7 +181,7 @@ def scan_bwd(
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
     return [
         *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
-        *(next(firsts) if p else Zero for p in passes.perturbed[n_consts : n_consts + n_carry]),
+        *(next(firsts) if a else Zero for a in active),
         *(c.stacked(params["length"]) if type(c) is Factored else c for c in to_xs),
     ]
 
@@ -190,6 +192,18 @@ def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[in
     return [starts[name] + i for name in names for i in range(len(inputs[name]))]
 
 
+def scan_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+    """Which primals cotangents of these outputs come back to: a carry that no output depends on is not among them."""
+    _, n_consts, n_carry = scan_parts(params)
+    carry, ys = list(outputs[:n_carry]), outputs[n_carry:]
+    while True:
+        consts, before, xs = split_list(tapes[0].reached([*carry, *ys]), n_consts, n_carry)
+        grown = [a or b for a, b in zip(carry, before, strict=True)]
+        if grown == carry:
+            return [*consts, *carry, *xs]
+        carry = grown
+
+
 def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
     """Hand the body the feedback weights of its operands. A carry has none: it is another value at every step."""
     _, n_consts, n_carry = scan_parts(params)
@@ -197,4 +211,6 @@ def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, scan_of_marked(params, which)
 
 
-def_control(primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked)
+def_control(
+    primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked, reaches=scan_reached
+)

@@ -21,7 +21,6 @@ from ..autodiff.pullback import Pullback
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
 from ..cotangents import Zero, is_differentiable, materialize
-from ..remat.plan import tapes_inside
 from ..rules.options import Options
 from .statistics import Statistics, statistics
 
@@ -357,7 +356,7 @@ def _rows(
     kinds = options.coverage()
     for step in record.entries:
         place = (*around, step.number)
-        inside = tapes_inside(step)
+        inside = step.tapes
         if place not in seen and not inside:
             continue  # part of a tangent rule
         values, index, cts = seen.get(place, ((), None, ()))

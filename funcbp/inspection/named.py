@@ -13,7 +13,6 @@ from ..autodiff.arguments import check_callable, check_input, check_scalar, spli
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
-from ..remat.plan import tapes_inside
 
 __all__ = ["cotangents", "gradient_watched", "step_at"]
 
@@ -26,8 +25,8 @@ def step_at(record: Tape, place: Sequence[int]) -> Entry:
         return entry
     if entry.primitive == "cond":
         branch, *rest = rest
-        return step_at(tapes_inside(entry)[branch], rest)
-    return step_at(tapes_inside(entry)[0], rest)
+        return step_at(entry.tapes[branch], rest)
+    return step_at(entry.tapes[0], rest)
 
 
 def gradient_watched(

@@ -62,6 +62,7 @@ from .sources import user_place as user_place
 from .sources import written_at as written_at
 from .sources import written_where as written_where
 from .values import Aval as Aval
+from .values import as_array as as_array
 from .values import aval_of as aval_of
 from .values import dilated as dilated
 from .values import float0 as float0
@@ -72,6 +73,7 @@ from .values import pack as pack
 from .values import packed as packed
 from .values import packs as packs
 from .values import permuted_sharding as permuted_sharding
+from .values import perturbed_mark as perturbed_mark
 from .values import primitive as primitive
 from .values import public_names as public_names
 from .values import row as row

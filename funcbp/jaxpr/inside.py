@@ -259,14 +259,26 @@ def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
 
 
 def custom_bwd(
-    bwd: Any, res: Sequence[Any], cts: Sequence[Any], types: Sequence[Aval], symbolic_zeros: bool
+    bwd: Any,
+    res: Sequence[Any],
+    cts: Sequence[Any],
+    out_types: Sequence[Aval],
+    in_types: Sequence[Aval],
+    symbolic_zeros: bool,
 ) -> list[Any]:
-    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out."""
+    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out.
+
+    A number that is no array is a cotangent of its primal's dtype.
+    """
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
-    full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, types, strict=True)]
+    full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
     if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
         out = out[0]  # newer JAX: the cotangents and the logs
+    out = [
+        jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
+        for c, t in zip(out, in_types, strict=True)
+    ]
     return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out]
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax._src import ad_util, core, util
+from jax._src.interpreters import ad
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
 
@@ -50,6 +52,25 @@ def public_names() -> list[str]:
 def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding."""
     return ad_util.zeros_like_aval(aval)
+
+
+def as_array(x: Any) -> Any:
+    """A Python number or a numpy array as an array of JAX's; what is one stays as it is."""
+    if isinstance(x, (bool, int, float, complex)):
+        return lax_internal._convert_element_type(x, weak_type=not isinstance(x, bool))
+    return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != float0 else x
+
+
+class _Perturbed(ad.JVPTracer):
+    """A tracer that is never run: by it, JAX knows a value for one that is being differentiated."""
+
+    def __init__(self) -> None:
+        self.tangent = None
+
+
+def perturbed_mark() -> Any:
+    """What `jax.closure_convert` and its like look for among the contents of a tracer."""
+    return _Perturbed()
 
 
 def zero_tangent(x: Any, symbolic: bool) -> Any:

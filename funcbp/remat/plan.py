@@ -21,7 +21,7 @@ from ..jaxpr import Program
 from .cut import Choose
 from .graph import read_for
 
-__all__ = ["OuterNames", "Passes", "Plan", "Residuals", "plan_of_call", "tapes_inside", "with_names"]
+__all__ = ["OuterNames", "Passes", "Plan", "Residuals", "plan_of_call", "with_names"]
 
 Made = TypeVar("Made")
 
@@ -223,12 +223,6 @@ class Plan:
             types = [jx.packed(v.aval) if v in self.packed else v.aval for v in outer_names]
             again = self._bits(jx.unpack, outer_names, types).then(again, range(len(outer_names)))
         return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
-
-
-def tapes_inside(entry: Any) -> list[Any]:
-    """The tapes of the programs that an entry has inside: one, or one per branch."""
-    plans = (p for r in entry.res for p in (r if isinstance(r, tuple) else (r,)))
-    return [p.passes.tape for p in plans if isinstance(p, Plan)]
 
 
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:

@@ -78,6 +78,9 @@ class Entry(Protocol):
     def types(self) -> tuple[Any, ...]: ...
     @property
     def several(self) -> bool: ...
+    @property
+    def tapes(self) -> list[Any]:
+        """The tapes of the programs inside it: one, or one per branch."""
 
 
 class Recorder(Protocol):
@@ -198,6 +201,10 @@ class Rule:
                     res = self.save(operation.values, res, operation.perturbed, operation.params)
         return recorder.write(self, operation, outs, res)
 
+    def reached(self, entry: Entry, outputs: Sequence[bool]) -> Sequence[bool]:
+        """Which primals a cotangent of these outputs can come back to."""
+        return [True] * len(entry.types)
+
     def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
         """The cotangents of the entry's primals."""
         ct = [materialize(c) for c in ct]
@@ -305,10 +312,13 @@ class ControlRule(Rule):
             where it does not.
         mark_inside: `mark_inside(params, which) -> (which, params)`, the parameters of the same operation with one more
             operand after each of `which`, its feedback weight; and of which it has that.
+        reaches: `reaches(tapes, outputs, **params)`, which primals a cotangent of these outputs can come back to, by
+            the tapes of the programs inside; left out, all of them.
     """
 
     instead: Callable[[Options, dict[str, Any]], Callable[..., Any] | None] | None = None
     mark_inside: Callable[[dict[str, Any], Sequence[bool]], tuple[Sequence[bool], dict[str, Any]]] | None = None
+    reaches: Callable[..., Sequence[bool]] | None = None
 
     local: ClassVar[bool] = False
 
@@ -343,6 +353,11 @@ class ControlRule(Rule):
             if error.located or not line:
                 raise
             raise MissingRuleError(f"{error} It is inside the `{operation.primitive}` at {line}.") from None
+
+    def reached(self, entry: Entry, outputs: Sequence[bool]) -> Sequence[bool]:
+        if self.reaches is None:
+            return super().reached(entry, outputs)
+        return self.reaches(entry.tapes, outputs, **entry.params)
 
     def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
         return self.bwd(state.inside(entry), res, ct, entry.perturbed, **entry.params)  # type: ignore[misc]

@@ -69,11 +69,16 @@ def def_rule(
 
 
 def def_control(
-    primitive: Any, fwd: Callable[..., Any], bwd: Callable[..., Any], instead: Any = None, mark_inside: Any = None
+    primitive: Any,
+    fwd: Callable[..., Any],
+    bwd: Callable[..., Any],
+    instead: Any = None,
+    mark_inside: Any = None,
+    reaches: Any = None,
 ) -> None:
     """A rule that differentiates the programs inside an operation, by the walker it is given."""
     if primitive is not None:
-        TABLE[primitive] = ControlRule(bwd, fwd, instead=instead, mark_inside=mark_inside)
+        TABLE[primitive] = ControlRule(bwd, fwd, instead=instead, mark_inside=mark_inside, reaches=reaches)
 
 
 def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:

@@ -169,6 +169,63 @@ def test_a_plain_comparison_gets_the_surrogate(unit, how):
     np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(run[how](x, t)))(x), 0)
 
 
+MASK = np.array([True, False, True, True])
+COUNTED = {  # what a spike may go through as a boolean, and the derivative of the sum in units of h
+    "copied": (lambda z, c: jnp.array(z, c.dtype) @ c, lambda c: c),
+    "reshaped": (lambda z, c: z[None, :, None].astype(c.dtype)[0, :, 0] @ c, lambda c: c),
+    "negated": (lambda z, c: (~z).astype(c.dtype) @ c, lambda c: -c),
+    "counted": (lambda z, c: 2.0 * jnp.sum(z), lambda c: 2 + 0 * c),
+    "counted as not zero": (lambda z, c: 2.0 * jnp.count_nonzero(z), lambda c: 2 + 0 * c),
+    "averaged": (lambda z, c: jnp.mean(z), lambda c: 0.25 + 0 * c),
+    "summed as int32": (lambda z, c: 1.5 * jnp.sum(z.astype(jnp.int32) * jnp.arange(4)), lambda c: 1.5 * np.arange(4)),
+    "joined": (lambda z, c: jnp.concatenate([MASK, z]).astype(c.dtype)[4:] @ c, lambda c: c),
+    "masked": (lambda z, c: (z & MASK).astype(c.dtype) @ c, lambda c: c * MASK),
+    "or": (lambda z, c: (z | MASK).astype(c.dtype) @ c, lambda c: c * ~MASK),
+    "other than": (lambda z, c: (z ^ MASK).astype(c.dtype) @ c, lambda c: np.where(MASK, -c, c)),
+    "as": (lambda z, c: (z == MASK).astype(c.dtype) @ c, lambda c: np.where(MASK, c, -c)),
+    "multiplied into a matrix": (lambda z, c: jnp.sum(z @ jnp.outer(c, jnp.ones(2))), lambda c: 2 * c),
+    "at one index": (lambda z, c: z[1].astype(c.dtype) * 3, lambda c: np.array([0.0, 3.0, 0.0, 0.0])),
+    "as two dtypes": (
+        lambda z, c: jnp.sum(z.astype(jnp.float32)).astype(c.dtype) + z.astype(c.dtype) @ c,
+        lambda c: 1 + c,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", COUNTED)
+@pytest.mark.parametrize("how", ["plain", "jit", "vmap", "scan"])
+def test_a_boolean_on_its_way_to_a_number_keeps_the_surrogate(way, how):
+    of, want = COUNTED[way]
+    backward = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    x, c = jnp.array([0.2, 0.9, 1.3, 2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
+    f = lambda x: of(x > 1, c)
+    in_loop = lambda x: lax.scan(lambda s, _: (s + f(x), None), jnp.zeros(()), None, 2)[0] / 2
+    grad = {
+        "plain": backward.grad(f),
+        "jit": jax.jit(backward.grad(f)),
+        "vmap": lambda x: jax.vmap(backward.grad(f))(x[None])[0],
+        "scan": backward.grad(in_loop),
+    }[how]
+    h = np.maximum(1 - 0.5 * np.abs(np.asarray(x) - 1), 0)
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(grad(x), h * want(np.asarray(c)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "f"),
+    {
+        "`gt`": lambda x: (jnp.sum(x > 1) > 1).astype(x.dtype) * 1.0,
+        "`div`": lambda x: 1.0 * (jnp.sum(x > 1) // 2),
+        "`scan`": lambda x: lax.scan(lambda z, _: (z, z.astype(x.dtype).sum()), x > 1, None, 2)[1].sum(),
+    }.items(),
+)
+def test_what_stops_a_spikes_cotangent_is_named(what, f):
+    backward = bp.Backward(rules=credit.spikes(credit.straight()))
+    message = f"surrogate derivative of a spike .*{what} at .*test_credit.py"
+    with pytest.raises(bp.MissingRuleError, match=message), jax.numpy_dtype_promotion("standard"):
+        backward.grad(f)(jnp.array([0.5, 1.5]))
+
+
 def test_a_comparison_that_only_chooses_is_left_alone():
     options = bp.Backward(rules=credit.spikes(credit.straight()))
     x = jnp.array([-1.0, 2.0])

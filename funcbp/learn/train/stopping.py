@@ -46,7 +46,7 @@ class Rule(NamedTuple):
             would otherwise never stop, or stop for no reason.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.target_error(0.1)
         >>> state, stop = rule.update(rule.init(), stopping.Seen(epoch=7, loss=0.05))
         >>> bool(stop)
@@ -73,7 +73,7 @@ class Restart(NamedTuple):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from funcbp import nets
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> net = nets.mlp([2, 2, 1])
         >>> restart = stopping.Restart(
         ...     stopping.maximum_epochs(40), lambda key: net.init(key, jnp.zeros(2)), at_most=10
@@ -108,7 +108,7 @@ def forty_twenty_forty(predictions: Any, targets: Any, low: float = 0.0, high: f
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> stopping.forty_twenty_forty(jnp.array([[0.7, 0.1], [0.5, 0.1]]), jnp.array([[1.0, 0.0], [1.0, 0.0]]))
         Array([ True, False], dtype=bool)
 
@@ -129,7 +129,7 @@ def right_class(predictions: Any, targets: Any) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> stopping.right_class(jnp.array([[0.7, 0.1], [0.5, 0.1]]), jnp.array([0, 1]))
         Array([ True, False], dtype=bool)
     """
@@ -151,7 +151,7 @@ def any_of(*rules: Rule) -> Rule:
         ValueError: there is none; a loop without an end is not meant.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.any_of(stopping.all_correct(), stopping.maximum_epochs(100))
         >>> bool(rule.update(rule.init(), stopping.Seen(epoch=100, loss=1.0))[1])
         True
@@ -182,7 +182,7 @@ def all_correct(fraction: float = 1.0) -> Rule:
         ValueError: the fraction is not above 0 and at most 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.all_correct(0.9)
         >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.2, correct=0.95))[1])
         True
@@ -204,7 +204,7 @@ def target_error(error: float, of: str = "loss") -> Rule:
         ValueError: `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.target_error(0.1)
         >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.05))[1])
         True
@@ -223,7 +223,7 @@ def maximum_epochs(count: int) -> Rule:
         ValueError: it is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.maximum_epochs(100)
         >>> bool(rule.update(rule.init(), stopping.Seen(epoch=100, loss=0.05))[1])
         True
@@ -244,7 +244,7 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
         ValueError: `patience` is less than 1, or `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.plateau(2)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.5, 0.5, 0.5]):
@@ -281,7 +281,7 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
         ValueError: `at_least` is less than 1, `factor` is not positive, or `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.adaptive_patience(factor=1.0, at_least=1)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.9, 0.8, 0.8, 0.8]):
@@ -315,7 +315,7 @@ def generalization_loss(alpha: float = 5.0) -> Rule:
         alpha: per cent.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.generalization_loss(5.0)
         >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
         >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
@@ -345,7 +345,7 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
         ValueError: `strip` is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.progress_quotient(1.0, strip=1)  # strips of one epoch make no progress
         >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
         >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
@@ -378,7 +378,7 @@ def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
         ValueError: `strip` is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.low_progress(strip=2)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([0.9, 0.5, 0.5, 0.5], 1):
@@ -411,7 +411,7 @@ def up_strips(count: int = 2, strip: int = 5) -> Rule:
         ValueError: one of them is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.up_strips(2, strip=1)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.5, 0.6, 0.7], 1):

@@ -78,7 +78,7 @@ def format_table(rows: Sequence[Row]) -> str:
         rows: at least one.
 
     Example:
-        >>> from funcbp.reproduce import table
+        >>> from funcbp.learn.reproduce import table
         >>> row = table.Row("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")
         >>> print(table.format_table([row]))
         | setting       | reference | how sure       | ours | trials     |

@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
         return fit(*args, log=[*log, Interrupts()], **options)
 
     monkeypatch.setattr(train, "fit", interrupted)
-    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
+    monkeypatch.setattr("funcbp.learn.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
     assert main(["train", "iris", "--network", "mlp:4", "--out", "out"]) == 130
     out, err = capsys.readouterr()
     assert "Interrupted: the parameters of epoch 2 are kept." in err

@@ -21,7 +21,7 @@ MEANING = {
 }
 
 
-class Row(NamedTuple):
+class Comparison(NamedTuple):
     """One line of a reproduction's table.
 
     Attributes:
@@ -68,10 +68,10 @@ class Reproduction(NamedTuple):
     title: str
     source: str
     parts: int
-    run: Callable[[bool, int], Iterator[Row | Picture]]
+    run: Callable[[bool, int], Iterator[Comparison | Picture]]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Comparison]) -> str:
     """The rows as a table in Markdown, their notes below it.
 
     Args:
@@ -79,7 +79,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
     Example:
         >>> from funcbp.learn.reproduce import table
-        >>> row = table.Row("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")
+        >>> row = table.Comparison("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")
         >>> print(table.format_table([row]))
         | setting       | reference | how sure       | ours | trials     |
         |---------------|-----------|----------------|------|------------|

@@ -16,8 +16,9 @@ import pytest
 
 import funcbp
 from funcbp import ops, plot, train
+from funcbp.cli import train as train_command
 from funcbp.cli.main import main
-from funcbp.learn.train import command
+from funcbp.learn.train import job
 
 FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -154,7 +155,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
         return jnp.tanh(x)
 
     wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, ct: (0.999 * ct * (1 - jnp.tanh(x) ** 2),))
-    monkeypatch.setitem(command.ACTIVATIONS, "tanh", wrong)
+    monkeypatch.setitem(job.ACTIVATIONS, "tanh", wrong)
     assert main(["train", "iris", "--network", "mlp:4", "--activation", "tanh"]) == 1
     out, err = capsys.readouterr()
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip().startswith("dense_")}
@@ -188,7 +189,7 @@ def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
         return fit(*args, log=[*log, Interrupts()], **options)
 
     monkeypatch.setattr(train, "fit", interrupted)
-    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
+    monkeypatch.setattr("funcbp.learn.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
     assert main(["train", "iris", "--network", "mlp:4", "--out", "out"]) == 130
     out, err = capsys.readouterr()
     assert "Interrupted: the parameters of epoch 2 are kept." in err
@@ -201,7 +202,7 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "compare_gradients", interrupted)
+    monkeypatch.setattr(train_command, "compare_gradients", interrupted)
     assert main(["train", "iris"]) == 130
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 
@@ -347,5 +348,5 @@ def test_help_names_every_choice(capsys):
         "plateau:10",
     ):
         assert word in out
-    assert all(hasattr(ops, name) for name in command.ACTIVATIONS)
+    assert all(hasattr(ops, name) for name in job.ACTIVATIONS)
     assert plot.__doc__

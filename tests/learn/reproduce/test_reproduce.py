@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from funcbp import cli, reproduce
+from funcbp.cli import reproduce as command
 from funcbp.learn.reproduce import (
     alignment,
-    command,
     encoder,
     glorot,
     mathworks,
@@ -30,13 +30,13 @@ def as_the_command_runs():
 
 def parts(entry, quick=True, seed=0):
     found = list(entry.run(quick, seed))
-    assert all(isinstance(part, table.Row | table.Picture) for part in found)
+    assert all(isinstance(part, table.Comparison | table.Picture) for part in found)
     assert all(row.sure in table.MEANING for row in rows(found))
     return found
 
 
 def rows(found):
-    return [part for part in found if isinstance(part, table.Row)]
+    return [part for part in found if isinstance(part, table.Comparison)]
 
 
 def test_worked_example():
@@ -87,9 +87,9 @@ def test_xor():
 
 def test_glorot():
     """Of small inputs the units pass all on, and the mean singular value is that of the weights: 8 / 3π times σ √n."""
-    for initializer, expected in ((glorot.standard, 8 / (3 * np.pi) / np.sqrt(3)), (glorot.WAYS, 8 / (3 * np.pi))):
-        if initializer is glorot.WAYS:
-            initializer = list(glorot.WAYS.values())[1][0]
+    for initializer, expected in ((glorot.standard, 8 / (3 * np.pi) / np.sqrt(3)), (glorot.METHODS, 8 / (3 * np.pi))):
+        if initializer is glorot.METHODS:
+            initializer = list(glorot.METHODS.values())[1][0]
         values = glorot.singular_values(initializer, 64, 0.01, 0)
         assert values.shape == (glorot.LAYERS, 64)
         np.testing.assert_allclose(values.mean(), expected, rtol=0.03)
@@ -106,7 +106,7 @@ def test_alignment():
 
 def test_spirals():
     """A part of them, which is easy."""
-    outcome = spirals.learn(spirals.WAYS["quickprop, hyper-error"], 8, 2, 400, 0)
+    outcome = spirals.learn(spirals.METHODS["quickprop, hyper-error"], 8, 2, 400, 0)
     assert outcome.solved.all()
 
 
@@ -173,12 +173,12 @@ def test_list(capsys):
 
 def test_interrupted(tmp_path, monkeypatch, capsys):
     def run(quick, seed):
-        yield table.Row("a", "1", table.READ, "1")
+        yield table.Comparison("a", "1", table.READ, "1")
         raise KeyboardInterrupt
 
     entries = {
         "first": reproduce.REPRODUCTIONS["xor"]._replace(
-            run=lambda quick, seed: iter([table.Row("b", "2", table.READ, "2")])
+            run=lambda quick, seed: iter([table.Comparison("b", "2", table.READ, "2")])
         ),
         "second": reproduce.REPRODUCTIONS["xor"]._replace(run=run),
     }

@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_noticed_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("funcbp.train.loop.Learner.step", None)
+    monkeypatch.setattr("funcbp.learn.train.loop.Learner.advance", None)
     with pytest.raises(train.CheckpointError, match="could not be written: No such file or directory"):
         learn(tmp_path / "missing" / "run.npz")
 

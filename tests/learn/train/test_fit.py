@@ -338,7 +338,7 @@ def test_measurements_go_to_files_trackers_and_the_bar(tmp_path):
 
 def test_ctrl_c_keeps_what_was_reached(monkeypatch):
     monkeypatch.setattr(Bar, "after", staticmethod(lambda: signal.raise_signal(signal.SIGINT)))
-    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
+    monkeypatch.setattr("funcbp.learn.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
     handler = signal.getsignal(signal.SIGINT)
     options = dict(optimizer=optax.sgd(0.1), key=KEY)
     fit = bp.fit(loss, PARAMS, DATA, epochs=50, progress=Bar, **options)
@@ -358,11 +358,11 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch):
 
 def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypatch):
     calls = []
-    monkeypatch.setattr("funcbp.train.drive.agree", lambda *values: calls.append(values) or list(values))
+    monkeypatch.setattr("funcbp.learn.train.drive.agree", lambda *values: calls.append(values) or list(values))
     optimizer = optax.sgd(0.1)
     first = bp.fit(loss, PARAMS, DATA, optimizer=optimizer, mode="batch", epochs=500)
     assert len(calls) == 1
-    monkeypatch.setattr("funcbp.train.loop.Learner.update", None)  # it is not traced again
+    monkeypatch.setattr("funcbp.learn.train.loop.Learner.update", None)  # it is not traced again
     again = bp.fit(loss, PARAMS, DATA, optimizer=optimizer, mode="batch", epochs=500)
     same(first.params, again.params)
 
@@ -392,7 +392,10 @@ def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypat
             {"restart": stopping.Restart(stopping.plateau(3, of="validation_loss"), lambda key: PARAMS)},
             "of stop or restart judges by the validation loss",
         ),
-        ({"stop": stopping.Rule(tuple, lambda s, seen: (s, False), ("error",))}, "by 'error', which nothing reports"),
+        (
+            {"stop": stopping.StoppingRule(tuple, lambda s, seen: (s, False), ("error",))},
+            "by 'error', which nothing reports",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

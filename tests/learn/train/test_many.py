@@ -48,7 +48,7 @@ def test_members_are_what_fit_makes_of_them():
         over=over,
         key=KEYS,
         stop={
-            "enough": lambda patience: stopping.Rule(
+            "enough": lambda patience: stopping.StoppingRule(
                 lambda: (), lambda s, seen: (s, seen.epoch >= patience.astype(seen.epoch.dtype))
             )
         },

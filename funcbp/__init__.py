@@ -2,6 +2,7 @@
 
 from . import control_flow as _control_flow  # noqa: F401  enters its rules into the table
 from . import credit, curvature, inspection, per_example, rules, testing
+from ._version import __version__ as __version__
 from .autodiff.marks import feedback, name
 from .autodiff.transformations import Backward, grad, hessian, hvp, jacrev, value_and_grad, vjp
 from .control_flow.revolve import scan, while_loop
@@ -11,8 +12,6 @@ from .learn.train import fit, fit_many
 from .remat.budget import Budget
 from .rules import MissingRuleError, coverage, rule
 from .testing import check
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Backward",

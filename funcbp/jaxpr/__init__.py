@@ -1,8 +1,9 @@
 """The one door to JAX's unstable side.
 
 Everything that reads `jax._src`, `jax.extend`, or the parameters of a higher-order primitive lives in this folder, so
-that the two JAX worlds funcbp supports (0.10.2 and the newest) differ here and in `record.py` only. It probes for the
-shape of things, never for a version string.
+that the two JAX worlds funcbp supports (0.10.2 and the newest) differ here and in two traces only (`recording.py` and
+`observe.py`, in `autodiff`). It probes for the shape of things, never for a version string. `interpreter.py` runs and
+reads programs; the file to open first.
 """
 
 from jax.extend.core import primitives as primitives
@@ -50,6 +51,7 @@ from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
 from .programs import in_avals as in_avals
 from .programs import is_literal as is_literal
+from .programs import out_avals as out_avals
 from .programs import part as part
 from .programs import signature as signature
 from .programs import trace as trace

@@ -172,6 +172,10 @@ def in_avals(jaxpr: Any) -> list[Aval]:
     return list(close(jaxpr).in_avals)
 
 
+def out_avals(jaxpr: Any) -> list[Aval]:
+    return list(close(jaxpr).out_avals)
+
+
 def close(jaxpr: Any) -> Any:
     """The same with its constants, of which an open jaxpr has none."""
     return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import control_flow as _control_flow  # noqa: F401  enters its rules into the table
 from . import rules
+from ._version import __version__ as __version__
 from .autodiff.marks import feedback, name
 from .autodiff.transformations import Backward, grad, hessian, hvp, jacrev, value_and_grad, vjp
 from .control_flow.revolve import scan, while_loop
 from .remat.budget import Budget
 from .rules import MissingRuleError, coverage, rule
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Backward",

@@ -4,7 +4,7 @@ from . import control_flow as _control_flow  # noqa: F401  enters its rules into
 from . import credit, curvature, inspection, per_example, rules, testing
 from .autodiff.marks import feedback, name
 from .autodiff.transformations import Backward, grad, hessian, hvp, jacrev, value_and_grad, vjp
-from .control_flow.revolve import scan, while_loop
+from .control_flow.loops import scan, while_loop
 from .inspection import cotangents, find_nan, residuals, summary, trace
 from .learn import data, nets, ops, optim, plot, reproduce, train
 from .learn.train import fit, fit_many

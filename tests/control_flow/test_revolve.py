@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.control_flow import revolve as loops
+from funcbp.control_flow import schedule as loops
 
 
 @functools.cache

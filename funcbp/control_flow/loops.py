@@ -55,7 +55,7 @@ def scan(
 
     Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
-    how = dict(length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose)
+    how: dict[str, Any] = dict(length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose)
     if snapshots is None:
         return lax.scan(f, init, xs, **how)
     _check_positive("snapshots", snapshots)
@@ -113,12 +113,14 @@ def while_loop(
         return lax.while_loop(goes_on, lambda c: (c[0] + 1, body_fun(c[1])), (np.int32(0), init))
 
     count, last = _with_snapshots(plain, (init_val,), snapshots=snapshots, max_steps=max_steps)
-    if truncate or jx.concrete(count) is not None and jx.concrete(count) < max_steps:
+    taken = jx.concrete(count)
+    if truncate or (taken is not None and int(taken) < max_steps):
         return last
     unfinished = (count >= max_steps) & cond_fun(lax.stop_gradient(last))
-    if jx.concrete(unfinished) is None:
+    known = jx.concrete(unfinished)
+    if known is None:
         return jax.tree.map(lambda x: jx.poisoned(x, unfinished) if is_differentiable(x) else x, last)
-    if jx.concrete(unfinished):
+    if known:
         where = jx.user_line(jx.current_source())
         raise RuntimeError(
             f"funcbp.while_loop{where and f' at {where}'} has not ended after max_steps={max_steps} steps: its "
@@ -133,7 +135,8 @@ def _with_snapshots(plain: Callable[..., Any], args: tuple[Any, ...], **own: int
     leaves = [jnp.asarray(x) for x in leaves]
     flat = lambda *leaves: plain(*jax.tree.unflatten(tree, leaves))
     program, out_tree = jx.trace_tree(flat, [*map(jax.typeof, leaves)], "loop")
-    return jax.tree.unflatten(out_tree, jx.with_snapshots(program, own)(*leaves))
+    program = jx.with_snapshots(program, own)
+    return jax.tree.unflatten(out_tree, jx.run(program.jaxpr, (*program.consts, *leaves)))
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -28,7 +28,7 @@ from ..rules.registry import TABLE, def_body, def_control, def_zero
 from .scan import backward_body, perturbed_carry, reached_steps, scan_marked
 from .schedule import binomials, first_snapshots, steps_to_next
 
-__all__ = ["LoopResiduals", "loop_bwd", "loop_fwd"]
+__all__ = ["Loop", "LoopResiduals", "loop_bwd", "loop_fwd"]
 
 
 class Loop(NamedTuple):
@@ -107,10 +107,12 @@ def loop_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
     of_cond, consts, init, xs = loop.split(primals)
     passes = perturbed_carry(lambda p: passes_of(loop.body, p, options), *loop.split(perturbed)[1:])
     plan = passes.made("snapshots", lambda: _plan(loop, passes))
-    empty = [jx.to_strong(jnp.broadcast_to(x[None], (loop.snapshots, *x.shape))) for x in init]
+    empty = [jx.to_strong(lax.broadcast(x, (loop.snapshots,))) for x in init]
     step = passes.made(("storing", loop[1:]), lambda: _storing(loop, [*map(jx.type_of, empty)]))
     if loop.condition is None:
-        carry, ys = jx.bind_scan(step, consts, [*init, *empty], [loop.numbers(), *xs], jx.as_plain(params), loop.reverse)
+        carry, ys = jx.bind_scan(
+            step, consts, [*init, *empty], [loop.numbers(), *xs], jx.as_plain(params), loop.reverse
+        )
         count = jnp.int32(loop.steps)
     else:
         holds = passes.made(("holds", loop[1:]), lambda: _holds(loop, step))

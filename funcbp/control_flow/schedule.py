@@ -35,7 +35,9 @@ def steps_to_next(table: Any, steps: Any, places: Any) -> Any:
     Args:
         table: the binomials, in NumPy or JAX, where the result then is.
     """
-    r = (table[places] < steps).sum(dtype=np.int32)  # the fewest runs that suffice: β(places, r-1) < steps ≤ β(places, r)
+    r = (table[places] < steps).sum(
+        dtype=np.int32
+    )  # the fewest runs that suffice: β(places, r-1) < steps ≤ β(places, r)
     before, after = table[places, r - 1], steps - table[places - 1, r - 1]
     return (np if isinstance(table, np.ndarray) else jnp).minimum(before, after)
 

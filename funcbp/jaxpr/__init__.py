@@ -53,8 +53,8 @@ from .programs import trace as trace
 from .programs import trace_tree as trace_tree
 from .programs import trace_with as trace_with
 from .snapshots import as_plain as as_plain
-from .snapshots import def_loop_transpose as def_loop_transpose
 from .snapshots import bind_reversal as bind_reversal
+from .snapshots import def_loop_transpose as def_loop_transpose
 from .snapshots import loop_reversal_p as loop_reversal_p
 from .snapshots import loop_tangent as loop_tangent
 from .snapshots import loop_tangent_p as loop_tangent_p
@@ -77,9 +77,9 @@ from .sources import written_where as written_where
 from .values import Aval as Aval
 from .values import as_array as as_array
 from .values import aval_of as aval_of
+from .values import concrete as concrete
 from .values import dilated as dilated
 from .values import float0 as float0
-from .values import concrete as concrete
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_jax_zero as is_jax_zero
 from .values import like as like

@@ -28,8 +28,8 @@ from .values import split_list
 
 __all__ = [
     "as_plain",
-    "def_loop_transpose",
     "bind_reversal",
+    "def_loop_transpose",
     "loop_reversal_p",
     "loop_tangent",
     "loop_tangent_p",
@@ -61,10 +61,11 @@ def as_plain(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_snapshots(program: Program, params: dict[str, Any]) -> Program:
-    """The program, its loop (JAX's, outermost) one with these parameters of ours."""
+    """The program, its loop (JAX's, outermost) one with these parameters of ours; a scan of no steps stays as it is."""
     own = {name: params[name] for name in OWN if name in params}
     change = lambda e: e.replace(primitive=WITH_SNAPSHOTS[e.primitive], params=dict(e.params, **own))
-    eqns = [change(e) if e.primitive in WITH_SNAPSHOTS else e for e in program.eqns]
+    is_loop = lambda e: e.primitive in WITH_SNAPSHOTS and e.params.get("length") != 0
+    eqns = [change(e) if is_loop(e) else e for e in program.eqns]
     return Program(program.jaxpr.replace(eqns=eqns), program.consts)
 
 
@@ -163,7 +164,7 @@ def loop_tangent(*args: Any, of: Tangent) -> list[Any]:
         given = lambda moved: (next(moved) if m else x for x, m in zip(args, moving, strict=False))
         f = lambda *moved: _run(loop.primitive, *given(iter(moved)), **loop.params)
         primals = [x for x, m in zip(args, moving, strict=False) if m]
-        _, tangents = jax.jvp(f, primals, args[n:])
+        _, tangents = jax.jvp(f, primals, list(args[n:]))
         return [t for t in tangents if t.dtype != jax.dtypes.float0]
 
     return with_snapshots(trace(both, [*map(core.typeof, args)], "tangent"), loop.params)(*args)
@@ -183,7 +184,7 @@ def _loop_jvp(primitive: Any, primals: Sequence[Any], tangents: Sequence[Any], *
     moving = tuple(type(t) is not Zero for t in tangents)
     given = [t for t, m in zip(tangents, moving, strict=True) if m]
     moved = iter(loop_tangent_p.bind(*primals, *given, of=Tangent(Loop(primitive, params), moving)))
-    return outs, [next(moved) if _has_tangent(core.typeof(o)) else Zero.from_primal_value(o) for o in outs]
+    return outs, [next(moved) if _has_tangent(core.typeof(o)) else Zero(core.typeof(o).to_tangent_aval()) for o in outs]
 
 
 def _tangent_abstract_eval(*avals: Any, of: Tangent) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp.control_flow import revolve as loops
+from funcbp.control_flow import schedule as loops
 from funcbp.remat import sinking
 
 from . import measure, step, workloads

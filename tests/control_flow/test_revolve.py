@@ -1,4 +1,4 @@
-"""Loops with snapshots: the schedule is optimal and is what runs, and the gradients are those of the plain loop."""
+"""Loops with snapshots: the schedule is what runs, and the caller's options reach the steps as in JAX's own loops."""
 
 from __future__ import annotations
 
@@ -9,63 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend import core as jex
 
 import funcbp as bp
-from funcbp.control_flow import revolve as loops
+from funcbp import jaxpr as jx
+from funcbp.control_flow.schedule import schedule
+from funcbp.per_example import examples
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+few = functools.partial(bp.scan, snapshots=3)
 
 
-@functools.cache
-def fewest(steps, places):
-    """How many steps must be run forward to reverse so many, by dynamic programming."""
-    if steps <= 1:
-        return 0
-    if places == 1:
-        return steps * (steps - 1) // 2
-    return min(m + fewest(steps - m, places - 1) + fewest(m, places) for m in range(1, steps))
+def bounded(f, init, xs, **_):
+    """A scan whose xs are read by number, as a `bp.while_loop` of the same steps; the ys are not there."""
+    n = len(jax.tree.leaves(xs)[0])
+    step = lambda c: (c[0] + 1, f(c[1], jax.tree.map(lambda x: x[c[0]], xs))[0])
+    return bp.while_loop(lambda c: c[0] < n, step, (0, init), max_steps=n + 3, snapshots=3)[1], None
 
 
-def advanced(actions):
-    return sum(a.stop - a.start for a in actions if a.kind == "advance")
-
-
-@pytest.mark.parametrize("places", [1, 2, 3, 6])
-def test_the_schedule_is_optimal(places):
-    for steps in range(1, 45):
-        actions = loops.schedule(steps, places)
-        # the first sweep runs on to the end, for the value: what it passes after its last snapshot is run again
-        passed = steps - max(loops.first_snapshots(steps, places))
-        assert advanced(actions) <= fewest(steps, places) + passed
-        assert [a.start for a in actions if a.kind == "reverse"] == list(reversed(range(steps)))
-
-
-@pytest.mark.parametrize(("steps", "places"), [(1, 1), (7, 1), (20, 3), (100, 5), (286, 10), (1001, 10)])
-def test_the_schedule_reverses_each_step_from_a_state_it_has(steps, places):
-    stored, at = set(), 0
-    for action in loops.schedule(steps, places):
-        if action.kind == "store":
-            assert action.start == at
-            stored.add(action.start)
-            assert len(stored) <= places
-        elif action.kind == "drop":
-            stored.remove(action.start)
-        elif action.kind == "advance":
-            assert action.start == at or action.start in stored
-            at = action.stop
-        else:
-            assert action.start == at or action.start in stored
-            at = -1
-    assert not stored
-
-
-def test_a_thousand_steps_with_ten_snapshots():
-    """C(13, 10) = 286 < 1000 ≤ C(14, 10) = 1001: no step is run more than four times."""
-    runs = np.zeros(1000, int)
-    stored = most = 0
-    for action in loops.schedule(1000, 10):
-        runs[action.start : action.stop] += action.kind == "advance"
-        stored += (action.kind == "store") - (action.kind == "drop")
-        most = max(most, stored)
-    assert (most, runs.sum(), runs.max()) == (10, 3640, 4)
+LOOPS = pytest.mark.parametrize("loop", [few, bounded], ids=["scan", "while"])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +47,20 @@ def test_the_compiled_loop_runs_what_the_schedule_says(counter):
     counts.clear()
     jax.block_until_ready(jax.jit(bp.grad(f))(1.0))
     jax.effects_barrier()
-    assert len(counts) == advanced(loops.schedule(50, 3)) + 50  # each reversed step runs forward once, to be reversed
+    assert len(counts) == sum(a.stop - a.start for a in schedule(50, 3) if a.kind == "advance")
+
+
+def test_what_is_kept_are_the_snapshots():
+    step = lambda c, x: (jnp.tanh(jnp.exp(c) * x), jnp.sin(c))
+    f = lambda c, xs: jax.tree.map(jnp.sum, bp.scan(step, c, xs, snapshots=5))
+    report = bp.residuals(f)(jnp.ones(16), jnp.ones((100, 16)))
+    assert [(v.name, v.shape, v.why) for v in report.values if v.fate == "kept"] == [
+        ("snapshots", (5, 16), "the state before 5 of 100 steps")
+    ]
+    assert report.total == 5 * 16 * 8
+
+
+# --- the derivative is that of the plain loop -------------------------------------------------------------------------
 
 
 def everything(scan, p, reverse):
@@ -97,7 +72,7 @@ def everything(scan, p, reverse):
         h = jnp.sin(h * p["w"] + x + shift) * (1 + i.astype(float) * 0.01)
         return (h, i + 1, jax.random.fold_in(key, 1)), (h**2, i)
 
-    (h, _, _), (ys, _) = scan(step, (p["h"], 0, jax.random.key(0)), p["xs"], reverse=reverse)
+    (h, _, _), (ys, _) = scan(step, (p["h"], 0, jax.random.key(0)), p["xs"], reverse=reverse, unroll=2)
     return h.sum() + (ys * jnp.arange(7.0)[:, None]).sum()
 
 
@@ -107,53 +82,188 @@ P = {"w": jnp.linspace(0.1, 1, 3), "h": jnp.ones(3), "xs": jnp.linspace(0, 1, 21
 @pytest.mark.parametrize(("snapshots", "reverse"), [(1, False), (3, True), (20, False)])
 def test_gradients_are_those_of_the_plain_loop(snapshots, reverse):
     want = jax.jit(jax.value_and_grad(lambda p: everything(lax.scan, p, reverse)))(P)
-    few = functools.partial(bp.scan, snapshots=snapshots)
+    loop = functools.partial(bp.scan, snapshots=snapshots)
     for api in (bp, jax):
-        got = jax.jit(api.value_and_grad(lambda p: everything(few, p, reverse)))(P)
-        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-12), got, want)
+        got = jax.jit(api.value_and_grad(lambda p: everything(loop, p, reverse)))(P)
+        jax.tree.map(close, got, want)
+    jax.tree.map(close, bp.value_and_grad(lambda p: everything(loop, p, reverse))(P), want)  # one by one
 
 
-def newton(a):
-    return bp.while_loop(lambda x: jnp.abs(x * x - a) > 1e-10, lambda x: (x + a / x) / 2, a, max_steps=50, snapshots=3)
+def rnn(loop, p):
+    return loop(lambda h, x: (jnp.tanh(p["w"] @ h + x), None), p["h"], p["xs"])[0]
 
 
-def test_a_loop_whose_length_depends_on_the_data():
-    squares = jnp.array([4.0, 1e4, 1.0])  # the last one takes no step at all
-    want = 0.5 * squares**-0.5
-    np.testing.assert_allclose(jax.vmap(bp.grad(newton))(squares)[:2], want[:2], rtol=1e-9)
+R = {"w": jnp.linspace(-1, 1, 9).reshape(3, 3), "h": jnp.ones(3), "xs": P["xs"]}
+V = jax.tree.map(lambda x: jnp.cos(x + 1), R)
+
+
+@LOOPS
+def test_forward_mode_and_both_second_orders(loop):
+    squares = lambda run: lambda p: (rnn(run, p) ** 2).sum()
+    f, plain = squares(loop), squares(lax.scan)
+    jax.tree.map(close, jax.jvp(f, (R,), (V,)), jax.jvp(plain, (R,), (V,)))
+    want = jax.jvp(jax.grad(plain), (R,), (V,))[1]
+    jax.tree.map(close, jax.jit(lambda p: bp.hvp(f, (p,), (V,)))(R), want)
+    jax.tree.map(close, jax.jvp(jax.grad(f), (R,), (V,))[1], want)
+    reverse_over_forward = lambda p: jax.jvp(f, (p,), (V,))[1]
     for api in (bp, jax):
-        np.testing.assert_allclose(jax.jit(api.grad(newton))(4.0), want[0], rtol=1e-9)
-    assert bp.grad(newton)(1.0) == 1.0  # the loop returned its argument
-    np.testing.assert_allclose(bp.hvp(newton, (4.0,), (1.0,)), -0.25 * 4.0**-1.5, rtol=1e-6)
+        jax.tree.map(close, api.grad(reverse_over_forward)(R), want)
+    twice = lambda g: jax.jvp(lambda p: jax.jvp(g, (p,), (V,))[1], (R,), (V,))[1]
+    close(twice(f), twice(plain))
 
 
-def test_a_bounded_loop_stops():
-    double = lambda x: bp.while_loop(lambda c: True, lambda c: 2 * c, x, max_steps=5)
-    value, slope = bp.value_and_grad(double)(1.5)
-    assert (value, slope) == (48.0, 32.0)
+@LOOPS
+def test_mapped_and_nested_in_other_loops(loop):
+    p = R | {"h": jnp.linspace(-1, 1, 12).reshape(4, 3)}
+    axes = ({"w": None, "h": 0, "xs": None},)
+    mapped = lambda run: lambda p: (jax.vmap(functools.partial(rnn, run), axes)(p) ** 2).sum()
+    want = jax.grad(mapped(lax.scan))(p)
+    for api in (bp, jax):
+        jax.tree.map(close, api.grad(mapped(loop))(p), want)
+    apart = jax.vmap(lambda h: bp.grad(lambda h: (rnn(loop, p | {"h": h}) ** 2).sum())(h))(p["h"])
+    close(apart, want["h"])
+
+    def nested(outer, inner):
+        return lambda p: outer(lambda h, _: (rnn(inner, p | {"h": h}), None), R["h"], jnp.ones(4))[0].sum()
+
+    want = jax.grad(nested(lax.scan, lax.scan))(R)
+    for outer in (lax.scan, loop):
+        for api in (bp, jax):
+            jax.tree.map(close, jax.jit(api.grad(nested(outer, loop)))(R), want)
 
 
-def test_without_snapshots_it_is_jax():
-    step = lambda c, x: (c * x, c)
-    xs = jnp.arange(1.0, 4.0)
-    got, want = bp.scan(step, 1.0, xs), lax.scan(step, 1.0, xs)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    jax.tree.map(np.testing.assert_array_equal, bp.scan(step, 1.0, xs[:0], snapshots=2), lax.scan(step, 1.0, xs[:0]))
+def test_lanes_that_have_ended_have_no_derivative_of_a_step_that_is_not_defined():
+    """x -> sqrt(a x - 1) until x < 2, three times, once, never: from 0.5 the next step is nan, and so is 0 times it."""
+    f = lambda x, a: bp.while_loop(lambda x: x >= 2, lambda x: jnp.sqrt(a * x - 1), x, max_steps=9)
+    step = lambda x: jnp.sqrt(x - 1)
+    x, scale = jnp.array([30.0, 2.25, 0.5]), jnp.ones(3)  # 30: 5.39, 2.10, 1.05
+    by_hand = [jax.grad(lambda x: step(step(step(x))))(30.0), 1 / (2 * np.sqrt(1.25)), 1.0]
+    for api in (bp, jax):
+        got = api.grad(lambda x, a: jax.vmap(f)(x, a).sum(), argnums=(0, 1))(x, scale)
+        close(got[0], by_hand)
+        assert jnp.isfinite(got[1]).all()
+        shared = api.grad(lambda x, a: jax.vmap(f, (0, None))(x, a).sum(), argnums=1)(x, 1.0)
+        close(shared, got[1].sum())
+    close(jax.vmap(bp.grad(f))(x, scale), by_hand)
+    twice = jnp.stack([x, x + 0.25])
+    close(bp.grad(lambda x: jax.vmap(jax.vmap(f))(x, jnp.ones((2, 3))).sum())(twice)[0], by_hand)
 
 
-@pytest.mark.parametrize("f", [newton, lambda x: bp.scan(lambda c, _: (jnp.sin(c), c), x, length=3, snapshots=2)[0]])
-def test_a_second_reverse_pass_is_refused_and_forward_over_reverse_is_the_way_out(f):
-    with pytest.raises(NotImplementedError, match=r"second reverse pass .* with funcbp\.hvp or jax\.jacfwd of the"):
+# --- the caller's options ---------------------------------------------------------------------------------------------
+
+
+@LOOPS
+def test_rules_reach_the_steps(loop):
+    """Straight-through rounding, (round(c) * 1.5) three times: 1.5³."""
+    f = lambda x: loop(lambda c, _: (jnp.round(c) * 1.5, None), x, jnp.ones(3))[0]
+    assert bp.Backward(rules=bp.credit.straight_through()).grad(f)(1.2) == 1.5**3
+    assert bp.grad(f)(1.2) == 0
+
+
+@LOOPS
+def test_edits_and_names_reach_the_steps(loop):
+    """c -> 3 c, named, three times, then times 2: the name's cotangents are 2, 6, 18 from the last step on."""
+    f = lambda x: 2 * bp.name(loop(lambda c, _: (bp.name(3 * c, "h"), None), x, jnp.ones(3))[0], "out")
+    _, slope, found = bp.cotangents(f)(1.0)
+    assert slope == 54
+    np.testing.assert_array_equal(found["h"][:3], [18, 6, 2])
+    np.testing.assert_array_equal(found["h"][3:], 0)  # steps that were not taken
+    edits = {"h": lambda ct, cts: ct + 10 * cts["out"]}  # 22, 86, 278 at the three names
+    assert bp.Backward(edits=edits).grad(f)(1.0) == 3 * (3 * (3 * (2 + 20) + 20) + 20)
+    with pytest.raises(ValueError, match="'g', and the names there are: 'h', 'out'"):
+        bp.Backward(edits={"g": lambda ct, _: ct}).grad(f)(1.0)
+
+
+@LOOPS
+def test_feedback_weights_reach_the_steps(loop):
+    """Two steps c -> w c under a mark: c̄ is 5 · 5, and w̄ is c₁ + 5 c₀ with c₁ = 2 c₀."""
+    f = lambda w, c: loop(lambda c, _: (bp.feedback(w, 5.0) * c, None), c, jnp.ones(2))[0]
+    g = lambda w, c: loop(lambda c, _: (w * c, None), c, jnp.ones(2))[0]
+    marked = lambda w, c: g(bp.feedback(w, 5.0), c)
+    for h in (f, marked):
+        assert bp.grad(h, argnums=(0, 1))(2.0, 3.0) == (6 + 15, 25)
+
+
+@LOOPS
+def test_residual_plans_reach_loops_inside_the_steps(loop):
+    inner = lambda c: lax.scan(lambda c, _: (jnp.tanh(jnp.exp(c)), None), c, length=5)[0]
+    f = lambda x: loop(lambda c, _: (inner(c), None), x, jnp.ones(3))[0]
+
+    def stacked(residuals):
+        """How many numbers the inner loop keeps at each of its steps, running again to be reversed."""
+        found = []
+
+        def look(program):
+            for eqn in program.eqns:
+                if eqn.primitive.name == "scan" and eqn.params["length"] == 5:
+                    found.append(len(eqn.outvars) - jx.scan_parts(eqn.params)[2])
+                for inside in jex.jaxprs_in_params(eqn.params):
+                    look(inside)
+
+        look(jax.make_jaxpr(bp.Backward(residuals=residuals).grad(f))(1.0).jaxpr)
+        return max(found)
+
+    assert stacked("needed") == 2  # the values of exp and tanh
+    assert stacked("inputs") == 1  # the state
+
+
+@LOOPS
+def test_the_trace_shows_the_steps(loop):
+    t = bp.trace(lambda x: loop(lambda c, _: (bp.name(jnp.exp(c), "h"), None), x, jnp.ones(2))[0])(0.0)
+    close(t["h"].value[:2], [1, np.e])
+    close(t["h"].cotangent[:2], [np.e, 1])
+    assert "test_revolve.py" in t["h"].line
+    assert "test_revolve.py" in next(r for r in t if r.primitive.startswith("snapshot")).line
+
+
+@LOOPS
+def test_find_nan_blames_an_equation_inside(loop):
+    f = lambda x: loop(lambda c, _: (jnp.sqrt(c) - 1, None), x, jnp.ones(4))[0]  # 9, 2, 0.41, -0.36
+    found = bp.find_nan(f)(9.0)
+    assert (found.operation, found.backward, found.steps, found.trap) == (
+        "sqrt", False, (3,), "argument outside the domain"
+    )  # fmt: skip
+
+
+@LOOPS
+def test_a_check_sees_a_wrong_rule_inside(loop):
+    f = lambda x: loop(lambda c, _: (jnp.sin(c), None), x, jnp.ones(3))[0]
+    wrong = bp.rule(lambda x, ct, perturbed, **_: (2 * ct * jnp.cos(x[0]),))
+    assert bp.check(f, 1.0).ok
+    assert not bp.check(f, 1.0, vjp=bp.Backward(rules={lax.sin_p: wrong}).vjp).ok
+
+
+@LOOPS
+def test_per_example_quantities(loop):
+    batch = {"h": jnp.linspace(-1, 1, 12).reshape(4, 3), "xs": jnp.linspace(0, 1, 84).reshape(4, 7, 3)}
+    loss = lambda run: lambda w, example: (rnn(run, example | {"w": w}) ** 2).sum()
+    gradients = jax.vmap(jax.grad(loss(lax.scan)), (None, 0))(R["w"], batch)
+    want = jnp.sqrt((gradients**2).sum((1, 2)))
+    close(bp.per_example.norms(loss(loop))(R["w"], batch), want)
+    gram = jnp.einsum("nij,mij->nm", gradients, gradients)
+    close(bp.per_example.gram(loss(loop))(R["w"], batch), gram)
+    found = examples.backpropagate(loss(loop), R["w"], batch, backward=bp.Backward())
+    close(found.leaves[0].arrays(), gradients)
+
+
+@LOOPS
+def test_a_second_reverse_pass_is_refused_and_forward_over_reverse_is_the_way_out(loop):
+    f = lambda x: loop(lambda c, _: (jnp.sin(c), None), x, jnp.ones(3))[0]
+    message = r"through `loop_reversal` at .*test_revolve.py.* a second time.* with funcbp\.hvp or jax\.jacfwd of the"
+    with pytest.raises(NotImplementedError, match=message):
         bp.grad(bp.grad(f))(4.0)
-    h = 1e-5
-    slope = jax.jit(bp.grad(f))
-    np.testing.assert_allclose(jax.jacfwd(slope)(4.0), (slope(4.0 + h) - slope(4.0 - h)) / (2 * h), rtol=1e-6)
+    unread = lambda x: f(x) + lax.stop_gradient(bp.grad(f)(x))  # nobody asks for its derivative
+    assert bp.grad(unread)(4.0) == bp.grad(f)(4.0)
+    plain = lambda x: jnp.sin(jnp.sin(jnp.sin(x)))
+    close(jax.jacfwd(bp.grad(f))(4.0), jax.grad(jax.grad(plain))(4.0))
+    close(bp.hvp(f, (4.0,), (1.0,)), jax.grad(jax.grad(plain))(4.0))
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="snapshots is a positive integer, and was 0"):
-        bp.scan(lambda c, x: (c, None), 1.0, length=3, snapshots=0)
-    with pytest.raises(ValueError, match=r"max_steps is a positive integer, and was 2\.5"):
-        bp.while_loop(lambda c: True, lambda c: c, 1.0, max_steps=2.5)
-    with pytest.raises(TypeError, match="carry"):
-        bp.scan(lambda c, x: ((c, c), None), 1.0, length=3, snapshots=2)
+@pytest.mark.parametrize("residuals", ["min_cut", "inputs"])
+def test_in_regions_and_under_jax_checkpoint(residuals):
+    f = lambda run: lambda p: (jnp.sin(rnn(run, p)) ** 2).sum()
+    want = jax.grad(f(lax.scan))(R)
+    backward = bp.Backward(residuals=residuals, outside_loops=True)
+    jax.tree.map(close, backward.grad(f(few))(R), want)
+    for api in (bp, jax):
+        jax.tree.map(close, api.grad(jax.checkpoint(f(few)))(R), want)

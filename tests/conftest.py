@@ -1,9 +1,15 @@
-"""Tests run in float64 where they do not say otherwise, with JAX's strictest promotion, and warnings are errors."""
+"""Tests run in float64 where they do not say otherwise, with JAX's strictest promotion, and warnings are errors.
 
+`python -m pytest` leaves out what is marked `slow`, `python -m pytest --all` runs every test. A slow test with `once=` is a
+table of which a quick run takes a few rows: those with which a value of one of these parameters comes up for the first time.
+"""
+
+import functools
 import gc
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -24,3 +30,58 @@ def small_heap():
     if next(_tests) % 150 == 0:
         jax.clear_caches()
         gc.collect()
+
+
+# --- which tests are quick --------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+@pytest.hookimpl(tryfirst=True)  # before a plugin changes the order
+def pytest_collection_modifyitems(config, items):
+    """Leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    if config.getoption("--all") or any("::" in arg for arg in config.args):
+        return
+    seen = set()
+    quick = [item for item in items if is_quick(item, seen)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(quick)])
+    items[:] = quick
+
+
+def is_quick(item, seen):
+    """Whether a quick run takes a test; `seen` are the values that the tests before it had."""
+    slow = item.get_closest_marker("slow")
+    if slow is None:
+        return True
+    params = getattr(item, "callspec", None)
+    new = {(item.function, path, value_at(path, params)) for path in slow.kwargs.get("once", ())} - seen
+    seen |= new
+    return bool(new)
+
+
+def value_at(path, callspec):
+    """The value of a parameter, told apart by its place in the table; or of an attribute of it, as in `row.primitive`."""
+    name, *attributes = path.split(".")
+    return functools.reduce(getattr, attributes, callspec.params[name]) if attributes else callspec.indices[name]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--all"):
+        terminalreporter.write_line("The quick tests. Every test: python -m pytest --all")
+
+
+# --- what a row of a table is called ----------------------------------------------------------------------------------
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Name a parameter by what it is; the number that pytest would give it says nothing."""
+    if val is None or isinstance(val, str | bool | int | float | complex):
+        return None
+    if isinstance(val, np.ndarray | jax.Array):
+        return f"{val.dtype.name}{list(val.shape)}"
+    if isinstance(val, list | tuple | dict):
+        return " ".join(str(x) for x in val if isinstance(x, str | int | float))
+    name = getattr(val, "__name__", getattr(val, "name", ""))
+    return "" if name == "<lambda>" else str(name)

@@ -17,7 +17,7 @@ import pytest
 import funcbp
 from funcbp import ops, plot, train
 from funcbp.cli.main import main
-from funcbp.learn.train import command
+from funcbp.cli import train as command
 
 FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"

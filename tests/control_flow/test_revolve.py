@@ -141,7 +141,11 @@ def test_without_snapshots_it_is_jax():
     jax.tree.map(np.testing.assert_array_equal, bp.scan(step, 1.0, xs[:0], snapshots=2), lax.scan(step, 1.0, xs[:0]))
 
 
-@pytest.mark.parametrize("f", [newton, lambda x: bp.scan(lambda c, _: (jnp.sin(c), c), x, length=3, snapshots=2)[0]])
+@pytest.mark.parametrize(
+    "f",
+    [newton, lambda x: bp.scan(lambda c, _: (jnp.sin(c), c), x, length=3, snapshots=2)[0]],
+    ids=["while_loop", "scan"],
+)
 def test_a_second_reverse_pass_is_refused_and_forward_over_reverse_is_the_way_out(f):
     with pytest.raises(NotImplementedError, match=r"second reverse pass .* with funcbp\.hvp or jax\.jacfwd of the"):
         bp.grad(bp.grad(f))(4.0)

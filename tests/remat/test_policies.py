@@ -201,6 +201,7 @@ def looped(x):
         (stock.save_only_these_names("net"), 2, 0),
         (stock.save_only_these_names("h", "unused"), 1, 18),
     ],
+    ids=["none", "contractions", "a name of use", "names of which one is of no use"],
 )
 def test_a_policy_reaches_into_the_loops_of_a_region(policy, saves, again, residuals):
     f = bp.Backward(residuals=residuals).grad(jax.checkpoint(looped, policy=policy))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from funcbp import cli, reproduce
+from funcbp.cli import reproduce as command
 from funcbp.learn.reproduce import (
     alignment,
-    command,
     encoder,
     glorot,
     mathworks,

@@ -228,7 +228,6 @@ def _like(fit, like):
         ({"mode": "batch"}, "its mode is 'stochastic', and this one's is 'batch'."),
         ({"optimizer": optax.sgd(0.1)}, "its memory/0/count is int32[], and this one's is not there."),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_checkpoints_of_another_training(tmp_path, written, options, message):
     path = tmp_path / "run.npz"

@@ -394,7 +394,6 @@ def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypat
         ),
         ({"stop": stopping.Rule(tuple, lambda s, seen: (s, False), ("error",))}, "by 'error', which nothing reports"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_nonsense_is_refused(options, message):
     options = {"data": DATA, "optimizer": optax.sgd(0.1), **options}

@@ -318,8 +318,14 @@ def test_lookups_of_the_same_row(how):
 
 
 def test_a_row_that_does_not_exist_has_no_gradient():
-    loss = lambda w, tokens: jnp.sum(w.at[tokens].get(mode="fill", fill_value=0) ** 2)
-    assert_close(*everything(loss, W, jnp.array([[0, 4], [9, 9]])))
+    """Though what stands in its place has a delta, 2 (0 + 1)."""
+    loss = lambda w, tokens: jnp.sum((w.at[tokens].get(mode="fill", fill_value=0) + 1) ** 2)
+    tokens = jnp.array([[0, 4], [9, 9], [3, -5]])
+    assert_close(*everything(loss, W, tokens))
+    rows = [jnp.zeros((4, 4)).at[i].set(2 * (W[i] + 1)) for i in (0, 3)]  # by hand; -5 does not exist either
+    assert_close(bp.per_example.grads(loss)(W, tokens), jnp.stack([rows[0], jnp.zeros((4, 4)), rows[1]]))
+    with preferring("factors"):
+        assert bp.per_example.ways(loss)(W, tokens)[""] == "factors"
 
 
 def test_leaves_without_gradient():

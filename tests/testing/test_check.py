@@ -158,6 +158,22 @@ def test_a_wrong_element_is_found_without_jax_as_a_witness():
     assert report.worst.verdict == "wrong" and report.worst.worst == (7777,)
 
 
+@pytest.mark.parametrize(
+    ("slope", "verdict"),
+    [(-1e-6, "wrong"), (0.0, "kink"), (0.3, "kink"), (1.0, "kink"), (1 + 1e-6, "wrong"), (1.1, "wrong")],
+)
+def test_at_a_kink_what_lies_between_the_slopes_is_right_and_no_more(slope, verdict):
+    """max(sinh x, 0) has the slopes 0 and 1 at 0."""
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.maximum(jnp.sinh(x), 0.0)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (ct * jnp.where(x == 0, slope, jnp.where(x > 0, jnp.cosh(x), 0.0)),))
+    report = check(f, jnp.array([0.0, 1.0, -1.0]))
+    assert (report.worst.verdict, report.ok) == (verdict, verdict == "kink")
+
+
 def test_where_jax_is_wrong_we_are_not_accused():
     f = jnp.arccosh
     z = jnp.array([0.3 + 0.4j, -0.5 + 1j])

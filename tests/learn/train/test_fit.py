@@ -178,6 +178,22 @@ def test_stopping_rules_and_the_best_parameters():
     assert (fit.reason, fit.epochs) == ("stop[0]", 3)
 
 
+def test_of_epochs_that_are_equally_good_the_first_is_the_best():
+    """The validation loss of w is (w - 2)² and w goes up by 1 an epoch, from 0 by way of 1 and 3, which are as good."""
+    validation_loss = lambda w, batch: jnp.where(jnp.size(batch) == 1, jnp.where(w == 2, 9.0, (w - 2.0) ** 2), -w)
+    fit = bp.fit(
+        validation_loss,
+        jnp.array(0.0),
+        jnp.ones(2),
+        optimizer=optax.sgd(1.0),
+        mode="batch",
+        epochs=4,
+        validation=jnp.ones(1),
+    )
+    np.testing.assert_array_equal(fit.history["validation_loss"], [1, 9, 1, 4])
+    assert (fit.best_epoch, float(fit.best_params), float(fit.params)) == (1, 1.0, 4.0)
+
+
 def test_all_correct():
     correct = lambda params, batch: stopping.right_class(
         jnp.hstack([-(batch[0] @ params), batch[0] @ params]), batch[1]

@@ -1,7 +1,7 @@
 """Tests run in float64 where they do not say otherwise, with JAX's strictest promotion, and warnings are errors.
 
-`python -m pytest` leaves out what is marked `slow`, `python -m pytest --all` runs every test. A slow test with `once=` is a
-table of which a quick run takes a few rows: those with which a value of one of these parameters comes up for the first time.
+`python -m pytest` leaves out what is marked `slow`, and `python -m pytest --all` runs every test. Of a slow test with
+`once=`, a quick run takes those rows with which a value of one of these parameters comes up for the first time.
 """
 
 import functools
@@ -52,17 +52,17 @@ def pytest_collection_modifyitems(config, items):
 
 def is_quick(item, seen):
     """Whether a quick run takes a test; `seen` are the values that the tests before it had."""
-    slow = item.get_closest_marker("slow")
-    if slow is None:
-        return True
     params = getattr(item, "callspec", None)
-    new = {(item.function, path, value_at(path, params)) for path in slow.kwargs.get("once", ())} - seen
-    seen |= new
-    return bool(new)
+    for slow in item.iter_markers("slow"):
+        new = {(item.function, path, value_at(path, params)) for path in slow.kwargs.get("once", ())} - seen
+        seen |= new
+        if not new:
+            return False
+    return True
 
 
 def value_at(path, callspec):
-    """The value of a parameter, told apart by its place in the table; or of an attribute of it, as in `row.primitive`."""
+    """The value of a parameter, told apart by its place in the table, or of its attribute, as in `row.primitive`."""
     name, *attributes = path.split(".")
     return functools.reduce(getattr, attributes, callspec.params[name]) if attributes else callspec.indices[name]
 

@@ -48,6 +48,7 @@ def run(source, *args):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS)
 def test_readme_programs_print_what_it_says(program, printed):
     result = run(program)
@@ -70,6 +71,7 @@ def test_the_readme_shows_the_backward_pass_as_it_is():
     assert shown.strip() in unannotated
 
 
+@pytest.mark.slow
 def test_docstring_examples():
     result = run(DOCTESTS, *MODULES)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -16,8 +16,8 @@ import pytest
 
 import funcbp
 from funcbp import ops, plot, train
-from funcbp.cli.main import main
 from funcbp.cli import train as command
+from funcbp.cli.main import main
 
 FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,6 +68,7 @@ def test_digits(capsys):
     assert params["dense_0"]["kernel"].shape == (64, 64) and params["dense_2"]["bias"].shape == (10,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -88,6 +89,7 @@ def test_every_kind(capsys, argv, says):
     assert {p.name for p in Path("here/it/is").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_files(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3))
@@ -100,6 +102,7 @@ def test_files(capsys):
     assert "images: 16 inputs, regression" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_modes_stops_and_records(capsys):
     """In two parts by a checkpoint, and whole: the same."""
     argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
@@ -122,6 +125,7 @@ def test_modes_stops_and_records(capsys):
     assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
         assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
@@ -164,6 +168,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
     assert not list(Path("runs/iris-mlp-4").iterdir())
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_parameters(capsys):
     argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
     assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
@@ -206,6 +211,7 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_real_ctrl_c():
     source = str(Path(funcbp.__file__).parent.parent)
@@ -305,6 +311,7 @@ def test_a_place_that_cannot_be_written_to(capsys):
     assert "file/out: Not a directory." in refused(capsys, "train", "iris", "--out", "file/out")
 
 
+@pytest.mark.slow
 def test_a_full_disk(capsys, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -154,6 +154,7 @@ UNITS = {
 }
 
 
+@pytest.mark.slow(once=["unit", "how"])
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("how", ["plain", "jit", "scan"])
 def test_a_plain_comparison_gets_the_surrogate(unit, how):

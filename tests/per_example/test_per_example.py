@@ -95,11 +95,12 @@ def libraries():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, libraries):
     architecture, family = name.split("-")
     pytest.importorskip(FAMILIES[family])
-    model = getattr(importlib.import_module(f".models.zoo.{family}", __package__), architecture)()
+    model = getattr(importlib.import_module(f"..models.zoo.{family}", __package__), architecture)()
     loss = lambda params, example: model.loss(params, *(a[None] for a in example))
     batch = model.problem.data(1)
     assert_close(*everything(loss, model.params, batch))
@@ -430,6 +431,7 @@ def test_moments_and_noise_scale():
     assert_close(tuple(scale), (trace / squared_norm, trace, squared_norm))
 
 
+@pytest.mark.slow
 def test_factors_multiply_to_the_gradients():
     loss, params, batch, gradients = problem()
     found = jax.jit(bp.per_example.factors(loss))(params, batch)

@@ -81,6 +81,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(once=["residuals"])
 @policies
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_gradients_do_not_depend_on_what_is_kept(program, residuals):

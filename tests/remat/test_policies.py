@@ -192,6 +192,7 @@ def looped(x):
     return (h**2).sum() + sums.sum()
 
 
+@pytest.mark.slow(once=["residuals", "policy"])
 @pytest.mark.parametrize("residuals", ["min_cut", "needed"])
 @pytest.mark.parametrize(
     ("policy", "saves", "again"),
@@ -280,6 +281,7 @@ def test_products_with_a_large_constant_go_ahead(batch, units, ahead):
     assert products_in_loops(rnn, w, xs)[0] == (1 if ahead else 2)
 
 
+@pytest.mark.slow
 def test_going_ahead_changes_no_gradient(monkeypatch):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     w, xs = {"in": normal(4, 3), "hidden": normal(4, 4)}, normal(5, 2, 3)

@@ -95,6 +95,7 @@ def count(eqns):
     )
 
 
+@pytest.mark.slow
 def test_compiled_calls_are_looked_into_and_auxiliary_data_come_out():
     f = jax.jit(lambda layers, x: (network(layers, x), {"mean": x.mean()}))
     backward = bp.Backward(outside_loops=True)

@@ -164,6 +164,7 @@ def test_second_order(row):
     check_order(2, run(row).f, row)
 
 
+@pytest.mark.slow
 @rows(lambda row: row.order > 2 and compared(row) and (row is FIRST[row.primitive] or row.same))
 def test_third_order(row):
     check_order(3, run(row).f, row)

@@ -17,8 +17,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.cotangents import Zero
-from funcbp.cotangents import materialize
+from funcbp.cotangents import Zero, materialize
 from funcbp.rules import TABLE
 from funcbp.testing import check
 
@@ -162,6 +161,7 @@ plant("select_n", "cases swapped", lambda cts, *_, **__: [cts[0], cts[2], cts[1]
       lambda a, b: jnp.where(x23 > 0, a, b), x23, y23)  # fmt: skip
 
 
+@pytest.mark.slow(once=["planted.name"])
 @pytest.mark.parametrize("planted", PLANTED, ids=[f"{p.name}-{p.error}" for p in PLANTED])
 def test_an_error_in_a_rule_is_caught_and_named(planted):
     vjp = backward_with(planted.name, planted.change).vjp
@@ -256,6 +256,7 @@ add_user("expensive", "residual of the next value", expensive,
          lambda x: (expensive(x), expensive(x) * jnp.cos(expensive(x))), lambda r, ct: (ct * r,), x23)  # fmt: skip
 
 
+@pytest.mark.slow(once=["vjp"])
 @pytest.mark.parametrize(
     "name, f, args, vjp",
     [(*u, bp.vjp) for u in USERS] + [(*u, jax.vjp) for u in USERS[::3]],
@@ -295,7 +296,9 @@ def scaled(factors):
     return vjp
 
 
-@pytest.mark.parametrize("trial", range(16), ids="seed {}".format)
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 16))], ids="seed {}".format
+)
 def test_a_factor_on_one_leaf_of_a_float32_network(trial):
     """What `jax.test_util.check_grads` catches in 0 (1.001) to 15 (2, -1, 0) of 16 trials.
 

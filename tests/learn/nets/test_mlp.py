@@ -24,6 +24,7 @@ def same_gradients(ours, plain, params, rtol=1e-11):
             np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-14)
 
 
+@pytest.mark.slow(once=["sizes", "bias"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [[3, 2], [3, 5, 2], [3, 4, 4, 2]], ids=str)
 def test_values_and_gradients(sizes, bias):
@@ -52,6 +53,7 @@ def test_without_hidden_layer_it_is_the_delta_rule():
     np.testing.assert_allclose(gradient["dense_0"]["bias"], -error, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_hessian_times_a_vector():
     x, labels = jax.random.normal(jax.random.key(0), (7, 3)), jnp.arange(7) % 2
     net = nets.mlp([3, 4, 2], ops.gelu)

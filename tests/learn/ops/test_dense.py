@@ -24,6 +24,7 @@ def arguments(batch, n_in, n_out, dtype=jnp.float64):
     return [jax.random.normal(k, s, jnp.float64).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@pytest.mark.slow(once=["batch", "sizes", "with_bias"])
 @transforms
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
@@ -79,6 +80,7 @@ def test_second_order(grad):
     np.testing.assert_allclose(twice(ops.dense, grad), twice(plain, jax.grad), rtol=1e-11)
 
 
+@pytest.mark.slow(once=["dtype"])
 @transforms
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
 def test_narrow_numbers_are_added_up_in_float32(vjp, dtype):

@@ -44,6 +44,7 @@ def assert_finite_difference(f, x, h=1e-4):
 # --- squared error ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=["reduction", "shape"])
 @grads
 @pytest.mark.parametrize("reduction", ["sum", "mean", None])
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)], ids=str)
@@ -85,6 +86,7 @@ def test_squared_error_refuses():
 # --- softmax cross-entropy --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=["axis", "sums_to_one"])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("sums_to_one", [True, False])
@@ -104,6 +106,7 @@ def test_softmax_cross_entropy(grad, axis, sums_to_one):
     )
 
 
+@pytest.mark.slow(once=["axis"])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8], ids=lambda d: d.__name__)
@@ -175,6 +178,7 @@ def test_softmax_cross_entropy_refuses():
 # --- logistic cross-entropy -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=["grad"])
 @grads
 def test_logistic_cross_entropy(grad):
     x, y, weights = normal(0, (4, 3)), jax.nn.sigmoid(normal(1, (4, 3))), normal(2, (4, 3))

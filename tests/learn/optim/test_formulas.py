@@ -322,6 +322,7 @@ def test_sigmoid_prime_offset():
 D = np.array([-1.0, -0.99, -0.5, -0.11, -0.05, 0.0, 0.05, 0.11, 0.5, 1.0])
 
 
+@pytest.mark.slow
 def test_fahlman_s_errors():
     t = jnp.where(D < 0, 1.0, 0.0)
     y = t + D

@@ -109,6 +109,7 @@ def test_bfloat16_is_kept_exactly(tmp_path):
     np.testing.assert_array_equal(got, state["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="orbax-checkpoint is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_orbax(tmp_path):
@@ -122,6 +123,7 @@ def test_orbax(tmp_path):
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_kill_9(tmp_path):
     """A handful of kills; `python tests/learn/train/killed_program.py FOLDER 50` is the whole trial."""

@@ -62,9 +62,10 @@ def is_quick(item, seen):
 
 
 def value_at(path, callspec):
-    """The value of a parameter, told apart by its place in the table, or of its attribute, as in `row.primitive`."""
+    """The value of a parameter, or of an attribute of it, as in `row.primitive`; what may have no hash by identity."""
     name, *attributes = path.split(".")
-    return functools.reduce(getattr, attributes, callspec.params[name]) if attributes else callspec.indices[name]
+    value = functools.reduce(getattr, attributes, callspec.params[name])
+    return value if isinstance(value, str | int) else id(value)
 
 
 def pytest_terminal_summary(terminalreporter, config):

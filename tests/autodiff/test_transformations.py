@@ -94,6 +94,7 @@ def test_equals_jax(case):
     assert_same(CASES[case](bp), CASES[case](jax), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_jax_under_jit(case):
     assert_same(jax.jit(lambda: CASES[case](bp))(), jax.jit(lambda: CASES[case](jax))(), 1e-10)

@@ -133,6 +133,7 @@ def test_the_seed_decides_everything(capsys):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_as_a_command():
     source = str(Path(funcbp.__file__).parent.parent)
     argv = [sys.executable, "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "2"]

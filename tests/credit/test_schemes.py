@@ -264,6 +264,7 @@ def angle(a, b):
     return np.degrees(np.arccos(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["mirrors", "edits"])
 def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
     true = bp.grad(loss)(PARAMS, X)

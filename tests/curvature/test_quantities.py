@@ -94,6 +94,7 @@ def test_hessian_product():
     assert_close(ravel_pytree(jax.jit(curvature.hvp(loss))(PLAIN, ROWS, unravel(v)))[0], hessian @ v)
 
 
+@pytest.mark.slow
 def test_linearisation_crosses_jit_and_is_used_again():
     name = "squared error, our network"
     model, loss, x, y = PROBLEMS[name]
@@ -168,6 +169,7 @@ def test_kronecker_factors_of_a_network():
     assert_close(factors["dense_0/kernel"][1], jnp.einsum("nok,npk->op", slopes, slopes) / len(x))
 
 
+@pytest.mark.slow
 def test_kronecker_factors_empirical_and_by_draws():
     name = "classes"
     model, loss, x, y = PROBLEMS[name]
@@ -203,6 +205,7 @@ def test_refusals():
         curvature.diag_ggn(plain, convex, samples=1)(PLAIN, ROWS, CLASSES)
 
 
+@pytest.mark.slow
 def test_cross_entropy_at_several_positions():
     """One number for each position is no loss; their sum is one."""
     model, v = lambda w, x: x @ w, jnp.ones((4, 3))

@@ -131,6 +131,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name):
     shape, how = CONVOLUTIONS[name]

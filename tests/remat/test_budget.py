@@ -62,6 +62,7 @@ def stacked(f, backward):
     return sum(v.total for v in bp.residuals(f, backward=backward)(W, X).values if v.inside and v.fate == "kept")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.6, 0.2])
 def test_a_budget_predicts_the_compiled_loops_stacks(fraction):
     """What the loop's length adds to the compiled program's memory is what the report says, within 2 %."""

@@ -62,6 +62,7 @@ def tied(w):
 
 
 PROGRAMS = {
+    "reversed": (lambda x: lax.scan(lambda c, u: (jnp.sin(c) * u, c), x[0], x, reverse=True)[1].sum(), x23),
     "rnn": (lambda w: (recurrent(w, XS)[0] ** 2).sum() + recurrent(w, XS)[1].sum(), RNN),
     "layers": (lambda w: (layers(w, jnp.tile(jnp.arange(4.0), (2, 1))) ** 2).sum(), BLOCKS),
     "integers and draws": (lambda w: integers(w, XS), jnp.linspace(0.1, 1.0, 3)),
@@ -69,7 +70,6 @@ PROGRAMS = {
         lambda x: lax.scan(lambda c, u: (lax.scan(lambda d, v: (jnp.sin(d * v), d), c, x)[0] * u, c), x[0], x)[0].sum(),
         x23,
     ),
-    "reversed": (lambda x: lax.scan(lambda c, u: (jnp.sin(c) * u, c), x[0], x, reverse=True)[1].sum(), x23),
     "cond inside": (
         lambda x: lax.scan(lambda c, u: (lax.cond(u[0] > 0, jnp.sin, lambda a: a * u, c), None), x[0], x)[0].sum(),
         x23,

@@ -67,7 +67,7 @@ def looped(x):
     return (h**2).sum() + sums.sum()
 
 
-@pytest.mark.slow(once=["residuals", "policy"])
+@pytest.mark.slow(once=["policy"])
 @pytest.mark.parametrize("residuals", ["min_cut", "needed"])
 @pytest.mark.parametrize(
     ("policy", "saves", "again"),

@@ -134,6 +134,7 @@ differentiable = lambda row: row.numeric or row.order > 1
 compared = lambda row: differentiable(row) and (row.against_jax or row.same)
 
 
+@pytest.mark.slow
 @rows(differentiable)
 def test_traced(row):
     """The rule records tracers as it records numbers."""
@@ -141,6 +142,7 @@ def test_traced(row):
     assert_same(interpreted(lambda args, ct: bp.vjp(f, *args)[1](ct), row.args, ct), cts, 1e-11)
 
 
+@pytest.mark.slow
 @rows(lambda row: differentiable(row) and row.maps)
 def test_mapped(row):
     """The pullback maps over a batch of cotangents."""
@@ -153,6 +155,7 @@ def test_mapped(row):
         assert_same([c[i] for c in got if c.dtype != jax.dtypes.float0], floats, 1e-11)
 
 
+@pytest.mark.slow
 @rows(lambda row: row is FIRST[row.primitive] or row.primitive in WITH_PROGRAMS)
 def test_compiled(row):
     f, _, _, ct, cts = run(row)

@@ -71,6 +71,7 @@ def test_hessian_times_a_vector():
             np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_leading_axes_and_dtypes():
     net = nets.mlp([3, 4, 2])
     params = net.init(jax.random.key(0), jnp.zeros((9, 3), jnp.bfloat16))

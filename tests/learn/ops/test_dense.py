@@ -10,7 +10,9 @@ import pytest
 import funcbp as bp
 from funcbp import ops
 
-transforms = pytest.mark.parametrize("vjp", [bp.vjp, jax.vjp], ids=["funcbp", "jax"])
+transforms = pytest.mark.parametrize(
+    "vjp", [bp.vjp, pytest.param(jax.vjp, marks=pytest.mark.slow)], ids=["funcbp", "jax"]
+)
 
 
 def plain(x, kernel, bias=None):
@@ -67,7 +69,7 @@ def test_equals_finite_differences():
     assert slope == pytest.approx(float((along(1e-4) - along(-1e-4)) / 2e-4), rel=1e-9)
 
 
-@pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
+@pytest.mark.parametrize("grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"])
 def test_second_order(grad):
     x, kernel, bias, _ = arguments((5,), 3, 4)
 

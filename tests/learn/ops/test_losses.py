@@ -11,7 +11,9 @@ import pytest
 import funcbp as bp
 from funcbp import ops
 
-grads = pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
+grads = pytest.mark.parametrize(
+    "grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"]
+)
 
 
 def normal(seed, shape):
@@ -178,7 +180,6 @@ def test_softmax_cross_entropy_refuses():
 # --- logistic cross-entropy -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow(once=["grad"])
 @grads
 def test_logistic_cross_entropy(grad):
     x, y, weights = normal(0, (4, 3)), jax.nn.sigmoid(normal(1, (4, 3))), normal(2, (4, 3))

@@ -127,6 +127,7 @@ def test_quickprop():
     assert not np.allclose(expected, list(quickprop(STREAM[:20], decay=0.0)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_quickprop_divides_epsilon_by_the_inputs_of_a_unit():
     ones = {"dense_0": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones((2, 2, 5, 3))}}
     optimizer = optim.quickprop(1.0, decay=0.0)

@@ -110,6 +110,7 @@ def test_types_stay(make, rate, near, dtype):
     assert types(before) == jax.tree.map(lambda s: (s.shape, s.dtype), after)
 
 
+@pytest.mark.slow
 @rows
 def test_chains(make, rate, near):
     """What it hands out can be processed further, and what it gets can come from another transformation."""

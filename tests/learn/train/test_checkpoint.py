@@ -156,6 +156,7 @@ def refusal(path, **options):
     return text
 
 
+@pytest.mark.slow
 def test_truncated_and_foreign_files(tmp_path, written):
     path = tmp_path / "run.npz"
     for content in (b"", b"hello", written[: len(written) // 2], written[:-10]):

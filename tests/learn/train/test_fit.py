@@ -71,7 +71,11 @@ def take(places):
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05, 0.9, nesterov=True), optax.adam(0.01)], ids=["nesterov", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.05, 0.9, nesterov=True), pytest.param(optax.adam(0.01), marks=pytest.mark.slow)],
+    ids=["nesterov", "adam"],
+)
 def test_stochastic(optimizer):
     batches = lambda key: map(take, jax.random.permutation(key, 20)[:18].reshape(3, 6))
     params, losses = by_hand(optimizer, batches, 2)
@@ -117,6 +121,7 @@ def test_online_from_arrays_and_from_a_stream():
     assert read == 40, "nothing is read that is not learned from"
 
 
+@pytest.mark.slow
 def test_a_stream_of_batches_that_ends():
     order = jax.random.permutation(KEY, 20)
     batches = [take(order[i : i + 6]) for i in range(0, 20, 6)]  # the last is smaller
@@ -126,6 +131,7 @@ def test_a_stream_of_batches_that_ends():
     assert (fit.reason, fit.epochs) == ("data", 3)
 
 
+@pytest.mark.slow
 def test_batches_larger_than_the_data_are_the_data():
     fits = [bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), batch_size=n, epochs=1) for n in (20, 1000)]
     same(fits[0].params, fits[1].params)

@@ -164,6 +164,7 @@ def test_a_convolution_goes_the_way_that_costs_less():
     assert way(32, 16, 16, 9, jnp.float64) == "products"
 
 
+@pytest.mark.slow
 def test_a_direct_convolution_cuts_no_patches():
     """Norms and clipping make the kernels' gradients without them; gradients that are handed out come from patches."""
     w, x = normal(12, 5, 5, 2, 3), normal(13, N, 8, 8, 2)

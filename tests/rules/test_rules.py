@@ -162,6 +162,7 @@ def test_compiled(row):
     assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), cts, 1e-11)
 
 
+@pytest.mark.slow
 @rows(lambda row: row.order > 1 and compared(row))
 def test_second_order(row):
     check_order(2, run(row).f, row)

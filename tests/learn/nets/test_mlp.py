@@ -24,7 +24,7 @@ def same_gradients(ours, plain, params, rtol=1e-11):
             np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-14)
 
 
-@pytest.mark.slow(once=["sizes", "bias"])
+@pytest.mark.slow(once=["bias"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [[3, 2], [3, 5, 2], [3, 4, 4, 2]], ids=str)
 def test_values_and_gradients(sizes, bias):
@@ -83,6 +83,7 @@ def test_leading_axes_and_dtypes():
     assert net.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), jnp.float64))["dense_0"]["bias"].dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_many_networks_at_once():
     net = nets.mlp([2, 3, 1])
     params = jax.vmap(lambda key: net.init(key, jnp.zeros(2)))(jax.random.split(jax.random.key(0), 5))

@@ -100,7 +100,7 @@ def test_derivative_equals_finite_difference(row):
     np.testing.assert_allclose(derivative(ours)(x), finite_difference(ours, x), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.slow(once=["row"])
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("value", [0.0, -0.0], ids=["0", "-0"])
 def test_at_zero_as_in_jax(row, value):
@@ -149,6 +149,7 @@ def test_shapes_are_kept(row, shape):
     assert y.shape == pullback(y)[0].shape == shape
 
 
+@pytest.mark.slow
 @rows
 def test_under_jit_and_vmap(row):
     x = jnp.asarray(POINTS)
@@ -215,7 +216,7 @@ def test_softmax_at_special_values():
     assert ops.softmax(jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@pytest.mark.slow(once=["row"])
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 def test_forward_mode_works_over_the_gradient(row, grad):

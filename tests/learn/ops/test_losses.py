@@ -46,7 +46,7 @@ def assert_finite_difference(f, x, h=1e-4):
 # --- squared error ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow(once=["reduction", "shape"])
+@pytest.mark.slow(once=["reduction"])
 @grads
 @pytest.mark.parametrize("reduction", ["sum", "mean", None])
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)], ids=str)
@@ -88,7 +88,7 @@ def test_squared_error_refuses():
 # --- softmax cross-entropy --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow(once=["axis", "sums_to_one"])
+@pytest.mark.slow(once=["sums_to_one"])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("sums_to_one", [True, False])
@@ -156,6 +156,7 @@ def test_a_label_that_is_no_class_gives_nan(label):
     assert np.isnan(ops.softmax_cross_entropy_with_integer_labels(jnp.zeros(3), jnp.array(label)))
 
 
+@pytest.mark.slow
 def test_softmax_cross_entropy_sizes_and_dtypes():
     assert ops.softmax_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
     assert ops.softmax_cross_entropy_with_integer_labels(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32)).shape == (0,)

@@ -39,6 +39,7 @@ def test_one_step(method, n):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["primal", "dual"])
 def test_bfloat16_is_solved_in_float32(method):
     w, x = jnp.ones(2, jnp.bfloat16), jnp.array([[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]], jnp.bfloat16)

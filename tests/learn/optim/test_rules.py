@@ -83,6 +83,7 @@ def test_learns_and_resumes(make, rate, near):
     np.testing.assert_array_equal(*(half(c)[0]["dense_0"]["kernel"] for c in (middle, resumed)))
 
 
+@pytest.mark.slow
 @rows
 def test_plain_calls_and_many_at_once(make, rate, near):
     """Called step by step, and for several rates at once under vmap, it goes the same way as in the loop."""

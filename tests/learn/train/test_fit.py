@@ -151,6 +151,7 @@ def test_a_loss_with_a_key_gets_a_new_one_for_every_update():
     np.testing.assert_array_equal(fit.history["validation_loss"], 0.0)
 
 
+@pytest.mark.slow
 def test_optimisers_that_need_the_value():
     """L-BFGS and its line search, which evaluates and differentiates, and a rule that compares errors."""
     fit = bp.fit(loss, PARAMS, DATA, optimizer=optax.lbfgs(), mode="batch", epochs=60)

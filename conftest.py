@@ -1,7 +1,7 @@
 """Which tests run: `python -m pytest` leaves out what is marked `slow`, and `python -m pytest --all` runs every test.
 
-Of a slow test with `once=`, a quick run takes those rows with which a value of one of these parameters comes up for the
-first time.
+Of a slow test with `once=`, a quick run takes the first row, and those with which a value of one of these parameters
+comes up for the first time.
 """
 
 import functools
@@ -29,7 +29,8 @@ def is_quick(item, seen):
     tables = [slow.kwargs.get("once") for slow in item.iter_markers("slow")]
     if not tables or None in tables:
         return not tables
-    new = {(item.function, path, value_at(path, item.callspec)) for once in tables for path in once} - seen
+    values = {(item.function, path, value_at(path, item.callspec)) for once in tables for path in once}
+    new = {item.function, *values} - seen
     seen |= new
     return bool(new)
 

@@ -60,6 +60,7 @@ def dense(name):
     return params, jnp.einsum("nki,nkl,nlj->ij", jacobian, hessian, jacobian) / len(x), jacobian
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gauss_newton_product(name):
     model, loss, x, y = PROBLEMS[name]
@@ -111,6 +112,7 @@ def test_linearisation_crosses_jit_and_is_used_again():
     assert_close(ravel_pytree(solution)[0], expected, 1e-8)
 
 
+@pytest.mark.slow
 def test_the_neural_tangent_kernel():
     name = "classes"
     model, _, x, _ = PROBLEMS[name]

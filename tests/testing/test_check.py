@@ -79,6 +79,7 @@ def test_the_report_as_json_and_html():
     assert "<table>" in page and "dense_0/kernel" in page and "WRONG" in page
 
 
+@pytest.mark.slow
 def test_the_worst_leaf_is_the_gravest():
     report = check(lambda a, b: jnp.tanh(a) + jnp.sin(b), X, X, vjp=WRONG.vjp)
     assert report.worst.path == "a" and leaf(report, "b").verdict == "ok"
@@ -145,6 +146,7 @@ def test_large_leaves_are_checked_along_directions_and_element_by_element():
     assert report.worst.verdict == "wrong" and report.worst.worst == (71, 3)
 
 
+@pytest.mark.slow
 def test_a_wrong_element_is_found_without_jax_as_a_witness():
     """A function with its own rule makes JAX agree with what is wrong; halving finds the element."""
 
@@ -173,6 +175,7 @@ def test_at_a_kink_what_lies_between_the_slopes_is_right_and_no_more(slope, verd
     assert (report.worst.verdict, report.ok) == (verdict, verdict == "kink")
 
 
+@pytest.mark.slow
 def test_where_jax_is_wrong_we_are_not_accused():
     f = jnp.arccosh
     z = jnp.array([0.3 + 0.4j, -0.5 + 1j])
@@ -189,6 +192,7 @@ def test_stopped_gradients():
     assert not check(lambda x: x * lax.stop_gradient(jnp.sin(x)), X, vjp=wrong).ok
 
 
+@pytest.mark.slow
 def test_casts_are_pointed_out_with_their_line():
     f = lambda x: jnp.sum(jnp.sin(x.astype(np.float32)))
     report = check(f, X)
@@ -331,6 +335,7 @@ def test_assert_gradients_raises_with_the_table():
         assert_gradients(jnp.tanh, X, vjp=WRONG.vjp)
 
 
+@pytest.mark.slow
 def test_models_as_functions():
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0), param_dtype=np.float32)
@@ -343,6 +348,7 @@ def test_models_as_functions():
     assert report.ok and len(report.leaves) == 4
 
 
+@pytest.mark.slow
 def test_a_pallas_kernel_with_its_own_derivative():
     pl = pytest.importorskip("jax.experimental.pallas")
 
@@ -417,6 +423,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_in_plain_float32():
     done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "fine", done.stderr

@@ -24,7 +24,7 @@ def apply_on_neuron(weights, x):
     return x
 
 
-@pytest.mark.parametrize("grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"])
+@pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 def test_bias_is_a_weight_from_a_constant_one(grad):
     x, t = jax.random.normal(jax.random.key(0), (6, 3)), jax.random.uniform(jax.random.key(1), (6, 2))
     net = nets.mlp([3, 4, 2], output=ops.logistic)

@@ -26,7 +26,7 @@ def arguments(batch, n_in, n_out, dtype=jnp.float64):
     return [jax.random.normal(k, s, jnp.float64).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.slow(once=["batch", "with_bias"])
+@pytest.mark.slow(once=["with_bias"])
 @transforms
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(

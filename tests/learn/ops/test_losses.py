@@ -108,7 +108,7 @@ def test_softmax_cross_entropy(grad, axis, sums_to_one):
     )
 
 
-@pytest.mark.slow(once=["axis"])
+@pytest.mark.slow(once=[])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8], ids=lambda d: d.__name__)

@@ -73,6 +73,7 @@ def test_irprop_plus_takes_back_what_made_it_worse(value, moved):
     np.testing.assert_allclose(optimizer.update(-jnp.ones(1), state, value=value)[0], [moved])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_irprop_minus_is_optax_s_to_the_last_bit(dtype):
     """optax 0.2.8 computes the same steps, but hands each one out an update late (google-deepmind/optax#1725)."""

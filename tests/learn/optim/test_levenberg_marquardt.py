@@ -27,6 +27,7 @@ def expected_step(params, batch, mu):
     return unravel(-jnp.linalg.solve(jacobian.T @ jacobian + mu * jnp.eye(w.size), jacobian.T @ e(w)))
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(("method", "n"), [("primal", 21), ("dual", 21), ("auto", 21), ("auto", 7)])
 def test_one_step(method, n):
     batch = X[:n], Y[:n]

@@ -100,7 +100,7 @@ def test_plain_calls_and_many_at_once(make, rate, near):
         assert_same(jax.tree.map(lambda a, i=i: a[i], together), carry, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.slow(once=["make"])
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_types_stay(make, rate, near, dtype):

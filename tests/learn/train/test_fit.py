@@ -94,6 +94,7 @@ def test_with_replacement():
     np.testing.assert_allclose(fit.history["loss"], losses, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_batch():
     params, losses = by_hand(optax.sgd(0.1), lambda key: [DATA], 3)
     fit = bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), mode="batch", epochs=3)

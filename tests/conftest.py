@@ -29,6 +29,8 @@ def small_heap():
 
 def pytest_make_parametrize_id(config, val, argname):
     """Name a parameter by what it is; the number that pytest would give it says nothing."""
+    if isinstance(val, np.generic):
+        return f"{val.dtype.name} {val}"
     if val is None or isinstance(val, str | bool | int | float | complex):
         return None
     if isinstance(val, np.ndarray | jax.Array):

@@ -191,6 +191,7 @@ COUNTED = {  # what a spike may go through as a boolean, and the derivative of t
 }
 
 
+@pytest.mark.slow(once=["way", "how"])
 @pytest.mark.parametrize("way", COUNTED)
 @pytest.mark.parametrize("how", ["plain", "jit", "vmap", "scan"])
 def test_a_boolean_on_its_way_to_a_number_keeps_the_surrogate(way, how):

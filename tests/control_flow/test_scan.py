@@ -45,6 +45,7 @@ def as_auxiliary(x):
 CASES = {"scan": (diagnosed, 8), "fori": (in_fori, 8), "nested": (nested, 8), "chain": (through_a_chain, 1 + 3 + 3)}
 
 
+@pytest.mark.slow(once=["name", "how"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("how", ["eager", "jit", "vmap", "remat"])
 def test_a_carry_that_no_output_depends_on_poisons_nothing(name, how):

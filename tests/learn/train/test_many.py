@@ -112,7 +112,6 @@ def test_going_on_from_a_checkpoint(tmp_path):
         ({"mode": "on"}, "mode is one of"),
         ({"stop": lambda decay: stopping.generalization_loss(decay), "over": {"decay": RATES}}, "give validation="),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_nonsense_is_refused(options, message):
     options = {"optimizer": optax.sgd(0.1), "key": KEYS, "params": init, **options}

@@ -111,6 +111,13 @@ def test_up_strips_must_be_successive():
     assert stops(stopping.up_strips(2), validation=zigzag) is None
 
 
+def test_a_level_strip_breaks_the_succession():
+    validation = np.array([1.0, 1.1, 1.1, 1.2, 1.3])
+    level, rising = validation[:4], validation
+    assert stops(stopping.up_strips(2, strip=1), level, level, level, first=0) is None
+    assert stops(stopping.up_strips(2, strip=1), rising, rising, rising, first=0) == 4
+
+
 def test_plateau():
     flat = np.concatenate([[3.0, 2.0, 1.0], np.full(20, 0.99995), [0.5], np.full(9, 0.5)])
     rest = np.zeros(len(flat))

@@ -69,6 +69,7 @@ def test_digits(capsys):
     assert params["dense_0"]["kernel"].shape == (64, 64) and params["dense_2"]["bias"].shape == (10,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -89,6 +90,7 @@ def test_every_kind(capsys, argv, says):
     assert {p.name for p in Path("here/it/is").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_files(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3))
@@ -101,6 +103,7 @@ def test_files(capsys):
     assert "images: 16 inputs, regression" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_modes_stops_and_records(capsys):
     """In two parts by a checkpoint, and whole: the same."""
     argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
@@ -123,6 +126,7 @@ def test_modes_stops_and_records(capsys):
     assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
         assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
@@ -130,6 +134,7 @@ def test_the_seed_decides_everything(capsys):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_as_a_command():
     source = str(Path(funcbp.__file__).parent.parent)
     argv = [sys.executable, "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "2"]
@@ -165,6 +170,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
     assert not list(Path("runs/iris-mlp-4").iterdir())
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_parameters(capsys):
     argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
     assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
@@ -207,6 +213,7 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_real_ctrl_c():
     source = str(Path(funcbp.__file__).parent.parent)
@@ -306,6 +313,7 @@ def test_a_place_that_cannot_be_written_to(capsys):
     assert "file/out: Not a directory." in refused(capsys, "train", "iris", "--out", "file/out")
 
 
+@pytest.mark.slow
 def test_a_full_disk(capsys, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -79,10 +79,13 @@ def _kind(params: dict[str, Any], programs: Sequence[Any], types: Sequence[Aval]
     reduces = "dimensions" in params or "window_dimensions" in params  # perhaps scalars, with a program of scalars
     if reduces or not any(name in params for name in CALLED):
         return Kind.OTHER
-    same = [(type(t), t.shape, t.dtype) for t in types] == [
-        (type(t), t.shape, t.dtype) for t in close(call_jaxpr(params)).in_avals
-    ]
-    return Kind.CALL if same else Kind.OTHER
+    of_operands, of_inputs = map(_bare, types), map(_bare, close(call_jaxpr(params)).in_avals)
+    return Kind.CALL if list(of_operands) == list(of_inputs) else Kind.OTHER
+
+
+def _bare(aval: Aval) -> tuple[Any, ...]:
+    """A type without weakness, and without where its values are."""
+    return type(aval), getattr(aval, "shape", None), getattr(aval, "dtype", None)
 
 
 def inside_of(eqn: Any) -> Inside:

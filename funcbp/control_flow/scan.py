@@ -32,6 +32,7 @@ from ..remat.sinking import Deferral
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import Traits
 
 __all__ = ["perturbed_carry", "scan_bwd", "scan_fwd"]
 
@@ -211,6 +212,13 @@ def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, scan_of_marked(params, which)
 
 
+EACH_STEP = Traits(repeatable=True, inside=lambda params, costs: params["length"] * sum(costs))
 def_control(
-    primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked, reaches=scan_reached
+    primitives.scan_p,
+    scan_fwd,
+    scan_bwd,
+    instead=products_ahead,
+    mark_inside=scan_marked,
+    reaches=scan_reached,
+    traits=EACH_STEP,
 )

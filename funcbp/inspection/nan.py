@@ -14,6 +14,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, split_arguments
 from ..autodiff.transformations import Backward
+from ..rules.traits import Singularity, traits_of
 from .replay import Birth, replay
 from .statistics import Statistics, statistics
 
@@ -31,20 +32,20 @@ DOUBLE_WHERE = (
     "The derivative of the side not chosen is infinite there, and 0 · ∞ is nan. Choose a safe argument first, then the "
     "result: safe = jnp.where(ok, x, 1.0); y = jnp.where(ok, f(safe), other)."
 )
-TRAPS = {
+TRAPS: dict[Singularity | str, Trap] = {
     "where": Trap("where over a bad branch", DOUBLE_WHERE),
-    "sqrt": Trap("sqrt at 0", "Its derivative 1/(2√x) is infinite at 0. Add a small constant under the root, or use "
-                 "jnp.where twice: for a safe argument, and for the result."),
+    Singularity.ROOT: Trap("sqrt at 0", "Its derivative 1/(2√x) is infinite at 0. Add a small constant under the root, "
+                           "or use jnp.where twice: for a safe argument, and for the result."),
     "norm": Trap("norm at 0", "A norm has no derivative at the zero vector. Use the squared norm, or "
                  "jnp.sqrt(jnp.sum(x**2) + eps)."),
-    "log": Trap("log at 0", "log(0) is -∞ and its derivative infinite. Use jnp.log(x + eps), jax.nn.log_softmax, "
-                "jnp.log1p, or jax.scipy.special.xlogy for x log y."),
-    "pow": Trap("x**p at 0", "The derivative p x**(p-1) is infinite at 0 for p < 1, and x**y has log x in it. Keep x "
-                "away from 0, or use an integer power."),
-    "division": Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and choose "
-                     "with jnp.where afterwards."),
-    "edge": Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument inside: "
-                 "jnp.clip(x, -1 + eps, 1 - eps)."),
+    Singularity.LOG: Trap("log at 0", "log(0) is -∞ and its derivative infinite. Use jnp.log(x + eps), "
+                          "jax.nn.log_softmax, jnp.log1p, or jax.scipy.special.xlogy for x log y."),
+    Singularity.POWER: Trap("x**p at 0", "The derivative p x**(p-1) is infinite at 0 for p < 1, and x**y has log x in "
+                            "it. Keep x away from 0, or use an integer power."),
+    Singularity.DIVISION: Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and "
+                               "choose with jnp.where afterwards."),
+    Singularity.EDGE: Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument "
+                           "inside: jnp.clip(x, -1 + eps, 1 - eps)."),
     "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan, and "
                      "so are arccos and arcsin beyond ±1. Check the range, or clip rounding: jnp.maximum(x, 0)."),
     "softmax": Trap("inf - inf in a softmax", "A row without any finite entry: every position is masked. Mask with a "
@@ -56,11 +57,7 @@ TRAPS = {
     "overflow": Trap("overflow", "The result is larger than the dtype's largest number. Subtract the maximum before "
                      "exp, use jax.nn.logsumexp or log_softmax, or scale down."),
 }  # fmt: skip
-SINGULAR = {
-    "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
-    "integer_pow": "pow", "div": "division", "atan2": "division", "rem": "division",
-    "acos": "edge", "asin": "edge", "acosh": "edge", "atanh": "edge", "erf_inv": "edge",
-}  # fmt: skip
+OUTSIDE = (Singularity.ROOT, Singularity.LOG, Singularity.POWER)  # not numbers at negative arguments
 
 
 def trap_of(birth: Birth, root: Birth) -> Trap | None:
@@ -72,13 +69,13 @@ def trap_of(birth: Birth, root: Birth) -> Trap | None:
     if birth.primitive == "sub" and birth.nan and all(np.isinf(x).any() for x in birth.operands) and root is birth:
         in_softmax = any("softmax" in f or "logsumexp" in f or "attention" in f for f in through)
         return TRAPS["softmax" if in_softmax else "inf"]
-    kind = SINGULAR.get(_operation(root))
-    if root.nan and not root.backward and kind in ("sqrt", "log", "pow") and any((x < 0).any() for x in root.operands):
+    kind = traits_of(_operation(root)).singular
+    if root.nan and not root.backward and kind in OUTSIDE and any((x < 0).any() for x in root.operands):
         return TRAPS["negative"]
-    if kind == "edge":
-        return TRAPS["negative" if root.nan else "edge"]
+    if kind is Singularity.EDGE:
+        return TRAPS["negative" if root.nan else kind]
     if kind is not None and any((x == 0).any() for x in root.operands):
-        return TRAPS["norm" if kind == "sqrt" and "norm" in through else kind]
+        return TRAPS["norm" if kind is Singularity.ROOT and "norm" in through else kind]
     if not root.nan:
         return TRAPS["half" if root.result.dtype == np.float16 else "overflow"]
     return None

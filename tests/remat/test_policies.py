@@ -17,6 +17,7 @@ from funcbp.remat import sinking
 from funcbp.remat.budget import Budget
 from funcbp.remat.cut import minimum_cut, permitted
 from funcbp.remat.graph import bytes_of
+from funcbp.rules.cost import is_cheap, work
 
 
 def body(x, w):
@@ -56,10 +57,10 @@ def test_a_budget_is_the_cheapest_plan_that_fits(program, fraction):
         for kept in itertools.combinations(values, n):
             again = made_again(program, kept, needed, there) if bytes_of(kept) <= limit else None
             if again is not None:
-                best = min(best, sum(map(jx.flops, again)))
+                best = min(best, sum(map(work, again)))
     kept = Budget(fraction=fraction).for_body()(program, needed, there)
     assert bytes_of(kept) <= limit
-    assert sum(map(jx.flops, made_again(program, kept, needed, there))) == best
+    assert sum(map(work, made_again(program, kept, needed, there))) == best
 
 
 def test_the_cut_is_the_smallest_without_dear_equations(program):
@@ -69,7 +70,7 @@ def test_the_cut_is_the_smallest_without_dear_equations(program):
         bytes_of(kept)
         for n in range(len(values) + 1)
         for kept in itertools.combinations(values, n)
-        if (again := made_again(program, kept, needed, there)) is not None and all(map(jx.is_cheap, again))
+        if (again := made_again(program, kept, needed, there)) is not None and all(map(is_cheap, again))
     )
     assert bytes_of(minimum_cut(program, needed, there)) == least
 

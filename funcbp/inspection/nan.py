@@ -32,20 +32,20 @@ DOUBLE_WHERE = (
     "The derivative of the side not chosen is infinite there, and 0 · ∞ is nan. Choose a safe argument first, then the "
     "result: safe = jnp.where(ok, x, 1.0); y = jnp.where(ok, f(safe), other)."
 )
-TRAPS: dict[Singularity | str, Trap] = {
+TRAPS = {
     "where": Trap("where over a bad branch", DOUBLE_WHERE),
-    Singularity.ROOT: Trap("sqrt at 0", "Its derivative 1/(2√x) is infinite at 0. Add a small constant under the root, "
-                           "or use jnp.where twice: for a safe argument, and for the result."),
+    "sqrt": Trap("sqrt at 0", "Its derivative 1/(2√x) is infinite at 0. Add a small constant under the root, or use "
+                 "jnp.where twice: for a safe argument, and for the result."),
     "norm": Trap("norm at 0", "A norm has no derivative at the zero vector. Use the squared norm, or "
                  "jnp.sqrt(jnp.sum(x**2) + eps)."),
-    Singularity.LOG: Trap("log at 0", "log(0) is -∞ and its derivative infinite. Use jnp.log(x + eps), "
-                          "jax.nn.log_softmax, jnp.log1p, or jax.scipy.special.xlogy for x log y."),
-    Singularity.POWER: Trap("x**p at 0", "The derivative p x**(p-1) is infinite at 0 for p < 1, and x**y has log x in "
-                            "it. Keep x away from 0, or use an integer power."),
-    Singularity.DIVISION: Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and "
-                               "choose with jnp.where afterwards."),
-    Singularity.EDGE: Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument "
-                           "inside: jnp.clip(x, -1 + eps, 1 - eps)."),
+    "log": Trap("log at 0", "log(0) is -∞ and its derivative infinite. Use jnp.log(x + eps), jax.nn.log_softmax, "
+                "jnp.log1p, or jax.scipy.special.xlogy for x log y."),
+    "pow": Trap("x**p at 0", "The derivative p x**(p-1) is infinite at 0 for p < 1, and x**y has log x in it. Keep x "
+                "away from 0, or use an integer power."),
+    "division": Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and choose "
+                     "with jnp.where afterwards."),
+    "edge": Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument inside: "
+                 "jnp.clip(x, -1 + eps, 1 - eps)."),
     "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan, and "
                      "so are arccos and arcsin beyond ±1. Check the range, or clip rounding: jnp.maximum(x, 0)."),
     "softmax": Trap("inf - inf in a softmax", "A row without any finite entry: every position is masked. Mask with a "

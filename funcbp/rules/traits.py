@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 
-class Singularity(enum.Enum):
-    """Where an operation or its derivative is infinite, or not a number. The nan finder has advice for each."""
+class Singularity(enum.StrEnum):
+    """Where an operation or its derivative is infinite, or not a number; by what the nan finder's advice is filed."""
 
-    ROOT = "a root at 0"
-    LOG = "a logarithm at 0"
-    POWER = "a power at 0"
-    DIVISION = "a quotient at denominator 0"
-    EDGE = "the end of the domain"
+    ROOT = "sqrt"
+    LOG = "log"
+    POWER = "pow"
+    DIVISION = "division"
+    EDGE = "edge"  # of the domain
 
 
 # --- counts of floating-point operations ------------------------------------------------------------------------------
@@ -84,12 +84,13 @@ class Traits:
             does, but for rounding them.
         singular: where it, or its derivative, is not finite.
         bounds: what its result lies between.
+        step: whether it is a step function that follows its operand, such as rounding: its slope is zero.
         mark: whether it only says something of a value to those who look for it: its name, its feedback weight.
 
     Example:
         >>> import jax, funcbp as bp
         >>> bp.rules.traits_of(jax.lax.log_p).singular
-        <Singularity.LOG: 'a logarithm at 0'>
+        <Singularity.LOG: 'log'>
     """
 
     cheap: bool = False
@@ -101,6 +102,7 @@ class Traits:
     moves: Moves = Moves.NOT
     singular: Singularity | None = None
     bounds: tuple[float, float] | None = None
+    step: bool = False
     mark: bool = False
 
     def but(self, **changes: Any) -> Traits:

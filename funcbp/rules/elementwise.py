@@ -558,7 +558,8 @@ def_linear(primitive("copy_p"), lambda ct, x: ct, Moves.STAYS)
 
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
 
-def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, traits=ELEMENTWISE)
+STEP = ELEMENTWISE.but(step=True)
+def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, traits=STEP)
 def_zero(primitives.stop_gradient_p, traits=STRUCTURAL)
 def_zero(primitives.rng_uniform_p, traits=Traits(flops=free))
 PREDICATES = """

@@ -30,7 +30,8 @@ from ..remat.plan import Plan, Residuals, plan_of_call
 from ..rules.contract import MissingRuleError
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
-from ..rules.registry import TABLE, def_body
+from ..rules.registry import def_body, enter
+from ..rules.traits import CALL, def_traits
 
 # --- jit --------------------------------------------------------------------------------------------------------------
 
@@ -67,11 +68,15 @@ def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool]
     return call_back(state, res, ct, lambda program, args: program.jitted(*args))
 
 
-TABLE[primitives.jit_p] = CallRule(
-    jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))
+enter(
+    primitives.jit_p,
+    CallRule(jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))),
+    CALL,
 )
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
-    def_body(p, lambda params: as_function(call_jaxpr(params)))
+    def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
+def_traits(CALL, primitive("custom_jvp_call_p"))
+def_traits(CALL.but(cheap=False, repeatable=False), primitive("custom_vjp_call_p"))
 
 
 def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:

@@ -13,6 +13,7 @@ from ..remat.plan import plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import CALL
 from .calls import call_back, call_reached, call_res
 
 __all__ = ["planned", "remat_bwd", "remat_fwd"]
@@ -46,4 +47,11 @@ def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequenc
     return which, remat_of_marked(params, which)
 
 
-def_control(primitives.remat_p, remat_fwd, remat_bwd, mark_inside=remat_marked, reaches=call_reached)
+def_control(
+    primitives.remat_p,
+    remat_fwd,
+    remat_bwd,
+    mark_inside=remat_marked,
+    reaches=call_reached,
+    traits=CALL.but(cheap=False),
+)

@@ -25,6 +25,7 @@ from ..remat.plan import Plan, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import Traits
 
 __all__ = ["cond_bwd", "cond_fwd"]
 
@@ -133,4 +134,5 @@ def cond_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, cond_of_marked(params, which)
 
 
-def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked, reaches=cond_reached)
+DEAREST = Traits(repeatable=True, inside=lambda params, costs: max(costs))
+def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked, reaches=cond_reached, traits=DEAREST)

@@ -31,6 +31,7 @@ from ..remat.policies import Policy
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import Traits
 
 __all__ = ["BackwardBody", "backward_body", "perturbed_carry", "reached_steps", "scan_bwd", "scan_fwd"]
 
@@ -223,6 +224,13 @@ def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, scan_of_marked(params, which)
 
 
+EACH_STEP = Traits(repeatable=True, inside=lambda params, costs: params["length"] * sum(costs))
 def_control(
-    primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked, reaches=scan_reached
+    primitives.scan_p,
+    scan_fwd,
+    scan_bwd,
+    instead=products_ahead,
+    mark_inside=scan_marked,
+    reaches=scan_reached,
+    traits=EACH_STEP,
 )

@@ -17,6 +17,7 @@ from .products import STACKED as STACKED
 from .products import SUMMED as SUMMED
 from .products import Factored as Factored
 from .products import Linear as Linear
+from .products import Moves as Moves
 from .products import Product as Product
 from .products import instantiate as instantiate
 from .products import materialize as materialize

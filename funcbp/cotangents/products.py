@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,18 +84,33 @@ def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
     return what(_follow(product, n - 1, ct, other))
 
 
+class Moves(enum.IntEnum):
+    """How an operation moves numbers and does nothing else to them: the more a grade promises, the larger it is."""
+
+    NOT = 0  # it computes numbers
+    COPIES = 1  # a number goes to any number of places: a broadcast, a lookup
+    ONCE = 2  # a number goes to one place at most: a slice. Going back is an isometry: it keeps inner products
+    ALL = 3  # every number goes to one place: a transposition
+    STAYS = 4  # every number stays in its place: a cast, a copy
+
+
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """A linear map that follows a product: the rule of a linear operation, with all that it takes but the cotangent.
 
-    `isometric`: whether it only moves numbers to other places, and so keeps inner products.
+    `moves`: how the operation moves numbers; the map takes them back.
     """
 
     bwd: Callable[..., Any]
     res: Any
     perturbed: tuple[bool, ...]
     params: dict[str, Any]
-    isometric: bool
+    moves: Moves
+
+    @property
+    def isometric(self) -> bool:
+        """Whether it keeps inner products."""
+        return self.moves >= Moves.ONCE
 
     def __call__(self, ct: Any) -> Any:
         return self.bwd(self.res, ct, self.perturbed, **self.params)[0]

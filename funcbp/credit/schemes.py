@@ -23,6 +23,8 @@ from ..autodiff.transformations import Backward
 from ..cotangents import unbroadcast
 from ..rules.contract import NOTHING
 from ..rules.kinds import Rule, SurrogateRule
+from ..rules.registry import TABLE
+from ..rules.traits import traits_of
 
 __all__ = [
     "Alignment",
@@ -282,7 +284,7 @@ def straight_through(*primitives: Any) -> dict[Any, Rule]:
         Y. Bengio, N. Léonard, A. Courville, "Estimating or propagating gradients through stochastic neurons for
         conditional computation" (2013).
     """
-    chosen = primitives or (lax.round_p, lax.floor_p, lax.ceil_p, lax.sign_p)
+    chosen = primitives or [p for p in TABLE if traits_of(p).step]
     return dict.fromkeys(chosen, Rule(_straight_through_bwd, save=NOTHING))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, split_arguments
 from ..autodiff.transformations import Backward
+from ..rules.traits import Singularity, traits_of
 from .replay import Birth, replay
 from .statistics import Statistics, statistics
 
@@ -58,11 +59,7 @@ TRAPS = {
     "unfinished": Trap("max_steps reached", "The funcbp.while_loop there had not ended after max_steps, so what it "
                        "would have returned is not known. Give it more steps, or ask for it cut short: truncate=True."),
 }  # fmt: skip
-SINGULAR = {
-    "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
-    "integer_pow": "pow", "div": "division", "atan2": "division", "rem": "division",
-    "acos": "edge", "asin": "edge", "acosh": "edge", "atanh": "edge", "erf_inv": "edge",
-}  # fmt: skip
+OUTSIDE = (Singularity.ROOT, Singularity.LOG, Singularity.POWER)  # not numbers at negative arguments
 
 
 def trap_of(birth: Birth, root: Birth) -> Trap | None:
@@ -76,13 +73,13 @@ def trap_of(birth: Birth, root: Birth) -> Trap | None:
     if birth.primitive == "sub" and birth.nan and all(np.isinf(x).any() for x in birth.operands) and root is birth:
         in_softmax = any("softmax" in f or "logsumexp" in f or "attention" in f for f in through)
         return TRAPS["softmax" if in_softmax else "inf"]
-    kind = SINGULAR.get(_operation(root))
-    if root.nan and not root.backward and kind in ("sqrt", "log", "pow") and any((x < 0).any() for x in root.operands):
+    kind = traits_of(_operation(root)).singular
+    if root.nan and not root.backward and kind in OUTSIDE and any((x < 0).any() for x in root.operands):
         return TRAPS["negative"]
-    if kind == "edge":
-        return TRAPS["negative" if root.nan else "edge"]
+    if kind is Singularity.EDGE:
+        return TRAPS["negative" if root.nan else kind]
     if kind is not None and any((x == 0).any() for x in root.operands):
-        return TRAPS["norm" if kind == "sqrt" and "norm" in through else kind]
+        return TRAPS["norm" if kind is Singularity.ROOT and "norm" in through else kind]
     if not root.nan:
         return TRAPS["half" if root.result.dtype == np.float16 else "overflow"]
     return None

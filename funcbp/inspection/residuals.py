@@ -25,6 +25,7 @@ from ..remat.graph import bytes_of, kept_bytes
 from ..remat.plan import Plan, plan_of_call
 from ..remat.policies import POLICIES
 from ..remat.regions import in_regions
+from ..rules.cost import is_cheap
 from .live import Live, live_bytes
 
 __all__ = ["Residual", "Residuals", "residuals"]
@@ -304,7 +305,7 @@ def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
     dear: dict[Any, str] = {}
     for eqn in eqns:
         before = next((dear[v] for v in eqn.invars if not jx.is_literal(v) and v in dear), "")
-        name = before if jx.is_cheap(eqn) else eqn.primitive.name
+        name = before if is_cheap(eqn) else eqn.primitive.name
         if name:
             dear |= dict.fromkeys((v for v in eqn.outvars if v not in fates), name)
     return dear
@@ -321,4 +322,4 @@ def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
         return "outside loops all that is read is kept"
     if eqn is None:
         return "the state before the step"
-    return "narrower than what it is made of" if jx.is_cheap(eqn) else f"{eqn.primitive.name} is not run again"
+    return "narrower than what it is made of" if is_cheap(eqn) else f"{eqn.primitive.name} is not run again"

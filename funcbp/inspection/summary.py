@@ -13,37 +13,9 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable
 from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
+from ..rules.cost import flops
 
-__all__ = ["Operation", "Summary", "flops_of", "summary"]
-
-FREE = frozenset(
-    """broadcast_in_dim reshape transpose squeeze slice dynamic_slice dynamic_update_slice concatenate pad rev gather
-    convert_element_type bitcast_convert_type copy copy_p device_put name stop_gradient optimization_barrier iota
-    sharding_constraint split stack unstack tile select_n random_bits random_seed random_wrap random_unwrap random_split
-    random_fold_in threefry2x32 feedback real imag eq ne lt le gt ge and or not xor argmax argmin""".split()
-)
-
-
-def flops_of(eqn: Any) -> int:
-    """Floating-point operations of one equation without programs inside: multiplications and additions count one each.
-
-    A contraction costs 2 per term of its sums, a convolution likewise; reductions and scatters 1 per element that goes
-    in, elementwise operations 1 per element that comes out; moving, choosing and comparing numbers is free.
-    """
-    name, ins, outs = eqn.primitive.name, [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-    if name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        return 2 * math.prod(outs[0].shape) * math.prod(ins[0].shape[i] for i in contract)
-    if name == "conv_general_dilated":
-        kernel = eqn.params["dimension_numbers"].rhs_spec
-        terms = math.prod(ins[1].shape) // ins[1].shape[kernel[0]]
-        return 2 * math.prod(outs[0].shape) * terms
-    if name in FREE or not any(is_differentiable(t) for t in outs if hasattr(t, "dtype")):
-        return 0
-    if name.startswith(("reduce", "cum", "arg", "scatter")):
-        size = ins[-1 if name.startswith("scatter") else 0]
-        return math.prod(size.shape)
-    return sum(math.prod(t.shape) for t in outs)
+__all__ = ["Operation", "Summary", "summary"]
 
 
 class Operation(NamedTuple):
@@ -144,7 +116,7 @@ def summary(f: Callable[..., Any], *args: Any) -> Summary:
             shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
             row = rows.setdefault((name, line), [name, shape, 0, 0, 0, line, scope])
             row[2] += times if column == 3 else 0
-            row[column] += times * flops_of(eqn)
+            row[column] += times * flops(eqn)
     for row in rows.values():  # the second program has both passes
         row[4] = max(0, row[4] - row[3])
     kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(pullback) if hasattr(x.dtype, "itemsize"))
@@ -163,7 +135,7 @@ def _counted(inside: jx.Inside) -> Sequence[Any]:
         case jx.Kind.WHILE:
             return inside.programs[1:]
         case jx.Kind.COND:
-            return [max(inside.programs, key=lambda p: sum(o.times * flops_of(o.eqn) for o in _operations(p)))]
+            return [max(inside.programs, key=lambda p: sum(o.times * flops(o.eqn) for o in _operations(p)))]
         case jx.Kind.OTHER:
             return ()
         case _:

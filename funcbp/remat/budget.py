@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..rules.cost import is_repeatable, work
 from .cut import NEVER, narrowest
 from .graph import Graph, bytes_of, graph_of, kept_bytes, read_for
 from .policies import Policy
@@ -63,7 +64,7 @@ class Budget(Policy):
         if not graph.values:
             return []
         limit = self.bytes / steps if self.bytes is not None else self.fraction * bytes_of(needed)  # type: ignore[operator]
-        again = [bool(eqns) and all(map(jx.is_repeatable, eqns)) for eqns in graph.makers]
+        again = [bool(eqns) and all(map(is_repeatable, eqns)) for eqns in graph.makers]
         smallest = kept_bytes(narrowest(graph, [0 if a else NEVER for a in again]))
         if smallest > limit:
             where = jx.user_line(jx.current_source())
@@ -73,7 +74,7 @@ class Budget(Policy):
                 f"({steps:,} × {_size(smallest)}): {_size((smallest - limit) * steps)} are missing. "
                 f"The smallest budget is Budget(bytes={smallest * steps})."
             )
-        costs = [float(sum(map(jx.flops, eqns))) if a else NEVER for a, eqns in zip(again, graph.makers, strict=True)]
+        costs = [float(sum(map(work, eqns))) if a else NEVER for a, eqns in zip(again, graph.makers, strict=True)]
         chosen = cheapest(graph, costs, limit)
         read = read_for(forward, needed, {*chosen, *available})
         return [v for v in chosen if v in read]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import jaxpr as jx
-from ..jaxpr import Program
+from ..jaxpr import Program, primitives
+from ..rules.cost import is_cheap
 from .graph import Graph, graph_of, read_for
 
 __all__ = ["NEVER", "Choose", "minimum_cut", "narrowest", "permitted"]
@@ -50,10 +50,10 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
 def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
     """Keep the fewest bytes from which all that is needed can be computed again cheaply.
 
-    A step's inputs, and the results of contractions, loops, sorts and draws, are not made again: see `jaxpr.is_cheap`.
+    A step's inputs, and the results of contractions, loops, sorts and draws, are not made again: see `rules.cost`.
     """
     graph = graph_of(forward, needed, available)
-    return narrowest(graph, [0 if eqns and all(map(jx.is_cheap, eqns)) else NEVER for eqns in graph.makers])
+    return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
 def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
@@ -75,7 +75,7 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
         graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
-        again = lambda eqn: jx.is_cheap(eqn) and (eqn.primitive.name != "name" or eqn.invars[0] in also)
+        again = lambda eqn: is_cheap(eqn) and (eqn.primitive is not primitives.name_p or eqn.invars[0] in also)
         costs = [
             NEVER if a and not all(map(again, eqns)) else 0 for a, eqns in zip(approved, graph.makers, strict=True)
         ]

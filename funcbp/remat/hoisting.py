@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
+from ..rules.cost import is_cheap
 from ..rules.options import Options
+from ..rules.traits import traits_of
 from . import sinking
 from .graph import bytes_of
 from .sinking import Deferral
@@ -58,7 +60,7 @@ def _divided(
 def _widths(body: Any) -> Iterator[int]:
     """The bytes of the operands of products, of those in compiled calls too."""
     eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
-    return (bytes_of([v]) for eqn in eqns if eqn.primitive.name == "dot_general" for v in eqn.invars)
+    return (bytes_of([v]) for eqn in eqns if eqn.primitive is jx.primitives.dot_general_p for v in eqn.invars)
 
 
 def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[Any]:
@@ -67,13 +69,14 @@ def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, sta
     early = set(program.invars[n_consts + n_carry :])
     found = []
     for eqn in program.eqns:
-        name, read = eqn.primitive.name, [v for v in eqn.invars if not jx.is_literal(v)]
-        movable = jx.is_cheap(eqn) and name not in ("name", "feedback", *stays)
+        read = [v for v in eqn.invars if not jx.is_literal(v)]
+        replaced = eqn.primitive.name in stays
+        movable = is_cheap(eqn) and not replaced and not traits_of(eqn.primitive).mark
         if movable and all(v in steady for v in read):
             steady.update(eqn.outvars)
         elif movable and all(v in steady or v in early for v in read):
             early.update(eqn.outvars)
-        elif name == "dot_general" and name not in stays and len(read) == 2:
+        elif eqn.primitive is jx.primitives.dot_general_p and not replaced and len(read) == 2:
             weights, inputs = ([v for v in read if v in these] for these in (steady, early))
             if weights and inputs and when.pays(bytes_of(weights), bytes_of(_made(program, eqn, steady))):
                 found.append(eqn)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..rules.cost import is_cheap
 from .cut import Choose
 from .policies import Policy
 
@@ -84,7 +85,7 @@ class _Opening(jx.Visitor):
     enters = jx.Kind.JIT
 
     def opens(self, eqn: Any) -> jx.Inside | None:
-        return None if jx.is_cheap(eqn) else super().opens(eqn)
+        return None if is_cheap(eqn) else super().opens(eqn)
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def regions_of(program: Program) -> list[Region]:
     crossing = _crossing(program)
     stretches = _repeats(program, crossing)
     made = np.array([sum(_bytes(v) for v in eqn.outvars) for eqn in eqns], float)
-    heavy = sum(not jx.is_cheap(eqn) for eqn in eqns)
+    heavy = sum(not is_cheap(eqn) for eqn in eqns)
     piece = made.sum() / max(1.0, np.sqrt(heavy))
     last_read = _last_read(program)
     regions: list[Region] = []
@@ -108,7 +109,7 @@ def regions_of(program: Program) -> list[Region]:
     for start, period, copies in [*stretches, (len(eqns), 1, 0)]:
         for a, b in _pieces(at, start, made, crossing, piece):
             inputs, outputs = _ends(program, a, b, last_read)
-            planned = b < len(eqns) and any(not jx.is_cheap(e) for e in eqns[a:b])
+            planned = b < len(eqns) and any(not is_cheap(e) for e in eqns[a:b])
             regions.append(Region(jx.part(program, a, b, inputs, outputs), inputs, outputs, planned))
         begins = range(start, start + copies * period, period)
         # the copies hand out the same of what they make, what any of them is asked for
@@ -162,7 +163,7 @@ def _crossing(program: Program) -> np.ndarray:
         for v in eqn.outvars:
             stop = last_read.get(v, i)
             if stop > i:
-                width = _bytes(v) * (1.01 if jx.is_cheap(eqn) else 1.0)
+                width = _bytes(v) * (1.01 if is_cheap(eqn) else 1.0)
                 step[i + 1] += width
                 step[stop + 1] -= width
     return np.cumsum(step)[: n + 1]
@@ -193,7 +194,7 @@ def _repeats(program: Program, crossing: np.ndarray) -> list[tuple[int, int, int
     eqns = program.eqns
     numbers: dict[Any, int] = {}
     kinds = np.array([numbers.setdefault(jx.signature(program, i), len(numbers)) for i in range(len(eqns))], int)
-    heavy = np.array([not jx.is_cheap(e) for e in eqns], bool)
+    heavy = np.array([not is_cheap(e) for e in eqns], bool)
     found: list[tuple[int, int, int]] = []
     free = np.ones(len(eqns), bool)
     candidates: list[tuple[int, int, int]] = []

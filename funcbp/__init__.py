@@ -11,7 +11,7 @@ from . import rules
 from ._version import __version__ as __version__
 from .autodiff.marks import feedback, name
 from .autodiff.transformations import Backward, grad, hessian, hvp, jacrev, value_and_grad, vjp
-from .control_flow.revolve import scan, while_loop
+from .control_flow.loops import scan, while_loop
 from .remat.budget import Budget
 from .rules import MissingRuleError, coverage, rule
 

@@ -4,5 +4,6 @@ from . import calls as calls
 from . import checkpoint as checkpoint
 from . import cond as cond
 from . import linear_solve as linear_solve
+from . import revolve as revolve
 from . import scan as scan
 from . import while_loop as while_loop

@@ -1,18 +1,13 @@
-"""Long loops in little memory: a few snapshots of the state, and the steps between them run again.
+"""Loops with snapshots: the sweep forward stores a few states, and the way back runs the steps between them again.
 
-Reversing l steps from a stored state, with s places for states (that one included), costs least when the next snapshot
-is put m steps on, the steps after it are reversed with s - 1 places, and then those before it with s again (Griewank
-and Walther, "Algorithm 799: Revolve", 2000). With β(s, r) = C(s + r, s), l ≤ β(s, r) steps can be reversed running none
-of them forward more than r times, and no schedule does better. What to do next follows from the snapshots there are and
-the step to be reversed, so the schedule needs no list: it is a stack of positions inside the compiled loop, and the
-number of steps may be known only when it runs.
+The schedule is in `schedule.py`. A step is gone back through as the body of any loop is, by the caller's options; what
+it reads of its forward pass is computed again from the state before it.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,196 +16,164 @@ import numpy as np
 from jax import lax
 
 from .. import jaxpr as jx
-from ..autodiff.transformations import vjp
-from ..cotangents import is_differentiable
-from ..jaxpr import Program
+from ..autodiff.backward_pass import BackwardState
+from ..autodiff.passes import passes_of
+from ..cotangents import Factored, Zero, instantiate, materialize
+from ..jaxpr import Program, split_list
+from ..remat.plan import OuterNames, Passes, Plan
+from ..remat.policies import POLICIES
+from ..rules.kinds import MissingRule, State
+from ..rules.options import Options
+from ..rules.registry import TABLE, def_body, def_control, def_zero
+from .scan import backward_body, perturbed_carry, reached_steps, scan_marked
+from .schedule import binomials, first_snapshots, steps_to_next
 
-__all__ = ["Action", "scan", "schedule", "while_loop"]
-
-
-# --- the schedule -----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _binomials(snapshots: int, steps: int) -> np.ndarray:
-    """β(s, r) = C(s + r, s) for s ≤ snapshots, until two snapshots suffice; no more than `steps` + 1 is told apart."""
-    rows = max(2, math.isqrt(2 * steps) + 2)
-    return np.array(
-        [[min(math.comb(s + r, s), steps + 1) for r in range(rows)] for s in range(snapshots + 1)], np.int32
-    )
+__all__ = ["Loop", "LoopResiduals", "loop_bwd", "loop_fwd"]
 
 
-def split(binomials: Any, steps: Any, places: Any) -> Any:
-    """How many steps on the next snapshot goes, to reverse `steps` ≥ 2 of them with `places` ≥ 2 for states."""
-    r = (binomials[places] < steps).sum(
-        dtype=np.int32
-    )  # the fewest runs that suffice: β(places, r - 1) < steps ≤ β(places, r)
-    before, after = binomials[places, r - 1], steps - binomials[places - 1, r - 1]
-    return (np if isinstance(binomials, np.ndarray) else jnp).minimum(before, after)
-
-
-class Action(NamedTuple):
-    """One thing a schedule does.
+class Loop(NamedTuple):
+    """A loop of at most `steps` steps: what both kinds have in common.
 
     Attributes:
-        kind: `"advance"`: run the steps from `start` to `stop`; `"store"`: keep the state before step `start`;
-            `"drop"`: forget it; `"reverse"`: go back through step `start`.
-        start, stop: numbers of steps.
-    """
-
-    kind: str
-    start: int
-    stop: int
-
-
-def schedule(steps: int, snapshots: int) -> list[Action]:
-    """What is done to reverse a loop, the first sweep forward included.
-
-    Args:
-        steps: of the loop.
-        snapshots: how many states are stored at any time, the first one included.
-
-    Returns:
-        The actions, in order. The compiled loops do these, and nothing else.
-
-    Example:
-        >>> from funcbp.control_flow import revolve
-        >>> actions = revolve.schedule(1000, 10)
-        >>> sum(a.stop - a.start for a in actions if a.kind == "advance") / 1000
-        3.64
-    """
-    binomials = _binomials(snapshots, steps)
-    stack = first_snapshots(steps, snapshots)
-    ends = [*stack[1:], steps]
-    actions = [a for p, q in zip(stack, ends, strict=True) for a in (Action("store", p, p), Action("advance", p, q))]
-    for t in reversed(range(steps)):
-        while stack[-1] < t and len(stack) < snapshots:
-            stop = stack[-1] + int(split(binomials, t + 1 - stack[-1], snapshots - len(stack) + 1))
-            actions += [Action("advance", stack[-1], stop), Action("store", stop, stop)]
-            stack.append(stop)
-        if stack[-1] < t:
-            actions.append(Action("advance", stack[-1], t))
-        actions.append(Action("reverse", t, t + 1))
-        if stack[-1] == t:
-            actions.append(Action("drop", stack.pop(), t))
-    return actions
-
-
-def first_snapshots(steps: int, snapshots: int) -> list[int]:
-    """Before which steps the first sweep stores the state."""
-    binomials, stack = _binomials(snapshots, steps), [0]
-    while len(stack) < snapshots and steps - stack[-1] > 1:
-        stack.append(stack[-1] + int(split(binomials, steps - stack[-1], snapshots - len(stack) + 1)))
-    return stack
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
-
-
-class Loop:
-    """A loop of at most `steps` steps, differentiated with `snapshots` stored states.
-
-    Args:
         body: program (*constants, *state, *x) -> (*state, *y).
-        condition: program (*constants, *state) -> whether to go on, for a loop that may stop early; its own constants.
-        n_state: how many arrays the state has.
+        condition: program (*its own constants, *state) -> whether to go on; None for a scan.
+        n_cond, n_consts, n_state: how many constants the condition and the body have, and how many arrays the state.
+        steps, snapshots: how many steps it has at most, and states are stored at any time.
+        reverse: whether it goes along the xs from the last to the first.
     """
 
-    def __init__(self, body: Program, condition: Program | None, n_state: int, steps: int, snapshots: int, **how: Any):
-        self.body, self.condition, self.n_state, self.how = body, condition, n_state, how
-        self.steps, self.snapshots = steps, snapshots
-        self.advance, _ = body.with_outputs(body.outvars[:n_state]).pruned(keep_inputs=True)
-        self.reverse = how.get("reverse", False)
+    body: Any
+    condition: Any
+    n_cond: int
+    n_consts: int
+    n_state: int
+    steps: int
+    snapshots: int
+    reverse: bool
 
-    def __call__(self, consts: Any, init: Any, xs: Any) -> tuple[Any, Any]:
-        """Run it: the last state, and the ys."""
-        if self.condition is None:
-            step = lambda state, x: self._split(self.body(*consts[0], *state, *x))
-            return lax.scan(step, init, xs, self.steps, **self.how)
-        go_on = lambda c: (c[0] < self.steps) & self.condition(*consts[1], *c[1])[0]
-        return lax.while_loop(go_on, lambda c: (c[0] + 1, self.advance(*consts[0], *c[1])), (jnp.int32(0), init))[1], []
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> Loop:
+        """The loop that an equation with these parameters is."""
+        scans = "length" in params
+        steps = params["length"] if scans else params["max_steps"]
+        how = steps, min(params["snapshots"], steps), scans and params["reverse"]
+        if scans:
+            body, n_consts, n_state = jx.scan_parts(params)
+            return cls(body, None, 0, n_consts, n_state, *how)
+        body, n_cond, n_consts = jx.while_parts(params)
+        return cls(body, jx.while_condition(params), n_cond, n_consts, len(jx.out_avals(body)), *how)
 
-    def _split(self, outs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        return list(outs[: self.n_state]), list(outs[self.n_state :])
+    def split(self, operands: Sequence[Any]) -> list[list[Any]]:
+        """The constants of the condition, those of the body, the state, the xs."""
+        return split_list(operands, self.n_cond, self.n_consts, self.n_state)
 
-    def forward(self, consts: Any, init: Any, xs: Any) -> tuple[Any, Any]:
-        """Run it, storing the snapshots that the schedule for the largest number of steps begins with."""
-        places = np.array(first_snapshots(self.steps, self.snapshots), np.int32)
-        stored = [jnp.broadcast_to(x[None], (self.snapshots, *x.shape)) for x in init]
-
-        def store(stored: Any, t: Any, state: Any) -> Any:
-            slot = jnp.minimum((jnp.asarray(places) < t).sum(dtype=np.int32), len(places) - 1)
-            return _store(stored, slot, state, jnp.asarray(places)[slot] == t)
-
-        if self.condition is None:
-
-            def step(carry: Any, tx: Any) -> Any:
-                (state, stored), (t, x) = carry, tx
-                new, y = self._split(self.body(*consts[0], *state, *x))
-                return (new, store(stored, t, state)), y
-
-            (last, stored), ys = lax.scan(step, (init, stored), (self._numbers(), xs), self.steps, **self.how)
-            count = jnp.int32(self.steps)
-        else:
-            go_on = lambda c: (c[0] < self.steps) & self.condition(*consts[1], *c[1])[0]  # type: ignore[misc]
-            step_on = lambda c: (c[0] + 1, self.advance(*consts[0], *c[1]), store(c[2], c[0], c[1]))
-            count, last, stored = lax.while_loop(go_on, step_on, (jnp.int32(0), init, stored))
-            ys = []
-        return (last, ys), (consts, xs, stored, count)
-
-    def _numbers(self) -> Any:
+    def numbers(self) -> Any:
+        """The steps' numbers, in the order of the xs."""
         numbers = np.arange(self.steps, dtype=np.int32)
         return jnp.asarray(numbers[::-1] if self.reverse else numbers)
 
-    def backward(self, res: Any, ct: Any) -> tuple[Any, Any, Any]:
-        """Reverse the steps one by one, the last first, each from its state."""
-        consts, xs, stored, count = res
-        places = np.zeros(self.snapshots, np.int32)
-        first = first_snapshots(self.steps, self.snapshots)
-        places[: len(first)] = first
-        used = (jnp.asarray(first, np.int32) < count).sum(dtype=np.int32)
-        binomials = jnp.asarray(_binomials(self.snapshots, self.steps))
-        x_at = lambda t: [lax.dynamic_index_in_dim(x, self.steps - 1 - t if self.reverse else t, 0, False) for x in xs]
+    def advance(self) -> tuple[Program, list[bool]]:
+        """The program of a step's next state alone, and which of the body's inputs it has."""
+        body = jx.trace(jx.as_function(self.body), jx.in_avals(self.body), "body")
+        keep = [self.n_consts <= i < self.n_consts + self.n_state for i in range(len(body.invars))]
+        return body.with_outputs(body.outvars[: self.n_state]).pruned(keep)
 
-        def run(state: Any, start: Any, stop: Any) -> Any:
-            return lax.fori_loop(start, stop, lambda t, s: self.advance(*consts[0], *s, *x_at(t)), state)
 
-        def store_more(stack: Any, t: Any) -> Any:
-            """Snapshots between the last one and step t, while there is room."""
+class LoopResiduals(NamedTuple):
+    """What a loop leaves for its backward pass.
 
-            def step(stack: Any) -> Any:
-                places, used, stored = stack
-                at = places[used - 1]
-                stop = at + split(binomials, t + 1 - at, self.snapshots - used + 1)
-                state = run(_read(stored, used - 1), at, stop)
-                return places.at[used].set(stop), used + 1, _store(stored, used, state, True)
+    Attributes:
+        plan: of the body, which keeps nothing of a step but what it starts from.
+        const_types: the types of the loop's constants.
+        consts, xs: those of the loop's constants, and of what it goes along, that are read; None for the others.
+        snapshots: the states that were stored, stacked.
+        count: how many steps the loop took.
+    """
 
-            return lax.while_loop(lambda s: (s[0][s[1] - 1] < t) & (s[1] < self.snapshots), step, stack)
+    plan: Plan
+    const_types: Sequence[Any]
+    consts: Sequence[Any]
+    xs: Sequence[Any]
+    snapshots: Sequence[Any]
+    count: Any
 
-        def back(carry: Any, t: Any, x: Any, ct_ys: Any) -> tuple[Any, Any]:
-            stack, sums, ct_state = carry
-            places, used, stored = store_more(stack, t)
-            state = run(_read(stored, used - 1), places[used - 1], t)
-            parts = consts[0], state, x
-            floats, rebuild = _partition([v for part in parts for v in part])
-            _, pullback = vjp(lambda *floats: _floats(self.body(*rebuild(floats))), *floats)
-            cts = iter(pullback([*ct_state, *ct_ys]))
-            to_consts, ct_state, ct_x = ([next(cts) for _ in _floats(part)] for part in parts)
-            sums = [a + b for a, b in zip(sums, to_consts, strict=True)]
-            used = used - (places[used - 1] == t).astype(np.int32)
-            return ((places, used, stored), sums, ct_state), ct_x
 
-        sums = [jnp.zeros_like(c) for c in _floats(consts[0])]
-        ct_state, ct_ys = ([c for c in cts if c.dtype != jx.float0] for cts in ct)
-        carry = ((jnp.asarray(places), used, stored), sums, ct_state)
-        if self.condition is None:
-            along = (self._numbers(), xs, ct_ys)
-            step = lambda carry, at: back(carry, *at)
-            (_, sums, ct_init), ct_xs = lax.scan(step, carry, along, self.steps, reverse=not self.reverse)
-        else:
-            one = lambda i, carry: back(carry, count - 1 - i, xs, [])[0]
-            (_, sums, ct_init), ct_xs = lax.fori_loop(jnp.int32(0), count, one, carry), []
-        return ([_fill(sums, consts[0]), [None] * len(consts[1])], _fill(ct_init, stored), _fill(ct_xs, xs))
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+def loop_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the loop, storing the snapshots that the schedule for the largest number of steps begins with."""
+    loop = Loop.of(params)
+    of_cond, consts, init, xs = loop.split(primals)
+    passes = perturbed_carry(lambda p: passes_of(loop.body, p, options), *loop.split(perturbed)[1:])
+    plan = passes.made("snapshots", lambda: _plan(loop, passes))
+    empty = [jx.to_strong(lax.broadcast(x, (loop.snapshots,))) for x in init]
+    step = passes.made(("storing", loop[1:]), lambda: _storing(loop, [*map(jx.type_of, empty)]))
+    if loop.condition is None:
+        carry, ys = jx.bind_scan(
+            step, consts, [*init, *empty], [loop.numbers(), *xs], jx.as_plain(params), loop.reverse
+        )
+        count = jnp.int32(loop.steps)
+    else:
+        holds = passes.made(("holds", loop[1:]), lambda: _holds(loop, step))
+        (count, *carry), ys = jx.bind_while(holds, step, of_cond, consts, [jnp.int32(0), *init, *empty]), []
+    _, used = passes.made("advance", loop.advance)
+    read = [u or i in plan.available_inputs for i, u in enumerate(used)]
+    read_consts, read_xs = read[: loop.n_consts], read[loop.n_consts + loop.n_state :]
+    if_read = lambda values, read: [x if r else None for x, r in zip(values, read, strict=True)]
+    state, snapshots = split_list(carry, loop.n_state)
+    const_types = [jx.type_of(c) for c in consts]
+    res = LoopResiduals(plan, const_types, if_read(consts, read_consts), if_read(xs, read_xs), snapshots, count)
+    grown = passes.perturbed[loop.n_consts : loop.n_consts + loop.n_state]
+    return [*state, *ys], res, [*grown, *passes.differentiable[loop.n_state :]]
+
+
+def _plan(loop: Loop, passes: Passes) -> Plan:
+    """The plan of a step: its inputs are there when it is gone back through, and nothing else.
+
+    The factors of products are stacked where they are asked for, unless only the run tells how many steps there are.
+    """
+    sinks = lambda c: passes.factored and type(c) is Factored and loop.condition is None
+    make = lambda *which: backward_body(passes, loop.n_consts, loop.n_state, sinks, *which)
+    return Plan(passes, make, [True] * len(passes.in_types), choose=lambda forward, needed, available: [])
+
+
+def _storing(loop: Loop, stored_types: Sequence[Any]) -> Program:
+    """A step that also stores the state it starts from, where the schedule says so.
+
+    (*constants, *state, *stored, t, *x) -> (*state, *stored, *y); or, where there is a condition, with t as a part of
+    the state: (*constants, t, *state, *stored) -> (t + 1, *state, *stored).
+    """
+    consts, state, xs = split_list(jx.in_avals(loop.body), loop.n_consts, loop.n_state)
+    places = np.array(first_snapshots(loop.steps, loop.snapshots), np.int32)
+    number = jx.type_of(jnp.int32(0))
+
+    def run(t: Any, consts: Any, state: Any, stored: Any, x: Any) -> tuple[list[Any], list[Any]]:
+        slot = jnp.minimum((jnp.asarray(places) < t).sum(dtype=np.int32), len(places) - 1)
+        stored = _store(stored, slot, state, jnp.asarray(places)[slot] == t)
+        new, ys = split_list(jx.as_function(loop.body)(*consts, *state, *x), loop.n_state)
+        return [*new, *stored], ys
+
+    def scanned(*args: Any) -> list[Any]:
+        consts, state, stored, (t, *x) = split_list(args, loop.n_consts, loop.n_state, loop.n_state)
+        carry, ys = run(t, consts, state, stored, x)
+        return [*carry, *ys]
+
+    def counted(*args: Any) -> list[Any]:
+        consts, (t,), state, stored = split_list(args, loop.n_consts, 1, loop.n_state)
+        return [t + 1, *run(t, consts, state, stored, [])[0]]
+
+    if loop.condition is None:
+        return jx.trace(scanned, [*consts, *state, *stored_types, number, *xs], "storing")
+    return jx.trace(counted, [*consts, number, *state, *stored_types], "storing")
+
+
+def _holds(loop: Loop, step: Program) -> Program:
+    """The loop's condition, as one of (*its constants, t, *state, *stored)."""
+    condition = jx.as_function(loop.condition)
+    holds = lambda *args: condition(*args[: loop.n_cond], *args[loop.n_cond + 1 :][: loop.n_state])
+    types = [*jx.in_avals(loop.condition)[: loop.n_cond], *(v.aval for v in step.invars[loop.n_consts :])]
+    return jx.trace(holds, types, "holds")
 
 
 def _read(stored: Any, slot: Any) -> Any:
@@ -221,169 +184,156 @@ def _store(stored: Any, slot: Any, state: Any, really: Any) -> Any:
     new = (
         state if really is True else [jnp.where(really, a, b) for a, b in zip(state, _read(stored, slot), strict=True)]
     )
-    return [lax.dynamic_update_index_in_dim(s, x, slot, 0) for s, x in zip(stored, new, strict=True)]
+    return [lax.dynamic_update_index_in_dim(s, jx.to_strong(x), slot, 0) for s, x in zip(stored, new, strict=True)]
 
 
-def _partition(values: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
-    """The values that have a cotangent; and a function that puts others in their place."""
-    floating = [is_differentiable(v) for v in values]
-
-    def rebuild(floats: Sequence[Any]) -> list[Any]:
-        given = iter(floats)
-        return [next(given) if f else v for f, v in zip(floating, values, strict=True)]
-
-    return _floats(values), rebuild
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def _floats(values: Sequence[Any]) -> list[Any]:
-    return [v for v in values if is_differentiable(v)]
+def loop_bwd(
+    state: State, res: LoopResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
+) -> list[Any]:
+    """Reverse the steps one by one, the last first, each from its state.
 
-
-def _fill(cts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """A cotangent for each value: None for those that have none."""
-    given = iter(cts)
-    return [next(given) if is_differentiable(v) else None for v in like]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(loop: Loop, consts: Any, init: Any, xs: Any) -> Any:
-    return loop(consts, init, xs)
-
-
-_run.defvjp(lambda loop, *args: loop.forward(*args), lambda loop, res, ct: loop.backward(res, ct))
-
-
-# --- what the user calls ----------------------------------------------------------------------------------------------
-
-
-def scan(
-    f: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any = None,
-    length: int | None = None,
-    reverse: bool = False,
-    unroll: int | bool = 1,
-    _split_transpose: bool = False,
-    *,
-    snapshots: int | None = None,
-) -> tuple[Any, Any]:
-    """`jax.lax.scan`, whose backward pass stores no more than `snapshots` states.
-
-    Reversing T steps with S snapshots runs each of them at most r times more, with the smallest r for which
-    C(S + r, S) ≥ T; the ys and xs are there anyway. With T = 1000 and S = 10, r is 4, and all of it 3.64 sweeps
-    forward, the first one included. Differentiable by `funcbp` and by `jax.grad`; a second time in forward mode
-    (`funcbp.hvp`).
-
-    Args:
-        f, init, xs, length, reverse, unroll: as in `jax.lax.scan`.
-        snapshots: how many states are stored at any time, the first one included. Without it this is `jax.lax.scan`,
-            whose steps `funcbp` plans by minimum cut.
-
-    Returns:
-        The last state, and the stacked ys.
-
-    Raises:
-        ValueError: `snapshots` is not positive.
-        NotImplementedError: with `snapshots`, it is differentiated backward twice.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, funcbp as bp
-        >>> f = lambda x: bp.scan(lambda c, _: (jnp.sin(c), None), x, length=100, snapshots=4)[0]
-        >>> print(f"{bp.grad(f)(1.0):.5f}")
-        0.00370
-
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
+    What is found inside comes out stacked by the steps' numbers; of a loop with a condition, `max_steps` of them, with
+    zeros for those that it did not take.
     """
-    plain = functools.partial(
-        lax.scan, f, length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose
+    loop, passes = Loop.of(params), res.plan.passes
+    ct_state, ct_ys = split_list([materialize(c) for c in ct], loop.n_state)
+    reached = reached_steps(passes.tape, [c is not Zero for c in (*ct_state, *ct_ys)], loop.n_consts, loop.n_state)
+    active = reached[loop.n_consts : loop.n_consts + loop.n_state]
+    nonzero = (*active, *(c is not Zero for c in ct_ys))
+    carried = zip(ct_state, passes.in_types[loop.n_consts :], active, strict=False)
+    last = [jx.to_strong(instantiate(c, t)) for c, t, a in carried if a]
+    ys = [jx.to_strong(c) for c in ct_ys if c is not Zero]
+    args, tree = jax.tree.flatten((res.consts, res.xs, res.snapshots, res.count, last, ys, state.outer_cotangents))
+    types = tuple(map(jx.type_of, args))
+    reversal = lambda: _reversal(loop, res, nonzero, state.outer_names, tree, types)
+    program = passes.made(("reversal", loop[1:], nonzero, state.outer_names, types), reversal)
+    outs = jx.bind_reversal(program, args)
+    _, (summed, stacks_tree) = res.plan.backward(nonzero, state.outer_names)
+    sums, firsts, stacks = split_list(outs, sum(summed), len(last))
+    later, to_xs, results = stacks_tree.unflatten(stacks)
+    state.merge(results)
+    totals, starts = iter(sums), iter(firsts)
+    return [
+        *([None] * loop.n_cond),
+        *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
+        *(next(starts) if a else Zero for a in active),
+        *(c.stacked(loop.steps) if type(c) is Factored else c for c in to_xs),
+    ]
+
+
+def _reversal(
+    loop: Loop, res: LoopResiduals, nonzero: Sequence[bool], outer_names: OuterNames, tree: Any, types: Sequence[Any]
+) -> Program:
+    """The whole way back, as a program: -> (*sums for constants, *ct of the first state, *stacks)."""
+    passes = res.plan.passes
+    step, (summed, _) = res.plan.backward(nonzero, outer_names)
+    advance, used = passes.made("advance", loop.advance)
+    first = first_snapshots(loop.steps, loop.snapshots)
+    n_sums = sum(summed)
+    zero_sums = [jx.strong(t) for t, s in zip(res.const_types, summed, strict=True) if s]
+
+    def reversal(*args: Any) -> list[Any]:
+        consts, xs, snapshots, count, last, ct_ys, named = tree.unflatten(args)
+        table = jnp.asarray(binomials(loop.snapshots, loop.steps))
+
+        def x_at(t: Any) -> list[Any]:
+            i = loop.steps - 1 - t if loop.reverse else t
+            return [None if x is None else lax.dynamic_index_in_dim(x, i, 0, False) for x in xs]
+
+        def run(state: Any, start: Any, stop: Any) -> Any:
+            def one(t: Any, state: Any) -> Any:
+                inputs = zip([*consts, *state, *x_at(t)], used, strict=True)
+                return [jx.to_strong(x) for x in advance(*(x for x, u in inputs if u))]
+
+            return lax.fori_loop(start, stop, one, state)
+
+        def store_more(stack: Any, t: Any) -> Any:
+            """Snapshots between the last one and step t, while there is room."""
+
+            def store(stack: Any) -> Any:
+                places, taken, stored = stack
+                at = places[taken - 1]
+                stop = at + steps_to_next(table, t + 1 - at, loop.snapshots - taken + 1)
+                state = run(_read(stored, taken - 1), at, stop)
+                return places.at[taken].set(stop), taken + 1, _store(stored, taken, state, True)
+
+            return lax.while_loop(lambda s: (s[0][s[1] - 1] < t) & (s[1] < loop.snapshots), store, stack)
+
+        def back(carry: Any, t: Any, x: Any, ct_y: Any) -> tuple[Any, Any]:
+            stack, sums, ct_state = carry
+            places, taken, stored = store_more(stack, t)
+            state = run(_read(stored, taken - 1), places[taken - 1], t)
+            inputs = [*consts, *state, *x]
+            available = [inputs[i] for i in res.plan.available_inputs]
+            outs = step(*available, *ct_state, *ct_y, *named, *sums)
+            sums, ct_state, found = split_list(outs, n_sums, len(ct_state))
+            taken = taken - (places[taken - 1] == t).astype(np.int32)
+            return ((places, taken, stored), sums, ct_state), found
+
+        places = np.zeros(loop.snapshots, np.int32)
+        places[: len(first)] = first
+        taken = (jnp.asarray(first, np.int32) < count).sum(dtype=np.int32)
+        carry = (jnp.asarray(places), taken, snapshots), [jx.zeros(t) for t in zero_sums], last
+        if loop.condition is None:
+            along = loop.numbers(), xs, ct_ys
+            (_, sums, ct_state), stacks = lax.scan(
+                lambda carry, at: back(carry, *at), carry, along, loop.steps, reverse=not loop.reverse
+            )
+        else:
+            found = [v.aval for v in step.outvars[n_sums + len(last) :]]
+            rows = [jx.zeros(t.update(shape=(loop.steps, *t.shape))) for t in found]
+
+            def one(i: Any, both: Any) -> Any:
+                carry, rows = both
+                carry, found = back(carry, t := count - 1 - i, [], [])
+                return carry, [lax.dynamic_update_index_in_dim(r, x, t, 0) for r, x in zip(rows, found, strict=True)]
+
+            (_, sums, ct_state), stacks = lax.fori_loop(jnp.int32(0), count, one, (carry, rows))
+        return [*sums, *ct_state, *stacks]
+
+    return jx.trace(reversal, types, "reversal")
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+def loop_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+    """Which primals cotangents of these outputs come back to; never the constants of a condition."""
+    loop = Loop.of(params)
+    return [*([False] * loop.n_cond), *reached_steps(tapes[0], outputs, loop.n_consts, loop.n_state)]
+
+
+def while_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
+    """Hand the body the feedback weights of its constants. A state has none: it is another value at every step."""
+    _, n_cond, n_body = jx.while_parts(params)
+    which = [w and n_cond <= i < n_cond + n_body for i, w in enumerate(which)]
+    return which, jx.while_of_marked(params, which)
+
+
+def transposed(
+    primitive: Any, params: dict[str, Any], moving: Sequence[bool], operands: Sequence[Any], cts: Sequence[Any]
+) -> Sequence[Any]:
+    """Go back through a loop where JAX's reverse mode asks for it: by the rules of the table."""
+    options = Options(policy=POLICIES["min_cut"])
+    _, res, _ = loop_fwd(options, moving, *operands, **params)
+    ct = [Zero if c is None else c for c in cts]
+    return [materialize(c) for c in loop_bwd(BackwardState(options, {}), res, ct, moving, **params)]
+
+
+def reversal_message(where: str) -> str:
+    return (
+        f"Reverse-mode differentiation does not go through {where} a second time: this is the way back through a loop "
+        "of funcbp.while_loop, or of funcbp.scan with snapshots=..., and how often it runs which step again is decided "
+        "when it runs. Take the second derivative in forward mode, with funcbp.hvp or jax.jacfwd of the gradient."
     )
-    if snapshots is None:
-        return plain(init, xs)
-    _check_snapshots(snapshots)
-    out_types = jax.eval_shape(plain, init, xs)  # with JAX's own errors where f does not fit
-    xs, xs_tree = jax.tree.flatten(xs)
-    xs = [jnp.asarray(x) for x in xs]
-    steps = length if length is not None else len(xs[0])
-    if steps == 0:
-        return plain(init, jax.tree.unflatten(xs_tree, xs))
-    state, tree = _as_state(init, out_types[0])
-
-    def flat(*args: Any) -> list[Any]:
-        n = len(state)
-        carry, y = f(jax.tree.unflatten(tree, args[:n]), jax.tree.unflatten(xs_tree, args[n:]))
-        return [_strong(v) for v in jax.tree.leaves((carry, y))]
-
-    program = jx.trace(flat, [*map(jax.typeof, state), *(jx.row(jax.typeof(x)) for x in xs)], "body")
-    loop = Loop(Program(program.jaxpr), None, len(state), steps, min(snapshots, steps), reverse=reverse, unroll=unroll)
-    last, ys = _run(loop, [list(program.consts), []], state, xs)
-    return jax.tree.unflatten(tree, last), jax.tree.unflatten(jax.tree.structure(out_types[1]), ys)
 
 
-def while_loop(
-    cond_fun: Callable[[Any], Any],
-    body_fun: Callable[[Any], Any],
-    init_val: Any,
-    *,
-    max_steps: int,
-    snapshots: int | None = None,
-) -> Any:
-    """`jax.lax.while_loop` of at most `max_steps` steps, that can be differentiated backward.
-
-    The number of steps need not be known before it runs. The sweep forward stores snapshots where reversing `max_steps`
-    steps would want them; going back, the stretch after the last of them that was reached is reversed by the schedule
-    for the number of steps it has. No step is run more than r + 1 times again, with C(snapshots + r, snapshots) ≥
-    max_steps.
-
-    Args:
-        cond_fun, body_fun, init_val: as in `jax.lax.while_loop`.
-        max_steps: the loop ends after so many steps, whatever `cond_fun` says.
-        snapshots: how many states are stored at any time, the first one included. By default as many as make r = 3.
-
-    Returns:
-        The last state.
-
-    Raises:
-        ValueError: `max_steps` or `snapshots` is not positive.
-        NotImplementedError: it is differentiated backward twice; the second time goes in forward mode (`funcbp.hvp`).
-
-    Example:
-        >>> import jax.numpy as jnp, funcbp as bp
-        >>> newton = lambda a: bp.while_loop(
-        ...     lambda x: jnp.abs(x * x - a) > 1e-6, lambda x: (x + a / x) / 2, a, max_steps=50
-        ... )
-        >>> print(f"{bp.grad(newton)(4.0):.4f}")
-        0.2500
-
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
-    """
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps is a positive integer, and was {max_steps!r}.")
-    if snapshots is None:
-        snapshots = next(s for s in range(1, max_steps + 1) if math.comb(s + 3, 3) >= max_steps)
-    _check_snapshots(snapshots)
-    out_types = jax.eval_shape(lambda x: lax.while_loop(cond_fun, body_fun, x), init_val)
-    state, tree = _as_state(init_val, out_types)
-    flat = lambda *s: [_strong(v) for v in jax.tree.leaves(body_fun(jax.tree.unflatten(tree, s)))]
-    types = [jax.typeof(x) for x in state]
-    body = jx.trace(flat, types, "body")
-    condition = jx.trace(lambda *s: [cond_fun(jax.tree.unflatten(tree, s))], types, "condition")
-    programs = Program(body.jaxpr), Program(condition.jaxpr)
-    loop = Loop(*programs, len(state), max_steps, min(snapshots, max_steps))
-    last, _ = _run(loop, [list(body.consts), [lax.stop_gradient(c) for c in condition.consts]], state, [])
-    return jax.tree.unflatten(tree, last)
-
-
-def _check_snapshots(snapshots: Any) -> None:
-    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 1:
-        raise ValueError(f"snapshots is a positive integer, and was {snapshots!r}.")
-
-
-def _as_state(init: Any, out_types: Any) -> tuple[list[Any], Any]:
-    """The arrays of a state, of the types it comes out of a step with, and its structure."""
-    leaves, tree = jax.tree.flatten(init)
-    return [_strong(jnp.asarray(x), t.dtype) for x, t in zip(leaves, jax.tree.leaves(out_types), strict=True)], tree
-
-
-def _strong(x: Any, dtype: Any = None) -> Any:
-    x = jnp.asarray(x)
-    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else lax.convert_element_type(x, dtype or x.dtype)
+def_control(jx.snapshot_scan_p, loop_fwd, loop_bwd, mark_inside=scan_marked, reaches=loop_reached)
+def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached)
+jx.def_loop_transpose(transposed)
+def_body(jx.loop_tangent_p, lambda params: functools.partial(jx.loop_tangent, **params))
+def_zero(jx.unfinished_loop_p)
+TABLE[jx.loop_reversal_p] = MissingRule(message=reversal_message)

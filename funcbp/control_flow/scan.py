@@ -1,8 +1,8 @@
-"""Scan: a loop of a known number of steps, gone through the other way round on what its plan kept."""
+"""Scan: a loop of a known number of steps, gone through the other way round on what its plan saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -25,19 +25,18 @@ from ..jaxpr import (
     zeros,
 )
 from ..remat import sinking
-from ..remat.hoisting import products_ahead
+from ..remat.hoisting import products_before
 from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Policy
-from ..remat.sinking import Deferral
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
 
-__all__ = ["perturbed_carry", "scan_bwd", "scan_fwd"]
+__all__ = ["BackwardBody", "backward_body", "perturbed_carry", "reached_steps", "scan_bwd", "scan_fwd"]
 
 
 def perturbed_carry(passes_of: Any, consts: Sequence[bool], carry: Sequence[bool], rest: Sequence[bool]) -> Passes:
-    """The passes of a loop's body, once what it perturbs of its carry is counted as perturbed going in."""
+    """Return the passes of a loop's body, once what it perturbs of its carry is counted as perturbed going in."""
     while True:
         passes = passes_of((*consts, *carry, *rest))
         grown = [a or b for a, b in zip(carry, passes.differentiable, strict=False)]
@@ -66,7 +65,7 @@ class ScanResiduals(NamedTuple):
 
 
 def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Run the loop, stacking what its plan keeps at every step; what never changes is kept once."""
+    """Run the loop, stacking what its plan saves at every step; what is loop-invariant is saved once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: passes_of(body, p, options), *split_list(perturbed, n_consts, n_carry))
@@ -86,7 +85,8 @@ def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, steps: int) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
     defer = sinking.SINK if policy.sinks else sinking.NEVER
-    make = lambda nonzero, outer_names: _scan_backward(passes, n_consts, n_carry, defer, nonzero, outer_names)
+    sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
+    make = lambda nonzero, outer_names: backward_body(passes, n_consts, n_carry, sinks, nonzero, outer_names)
     available, invariant = [k != 1 for k in kinds], [k == 0 for k in kinds]
     return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs)
 
@@ -103,13 +103,19 @@ class BackwardBody(NamedTuple):
     tree: Any
 
 
-def _scan_backward(
-    passes: Passes, n_consts: int, n_carry: int, defer: Deferral, nonzero: Sequence[bool], outer_names: OuterNames
+def backward_body(
+    passes: Passes,
+    n_consts: int,
+    n_carry: int,
+    sinks: Callable[[Any], bool],
+    nonzero: Sequence[bool],
+    outer_names: OuterNames,
 ) -> tuple[Program, BackwardBody]:
-    """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
+    """Trace the backward body: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
 
-    The cotangents of constants are sums over the steps, carried along, or products that are left to be contracted after
-    the loop: their factors are stacked. Carries and ys have a cotangent where it is nonzero.
+    The cotangents of constants are sums over the steps, carried along, or, for those that it `sinks`, products that are
+    left to be contracted after the loop: their factors are stacked. Carries and ys have a cotangent where it is
+    nonzero.
     """
     active = nonzero[:n_carry]
     carry_types = [strong(t) for t in passes.in_types[n_consts : n_consts + n_carry]]
@@ -124,7 +130,6 @@ def _scan_backward(
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
         back, results = passes.backward_pass(saved, ct, with_names(outer_names, named))
         to_consts, to_carry, to_xs = split_list(back, n_consts, n_carry)
-        sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
         later = [c if sinks(c) else Zero for c in to_consts]
         now = [materialize(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
         before = [instantiate(c, t) for c, t, a in zip(to_carry, carry_types, active, strict=True) if a]
@@ -149,7 +154,7 @@ def _scan_backward(
 def scan_bwd(
     state: State, res: ScanResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
 ) -> list[Any]:
-    """Run the loop the other way round, on what was kept."""
+    """Run the loop the other way round, on what was saved."""
     passes = res.plan.passes
     _, n_consts, n_carry = scan_parts(params)
     ct_carry, ct_ys = [materialize(c) for c in ct[:n_carry]], [materialize(c) for c in ct[n_carry:]]
@@ -187,21 +192,28 @@ def scan_bwd(
 
 
 def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[int]:
-    """Where the inputs of these names stand among all of them."""
+    """Find where the inputs of these names stand among all of them."""
     starts = dict(zip(inputs, accumulate(map(len, inputs.values()), initial=0), strict=False))
     return [starts[name] + i for name in names for i in range(len(inputs[name]))]
 
 
-def scan_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
-    """Which primals cotangents of these outputs come back to: a carry that no output depends on is not among them."""
-    _, n_consts, n_carry = scan_parts(params)
+def reached_steps(tape: Any, outputs: Sequence[bool], n_consts: int, n_carry: int) -> list[bool]:
+    """Find which inputs of a loop's body cotangents of the loop's outputs come back to, in any of its steps.
+
+    A carry that no output depends on is not among them.
+    """
     carry, ys = list(outputs[:n_carry]), outputs[n_carry:]
     while True:
-        consts, before, xs = split_list(tapes[0].reached([*carry, *ys]), n_consts, n_carry)
+        consts, before, xs = split_list(tape.reached([*carry, *ys]), n_consts, n_carry)
         grown = [a or b for a, b in zip(carry, before, strict=True)]
         if grown == carry:
             return [*consts, *carry, *xs]
         carry = grown
+
+
+def scan_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+    """Which primals cotangents of these outputs come back to."""
+    return reached_steps(tapes[0], outputs, *scan_parts(params)[1:])
 
 
 def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:
@@ -212,5 +224,5 @@ def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
 
 
 def_control(
-    primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked, reaches=scan_reached
+    primitives.scan_p, scan_fwd, scan_bwd, instead=products_before, mark_inside=scan_marked, reaches=scan_reached
 )

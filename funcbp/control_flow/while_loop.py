@@ -28,9 +28,7 @@ def while_message(where: str) -> str:
         f"Reverse-mode differentiation does not work through {where}: the number of its steps is not known when it is "
         "traced, so its steps cannot be kept. Use funcbp.while_loop with max_steps=..., which stores a few snapshots; "
         "jax.lax.scan, or jax.lax.fori_loop with bounds that are Python integers; or define its derivative with "
-        "jax.custom_vjp (for a fixed point, by the implicit function theorem). If it is funcbp.while_loop already, "
-        "or funcbp.scan with snapshots=..., then this is the second reverse pass through it: take the second "
-        "derivative in forward mode, with funcbp.hvp or jax.jacfwd of the gradient."
+        "jax.custom_vjp (for a fixed point, by the implicit function theorem)."
     )
 
 

@@ -55,6 +55,8 @@ TRAPS = {
                  "down."),
     "overflow": Trap("overflow", "The result is larger than the dtype's largest number. Subtract the maximum before "
                      "exp, use jax.nn.logsumexp or log_softmax, or scale down."),
+    "unfinished": Trap("max_steps reached", "The funcbp.while_loop there had not ended after max_steps, so what it "
+                       "would have returned is not known. Give it more steps, or ask for the loop cut short: truncate=True."),
 }  # fmt: skip
 SINGULAR = {
     "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
@@ -66,6 +68,8 @@ SINGULAR = {
 def trap_of(birth: Birth, root: Birth) -> Trap | None:
     """Which known trap this is. `root` is the first birth, `birth` the nan that came of it (the same, mostly)."""
     through = jx.called_through(root.source) | jx.called_through(birth.source)
+    if root.primitive == "unfinished_loop":
+        return TRAPS["unfinished"]
     ends_in_product = birth.backward and birth.nan and _zero_times_infinity(birth)
     if ends_in_product and birth.chosen:
         return TRAPS["where"]

@@ -19,6 +19,7 @@ from ..autodiff.arguments import as_value, split_arguments
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import SavedIndex
 from ..autodiff.transformations import Backward
+from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
 from ..remat.graph import bytes_of, kept_bytes
 from ..remat.plan import Plan, plan_of_call
@@ -220,6 +221,7 @@ def _of_plan(
     fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved} | {v: THERE for v in free}
     # what this loop keeps once is made outside it, and listed there
     values = [v for v in dict.fromkeys([*plan.saved, *free, *plan.needed]) if v not in plan.hoisted]
+    snapshots = _snapshots(plan)
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
     for v in values:
@@ -230,12 +232,14 @@ def _of_plan(
                 opened.add(id(eqn))
                 yield from _of_inner(eqn, inner, names, given, steps, inside)
             continue
-        name = given.get(v) or names.get(v) or (eqn.primitive.name if eqn is not None else "input")
+        made_by = "snapshots" if v in snapshots else eqn.primitive.name if eqn is not None else "input"
+        name = given.get(v) or names.get(v) or made_by
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
         times = 1 if fate in (ONCE, THERE) else steps
         size = kept_bytes([v]) if v in plan.packed else bytes_of([v])
         stacked = v in plan.passes.stacks
         why = "saved in a loop by the region's policy" if stacked else _why(fate, eqn, kind, dear.get(v, ""))
+        why = snapshots.get(v, why)
         yield Residual(
             name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside
         )
@@ -281,6 +285,18 @@ def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]
                 once = candidates[first : first + len(inner.hoisted)]
                 loop_invariant.update(v for v in once if not jx.is_literal(v))
     return wanted, plans, loop_invariant
+
+
+def _snapshots(plan: Plan) -> dict[Any, str]:
+    """The states that loops store on their way, and which those are."""
+    why: dict[Any, str] = {}
+    for entry in plan.passes.tape.entries:
+        res, _ = entry.tree.unflatten(entry.res)
+        if isinstance(res, LoopResiduals):
+            loop = Loop.of(entry.params)
+            stored = (plan.passes.candidates[s.at] for s in res.snapshots)
+            why |= dict.fromkeys(stored, f"the state before {loop.snapshots} of {loop.steps} steps")
+    return why
 
 
 def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:

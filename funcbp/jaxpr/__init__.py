@@ -18,6 +18,7 @@ from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
+from .inside import bind_while as bind_while
 from .inside import cond_of_marked as cond_of_marked
 from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
@@ -30,6 +31,7 @@ from .inside import run_behind_barrier as run_behind_barrier
 from .inside import scan_of_marked as scan_of_marked
 from .inside import solve_parts as solve_parts
 from .inside import transposed_solve as transposed_solve
+from .inside import while_of_marked as while_of_marked
 from .interpreter import CALLS as CALLS
 from .interpreter import CONTROL as CONTROL
 from .interpreter import Inside as Inside
@@ -57,6 +59,17 @@ from .programs import signature as signature
 from .programs import trace as trace
 from .programs import trace_tree as trace_tree
 from .programs import trace_with as trace_with
+from .snapshots import as_plain as as_plain
+from .snapshots import bind_reversal as bind_reversal
+from .snapshots import def_loop_transpose as def_loop_transpose
+from .snapshots import loop_reversal_p as loop_reversal_p
+from .snapshots import loop_tangent as loop_tangent
+from .snapshots import loop_tangent_p as loop_tangent_p
+from .snapshots import poisoned as poisoned
+from .snapshots import snapshot_scan_p as snapshot_scan_p
+from .snapshots import snapshot_while_p as snapshot_while_p
+from .snapshots import unfinished_loop_p as unfinished_loop_p
+from .snapshots import with_snapshots as with_snapshots
 from .sources import called_through as called_through
 from .sources import current_source as current_source
 from .sources import inside_call as inside_call
@@ -71,6 +84,7 @@ from .sources import written_where as written_where
 from .values import Aval as Aval
 from .values import as_array as as_array
 from .values import aval_of as aval_of
+from .values import concrete as concrete
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import instantiated_tangent as instantiated_tangent

@@ -64,6 +64,20 @@ def bind_scan(
     return list(outs[:n_carry]), list(outs[n_carry:])
 
 
+def bind_while(
+    condition: Program,
+    body: Program,
+    of_condition: Sequence[Any],
+    of_body: Sequence[Any],
+    init: Sequence[Any],
+) -> list[Any]:
+    """Run `condition(*of_condition, *carry)` and `body(*of_body, *carry)` as `jax.lax.while_loop` would."""
+    of_condition, of_body = [*condition.consts, *of_condition], [*body.consts, *of_body]
+    params = dict(cond_jaxpr=condition.closed, body_jaxpr=body.closed)
+    params |= dict(cond_nconsts=len(of_condition), body_nconsts=len(of_body))
+    return list(primitives.while_p.bind(*of_condition, *of_body, *init, **params))
+
+
 def _scan_params(body: Program, n_consts: int, n_carry: int, n_xs: int, params: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a scan with another body."""
     new = dict(params, jaxpr=body.closed)
@@ -146,6 +160,13 @@ def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, A
 
     n_xs = len(which) - n_consts - n_carry + sum(which[n_consts + n_carry :])
     return new | {"ft_in": ft.pack((ft.nones(n_consts + more), ft.nones(n_carry), ft.nones(n_xs)))}
+
+
+def while_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
+    """The parameters of a while loop with one more operand after each of `which`, constants of its body: its mirror."""
+    which = tuple(which[params["cond_nconsts"] :])
+    body = _marked(params["body_jaxpr"], which)
+    return dict(params, body_jaxpr=body, body_nconsts=params["body_nconsts"] + sum(which))
 
 
 def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:

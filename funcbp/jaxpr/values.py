@@ -44,6 +44,11 @@ def primitive(name: str) -> Any:
 type_of = core.typeof
 
 
+def concrete(x: Any) -> Any:
+    """The value itself where it is known now, or None while a program is being traced."""
+    return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x
+
+
 def public_names() -> list[str]:
     """The names of JAX's public primitives."""
     return [getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")]

@@ -49,7 +49,7 @@ def as_value(x: Any) -> Any:
 def split_arguments(
     f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """`f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
+    """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
     if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
         raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
     numbers = [argnums] if isinstance(argnums, int) else list(argnums)

@@ -24,7 +24,7 @@ __all__ = ["feedback_through", "read_backward"]
 
 
 def read_backward(operation: Operation) -> Sequence[Any]:
-    """What an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
+    """Return what an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
     values, weights = operation.values, operation.feedback
     bilinear = traits_of(operation.primitive).linear == (0, 1)
     if weights is None or not bilinear or all(w is not None for w in weights[:2]):
@@ -33,7 +33,7 @@ def read_backward(operation: Operation) -> Sequence[Any]:
 
 
 def feedback_through(trace: Recorder, operation: Operation, outs: Any) -> Any:
-    """What an operation returned, with feedback weights where it only moved or scaled what has one."""
+    """Give the outputs of an operation feedback weights where it only moved or scaled what has one."""
     if operation.feedback is None:
         return outs
     several = operation.primitive.multiple_results
@@ -48,7 +48,7 @@ def feedback_through(trace: Recorder, operation: Operation, outs: Any) -> Any:
 
 
 def _weights_of(operation: Operation, weights: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
-    """The feedback weights of what an operation returns (one, or a list), or None where none goes through it.
+    """Compute the feedback weights of an operation's outputs (one, or a list); None where none goes through it.
 
     Joined or selected with a perturbed value that has none, a feedback weight ends: the result is an activation. So it
     does where a product grows, by the axis of a batch.

@@ -14,7 +14,7 @@ __all__ = ["feedback", "name"]
 
 
 def name(x: Any, name: str) -> Any:
-    """The same values, named: for `funcbp.cotangents`, `funcbp.trace` and `Backward(edits=...)`.
+    """Name a value, for `funcbp.cotangents`, `funcbp.trace` and `Backward(edits=...)`.
 
     It is JAX's `checkpoint_name`, so policies of `jax.checkpoint` see the same names.
 
@@ -32,7 +32,7 @@ def name(x: Any, name: str) -> Any:
 
 
 def feedback(w: Any, b: Any) -> Any:
-    """w going forward, b going backward: whatever consumes w propagates its delta through b.
+    """Use w going forward and b going backward: whatever consumes w propagates its delta through b.
 
     Where w is a factor of a product, z = x w, the cotangents are x̄ = z̄ b' and w̄ = x' z̄: the gradient goes to w, and
     b gets none. The mark stays on w through transposing, casting, reshaping, slicing, joining, masking and scaling,

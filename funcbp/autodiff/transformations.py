@@ -40,7 +40,7 @@ __all__ = ["Backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vj
 
 
 def _operation(key: Any) -> Any:
-    """What a rule is given for: a primitive, by itself or by JAX's function of the same name; or a function that has a
+    """Find what a rule is given for: a primitive, by itself or by JAX's function of the same name; or a function with a
     derivative of its own, by where it was written, which is what is left of it inside a loop.
     """
     if isinstance(key, (jax.custom_vjp, jax.custom_jvp)):
@@ -68,14 +68,14 @@ class Backward:
         rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
             that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by
             `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`.
-        residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
-            computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
-            `Budget`: the least work done again that fits into a number of bytes; or a policy of your own, a function
-            `(forward, needed, available) -> variables to keep` or a subclass of `funcbp.remat.Policy`.
+        residuals: what the loops save for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
+            recomputed cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that the
+            backward pass reads; `"inputs"`: the inputs of each step, recomputing everything; a `Budget`: the least
+            recomputation that fits into a number of bytes; or a policy of your own, a function
+            `(forward, needed, available) -> variables to save` or a subclass of `funcbp.remat.Policy`.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
-            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
-            again, behind a barrier, what its plan did not keep.
+            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region
+            recomputes, behind a barrier, what its plan did not save.
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
             the cotangents of the names that the backward pass has passed by then: those between the value and the
             output. An edit's result has the shape and dtype of the value.
@@ -122,7 +122,7 @@ class Backward:
         return f"Backward({', '.join(f'{k}={_shown(v)}' for k, v in self._arguments.items())})"
 
     def replace(self, **changes: Any) -> Backward:
-        """The same but for these arguments.
+        """Return the same but for these arguments.
 
         Example:
             >>> import funcbp as bp
@@ -132,7 +132,7 @@ class Backward:
         return type(self)(**{**self._arguments, **changes})
 
     def __or__(self, other: Backward) -> Backward:
-        """Both together: all rules and edits, and of every other argument the one that is not left out.
+        """Join two: all rules and edits, and of every other argument the one that is not left out.
 
         Raises:
             ValueError: the two give the same argument, rule or edit differently.
@@ -159,7 +159,7 @@ class Backward:
     def observing(
         self, observer: Observer | None = None, factored: bool = False, inline_calls: bool = False
     ) -> Backward:
-        """The same, with something that looks at the entries; or with products left as factors where they leave a loop;
+        """Return the same with an observer of the entries; or with products left as factors where they leave a loop;
         or running what calls have inside one by one, as a plain call otherwise compiles it.
         """
         other = copy.copy(self)
@@ -177,12 +177,12 @@ class Backward:
         return hash(self.options)
 
     def coverage(self) -> dict[str, str]:
-        """How each primitive is differentiated under these options: see `funcbp.coverage`."""
+        """List how each primitive is differentiated under these options: see `funcbp.coverage`."""
         table = coverage(borrow=self.options.on_missing == "jax")
         return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
 
     def vjp(self, f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-        """The value of `f` and its pullback, as `jax.vjp`.
+        """Compute the value of `f` and its pullback, as `jax.vjp`.
 
         Args:
             f: a function of `primals` whose output is a pytree of arrays; with `has_aux`, a pair (output, anything).
@@ -235,7 +235,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes both the value of `f` and its gradient, as `jax.value_and_grad`.
+        """Make a function that computes both the value of `f` and its gradient, as `jax.value_and_grad`.
 
         Args:
             f: a function with a scalar output (or a pair (scalar, aux) with `has_aux`).
@@ -276,7 +276,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the gradient of `f`, as `jax.grad`. Arguments as in `value_and_grad`.
+        """Make a function that computes the gradient of `f`, as `jax.grad`. Arguments as in `value_and_grad`.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
@@ -300,7 +300,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the Jacobian of `f` row by row with one vectorised backward pass, as `jax.jacrev`.
+        """Make a function that computes the Jacobian of `f` by one vectorised backward pass, as `jax.jacrev`.
 
         Returns:
             A function with the arguments of `f` whose result has, for every leaf y of the output and x of the argument,
@@ -347,7 +347,7 @@ class Backward:
         has_aux: bool = False,
         holomorphic: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
+        """Make a function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
 
         Returns:
             A function with the arguments of `f` whose result has, for every leaf y of the output and leaves x, z of the
@@ -364,7 +364,7 @@ class Backward:
         return jax.jacfwd(first, argnums, has_aux, holomorphic)
 
     def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        """The Hessian of a scalar function times a vector: the forward derivative of our gradient.
+        """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.
 
         Args:
             f: a function of `primals` with a scalar output.
@@ -393,7 +393,7 @@ class _Static:
 
 
 def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
-    """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
+    """Change `f`, a function to (arrays, pytree of arrays), by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
         left: list[Any] = []
@@ -410,7 +410,7 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
 
 
 def _shown(value: Any) -> str:
-    """An argument as it would be written."""
+    """Write an argument as it would be given."""
     if isinstance(value, dict):
         name = lambda k: repr(k) if isinstance(k, str) else getattr(k, "__name__", None) or str(k)
         return "{" + ", ".join(f"{name(k)}: {_shown(v)}" for k, v in value.items()) + "}"

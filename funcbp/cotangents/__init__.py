@@ -7,7 +7,7 @@ The cotangent x̄ of a value x has x's shape and dtype. Three things are told ap
 - an error: nobody has written the derivative.
 
 The cotangent of a factor of a product is itself a product: W̄ = x' δ. It travels as `Factored`, the product not yet
-carried out, until somebody needs the array. So sums of them, linear maps on them and whole loops can be gone through
+contracted, until somebody needs the array. So sums of them, linear maps on them and whole loops can be gone through
 first, and whoever wants the factors finds them.
 """
 

@@ -3,6 +3,7 @@
 from ..cotangents import Zero, unbroadcast
 from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
 from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
+from .elementwise import tanh_from_input
 from .kinds import Rule
 from .registry import (
     TABLE,
@@ -53,6 +54,7 @@ __all__ = [
     "rule",
     "shape",
     "sorting",
+    "tanh_from_input",
     "unbroadcast",
     "unsupported",
 ]

@@ -122,7 +122,7 @@ def cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array
         p, less_one = _p_and_less_one(log_p, exists)
         change += (p * (jnp.sum(labels, axis, keepdims=True) - labels) + less_one * labels) * dx
     if not isinstance(dy, SymbolicZero):
-        change -= log_p * dy
+        change -= (log_p if exists is None else jnp.where(exists, log_p, 0)) * dy
     return _cross_entropy(logits, labels, exists, axis), jnp.sum(change, axis)
 
 
@@ -220,8 +220,8 @@ def log_probabilities_tangent(axis: int, primals: Any, tangents: Any) -> tuple[A
 
 def _p_and_less_one(log_p: Array, exists: Array | None) -> tuple[Array, Array]:
     """p, and p - 1 without cancellation; where there is no class, 0 and -1."""
-    p, less_one = jnp.exp(log_p), expm1(log_p)
-    return (p, less_one) if exists is None else (jnp.where(exists, p, 0), jnp.where(exists, less_one, -1))
+    log_p = log_p if exists is None else jnp.where(exists, log_p, -jnp.inf)
+    return jnp.exp(log_p), expm1(log_p)
 
 
 @jax.custom_jvp

@@ -3,6 +3,7 @@
 from ..cotangents import Moves, Zero, unbroadcast
 from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
 from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
+from .elementwise import tanh_from_input
 from .kinds import Rule
 from .registry import (
     TABLE,
@@ -64,6 +65,7 @@ __all__ = [
     "rule",
     "shape",
     "sorting",
+    "tanh_from_input",
     "traits_of",
     "unbroadcast",
     "unsupported",

@@ -27,7 +27,7 @@ from jax import lax
 from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
 from ..jaxpr import primitive, primitives
 from .contract import OUTPUT, TYPES
-from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero
+from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, rule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Singularity, Traits, free, results
 
 
@@ -349,9 +349,26 @@ def tanh_slope(y: Any, **_: Any) -> Any:
     return one_minus_square(y)
 
 
-def logistic_slope(x: Any, **_: Any) -> Any:
-    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had."""
+def tanh_from_input_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """y = tanh x:  x̄ = ȳ sech² x = ȳ 4 σ'(2x), exact in the tails. Keeps x, which `tanh_slope` does without."""
+    (x,) = res
+    return [lax.mul(ct, lax.mul(lax.full_like(x, 4), logistic_slope(lax.mul(lax.full_like(x, 2), x))))]
+
+
+@jax.custom_jvp
+def logistic_slope(x: Any) -> Any:
+    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had.
+
+    Its own derivative is -σ'(x) tanh(x/2), in which nothing cancels near 0.
+    """
     return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+
+
+@logistic_slope.defjvp
+def _logistic_slope_tangent(primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    slope = logistic_slope(x)
+    return slope, lax.mul(lax.mul(lax.neg(slope), lax.tanh(lax.mul(lax.full_like(x, 0.5), x))), dx)
 
 
 def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
@@ -368,7 +385,8 @@ def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
 
 
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
-def_elementwise(primitives.logistic_p, logistic_slope, traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
+tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: tanh_from_input})`
+def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
 def_named("logaddexp", logaddexp_tangent)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))

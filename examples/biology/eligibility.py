@@ -54,8 +54,8 @@ target = jnp.asarray(np.sin(2 * np.pi * t) + 0.5 * np.sin(4 * np.pi * t + 1), jn
 kernel = lambda i, o, size: jnp.asarray(rng.normal(size=(i, o)) * size * i**-0.5, jnp.float32)
 start = {"in": kernel(INPUTS, UNITS, 2.0), "recurrent": kernel(UNITS, UNITS, 0.7), "out": kernel(UNITS, 1, 0.3)}
 
-through_time = bp.Backward(rules=bp.credit.spikes(surrogate))
-local = bp.Backward(rules=bp.credit.spikes(surrogate), edits={"to others": lambda ct, cts: jnp.zeros_like(ct)})
+through_time = bp.credit.spikes(surrogate)
+local = through_time | bp.Backward(edits={"to others": lambda ct, cts: jnp.zeros_like(ct)})
 
 
 # %%

@@ -72,9 +72,9 @@ def init(key, inputs, hidden, outputs, gain):
 accuracy = lambda params, currents, y: jnp.mean(jnp.argmax(spiking(params, currents)[0], -1) == y)
 WAYS = {
     "no surrogate": bp.Backward(),
-    "boxcar": bp.Backward(rules=bp.credit.spikes(bp.credit.boxcar(1.0))),
-    "fast sigmoid": bp.Backward(rules=bp.credit.spikes(bp.credit.fast_sigmoid(5.0))),
-    "arctan": bp.Backward(rules=bp.credit.spikes(bp.credit.arctan(2.0))),
+    "boxcar": bp.credit.spikes(bp.credit.boxcar(1.0)),
+    "fast sigmoid": bp.credit.spikes(bp.credit.fast_sigmoid(5.0)),
+    "arctan": bp.credit.spikes(bp.credit.arctan(2.0)),
 }
 
 # %%

@@ -28,7 +28,7 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
 
 
 def_linear(primitives.name_p, lambda ct, x, **_: ct, isometric=True)
-def_linear(feedback_p, lambda ct, w: ct, isometric=True)  # the recording gives w its mirror instead: see mirrors.py
+def_linear(feedback_p, lambda ct, w: ct, isometric=True)  # recording gives w its feedback weight instead
 def_linear(
     primitives.sharding_constraint_p,
     lambda ct, x, **params: primitives.sharding_constraint_p.bind(ct, **params),

@@ -12,6 +12,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp.per_example import examples
+from funcbp.per_example import leaf as leaves
 
 from ..models.zoo import FAMILIES
 
@@ -42,27 +43,27 @@ def flat(gradients):
 
 
 @contextlib.contextmanager
-def preferring(way):
-    """Choose one of the ways, whatever it costs."""
+def preferring(method):
+    """Choose one of the methods, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examples, "_cheapest", lambda *_: way)
-        patch.setattr(examples, "_cost_between", lambda *_: 0 if way == "factors" else np.inf)
+        patch.setattr(leaves, "cheapest", lambda *_: method)
+        patch.setattr(leaves, "cost_between", lambda *_: 0 if method == "factors" else np.inf)
         yield
 
 
 def everything(loss, params, batch, by=("factors", "products")):
-    """All that a leaf can be asked, each way; and the same from `vmap(jax.grad)`."""
+    """All that a leaf can be asked, by each method; and the same from `vmap(jax.grad)`."""
     c = jnp.arange(1.0, examples.batch_size(batch) + 1)
 
-    def asked(leaf, way):
-        with preferring(way):
-            again = examples.Leaf(leaf.path, leaf.aval, leaf.ct, leaf.n)
+    def asked(leaf, method):
+        with preferring(method):
+            again = leaves.Leaf(leaf.path, leaf.aval, leaf.ct, leaf.n)
             first = again.inner_products(again), again.weighted_sum(c), again.squared_norms()
             return *first, again.weighted_sum(c), again.sum_of_squares(), again.arrays()
 
     def ours(params, batch):
         found = examples.backpropagate(loss, params, batch, backward=bp.Backward())
-        return [[asked(leaf, way) for leaf in found.leaves] for way in by]
+        return [[asked(leaf, method) for leaf in found.leaves] for method in by]
 
     def theirs(params, batch):
         out = []
@@ -103,20 +104,20 @@ def test_models(name, libraries):
     loss = lambda params, example: model.loss(params, *(a[None] for a in example))
     batch = model.problem.data(1)
     assert_close(*everything(loss, model.params, batch))
-    ways = bp.per_example.ways(loss)(model.params, batch).values()
-    assert set(MODELS[name]) <= set(ways)
-    assert not any(":" in way for way in ways)  # nothing had to be made for want of a better way
+    methods = bp.per_example.methods(loss)(model.params, batch).values()
+    assert set(MODELS[name]) <= set(methods)
+    assert not any(":" in method for method in methods)  # nothing had to be made for want of a better one
 
 
 def test_our_own_networks_keep_their_factors():
-    """The layers' pairs are carried by custom_vjp: their backward rules are opened."""
+    """The layers' pairs are carried by custom_vjp: their backward rules are inlined."""
     net = bp.nets.mlp([3, 4, 2], activation=bp.ops.tanh)
     params = net.init(key(0), jnp.zeros(3))
     loss = lambda params, example: bp.ops.squared_error(net.apply(params, example[0]), example[1])
     batch = normal(1, N, 3), normal(2, N, 2)
     assert_close(*everything(loss, params, batch))
-    ways = bp.per_example.ways(loss)(params, batch)
-    assert ways == {
+    methods = bp.per_example.methods(loss)(params, batch)
+    assert methods == {
         "dense_0/bias": "array",
         "dense_0/kernel": "factors",
         "dense_1/bias": "array",
@@ -242,7 +243,7 @@ def test_ways_of_using_a_weight(loss):
     assert_close(*everything(loss, W, x))
     if WAYS[loss]:
         with preferring("factors"):
-            assert WAYS[loss] in bp.per_example.ways(loss)(W, x)[""]
+            assert WAYS[loss] in bp.per_example.methods(loss)(W, x)[""]
 
 
 CONVOLUTIONS = {
@@ -272,18 +273,18 @@ def convolved(w, x):
     return jnp.sum(jnp.tanh(z))
 
 
-def test_a_convolution_goes_the_way_that_costs_less():
-    """Patches are many bytes for few operations where there are few units; but a direct way of few channels is slow."""
-    way = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.ways(convolved)(
+def test_a_convolution_goes_by_the_method_that_costs_less():
+    """Patches are many bytes for few operations with few units; but the direct method is slow with few channels."""
+    method = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.methods(convolved)(
         jax.ShapeDtypeStruct((kernel, kernel, inputs, units), dtype),
         jax.ShapeDtypeStruct((8, size, size, inputs), dtype),
     )[""]
-    assert way(32, 16, 16, 9) == way(16, 16, 16) == "direct"
-    assert way(28, 1, 6, 5) == way(32, 3, 8) == "products"  # few channels
-    assert way(32, 3, 32) == way(16, 32, 64) == "products"  # many units
-    assert way(16, 64, 64, 1) == "products"  # no more in patches than in the image
-    assert way(2, 256, 256) == "factors"
-    assert way(32, 16, 16, 9, jnp.float64) == "products"
+    assert method(32, 16, 16, 9) == method(16, 16, 16) == "direct"
+    assert method(28, 1, 6, 5) == method(32, 3, 8) == "products"  # few channels
+    assert method(32, 3, 32) == method(16, 32, 64) == "products"  # many units
+    assert method(16, 64, 64, 1) == "products"  # no more in patches than in the image
+    assert method(2, 256, 256) == "factors"
+    assert method(32, 16, 16, 9, jnp.float64) == "products"
 
 
 def test_a_direct_convolution_cuts_no_patches():
@@ -314,7 +315,7 @@ def test_lookups_of_the_same_row(how):
 
     assert_close(*everything(loss, W, tokens))
     with preferring("factors"):
-        assert bp.per_example.ways(loss)(W, tokens)[""] == "factors"
+        assert bp.per_example.methods(loss)(W, tokens)[""] == "factors"
 
 
 def test_a_row_that_does_not_exist_has_no_gradient():

@@ -194,7 +194,10 @@ def test_every_ruled_primitive_has_a_row(monkeypatch):
         jax.make_jaxpr(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
         if row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"):
             assert row.primitive in used, f"the row {row.primitive}-{row.label} never uses the rule"
-    elsewhere = {"reshard", "feedback"}  # a mesh: tests/test_sharding.py; a mirror: tests/autodiff/test_marks.py
+    elsewhere = {
+        "reshard",
+        "feedback",
+    }  # a mesh: tests/test_sharding.py; a feedback weight: tests/autodiff/test_marks.py
     rows = {r.primitive for r in ROWS} | elsewhere
     unrowed = {
         p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None

@@ -43,11 +43,13 @@ class Trace:
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __getitem__(self, key: str | int) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:
         """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
-        Of a name that several values bear, a tuple.
+        Of a name that several values bear, a tuple; of a slice, a list of rows.
         """
+        if isinstance(key, slice):
+            return self.rows[key]
         named = [r for r in (*self.inputs, *self.rows) if r.name == key]
         found = named or [r for r in self.rows if r.index == str(key)]
         if not found and isinstance(key, int):

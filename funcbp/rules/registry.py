@@ -151,7 +151,7 @@ def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None
     def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
 
-    bwd.__name__ = f"{primitive}_bwd"
+    bwd.__name__, keep.__name__ = f"{primitive}_bwd", save.__name__
     def_rule(primitive, bwd, save=keep)
 
 
@@ -177,7 +177,7 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
     carried out when somebody needs the array, or, with `factored=False`, as arrays.
     """
 
-    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    def other_operands(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         x, y = primals
         return (x if perturbed[1] else jax.typeof(x), y if perturbed[0] else jax.typeof(y))
 
@@ -200,7 +200,7 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
         ]
 
     bwd.__name__ = f"{primitive}_bwd"
-    def_rule(primitive, bwd, save=keep)
+    def_rule(primitive, bwd, save=other_operands)
     BILINEAR.add(primitive)
 
 

@@ -100,7 +100,7 @@ def libraries():
 def test_models(name, libraries):
     architecture, family = name.split("-")
     pytest.importorskip(FAMILIES[family])
-    model = getattr(importlib.import_module(f".models.zoo.{family}", __package__), architecture)()
+    model = getattr(importlib.import_module(f"..models.zoo.{family}", __package__), architecture)()
     loss = lambda params, example: model.loss(params, *(a[None] for a in example))
     batch = model.problem.data(1)
     assert_close(*everything(loss, model.params, batch))

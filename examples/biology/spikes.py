@@ -2,7 +2,7 @@
 
 Neurons send spikes: a unit fires where its potential is above the threshold, z = (v > 1). The derivative of that is
 zero almost everywhere, so nothing is learned, unless the way back pretends that the step is a slope. The model below
-says `v > 1` and stays as it is; the surrogate is a rule that is given to the walk.
+says `v > 1` and stays as it is; the surrogate is a rule that is given to the backward pass.
 
 Two tasks: the digits, shown as a constant current over 20 steps to few hidden units; and whether two pulses, some
 steps apart, came over the same one of eight channels, which no single step can tell: a unit has to remember the first.

@@ -124,14 +124,14 @@ class Layout(NamedTuple):
 
     def moved(self, linear: Any) -> Layout:
         """The layout after an isometry. A transposition leaves it plain; others are done when the product is placed."""
-        opened = isinstance(linear, Moved)
-        name = linear.primitive.name if opened else linear.bwd.__name__.removesuffix("_bwd")
+        inlined = isinstance(linear, Moved)
+        name = linear.primitive.name if inlined else linear.bwd.__name__.removesuffix("_bwd")
         if name in ("convert_element_type", "copy", "copy_p", "name"):
             return self
         if name != "transpose" or self.then:
             return self._replace(then=(*self.then, linear))
         order = [int(a) for a in linear.params["permutation"]]
-        to = np.argsort(order).tolist() if opened else order  # a rule goes the other way than its operation
+        to = np.argsort(order).tolist() if inlined else order  # a rule goes the other way than its operation
         group, inputs, units = (tuple(to[a] for a in axes) for axes in self[:3])
         return Layout(group, inputs, units, tuple(self.sizes[a] for a in np.argsort(to)))
 

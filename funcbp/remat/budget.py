@@ -31,8 +31,8 @@ class Budget(Policy):
         fraction: the same as a fraction of what the policy `"needed"` stacks. One of the two is given.
 
     Raises:
-        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a loop is differentiated, a budget
-            that cannot be met: the message says by how much, and what the smallest is.
+        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a loop is
+            differentiated, a budget that cannot be met: the message says by how much, and what the smallest is.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp

@@ -155,12 +155,12 @@ def summary(
         )
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(split_arguments(f, argnums, types[0], {})[1]))
         output = ", ".join(f"{y.dtype}{list(y.shape)}" for y in jax.tree.leaves(out))
-        return Summary(_counted(forward, both, types), parameters, kept, output)
+        return Summary(_rows_of(forward, both, types), parameters, kept, output)
 
     return count
 
 
-def _counted(forward: Any, both: Any, types: Any) -> list[Operation]:
+def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
     """The operations of the forward pass, and of the program that has both passes."""
     rows: dict[Any, list[Any]] = {}
     for program, column in ((jax.make_jaxpr(forward)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):

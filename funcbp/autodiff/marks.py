@@ -64,13 +64,15 @@ def feedback(w: Any, b: Any) -> Any:
         backpropagation for deep learning" (2016).
     """
 
-    def mark(path: Any, mirror: Any, value: Any) -> Any:
-        if mirror is None or value is None:
+    def mark(path: Any, weight: Any, value: Any) -> Any:
+        if weight is None or value is None:
             return value
-        got, wanted = jax.numpy.shape(mirror), jax.numpy.shape(value)
+        got, wanted = jax.numpy.shape(weight), jax.numpy.shape(value)
         if got != wanted:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"feedback at {where or 'the root'} has shape {got}, and the value it mirrors {wanted}.")
-        return feedback_p.bind(value, lax.convert_element_type(mirror, value.dtype))
+            raise ValueError(
+                f"feedback at {where or 'the root'} has shape {got}, and the value it stands for {wanted}."
+            )
+        return feedback_p.bind(value, lax.convert_element_type(weight, value.dtype))
 
     return jax.tree.map_with_path(mark, b, w, is_leaf=lambda x: x is None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,11 @@ from .arguments import (
     check_output,
     check_scalar,
     checked,
-    name_of,
+    divided,
     split_arguments,
 )
 from .backward_pass import check_names
+from .marks import feedback
 from .pullback import Program, Pullback
 from .recording import record
 
@@ -79,6 +81,8 @@ class Backward:
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
             the cotangents of the names that the backward pass has passed by then: those between the value and the
             output. An edit's result has the shape and dtype of the value.
+        feedback: feedback weights for the first argument that is differentiated, a pytree like it with None for leaves
+            that have none: deltas go back through these in the place of the weights. See `funcbp.feedback`.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -93,6 +97,7 @@ class Backward:
         *,
         rules: Mapping[Any, Rule] | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
+        feedback: Any = None,
         residuals: Any = "min_cut",
         outside_loops: bool = False,
         on_missing: str = "error",
@@ -110,6 +115,9 @@ class Backward:
             on_missing=on_missing,
         )
         self._arguments = {k: v for k, v in arguments.items() if v != _DEFAULTS[k]}
+        if feedback is not None:
+            self._arguments["feedback"] = feedback
+        self.feedback = feedback
         self.options = Options(
             rules={_operation(key): rule for key, rule in arguments["rules"].items()},
             edits=arguments["edits"],
@@ -147,13 +155,14 @@ class Backward:
         mine, theirs = self._arguments, other._arguments
         merged = {**mine, **theirs}
         for name in mine.keys() & theirs.keys():
-            if isinstance(mine[name], dict):
+            if name in ("rules", "edits"):
                 both = [k for k in mine[name].keys() & theirs[name].keys() if mine[name][k] is not theirs[name][k]]
                 if both:
-                    raise ValueError(f"Both backward passes have {name} for {', '.join(map(str, both))}: which holds?")
+                    raise ValueError(f"Both backward passes have {name} for {', '.join(map(_key, both))}: which holds?")
                 merged[name] = {**mine[name], **theirs[name]}
-            elif mine[name] != theirs[name]:
-                raise ValueError(f"One has {name}={mine[name]!r}, the other {name}={theirs[name]!r}: which holds?")
+            elif not (_same_weights if name == "feedback" else operator.eq)(mine[name], theirs[name]):
+                given = f"{name}={_shown(mine[name])}, the other {name}={_shown(theirs[name])}"
+                raise ValueError(f"One backward pass has {given}: which holds?")
         return type(self)(**merged)
 
     def observing(
@@ -170,8 +179,14 @@ class Backward:
         )
         return other
 
+    def marked(self, primal: Any) -> Any:
+        """The first argument that is differentiated, with its feedback weights if there are any."""
+        return primal if self.feedback is None else feedback(primal, self.feedback)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Backward) and self.options == other.options
+        if not isinstance(other, Backward):
+            return NotImplemented
+        return self.options == other.options and _same_weights(self.feedback, other.feedback)
 
     def __hash__(self) -> int:
         return hash(self.options)
@@ -211,11 +226,9 @@ class Backward:
         values = [as_value(x) for x in leaves]
 
         def flat(*xs: Any) -> tuple[list[Any], Any]:
-            out, aux = f(*jax.tree.unflatten(in_tree, xs)), None
-            if has_aux:
-                if not isinstance(out, tuple) or len(out) != 2:
-                    raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
-                out, aux = out
+            args = jax.tree.unflatten(in_tree, xs)
+            out = f(*map(self.marked, args[:1]), *args[1:])
+            out, aux = divided(f, out) if has_aux else (out, None)
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], (aux, _Static(out_tree))
 
@@ -363,25 +376,33 @@ class Backward:
         first = self.jacrev(f, argnums, has_aux, holomorphic)
         return jax.jacfwd(first, argnums, has_aux, holomorphic)
 
-    def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
         """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.
+
+        It takes its arguments as `jax.jvp` does. For parameters alone, close over the rest:
+        `bp.hvp(lambda p: loss(p, x), (params,), (v,))`.
 
         Args:
             f: a function of `primals` with a scalar output.
             primals: a tuple of pytrees of arrays.
             tangents: a tuple of pytrees with their structure, shapes and dtypes.
+            has_aux: whether `f` returns a pair (output, auxiliary data).
 
         Returns:
-            H v, structured like `primals[0]` if there is one primal, otherwise a tuple structured like `primals`.
+            H v, structured like `primals[0]` if there is one primal, otherwise a tuple structured like `primals`; with
+            `has_aux`, the pair of that and the auxiliary data.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
             >>> x, v = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
             >>> bp.hvp(lambda x: jnp.sum(x**3), (x,), (v,))
             Array([6., 0.], dtype=float32)
+
+        Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
         """
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
-        return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
+        _, *found = jax.jvp(self.grad(f, argnums, has_aux), tuple(primals), tuple(tangents), has_aux=has_aux)
+        return tuple(found) if has_aux else found[0]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
@@ -409,12 +430,26 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
     return run
 
 
+def _key(key: Any) -> str:
+    return repr(key) if isinstance(key, str) else getattr(key, "__name__", None) or str(key)
+
+
 def _shown(value: Any) -> str:
-    """Write an argument as it would be given."""
+    """Write an argument as it would be given; an array by its type."""
     if isinstance(value, dict):
-        name = lambda k: repr(k) if isinstance(k, str) else getattr(k, "__name__", None) or str(k)
-        return "{" + ", ".join(f"{name(k)}: {_shown(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(k)}: {_shown(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        shown = ", ".join(map(_shown, value))
+        return f"[{shown}]" if isinstance(value, list) else f"({shown},)" if len(value) == 1 else f"({shown})"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return getattr(value, "__name__", None) or repr(value)
+
+
+def _same_weights(a: Any, b: Any) -> bool:
+    """Whether two trees of feedback weights are the same arrays: nobody compares numbers, which may be tracers."""
+    (x, tree), (y, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return bool(tree == other) and all(p is q for p, q in zip(x, y, strict=True))  # type: ignore[operator]
 
 
 _DEFAULTS = dict(rules={}, edits={}, residuals="min_cut", outside_loops=False, on_missing="error")

@@ -32,8 +32,8 @@ class Budget(Policy):
         fraction: the same as a fraction of what the policy `"needed"` stacks. One of the two is given.
 
     Raises:
-        ValueError: neither or both are given, or one that is not positive; and, when a loop is differentiated, a budget
-            that cannot be met: the message says by how much, and what the smallest is.
+        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a loop is
+            differentiated, a budget that cannot be met: the message says by how much, and what the smallest is.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
@@ -53,6 +53,8 @@ class Budget(Policy):
                 f"A Budget is given as bytes=... or as fraction=..., one of the two and positive, and was "
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
+        if self.fraction is not None and self.fraction > 1:
+            raise ValueError(f"A Budget's fraction is of all that is needed, at most 1, and was {self.fraction!r}.")
 
     def __repr__(self) -> str:
         given = f"bytes={self.bytes}" if self.bytes is not None else f"fraction={self.fraction}"

@@ -84,11 +84,14 @@ class RecomputeAll(Policy):
         return [v for v in forward.invars if v in read_for(forward, needed, set()) and v not in available]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FunctionPolicy(Policy):
     """A policy that somebody wrote as a function `(forward, needed, available) -> variables to keep`."""
 
     function: Callable[[Program, list[Any], set[Any]], list[Any]]
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", None) or repr(self.function)
 
     def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
         return list(self.function(forward, needed, available))

@@ -89,7 +89,7 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
     def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
 
-    bwd.__name__ = f"{name}_bwd"
+    bwd.__name__, keep.__name__ = f"{name}_bwd", save.__name__
     return Rule(bwd, save=keep)
 
 
@@ -123,7 +123,7 @@ def bilinear_rule(
         name: of the operation, for tracebacks and name scopes.
     """
 
-    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    def other_operands(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         x, y = primals
         return (x if perturbed[1] else jax.typeof(x), y if perturbed[0] else jax.typeof(y))
 
@@ -146,7 +146,7 @@ def bilinear_rule(
         ]
 
     bwd.__name__ = f"{name}_bwd"
-    return Rule(bwd, save=keep)
+    return Rule(bwd, save=other_operands)
 
 
 # --- entries of the table ---------------------------------------------------------------------------------------------

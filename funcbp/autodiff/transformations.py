@@ -69,7 +69,8 @@ class Backward:
     Args:
         rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
             that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by
-            `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`.
+            `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`; or a
+            `Backward` that has nothing but rules, such as `funcbp.credit` returns.
         residuals: what the loops save for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
             recomputed cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that the
             backward pass reads; `"inputs"`: the inputs of each step, recomputing everything; a `Budget`: the least
@@ -95,7 +96,7 @@ class Backward:
     def __init__(
         self,
         *,
-        rules: Mapping[Any, Rule] | None = None,
+        rules: Mapping[Any, Rule] | Backward | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
         feedback: Any = None,
         residuals: Any = "min_cut",
@@ -104,11 +105,12 @@ class Backward:
     ):
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
-        for key, value in (rules or {}).items():
+        own = _rules_of(rules) if isinstance(rules, Backward) else dict(rules or {})
+        for key, value in own.items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
         arguments = dict(
-            rules=dict(rules or {}),
+            rules=own,
             edits=dict(edits or {}),
             residuals=residuals,
             outside_loops=outside_loops,
@@ -119,8 +121,8 @@ class Backward:
             self._arguments["feedback"] = feedback
         self.feedback = feedback
         self.options = Options(
-            rules={_operation(key): rule for key, rule in arguments["rules"].items()},
-            edits=arguments["edits"],
+            rules={_operation(key): rule for key, rule in own.items()},
+            edits=dict(edits or {}),
             policy=policy_of(residuals),
             outside_loops=outside_loops,
             on_missing=on_missing,
@@ -432,6 +434,13 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
 
 def _key(key: Any) -> str:
     return repr(key) if isinstance(key, str) else getattr(key, "__name__", None) or str(key)
+
+
+def _rules_of(backward: Backward) -> dict[Any, Rule]:
+    """Take the rules of a backward pass that has nothing else."""
+    if more := sorted(backward._arguments.keys() - {"rules"}):
+        raise ValueError(f"rules={backward!r} has {', '.join(more)} besides rules. Join the two by |.")
+    return dict(backward._arguments.get("rules", {}))
 
 
 def _shown(value: Any) -> str:

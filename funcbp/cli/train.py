@@ -248,7 +248,7 @@ def _gradient_is_right(task: train.Task, params: Any, dataset: data.Dataset, see
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
     print(f"Checking the backward pass on {len(x)} examples, in float64: largest relative difference")
-    report = check(task.loss, params, x, y, wrt=0, seed=seed)
+    report = check(task.loss, params, x, y, argnums=0, seed=seed)
     width = max(len(leaf.path) for leaf in report.leaves)
     print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}  {'± their error':>13}")
     for leaf in report.leaves:

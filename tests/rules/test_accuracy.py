@@ -118,6 +118,7 @@ def test_erf_far_out(dtype):
 FIRST = {r.primitive: r for r in reversed(ROWS) if r.numeric and all(np.asarray(x).dtype == np.float64 for x in r.args)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rules_work_in_narrow_types(dtype):
     """Each rule that JAX has in this dtype: the gradient's dtype is kept, and its value is JAX's to a few roundings."""

@@ -4,6 +4,7 @@ import gc
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -24,3 +25,17 @@ def small_heap():
     if next(_tests) % 150 == 0:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Name a parameter by what it is; the number that pytest would give it says nothing."""
+    if isinstance(val, np.generic):
+        return f"{val.dtype.name} {val}"
+    if val is None or isinstance(val, str | bool | int | float | complex):
+        return None
+    if isinstance(val, np.ndarray | jax.Array):
+        return f"{val.dtype.name}{list(val.shape)}"
+    if isinstance(val, list | tuple | dict):
+        return " ".join(str(x) for x in val if isinstance(x, str | int | float))
+    name = getattr(val, "__name__", getattr(val, "name", ""))
+    return "" if name == "<lambda>" else str(name)

@@ -13,56 +13,35 @@ import numpy as np
 
 from funcbp import jaxpr as jx
 
-CALLS = {"jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call", "composite"}
-
 
 def interpreted(f, *args):
     """What `f` returns, from the operations that it traces to."""
     closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
-    return jax.tree.unflatten(jax.tree.structure(out), run(closed, jax.tree.leaves(args)))
+    return jax.tree.unflatten(jax.tree.structure(out), jx.run(closed, jax.tree.leaves(args), NumPy()))
 
 
-def run(program, args):
-    """The outputs of a closed jaxpr (or an open one without constants)."""
-    jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    for eqn in jaxpr.eqns:
-        inputs = [v.val if jx.is_literal(v) else values[v] for v in eqn.invars]
-        values.update(zip(eqn.outvars, perform(eqn, inputs), strict=True))
-    return [v.val if jx.is_literal(v) else values[v] for v in jaxpr.outvars]
+class NumPy(jx.Visitor):
+    """Runs each operation by itself, the common ones by NumPy."""
 
+    enters = jx.CALLS | jx.CONTROL
 
-def perform(eqn, inputs):
-    name, params = eqn.primitive.name, eqn.params
-    if name in CALLS:
-        return run(jx.call_jaxpr(params), inputs)
-    if name == "cond":
-        return run(jx.cond_branches(params)[int(inputs[0])], inputs[1:])
-    if name == "scan":
-        return scan(eqn, inputs)
-    if name in NUMPY:
-        with np.errstate(all="ignore"):
-            outs = NUMPY[name](*map(np.asarray, inputs), **params)
-    else:
-        outs = eqn.primitive.bind(*map(jnp.asarray, inputs), **params)
-    outs = outs if eqn.primitive.multiple_results else [outs]
-    for y, v in zip(outs, eqn.outvars, strict=True):
-        assert y.shape == v.aval.shape and y.dtype == v.aval.dtype, (name, y.shape, y.dtype, v.aval)
-    return outs
+    def equation(self, eqn, args):
+        name, params = eqn.primitive.name, eqn.params
+        if name in NUMPY:
+            with np.errstate(all="ignore"):
+                outs = NUMPY[name](*map(np.asarray, args), **params)
+        else:
+            outs = eqn.primitive.bind(*map(jnp.asarray, args), **params)
+        outs = outs if eqn.primitive.multiple_results else [outs]
+        for y, v in zip(outs, eqn.outvars, strict=True):
+            assert y.shape == v.aval.shape and y.dtype == v.aval.dtype, (name, y.shape, y.dtype, v.aval)
+        return outs
 
+    def row(self, x, i):
+        return np.asarray(x)[i]
 
-def scan(eqn, inputs):
-    body, n_consts, n_carry = jx.scan_parts(eqn.params)
-    consts, carry, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
-    order = range(eqn.params["length"])
-    order = order[::-1] if eqn.params["reverse"] else order
-    ys = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[n_carry:]]
-    for i in order:
-        outs = run(body, [*consts, *carry, *(np.asarray(x)[i] for x in xs)])
-        carry = outs[:n_carry]
-        for y, out in zip(ys, outs[n_carry:], strict=True):
-            y[i] = out
-    return [*carry, *ys]
+    def stack(self, rows, aval):
+        return np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype)
 
 
 # --- operations by NumPy ----------------------------------------------------------------------------------------------

@@ -14,7 +14,12 @@ import funcbp
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(import.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+SECTIONS = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = [
+    pytest.param(program, printed, id=f"{title}: {re.search(r'bp[.][a-z_.]+', program)[0]}")
+    for title, text in SECTIONS
+    for program, printed in re.findall(r"```python\n(import.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+]
 MODULES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts)
     for p in Path(funcbp.__file__).parent.rglob("*.py")
@@ -43,7 +48,8 @@ def run(source, *args):
     )
 
 
-@pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=range(len(PROGRAMS)))
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS)
 def test_readme_programs_print_what_it_says(program, printed):
     result = run(program)
     assert result.returncode == 0, result.stderr
@@ -65,6 +71,7 @@ def test_the_readme_shows_the_backward_pass_as_it_is():
     assert shown.strip() in unannotated
 
 
+@pytest.mark.slow
 def test_docstring_examples():
     result = run(DOCTESTS, *MODULES)
     assert result.returncode == 0, result.stdout + result.stderr

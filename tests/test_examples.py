@@ -79,6 +79,7 @@ def test_cells_become_cells():
         BUILD.notebook("# %%\n1")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the machinery that talks to the kernel
 def test_a_notebook_runs_and_shows_its_figures(tmp_path):
     path = tmp_path / "book.ipynb"

@@ -113,6 +113,7 @@ def test_with_biases_too():
     np.testing.assert_allclose(NET.apply(end, X), [0.01158752739, 0.98845893503], atol=5e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "last"),
     [("worked_example", "0.000035085."), ("textbook", "dense_2/bias")],

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangents, Factored, Zero, materialize
+from ..cotangents import Cotangents, Factored, Zero, is_differentiable, materialize
 from ..remat.plan import OuterNames
 from ..rules.options import Options
 from .tape import Entry, Tape
@@ -50,7 +50,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
         for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True)):
             if index is not None and c is not None and c is not Zero:
                 got = c if type(c) is Factored else jx.type_of(c)
-                if got.shape != x.shape or (got.dtype != x.dtype and x.dtype != bool):
+                if got.shape != x.shape or (got.dtype != x.dtype and is_differentiable(x)):
                     got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
                     raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
     except Exception as error:

@@ -27,11 +27,18 @@ class Equation(NamedTuple):
     perturbed: tuple[bool, ...]
     source: Any
 
+    @property
+    def inside(self) -> jx.Inside:
+        """The programs inside it."""
+        return jx.Inside.of(self.params, tuple(map(core.typeof, self.values)))
+
 
 class ObservingTrace(RecordingTrace):
     """Writes down the equations themselves, with the values they run on, in the place of what their rules keep.
 
-    Calls are gone into; a function with a derivative of its own is one equation, and `apply` still carries it.
+    Calls are gone into; a function with a derivative of its own is one equation, and `apply` still carries it. It is a
+    trace and no visitor of `jaxpr.run`, as Python control flow on values works under a trace alone; what a call is, it
+    has from there.
     """
 
     def __init__(self, parent: core.Trace):
@@ -41,7 +48,7 @@ class ObservingTrace(RecordingTrace):
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         values, indices = self.unwrap(tracers)
-        if primitive.name in CALLS:
+        if jx.Inside.of(params, tuple(map(core.typeof, values))).kind & ENTERS:
             self.calls.append(jx.current_source())
             with core.set_current_trace(self):
                 outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
@@ -91,7 +98,7 @@ class ObservingTrace(RecordingTrace):
         return self.custom_call(primitive, tracers, subfuns)
 
 
-CALLS = ("jit", "closed_call", "remat2", "composite", "custom_vmap_call")
+ENTERS = jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT
 
 
 def observe(f: Callable[..., Any], *values: Any) -> list[Equation]:

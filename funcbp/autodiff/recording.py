@@ -26,6 +26,7 @@ from ..rules.contract import MissingRuleError
 from ..rules.fallback import lookup
 from ..rules.kinds import Operation, PassedRule, Rule
 from ..rules.options import Options
+from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
 from .tape import Entry, Tape, TapeWriter
@@ -106,6 +107,10 @@ class RecordingTrace(core.Trace):
     def with_feedback(self, value: Any, weight: Any) -> Any:
         """A value, recorded or not, with this feedback weight if there is one."""
         return value if weight is None else RecordedValue(self, self.value(value), self.index(value), weight)
+
+    def with_index(self, value: Any, index: int | None) -> Any:
+        """A value as this one of the tape's; as it is, if it is none."""
+        return value if index is None else RecordedValue(self, self.value(value), index)
 
     def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation:
         values, indices = self.unwrap(tracers)
@@ -251,6 +256,8 @@ class RecordingTrace(core.Trace):
             return self.with_feedback(tracers[0], self.value(tracers[1]))
         operation = self.operation(primitive, params, tracers)
         if operation.is_perturbed or operation.feedback is not None or self.observing:
+            if self.options.inlines_calls and has_spike(operation):
+                return record_spikes(self, operation)
             return lookup(self.options, primitive).record(self, operation)
         return self.run(operation)
 

@@ -16,12 +16,7 @@ from typing import NoReturn
 import jax
 
 from ..jaxpr import public_names
-from ..learn import data, train
-from ..learn.train.job import RequestError
 from ..rules import coverage
-from .check import run_check_command
-from .reproduce import run_reproduce_command
-from .train import add_train_command
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -30,6 +25,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are raised, so that there is one place that prints them."""
 
     def error(self, message: str) -> NoReturn:
+        from ..learn.train.job import RequestError
+
         raise RequestError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
@@ -50,9 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["check"]:
+        from .check import run_check_command
+
         return run_check_command(argv[1:])
     if argv[:1] == ["reproduce"]:
+        from .reproduce import run_reproduce_command
+
         return run_reproduce_command(argv[1:])
+    from ..learn import data, train
+    from ..learn.train.job import RequestError
+
     try:
         args = parser().parse_args(argv)
         return args.run(args)
@@ -69,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What the command understands."""
+    from .train import add_train_command
+
     top = Parser(prog="funcbp", description="Backpropagation you can open.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train_command(commands)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ..learn import plot
 from ..learn.reproduce import MEANING, REPRODUCTIONS
-from ..learn.reproduce.table import Picture, Reproduction, Row, format_table
+from ..learn.reproduce.table import Comparison, Picture, Reproduction, format_table
 from ..learn.train import write_atomically
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
@@ -117,7 +117,7 @@ def _run(chosen: Sequence[Reproduction], request: argparse.Namespace, bar: Any) 
     return code
 
 
-def _section(entry: Reproduction, rows: Sequence[Row], request: argparse.Namespace, seconds: float) -> str:
+def _section(entry: Reproduction, rows: Sequence[Comparison], request: argparse.Namespace, seconds: float) -> str:
     quick = ", quick: few trials, no result" if request.quick else ""
     head = f"## {entry.title}\n\n{entry.source}. Seed {request.seed}, {seconds:.1f} s{quick}."
     return f"{head}\n\n{format_table(rows)}\n"

@@ -304,7 +304,7 @@ def _rate(text: str) -> float:
     return rate
 
 
-def _stop(text: str) -> tuple[str, stopping.Rule]:
+def _stop(text: str) -> tuple[str, stopping.StoppingRule]:
     name, _, number = text.partition(":")
     if name not in STOPS:
         raise argparse.ArgumentTypeError(f"there is no rule {name!r}; there are {', '.join(STOPS)}")

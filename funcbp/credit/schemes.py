@@ -295,9 +295,10 @@ def spikes(derivative: Callable[[Any], Any]) -> dict[Any, Rule]:
     """Rules for comparisons: a unit that spikes, `(x > threshold).astype(float)`, gets a surrogate derivative.
 
     z = 1 where u = x - threshold is positive, 0 elsewhere:  x̄ = z̄ h(u). The model stays as it is. A cotangent reaches
-    the comparison where its boolean becomes a number: converted, or `jnp.where` between two constants. A boolean that
-    only chooses (a mask, the reset `jnp.where(spike, reset, v)`) is left alone, and so is one that is converted in
-    another loop body than the one it is made in.
+    the comparison where its boolean becomes a number: converted, or `jnp.where` between two constants; before, it may
+    be moved, reshaped, joined, negated, counted, combined with other booleans, multiplied into a matrix. A boolean that
+    only chooses (a mask, the reset `jnp.where(spike, reset, v)`) is left alone. What stops the cotangent (a comparison
+    of counts, a loop that the boolean enters) is an error that names it.
 
     Args:
         derivative: h, a function of u: one of this module's, such as `fast_sigmoid(slope=10.0)`, or your own.

@@ -56,8 +56,7 @@ TRAPS = {
     "overflow": Trap("overflow", "The result is larger than the dtype's largest number. Subtract the maximum before "
                      "exp, use jax.nn.logsumexp or log_softmax, or scale down."),
     "unfinished": Trap("max_steps reached", "The funcbp.while_loop there had not ended after max_steps, so what it "
-                       "would have returned is not known. Give it more steps, or ask for the loop cut short: "
-                       "truncate=True."),
+                       "would have returned is not known. Give it more steps, or ask for it cut short: truncate=True."),
 }  # fmt: skip
 SINGULAR = {
     "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",

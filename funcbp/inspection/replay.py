@@ -7,7 +7,8 @@ has a line, a name scope and the numbers of the loop steps around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,56 +85,63 @@ def birth_of(x: Any) -> Birth | None:
 
 def replay(jaxpr: Any, args: Sequence[Any]) -> list[Held]:
     """Run a program on these arguments, and hold its outputs."""
-    return _Replay().run(jaxpr, [Held(x, birth_of(x)) for x in args], ())
+    return jx.run(jaxpr, [Held(x, birth_of(x)) for x in args], _Replay())
 
 
-class _Replay:
+class _Replay(jx.Visitor):
+    """Holds each value with its birth, through calls, loops and branches."""
+
+    enters = jx.CALLS | jx.CONTROL
+
     def __init__(self) -> None:
         self.order = 0
         self.scope = ""  # of the calls that are being run
-        self.lines = [""]  # of what is being run
+        self.line = ""  # of the call or loop that is being run
+        self.steps: tuple[int, ...] = ()
 
-    def run(self, jaxpr: Any, args: Sequence[Held], steps: tuple[int, ...]) -> list[Held]:
-        invars, eqns, outvars, constants = jx.opened(jaxpr)
-        held: dict[Any, Held] = {v: Held(x, birth_of(x)) for v, x in constants}
-        held.update(zip(invars, args, strict=True))
-        read = lambda v: Held(v.val, birth_of(v.val)) if jx.is_literal(v) else held[v]
-        for eqn in eqns:
-            outs = self.step(eqn, [read(v) for v in eqn.invars], steps)
-            held.update(zip(eqn.outvars, outs, strict=True))
-        return [read(v) for v in outvars]
-
-    def within(self, eqn: Any) -> str:
+    def scope_of(self, eqn: Any) -> str:
         """The name scope of an equation, behind those of the calls around it."""
         return "/".join(filter(None, (self.scope, jx.scope(eqn.source_info))))
 
-    def step(self, eqn: Any, args: list[Held], steps: tuple[int, ...]) -> list[Held]:
-        self.lines.append(jx.user_line(eqn.source_info) or self.lines[-1])
-        outs = self._step(eqn, args, steps)
-        self.lines.pop()
-        return outs
+    def line_of(self, eqn: Any) -> str:
+        """The user's line, or that of what is around the equation."""
+        return jx.user_line(eqn.source_info) or self.line
 
-    def _step(self, eqn: Any, args: list[Held], steps: tuple[int, ...]) -> list[Held]:
-        name, params = eqn.primitive.name, eqn.params
-        if name in ("scan", "while", "cond"):  # what these have inside knows its scope
-            around, self.scope = self.scope, ""
-            if name == "cond":
-                outs = self.run(jx.cond_branches(params)[int(args[0].value)], args[1:], steps)
-            else:
-                outs = (self.scan if name == "scan" else self.while_loop)(params, args, steps)
-            self.scope = around
-            return outs
-        if any(part in params for part in ("jaxpr", "call_jaxpr", "call")) and not name.startswith(("reduce", "shard")):
-            around, self.scope = self.scope, self.within(eqn)
-            outs = self.run(jx.call_jaxpr(params), args, steps)
-            self.scope = around
-            return outs
+    @contextmanager
+    def within(self, eqn: Any, kind: jx.Kind) -> Iterator[None]:
+        outside = self.scope, self.line
+        # what loops and branches have inside knows its scope
+        self.scope, self.line = "" if kind & jx.CONTROL else self.scope_of(eqn), self.line_of(eqn)
+        yield
+        self.scope, self.line = outside
+
+    @contextmanager
+    def step(self, i: int) -> Iterator[None]:
+        outside, self.steps = self.steps, (*self.steps, i)
+        yield
+        self.steps = outside
+
+    def constant(self, x: Any) -> Held:
+        return Held(x, birth_of(x))
+
+    def number(self, x: Held) -> Any:
+        return x.value
+
+    def row(self, x: Held, i: int) -> Held:
+        return Held(x.value[i], x.birth and birth_of(x.value[i]) and x.birth, x.chosen)
+
+    def stack(self, rows: Sequence[Held], aval: Any) -> Held:
+        births = [h.birth for h in rows if h.birth is not None]
+        birth = min(births, key=lambda b: (not b.nan, b.order)) if births else None
+        return Held(super().stack([h.value for h in rows], aval), birth, any(h.chosen for h in rows))
+
+    def equation(self, eqn: Any, args: list[Held]) -> list[Held]:
         outs = jx.bind_eqn(eqn, [a.value for a in args])
         self.order += 1
-        chosen = any(a.chosen for a in args) or (name == "select_n" and "transpose(" in self.within(eqn))
-        return [Held(out, self.birth(eqn, args, out, steps), chosen) for out in outs]
+        back = eqn.primitive.name == "select_n" and "transpose(" in self.scope_of(eqn)
+        return [Held(out, self.birth(eqn, args, out), back or any(a.chosen for a in args)) for out in outs]
 
-    def birth(self, eqn: Any, args: list[Held], out: Any, steps: tuple[int, ...]) -> Birth | None:
+    def birth(self, eqn: Any, args: list[Held], out: Any) -> Birth | None:
         numbers = as_numbers(out)
         if numbers is None or np.isfinite(numbers).all():
             return None
@@ -153,41 +161,14 @@ class _Replay:
             nan,
             eqn.primitive.name,
             eqn.source_info,
-            self.lines[-1],
-            self.within(eqn),
-            steps,
+            self.line_of(eqn),
+            self.scope_of(eqn),
+            self.steps,
             operands,
             numbers,
             cause,
             chosen,
         )
-
-    def scan(self, params: dict[str, Any], args: list[Held], steps: tuple[int, ...]) -> list[Held]:
-        body, n_consts, n_carry = jx.scan_parts(params)
-        consts, carry, xs = args[:n_consts], args[n_consts : n_consts + n_carry], args[n_consts + n_carry :]
-        rows: dict[int, list[Held]] = {}
-        order = range(params["length"])
-        for i in reversed(order) if params["reverse"] else order:
-            row = [Held(x.value[i], x.birth and birth_of(x.value[i]) and x.birth, x.chosen) for x in xs]
-            outs = self.run(body, [*consts, *carry, *row], (*steps, i))
-            carry, rows[i] = outs[:n_carry], outs[n_carry:]
-        if not rows:
-            return [*carry, *(Held(jx.zeros(t)) for t in jx.stacked_types(params))]
-        stacks = []
-        for column in zip(*(rows[i] for i in order), strict=True):
-            births = [h.birth for h in column if h.birth is not None]
-            birth = min(births, key=lambda b: (not b.nan, b.order)) if births else None
-            stacks.append(Held(jax.numpy.stack([h.value for h in column]), birth, any(h.chosen for h in column)))
-        return [*carry, *stacks]
-
-    def while_loop(self, params: dict[str, Any], args: list[Held], steps: tuple[int, ...]) -> list[Held]:
-        body, n_cond, n_body = jx.while_parts(params)
-        cond_consts, consts, carry = args[:n_cond], args[n_cond : n_cond + n_body], args[n_cond + n_body :]
-        i = 0
-        while self.run(jx.while_condition(params), [*cond_consts, *carry], (*steps, i))[0].value:
-            carry = self.run(body, [*consts, *carry], (*steps, i))
-            i += 1
-        return carry
 
 
 def _has_nan(x: Any) -> bool:

@@ -137,7 +137,8 @@ def summary(f: Callable[..., Any], *args: Any) -> Summary:
     out, pullback = jax.eval_shape(pullback_of, *types)
     rows: dict[Any, list[Any]] = {}
     for program, column in ((jax.make_jaxpr(f)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):
-        for eqn, times, line, scope in _equations(program):
+        for o in _operations(program):
+            eqn, times, line, scope = o.eqn, o.times, o.line, o.scope
             rule = scope.split("/")[-1].rstrip(")").split("(")[-1]
             name = rule.removesuffix("_bwd") if "transpose(" in scope else eqn.primitive.name
             shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
@@ -156,20 +157,19 @@ def _typed(x: Any) -> Any:
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
 
 
-def _equations(jaxpr: Any, times: int = 1, call: str = "", around: str = "") -> Iterator[tuple[Any, int, str, str]]:
-    """The equations that have no programs inside, how often each runs, their line or the call's, their scope."""
-    _, eqns, _, _ = jx.opened(jaxpr)
-    for eqn in eqns:
-        name, params, line = eqn.primitive.name, eqn.params, jx.user_line(eqn.source_info) or call
-        scope = "/".join(filter(None, (around, jx.scope(eqn.source_info))))
-        if name == "scan":
-            yield from _equations(jx.scan_parts(params)[0], times * params["length"], line)
-        elif name == "while":
-            yield from _equations(jx.while_parts(params)[0], times, line)
-        elif name == "cond":
-            branches = [list(_equations(b, times, line)) for b in jx.cond_branches(params)]
-            yield from max(branches, key=lambda b: sum(t * flops_of(e) for e, t, _, _ in b))
-        elif any(part in params for part in ("jaxpr", "call_jaxpr", "call")) and not name.startswith("reduce"):
-            yield from _equations(jx.call_jaxpr(params), times, line, scope)
-        else:
-            yield eqn, times, line, scope
+def _counted(inside: jx.Inside) -> Sequence[Any]:
+    """The programs inside an equation that count: of a `while` the body, of a `cond` the dearest branch."""
+    match inside.kind:
+        case jx.Kind.WHILE:
+            return inside.programs[1:]
+        case jx.Kind.COND:
+            return [max(inside.programs, key=lambda p: sum(o.times * flops_of(o.eqn) for o in _operations(p)))]
+        case jx.Kind.OTHER:
+            return ()
+        case _:
+            return inside.programs
+
+
+def _operations(program: Any) -> Iterator[jx.Occurrence]:
+    """The equations that count, without those whose programs are counted in their stead."""
+    return (o for o in jx.equations(program, _counted) if not o.opened)

@@ -1,8 +1,9 @@
 """The one door to JAX's unstable side.
 
 Everything that reads `jax._src`, `jax.extend`, or the parameters of a higher-order primitive lives in this folder, so
-that the two JAX worlds funcbp supports (0.10.2 and the newest) differ here and in `record.py` only. It probes for the
-shape of things, never for a version string.
+that the two JAX worlds funcbp supports (0.10.2 and the newest) differ here and in two traces only (`recording.py` and
+`observe.py`, in `autodiff`). It probes for the shape of things, never for a version string. `interpreter.py` runs and
+reads programs; the file to open first.
 """
 
 from jax.extend.core import primitives as primitives
@@ -13,14 +14,11 @@ from .cost import flops as flops
 from .cost import inner as inner
 from .cost import is_cheap as is_cheap
 from .cost import is_repeatable as is_repeatable
-from .cost import run_opened as run_opened
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
 from .inside import bind_while as bind_while
-from .inside import call_jaxpr as call_jaxpr
-from .inside import cond_branches as cond_branches
 from .inside import cond_of_marked as cond_of_marked
 from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
@@ -31,23 +29,32 @@ from .inside import reducer as reducer
 from .inside import remat_of_marked as remat_of_marked
 from .inside import run_behind_barrier as run_behind_barrier
 from .inside import scan_of_marked as scan_of_marked
-from .inside import scan_parts as scan_parts
 from .inside import solve_parts as solve_parts
-from .inside import stacked_types as stacked_types
 from .inside import transposed_solve as transposed_solve
-from .inside import while_condition as while_condition
 from .inside import while_of_marked as while_of_marked
-from .inside import while_parts as while_parts
+from .interpreter import CALLS as CALLS
+from .interpreter import CONTROL as CONTROL
+from .interpreter import Inside as Inside
+from .interpreter import Kind as Kind
+from .interpreter import Occurrence as Occurrence
+from .interpreter import Visitor as Visitor
+from .interpreter import as_function as as_function
+from .interpreter import call_jaxpr as call_jaxpr
+from .interpreter import cond_branches as cond_branches
+from .interpreter import equations as equations
+from .interpreter import inside_of as inside_of
+from .interpreter import programs_of as programs_of
+from .interpreter import run as run
+from .interpreter import scan_parts as scan_parts
+from .interpreter import while_condition as while_condition
+from .interpreter import while_parts as while_parts
 from .marks import feedback_p as feedback_p
 from .programs import Program as Program
-from .programs import as_function as as_function
 from .programs import bind_eqn as bind_eqn
 from .programs import in_avals as in_avals
 from .programs import is_literal as is_literal
-from .programs import opened as opened
 from .programs import out_avals as out_avals
 from .programs import part as part
-from .programs import run as run
 from .programs import signature as signature
 from .programs import trace as trace
 from .programs import trace_tree as trace_tree

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from jax._src import core
-
-from .inside import cond_branches
-from .programs import Program, run
+from .interpreter import cond_branches, inside_of
 
 CHEAP = frozenset(
     [
@@ -125,7 +121,7 @@ REPEATABLE = CHEAP | frozenset(
 
 def inner(eqn: Any) -> list[Any]:
     """The equations of the programs inside an equation."""
-    return [e for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns]
+    return [e for program in inside_of(eqn).programs for e in program.eqns]
 
 
 def is_cheap(eqn: Any) -> bool:
@@ -165,9 +161,3 @@ def flops(eqn: Any) -> float:
             if inside:
                 return float(sum(map(flops, inside)))
             return float(max((a.size for a in (*ins, *outs) if hasattr(a, "size")), default=0))
-
-
-def run_opened(program: Program, args: Sequence[Any]) -> list[Any]:
-    """Run a program, and the compiled calls in it equation by equation, but for those that are cheap."""
-    enter = lambda eqn: eqn.params["jaxpr"] if eqn.primitive.name == "jit" and not is_cheap(eqn) else None
-    return run(program.jaxpr, (*program.consts, *args), enter)

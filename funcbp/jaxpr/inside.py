@@ -1,4 +1,4 @@
-"""Higher-order primitives: the only reader of their parameters."""
+"""Higher-order primitives made, changed and run; what they have inside is read in `interpreter.py`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from jax._src import ad_util, core, sharding_impls
 from jax._src.interpreters import partial_eval
 from jax.extend.core import primitives
 
+from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
-from .programs import Program, as_function, in_avals, out_avals, run, trace
+from .programs import Program, in_avals, trace
 from .values import Aval, float0, sharding_of, weakref_cache, zeros
-
-
-def call_jaxpr(params: dict[str, Any]) -> Any:
-    """The program inside a call: `jit`, `closed_call`, `composite`, `custom_vmap_call`."""
-    return next(params[name] for name in ("jaxpr", "call_jaxpr", "call") if name in params)
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -50,20 +46,6 @@ def is_saved(policy: Any, eqn: Any) -> bool:
         return False
     case = policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
     return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
-
-
-def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
-    """The body of a scan, and how many of its inputs are constants and carries."""
-    if "num_consts" in params:
-        return params["jaxpr"], params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()
-    return params["jaxpr"], len(consts), len(carry)
-
-
-def stacked_types(params: dict[str, Any]) -> list[Aval]:
-    """The types of what a scan stacks."""
-    body, _, n_carry = scan_parts(params)
-    return [t.update(shape=(params["length"], *t.shape)) for t in out_avals(body)[n_carry:]]
 
 
 def bind_scan(
@@ -198,10 +180,6 @@ def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, 
     return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
 
 
-def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
-    return params["branches"]
-
-
 def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """Run one of these programs, by index, as `jax.lax.switch` would."""
     captured = [c for b in branches for c in b.consts]
@@ -214,15 +192,6 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
             b = trace(take, [core.typeof(x) for x in (*captured, *operands)])
         jaxprs.append(b.closed)
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
-
-
-def while_condition(params: dict[str, Any]) -> Any:
-    return params["cond_jaxpr"]
-
-
-def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
-    """The body of a while loop, and how many constants its condition and its body have."""
-    return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
 
 
 def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
@@ -305,6 +274,15 @@ def custom_bwd(
 
 def inlined(program: Program) -> Program:
     """The same with the compiled calls inside written out."""
-    enter = lambda eqn: constrained(eqn.params) if eqn.primitive is primitives.jit_p else None
     types = [v.aval for v in program.invars]
-    return trace(lambda *args: run(program.jaxpr, (*program.consts, *args), enter), types, "inlined")
+    return trace(lambda *args: run(program, args, _Inlining()), types, "inlined")
+
+
+class _Inlining(Visitor):
+    """Goes into compiled calls, with the shardings they were given."""
+
+    enters = Kind.JIT
+
+    def opens(self, eqn: Any) -> Inside | None:
+        inside = super().opens(eqn)
+        return inside and inside._replace(programs=(constrained(eqn.params),))

@@ -1,4 +1,4 @@
-"""Programs as values: traced, pruned, cut in two, joined, and run equation by equation."""
+"""Programs as values: traced, pruned, cut in two, and joined."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import core, linear_util, source_info_util
+from jax._src import core, linear_util
 from jax._src.interpreters import partial_eval
 
-from .sources import own_name, user_called_by
-from .values import Aval, weakref_cache
+from .values import Aval
 
 
 class Program:
@@ -169,71 +168,17 @@ def is_literal(v: Any) -> bool:
     return isinstance(v, core.Literal)
 
 
-def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
-    """The function a (closed or open) jaxpr stands for."""
-    return lambda *args: run(jaxpr, args)
-
-
-def run(jaxpr: Any, args: Sequence[Any], enter: Callable[[Any], Any] = lambda eqn: None) -> list[Any]:
-    """Run a program equation by equation, each at the user's line it was written at.
-
-    What JAX's own functions are made of has no such line; it is at the line of the call.
-
-    Args:
-        jaxpr: the program, closed or open.
-        args: its inputs.
-        enter: the program to be run in an equation's place, or None to run the equation.
-    """
-    closed = _close(jaxpr)
-    call = source_info_util.current().traceback
-    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(closed.jaxpr.invars, args, strict=True))
-    read = lambda v: v.val if is_literal(v) else env[v]
-    around = source_info_util.current_name_stack()
-    with jax.debug_nans(False):
-        for eqn, users in zip(closed.jaxpr.eqns, _of_users(closed), strict=True):
-            source, inside = eqn.source_info, enter(eqn)
-            traceback = source.traceback if users else call
-            with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
-                ins = [read(v) for v in eqn.invars]
-                outs = bind_eqn(eqn, ins) if inside is None else run(inside, ins, enter)
-            env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in closed.jaxpr.outvars]
-
-
-@weakref_cache
-def _of_users(closed: Any) -> list[bool]:
-    """Which equations the user wrote: newer JAX keeps the programs of its own functions, with the lines of the first
-    call, and there only what a function of the user's was called for counts, as in `jax.lax.map`.
-    """
-    tracebacks = [eqn.source_info.traceback for eqn in closed.jaxpr.eqns]
-    if own_name(closed.jaxpr):
-        return [user_called_by(closed.jaxpr, t) for t in tracebacks]
-    return [source_info_util.user_frame(t) is not None for t in tracebacks]
-
-
 def in_avals(jaxpr: Any) -> list[Aval]:
-    return list(_close(jaxpr).in_avals)
+    return list(close(jaxpr).in_avals)
 
 
 def out_avals(jaxpr: Any) -> list[Aval]:
-    return list(_close(jaxpr).out_avals)
+    return list(close(jaxpr).out_avals)
 
 
-def _close(jaxpr: Any) -> Any:
+def close(jaxpr: Any) -> Any:
+    """The same with its constants, of which an open jaxpr has none."""
     return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
-
-
-def opened(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-    """The inputs, equations and outputs of a program, to be run one by one, and (variable, value) of its constants."""
-    closed = _close(jaxpr)
-    inner = closed.jaxpr
-    return (
-        list(inner.invars),
-        list(inner.eqns),
-        list(inner.outvars),
-        list(zip(inner.constvars, closed.consts, strict=True)),
-    )
 
 
 def bind_eqn(eqn: Any, values: Sequence[Any]) -> list[Any]:

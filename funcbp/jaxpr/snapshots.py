@@ -22,8 +22,8 @@ from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps, primitive_transposes
 from jax.extend.core import Primitive, primitives
 
-from .inside import while_condition, while_parts
-from .programs import Program, as_function, in_avals, out_avals, trace, trace_with
+from .interpreter import as_function, while_condition, while_parts
+from .programs import Program, in_avals, out_avals, trace, trace_with
 from .values import split_list
 
 __all__ = [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax._src import ad_util, core, util
-from jax._src.interpreters import ad
+from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
 
@@ -66,7 +66,7 @@ def as_array(x: Any) -> Any:
     return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != float0 else x
 
 
-class _Perturbed(ad.JVPTracer):
+class _Perturbed(JVPTracer):
     """A tracer that is never run: by it, JAX knows a value for one that is being differentiated."""
 
     def __init__(self) -> None:

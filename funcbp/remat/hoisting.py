@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def _divided(
     body: Any, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program] | None:
     """(constants, x) -> products, and the body with those as more inputs; None where no product should go ahead."""
-    if not any(when.pays(width, 0) for width in _widths(jx.opened(body)[1])):  # nearly always, and without tracing
+    if not any(when.pays(width, 0) for width in _widths(body)):  # nearly always, and without tracing
         return None
     program = jx.inlined(jx.trace(jx.as_function(body), jx.in_avals(body), "body"))
     products = [v for eqn in _found(program, n_consts, n_carry, when, stays) for v in eqn.outvars]
@@ -55,13 +55,10 @@ def _divided(
     return program.between([*consts, *xs], products), program.between([*program.invars, *products], program.outvars)
 
 
-def _widths(eqns: Iterable[Any]) -> Iterator[int]:
+def _widths(body: Any) -> Iterator[int]:
     """The bytes of the operands of products, of those in compiled calls too."""
-    for eqn in eqns:
-        if eqn.primitive.name == "dot_general":
-            yield from (bytes_of([v]) for v in eqn.invars)
-        elif eqn.primitive.name == "jit":
-            yield from _widths(jx.inner(eqn))
+    eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
+    return (bytes_of([v]) for eqn in eqns if eqn.primitive.name == "dot_general" for v in eqn.invars)
 
 
 def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[Any]:

@@ -62,7 +62,7 @@ def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[...,
     def run(*args: Any) -> list[Any]:
         types = [jax.typeof(x) for x in args]
         whole = jx.trace(f, types, "straight")
-        program = jx.trace(lambda *xs: jx.run_opened(whole, xs), types, "straight")
+        program = jx.trace(lambda *xs: jx.run(whole, xs, _Opening()), types, "straight")
         regions = regions_of(program)
         auto = AutoRegion(policy, sum(r.planned for r in regions))
         env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
@@ -76,6 +76,15 @@ def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[...,
         return [v.val if jx.is_literal(v) else env[v] for v in program.outvars]
 
     return run
+
+
+class _Opening(jx.Visitor):
+    """Goes into the compiled calls of a program, but for those that are cheap."""
+
+    enters = jx.Kind.JIT
+
+    def opens(self, eqn: Any) -> jx.Inside | None:
+        return None if jx.is_cheap(eqn) else super().opens(eqn)
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------

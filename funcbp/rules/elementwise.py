@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero, unbroadcast
+from ..cotangents import Zero, is_differentiable, unbroadcast
 from ..jaxpr import primitive, primitives
 from .contract import OUTPUT, TYPES
 from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero
@@ -514,9 +514,9 @@ def_rule(primitives.complex_p, complex_bwd, save=TYPES)
 
 
 def convert_back(ct: Any, x: Any, **params: Any) -> Any:
-    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, z̄ itself."""
-    if x.dtype == bool:
-        return ct
+    """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, a number."""
+    if not is_differentiable(x):
+        return lax.convert_element_type(ct, jax.dtypes.canonicalize_dtype(float))
     if is_complex(ct) and not is_complex(x):
         ct = lax.real(ct)
     return lax.convert_element_type(ct, x.dtype)

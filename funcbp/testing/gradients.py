@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -122,24 +122,19 @@ def without_rules(f: Callable[..., Any]) -> Callable[..., Any]:
     def opened(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
         program = jx.trace(lambda *xs: [f(*jax.tree.unflatten(tree, xs))], [jax.typeof(x) for x in leaves])
-        return _run_opened(program, leaves)[0]
+        return jx.run(program, leaves, _WithoutRules())[0]
 
     return opened
 
 
-def _run_opened(program: jx.Program, args: Sequence[Any]) -> list[Any]:
-    """Run a program equation by equation, going into calls and into functions that have rules of their own."""
-    values = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
-    for eqn in program.eqns:
-        inputs = [v for v in eqn.invars if not jx.is_literal(v)]
-        if eqn.primitive.name in ("custom_vjp_call", "jit"):
-            inside = jx.as_function(jx.call_jaxpr(eqn.params))
-            given = [v.val if jx.is_literal(v) else values[v] for v in eqn.invars]
-            outs = _run_opened(jx.trace(inside, [v.aval for v in eqn.invars]), given)
-        else:
-            outs = jx.Program(program.jaxpr).between(inputs, eqn.outvars)(*(values[v] for v in inputs))
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return [v.val if jx.is_literal(v) else values[v] for v in program.outvars]
+class _WithoutRules(jx.Visitor):
+    """Goes into compiled calls, and into functions that have backward rules of their own."""
+
+    enters = jx.Kind.JIT | jx.Kind.CUSTOM
+
+    def opens(self, eqn: Any) -> jx.Inside | None:
+        inside = super().opens(eqn)
+        return None if "jvp_jaxpr_fun" in eqn.params else inside
 
 
 def extrapolate(estimates: np.ndarray, ratio: float) -> float:

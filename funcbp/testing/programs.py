@@ -22,8 +22,6 @@ from .subject import Subject, first_line
 
 __all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "spoiler", "stops_gradients"]
 
-CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
-OWN_RULE = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
 DISAGREEMENT = 1e-6
 
 
@@ -46,18 +44,9 @@ def _line(source: Any) -> str:
     return "" if os.path.dirname(__file__) in line else line
 
 
-def programs_in(params: dict[str, Any]) -> list[Any]:
-    """The programs inside an equation, by its parameters."""
-    found = jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or callable(x))
-    return [j for j in found if hasattr(j, "eqns")]
-
-
 def equations(program: Any) -> Iterator[Any]:
     """All equations of a program and of those inside it."""
-    for eqn in program.eqns:
-        yield eqn
-        for inner in programs_in(eqn.params):
-            yield from equations(inner)
+    return (o.eqn for o in jx.equations(program))
 
 
 def casts(program: Any) -> tuple[list[str], float]:
@@ -103,37 +92,6 @@ def draws_implicitly(program: Any) -> bool:
 
 # --- running a program, equation by equation --------------------------------------------------------------------------
 
-Visit = Callable[[Any, Any, list[Any]], list[Any]]
-
-
-def run(program: Any, args: Sequence[Any], visit: Visit) -> Any:
-    """Run a program, `visit(program, eqn, inputs) -> outputs` running each equation that is no call."""
-    values = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
-    for eqn in program.eqns:
-        inputs = [v.val if jx.is_literal(v) else values[v] for v in eqn.invars]
-        if eqn.primitive.name in CALLS:
-            outs = run(_opened(jx.call_jaxpr(eqn.params), inputs), inputs, visit)
-        else:
-            outs = visit(program, eqn, inputs)
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return [v.val if jx.is_literal(v) else values[v] for v in program.outvars]
-
-
-def _opened(jaxpr: Any, inputs: Sequence[Any]) -> Any:
-    return jx.trace(jx.as_function(jaxpr), [jax.typeof(x) for x in inputs])
-
-
-def single(program: Any, eqn: Any) -> Callable[..., list[Any]]:
-    """One equation as a function of its inputs."""
-    variables = list(dict.fromkeys(v for v in eqn.invars if not jx.is_literal(v)))
-    only = jx.Program(program.jaxpr).between(variables, eqn.outvars)
-
-    def equation(*inputs: Any) -> list[Any]:
-        given = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if not jx.is_literal(v)}
-        return only(*(given[v] for v in variables))
-
-    return equation
-
 
 class Frozen:
     """A function whose stopped gradients are frozen at a point: their values stay what they are there.
@@ -145,21 +103,38 @@ class Frozen:
         self.program, self.subject = program, subject
         self.stopped: list[Any] = []
         floats = subject.inputs.arrays(jnp.asarray(subject.point))
-        run(program, floats, self._remember)
+        jx.run(program, floats, _Remembering(self.stopped))
 
-    def _remember(self, program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
-        outs = single(program, eqn)(*inputs)
+    def __call__(self, z: Any) -> jax.Array:
+        outs = jx.run(self.program, self.subject.inputs.arrays(z), _Recalling(self.stopped))
+        return self.subject.outputs.vector(outs)
+
+
+class _Remembering(jx.Visitor):
+    """Runs a program, and writes down the values of its stopped gradients."""
+
+    enters = jx.CALLS
+
+    def __init__(self, stopped: list[Any]):
+        self.stopped = stopped
+
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        outs = jx.bind_eqn(eqn, args)
         if eqn.primitive.name == "stop_gradient":
             self.stopped.append(outs)
         return outs
 
-    def __call__(self, z: Any) -> jax.Array:
-        stopped = iter(self.stopped)
 
-        def visit(program: Any, eqn: Any, inputs: list[Any]) -> list[Any]:
-            return next(stopped) if eqn.primitive.name == "stop_gradient" else single(program, eqn)(*inputs)
+class _Recalling(jx.Visitor):
+    """Runs a program with these values in the place of its stopped gradients."""
 
-        return self.subject.outputs.vector(run(self.program, self.subject.inputs.arrays(z), visit))
+    enters = jx.CALLS
+
+    def __init__(self, stopped: list[Any]):
+        self.stopped = iter(stopped)
+
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        return next(self.stopped) if eqn.primitive.name == "stop_gradient" else jx.bind_eqn(eqn, args)
 
 
 # --- whose rule is wrong ----------------------------------------------------------------------------------------------
@@ -216,8 +191,8 @@ def _search(
         error = _wrong_by(equation, vjp, rng)
         if error is None or not counts(error):
             continue
-        if depth < 4 and equation.primitive in ("scan", "cond", "while"):
-            for inner in programs_in(equation.params):
+        if depth < 4 and equation.inside.kind & jx.CONTROL:
+            for inner in equation.inside.programs:
                 deeper = _inner_search(inner, equation, vjp, rng, depth)
                 if deeper:
                     return deeper
@@ -240,10 +215,10 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
 
     It is nan where the derivative is not finite and should be.
     """
-    name, apply, inputs = equation.primitive, equation.apply, equation.values
+    own, apply, inputs = equation.inside.kind is jx.Kind.CUSTOM, equation.apply, equation.values
     pairs = enumerate(zip(inputs, equation.perturbed, strict=True))
     ids = [i for i, (x, p) in pairs if p and is_differentiable(jax.typeof(x)) and np.size(x)]
-    body = jx.as_function(jx.call_jaxpr(equation.params)) if name in OWN_RULE else apply
+    body = jx.as_function(jx.call_jaxpr(equation.params)) if own else apply
     if not ids or not any(map(is_differentiable, apply(*inputs))):
         return None
 
@@ -262,7 +237,7 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
         cts = [_random(y, rng) for y in outs]
         wanted = wanted_pullback(cts)
     except Exception:  # JAX has no derivative: differences are the witness of what has a rule of its own
-        return _wrong_by_differences(of(apply), primals, vjp, rng) if name in OWN_RULE else None
+        return _wrong_by_differences(of(apply), primals, vjp, rng) if own else None
     try:
         got = vjp(of(apply), *primals)[1](cts)
     except Exception:  # it is made for the whole function only
@@ -316,9 +291,9 @@ def _random(y: Any, rng: Any) -> Any:
 def _sentence(equation: Equation, error: float) -> str:
     name, line = equation.primitive, _line(equation.source)
     what = f"`{name}`"
-    if name in OWN_RULE:
+    if equation.inside.kind is jx.Kind.CUSTOM:
         info = getattr(jx.call_jaxpr(equation.params).debug_info, "func_src_info", "") or "a function"
-        what = f"the {OWN_RULE[name]} rule of {info}"
+        what = f"the {name.removesuffix('_call')} rule of {info}"
     where = f", used at {line}" if line else ""
     how = "is not finite" if np.isnan(error) else f"is wrong, by {error:.2g} of its largest element"
     return f"{what}{where}: its own derivative {how}."

@@ -175,6 +175,7 @@ def test_a_token_joined_to_activations_is_one():
     close(got["in"], x.T @ delta[1:])
 
 
+@pytest.mark.slow
 def test_unedited_models_of_other_libraries():
     linen, eqx = pytest.importorskip("flax.linen"), pytest.importorskip("equinox")
     x = normal(2, 6, 8)

@@ -94,6 +94,7 @@ def test_equals_jax(case):
     assert_same(CASES[case](bp), CASES[case](jax), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_jax_under_jit(case):
     assert_same(jax.jit(lambda: CASES[case](bp))(), jax.jit(lambda: CASES[case](jax))(), 1e-10)
@@ -453,7 +454,8 @@ def test_rules_by_function_and_for_what_is_no_operation():
         bp.Backward(rules={"tanh": sevenfold})
 
 
-@pytest.mark.parametrize("op", [bp.ops.logistic, bp.ops.relu, jax.nn.relu])
+@pytest.mark.parametrize("op", [bp.ops.logistic, bp.ops.relu, jax.nn.relu],
+    ids=["ops.logistic", "ops.relu", "jax.nn.relu"])  # fmt: skip
 def test_rules_for_functions_with_a_derivative_of_their_own(op):
     """Called plainly, under jit, and inside a loop, where only a program is left of the function."""
     doubled = bp.rule(lambda y, ct, perturbed: (2 * y * ct,), save=bp.rules.OUTPUT)

@@ -45,6 +45,7 @@ def table(usual_jax):
     return step.run(pairs=2, builds=TOYS)
 
 
+@pytest.mark.slow
 def test_every_workload_has_its_row_and_every_row_its_numbers(table):
     names = [row.name for row in table.rows]
     assert [n for n in names if n in TOYS] == list(TOYS)
@@ -64,6 +65,7 @@ def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch):
     assert str(step.torch_row("W10", 1.0).cells["time"]) == "skipped: torch is not installed"
 
 
+@pytest.mark.slow
 def test_the_table_prints_as_markdown_and_as_json(table):
     lines = report.markdown(table).splitlines()[2:]
     assert len(lines) == len(table.rows) + 2
@@ -146,6 +148,7 @@ def policies(usual_jax):
     return report.Table("policies", memory.COLUMNS, rows)
 
 
+@pytest.mark.slow
 def test_each_policy_has_its_row_beside_jax(policies):
     labels = [row.name.partition(": ")[2] for row in policies.rows]
     assert labels[:3] == ["jax", "jax, dots_saveable", "jax, by hand (net)"]
@@ -158,6 +161,7 @@ def test_each_policy_has_its_row_beside_jax(policies):
     assert not any(row.refused for row in policies.rows)
 
 
+@pytest.mark.slow
 def test_policies_are_drawn_as_points(policies):
     (ax,) = memory.draw(policies).axes
     assert len(ax.collections) == len(policies.rows) - 1  # the budget that cannot be met
@@ -168,6 +172,7 @@ def test_snapshots_are_counted():
     assert memory.counted(1000, 10) == (12, 3.64)
 
 
+@pytest.mark.slow
 def test_the_open_box_has_its_rows():
     mlp = dict(sizes=(6, 5, 4, 3), batch=2)
     transformer = dict(d=8, time=4, batch=2, blocks=2, heads=2, vocabulary=5)

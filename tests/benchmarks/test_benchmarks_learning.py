@@ -24,6 +24,7 @@ def usual_jax():
         yield
 
 
+@pytest.mark.slow
 def test_small_networks_are_compared_where_there_is_no_torch():
     rows = learning.run(1, ["W10", "W11", "IRPROP"]).rows
     assert [row.name.split()[0] for row in rows] == 3 * ["W10"] + 4 * ["W11"] + 2 * ["IRPROP"]
@@ -73,12 +74,14 @@ def arrays():
     return {"x_train": images, "y_train": labels, "x_test": images[:20], "y_test": labels[:20]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", ["funcbp", "scikit-learn", "Flax NNX + optax"])
 def test_a_peer_learns_until_the_target(peer):
     epochs, accuracy = digits.PEERS[peer][1](arrays(), 0, 0.5)
     assert 1 <= epochs < digits.MOST_EPOCHS and 0.5 <= accuracy <= 1
 
 
+@pytest.mark.slow
 def test_a_process_says_what_it_took(monkeypatch, tmp_path):
     monkeypatch.setattr(learning, "TARGET_ACCURACY", 0.5)
     np.savez(tmp_path / "digits.npz", **arrays())

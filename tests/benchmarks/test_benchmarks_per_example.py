@@ -29,6 +29,7 @@ def usual_jax():
         yield
 
 
+@pytest.mark.slow
 def test_per_example_rows():
     table = per_example.run(2, cases=TOYS, growth=(2, 4), networks={})
     names = ["W1 MLP: norms", "W1 MLP: clipping", "W9 least squares: Gram"]
@@ -41,6 +42,7 @@ def test_per_example_rows():
     assert table.rows[3].cells["compile, to the first"].value == 1
 
 
+@pytest.mark.slow
 def test_curvature_rows(monkeypatch):
     monkeypatch.setattr(peers, "CURVATURE", {})
     table = curvature.run(2, sizes=(6, 5, 3), batch=4)

@@ -79,7 +79,10 @@ def everything(scan, p, reverse):
 P = {"w": jnp.linspace(0.1, 1, 3), "h": jnp.ones(3), "xs": jnp.linspace(0, 1, 21).reshape(7, 3)}
 
 
-@pytest.mark.parametrize(("snapshots", "reverse"), [(1, False), (3, True), (20, False)])
+@pytest.mark.parametrize(
+    ("snapshots", "reverse"),
+    [(3, True), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((1, False), (20, False)))],
+)
 def test_gradients_are_those_of_the_plain_loop(snapshots, reverse):
     want = jax.jit(jax.value_and_grad(lambda p: everything(lax.scan, p, reverse)))(P)
     loop = functools.partial(bp.scan, snapshots=snapshots)

@@ -228,7 +228,7 @@ def test_what_jax_calls_for_the_user_bears_the_users_line():
     (lambda x: jnp.sum(jnp.abs(lax.complex(x, 2 * x))), X),
     (lambda z: jnp.real(z * jnp.conj(z)), jnp.array(1 + 2j)),
     (lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x[:0])), X.astype(jnp.bfloat16)),
-])  # fmt: skip
+], ids=["an integer loop of length 0", "complex inside", "complex input", "bfloat16 and size 0"])  # fmt: skip
 def test_unusual_values_are_shown(f, x):
     t = bp.trace(f)(x)
     assert str(t) and t._repr_html_() and t.to_dot() and t.to_mermaid()

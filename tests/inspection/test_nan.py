@@ -129,6 +129,7 @@ MEANT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEANT)
 def test_what_is_meant_is_not_blamed(name):
     loss, x = MEANT[name]

@@ -125,12 +125,14 @@ def assert_equal(ours, theirs, precision):
         assert error <= bound, f"{jax.tree_util.keystr(path)}: {error:.2e} > {bound:.2e}"
 
 
+@pytest.mark.slow(once=["family", "architecture", "way"])
 @pytest.mark.parametrize(argvalues=WAYS, ids=name_of, **IN_PRECISION)
 @pytest.mark.parametrize(("family", "architecture"), MODELS, ids=IDS)
 def test_equals_jax(model, way, precision):
     assert_equal(*way(model), precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(argvalues=MORE_WAYS, ids=name_of, **IN_PRECISION)
 @pytest.mark.parametrize(("family", "architecture"), PLAIN, ids=ARCHITECTURES)
 def test_equals_jax_in_more_ways(model, way, precision):

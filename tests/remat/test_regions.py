@@ -70,7 +70,7 @@ def test_layers_that_differ_are_not_taken_for_equal():
         assert all(sum(e.primitive.name == "dot_general" for e in p.eqns) == 4 for p in shared)  # two layers each
 
 
-@pytest.mark.parametrize("residuals", ["min_cut", bp.Budget(fraction=0.3)])
+@pytest.mark.parametrize("residuals", ["min_cut", bp.Budget(fraction=0.3)], ids=["min_cut", "Budget"])
 def test_gradients_stay_and_memory_falls(residuals):
     """Measured on the compiled program: a barrier that XLA saw through would leave the bytes where they were."""
     plain = jax.jit(bp.grad(network)).lower(LAYERS, X).compile()
@@ -95,6 +95,7 @@ def count(eqns):
     )
 
 
+@pytest.mark.slow
 def test_compiled_calls_are_looked_into_and_auxiliary_data_come_out():
     f = jax.jit(lambda layers, x: (network(layers, x), {"mean": x.mean()}))
     backward = bp.Backward(outside_loops=True)

@@ -11,7 +11,8 @@ JAX can differentiate so often.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import primitives
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Row:
     primitive: str
     label: str
     f: Callable[..., Any]
@@ -33,6 +35,10 @@ class Row(NamedTuple):
     maps: bool = True
     forward: bool = True
     same: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.primitive}-{self.label or 'plain'}"
 
 
 ROWS: list[Row] = []
@@ -366,7 +372,8 @@ row(
 row("name", lambda x: checkpoint_name(x, "h1") ** 2, x23)
 row("cond", lambda x, y: lax.cond(True, lambda a, b: a * b, lambda a, b: jnp.sin(a), x, y), x23, y23)
 row("cond", lambda x, y: lax.cond(False, lambda a, b: a * b, lambda a, b: jnp.sin(a), x, y), x23, y23, label="false")
-row("cond", lambda x: lax.switch(np.int32(1), [jnp.sin, lambda a: a**3, lambda a: jnp.ones_like(a)], x), x23)
+row("cond", lambda x: lax.switch(np.int32(1), [jnp.sin, lambda a: a**3, lambda a: jnp.ones_like(a)], x), x23,
+    label="switch")  # fmt: skip
 row(
     "cond",
     lambda x: lax.cond(x[0, 0] > 0, lambda a: (a, jnp.zeros_like(a)), lambda a: (jnp.zeros_like(a), a * a), x),

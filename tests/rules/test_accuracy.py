@@ -34,6 +34,7 @@ def ulps(got, want):
     return float(abs(np.float64(got) - want) / max(float(spacing), float(np.finfo(np.float32).tiny)))
 
 
+@pytest.mark.slow(once=["name"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_second_derivatives(name, sign):

@@ -12,7 +12,7 @@ from jax._src.interpreters import ad
 from jax.extend.core import primitives
 
 import funcbp as bp
-from funcbp.rules import REFUSED
+from funcbp.rules import UNSUPPORTED
 
 PUBLIC = {getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")}
 DIFFERENTIATED_BY_JAX = {p.name for p in (*ad.primitive_jvps, *ad.primitive_transposes)}
@@ -38,7 +38,7 @@ def test_a_refusal_names_the_reason_and_the_line():
 
 def test_what_jax_differentiates_is_refused_only_with_a_reason_that_says_so():
     """A refusal that names JAX as lacking it too is true."""
-    for name, why in REFUSED.items():
+    for name, why in UNSUPPORTED.items():
         if why.startswith("JAX's reverse mode has none either"):
             assert name not in {p.name for p in ad.primitive_transposes}, name
             # reduce_window has a forward mode, by a function that cannot be transposed

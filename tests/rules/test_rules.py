@@ -1,8 +1,10 @@
-"""One test, driven by the rows: every rule against `jax.vjp`, against finite differences, of itself, and its claims."""
+"""What is claimed of a rule, on each of the rows: against `jax.vjp`, against finite differences, of itself."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +19,36 @@ from funcbp.testing.rules import structural_claims
 from ..interpret import interpreted
 from .rows import ROWS
 
-IDS = [f"{r.primitive}-{r.label or 'plain'}-{i}" for i, r in enumerate(ROWS)]
-FIRST = {r.primitive: i for i, r in reversed(list(enumerate(ROWS)))}  # of each primitive, its first row
+FIRST = {r.primitive: r for r in reversed(ROWS)}  # of each primitive, its first row
 WITH_PROGRAMS = {"jit", "scan", "cond", "remat2"}
 
 
-@pytest.mark.parametrize("number", range(len(ROWS)), ids=IDS)
-def test_row(number):
-    """All that is claimed of a rule, on one row."""
-    row = ROWS[number]
-    plain = number == FIRST[row.primitive]
+def rows(claimed=lambda row: True):
+    """The rows of which something is claimed; in a quick run, the first of each primitive."""
+
+    def decorate(test):
+        chosen = pytest.mark.parametrize("row", list(filter(claimed, ROWS)), ids=lambda row: row.name)
+        return pytest.mark.slow(once=["row.primitive"])(chosen(test))
+
+    return decorate
+
+
+class Ran(NamedTuple):
+    """A row's function, its floating-point outputs, a cotangent of them, and those of the inputs."""
+
+    f: Any
+    outs: Any
+    pullback: Any
+    ct: Any
+    cts: Any
+
+
+@functools.cache  # once for all that is claimed of a row
+def run(row):
     f = only_floats(row.f)
     outs, pullback = bp.vjp(f, *row.args)
     ct = a_cotangent(outs)
-    cts = pullback(ct)
-    check_against_jax(row, f, outs, ct, cts)
-    if row.numeric:
-        check_against_differences(f, tuple(map(jnp.asarray, row.args)), ct, cts)
-    check_claims(f, row)
-    if row.numeric or row.order > 1:  # traced, mapped, and of each other
-        check_traced(f, row, ct, cts)
-        if row.maps:
-            check_mapped(f, row, outs, pullback)
-        if row.order > 1 and (row.against_jax or row.same):
-            check_order(2, f, row)
-        if row.order > 2 and (row.against_jax or row.same) and (plain or row.same):
-            check_order(3, f, row)
-    if plain or row.primitive in WITH_PROGRAMS:
-        assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), cts, 1e-11)
+    return Ran(f, outs, pullback, ct, pullback(ct))
 
 
 def is_float(x):
@@ -74,17 +78,24 @@ def assert_same(got, want, tolerance=1e-12):
         np.testing.assert_allclose(g, w, rtol=precise, atol=precise * min(largest, 1e3))
 
 
-def check_against_jax(row, f, outs, ct, cts):
-    if row.against_jax:
-        want_outs, want_pullback = jax.vjp(f, *row.args)
-        assert_same(cts, want_pullback(ct))
-        assert_same(outs, want_outs, 1e-14)
-    else:
-        assert_same(outs, f(*row.args), 1e-14)
+@rows(lambda row: row.against_jax)
+def test_equals_jax(row):
+    f, outs, _, ct, cts = run(row)
+    want_outs, want_pullback = jax.vjp(f, *row.args)
+    assert_same(cts, want_pullback(ct))
+    assert_same(outs, want_outs, 1e-14)
 
 
-def check_against_differences(f, args, ct, cts):
+@rows(lambda row: not row.against_jax)
+def test_outputs_are_the_functions_own(row):
+    assert_same(run(row).outs, run(row).f(*row.args), 1e-14)
+
+
+@rows(lambda row: row.numeric)
+def test_equals_differences(row):
     """⟨ct, f'(x) v⟩ by central differences, extrapolated to step 0, against ⟨vjp(ct), v⟩."""
+    f, _, _, ct, cts = run(row)
+    args = tuple(map(jnp.asarray, row.args))
     rng = np.random.default_rng(7)
     for i, x in enumerate(args):
         if not is_float(x):
@@ -104,13 +115,38 @@ def check_against_differences(f, args, ct, cts):
         assert abs(got - numeric) <= 1e-8 * max(1.0, scale), (got, numeric)
 
 
-def check_traced(f, row, ct, cts):
+@functools.cache
+def claims(row):
+    return structural_claims(run(row).f, row.args)
+
+
+@rows()
+def test_unperturbed_inputs_cost_nothing(row):
+    assert claims(row)[0].holds is not False, claims(row)[0]
+
+
+@rows()
+def test_what_is_kept_is_read(row):
+    assert claims(row)[1].holds is not False, claims(row)[1]
+
+
+differentiable = lambda row: row.numeric or row.order > 1
+compared = lambda row: differentiable(row) and (row.against_jax or row.same)
+
+
+@pytest.mark.slow
+@rows(differentiable)
+def test_traced(row):
     """The rule records tracers as it records numbers."""
+    f, _, _, ct, cts = run(row)
     assert_same(interpreted(lambda args, ct: bp.vjp(f, *args)[1](ct), row.args, ct), cts, 1e-11)
 
 
-def check_mapped(f, row, outs, pullback):
+@pytest.mark.slow
+@rows(lambda row: differentiable(row) and row.maps)
+def test_mapped(row):
     """The pullback maps over a batch of cotangents."""
+    _, outs, pullback, _, _ = run(row)
     a, b = a_cotangent(outs, 1), a_cotangent(outs, 2)
     both = jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
     got = interpreted(lambda cts: jax.vmap(pullback)(cts), both)
@@ -119,10 +155,23 @@ def check_mapped(f, row, outs, pullback):
         assert_same([c[i] for c in got if c.dtype != jax.dtypes.float0], floats, 1e-11)
 
 
-def check_claims(f, row):
-    """Unperturbed inputs cost nothing; what is kept is read. Both are read off the programs."""
-    broken = [c for c in structural_claims(f, row.args) if c.holds is False]
-    assert not broken, broken
+@pytest.mark.slow
+@rows(lambda row: row is FIRST[row.primitive] or row.primitive in WITH_PROGRAMS)
+def test_compiled(row):
+    f, _, _, ct, cts = run(row)
+    assert_same(jax.jit(lambda args, ct: bp.vjp(f, *args)[1](ct))(row.args, ct), cts, 1e-11)
+
+
+@pytest.mark.slow
+@rows(lambda row: row.order > 1 and compared(row))
+def test_second_order(row):
+    check_order(2, run(row).f, row)
+
+
+@pytest.mark.slow
+@rows(lambda row: row.order > 2 and compared(row) and (row is FIRST[row.primitive] or row.same))
+def test_third_order(row):
+    check_order(3, run(row).f, row)
 
 
 def check_order(order, f, row):
@@ -184,22 +233,19 @@ def check_order(order, f, row):
     assert_same(interpreted(over, *primals), want, 1e-9)
 
 
-def test_every_ruled_primitive_has_a_row(monkeypatch):
-    """Each row runs through the rule it names, and each rule has a row that does."""
+@rows(lambda row: row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"))
+def test_runs_through_the_rule_it_names(row, monkeypatch):
     used = set()
     lookup = recording.lookup
     monkeypatch.setattr(recording, "lookup", lambda options, p: (used.add(p.name), lookup(options, p))[1])
-    for row in ROWS:
-        used.clear()
-        jax.make_jaxpr(lambda *args, row=row: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
-        if row.primitive not in ("custom_jvp_call", "custom_vjp_call", "closed_call"):
-            assert row.primitive in used, f"the row {row.primitive}-{row.label} never uses the rule"
+    jax.make_jaxpr(lambda *args: bp.vjp(only_floats(row.f), *args)[0])(*row.args)
+    assert row.primitive in used
+
+
+def test_every_ruled_primitive_has_a_row():
     elsewhere = {"reshard", "feedback"}  # a mesh: tests/test_sharding.py; a mirror: tests/autodiff/test_marks.py
-    rows = {r.primitive for r in ROWS} | elsewhere
-    unrowed = {
-        p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None
-    } - rows
-    assert not unrowed, f"no row for {sorted(unrowed)}"
+    ruled = {p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None}
+    assert not (unrowed := ruled - elsewhere - FIRST.keys()), f"no row for {sorted(unrowed)}"
 
 
 def test_singular_values_are_the_same_bits():

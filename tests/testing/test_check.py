@@ -14,7 +14,6 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.cli.check import run_check_command
 from funcbp.testing import assert_gradients, check
 from funcbp.testing.numerical import Evaluator, power_of_two, slopes
 
@@ -80,6 +79,7 @@ def test_the_report_as_json_and_html():
     assert "<table>" in page and "dense_0/kernel" in page and "WRONG" in page
 
 
+@pytest.mark.slow
 def test_the_worst_leaf_is_the_gravest():
     report = check(lambda a, b: jnp.tanh(a) + jnp.sin(b), X, X, vjp=WRONG.vjp)
     assert report.worst.path == "a" and leaf(report, "b").verdict == "ok"
@@ -146,6 +146,7 @@ def test_large_leaves_are_checked_along_directions_and_element_by_element():
     assert report.worst.verdict == "wrong" and report.worst.worst == (71, 3)
 
 
+@pytest.mark.slow
 def test_a_wrong_element_is_found_without_jax_as_a_witness():
     """A function with its own rule makes JAX agree with what is wrong; halving finds the element."""
 
@@ -158,6 +159,23 @@ def test_a_wrong_element_is_found_without_jax_as_a_witness():
     assert report.worst.verdict == "wrong" and report.worst.worst == (7777,)
 
 
+@pytest.mark.parametrize(
+    ("slope", "verdict"),
+    [(-1e-6, "wrong"), (0.0, "kink"), (0.3, "kink"), (1.0, "kink"), (1 + 1e-6, "wrong"), (1.1, "wrong")],
+)
+def test_at_a_kink_what_lies_between_the_slopes_is_right_and_no_more(slope, verdict):
+    """max(sinh x, 0) has the slopes 0 and 1 at 0."""
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.maximum(jnp.sinh(x), 0.0)
+
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (ct * jnp.where(x == 0, slope, jnp.where(x > 0, jnp.cosh(x), 0.0)),))
+    report = check(f, jnp.array([0.0, 1.0, -1.0]))
+    assert (report.worst.verdict, report.ok) == (verdict, verdict == "kink")
+
+
+@pytest.mark.slow
 def test_where_jax_is_wrong_we_are_not_accused():
     f = jnp.arccosh
     z = jnp.array([0.3 + 0.4j, -0.5 + 1j])
@@ -174,6 +192,7 @@ def test_stopped_gradients():
     assert not check(lambda x: x * lax.stop_gradient(jnp.sin(x)), X, vjp=wrong).ok
 
 
+@pytest.mark.slow
 def test_casts_are_pointed_out_with_their_line():
     f = lambda x: jnp.sum(jnp.sin(x.astype(np.float32)))
     report = check(f, X)
@@ -316,6 +335,7 @@ def test_assert_gradients_raises_with_the_table():
         assert_gradients(jnp.tanh, X, vjp=WRONG.vjp)
 
 
+@pytest.mark.slow
 def test_models_as_functions():
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0), param_dtype=np.float32)
@@ -328,6 +348,7 @@ def test_models_as_functions():
     assert report.ok and len(report.leaves) == 4
 
 
+@pytest.mark.slow
 def test_a_pallas_kernel_with_its_own_derivative():
     pl = pytest.importorskip("jax.experimental.pallas")
 
@@ -402,62 +423,13 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_in_plain_float32():
     done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "fine", done.stderr
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    (tmp_path / "my_functions.py").write_text(
-        "import jax, jax.numpy as jnp\n"
-        "def loss(w, x): return jnp.sum(jnp.tanh(w * x))\n"
-        "@jax.custom_vjp\n"
-        "def bad(x): return x**2\n"
-        "bad.defvjp(lambda x: (x**2, x), lambda x, ct: (ct * x,))\n"
-        "def params(): return {'w': jnp.ones(3)}\n"
-        "def of_params(p): return jnp.sum(p['w'] ** 2)\n"
-        "def raises(x): raise RuntimeError('on purpose')\n"
-        "number = 3\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    sys.modules.pop("my_functions", None)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "argv, code, said",
-    [
-        (["my_functions:loss", "--args", "float64[3]", "[1.0, 2.0, 3.0]", "--wrt", "0"], 0, "ok"),
-        (["my_functions:bad", "--args", "0.5"], 1, "culprit: the custom_vjp rule of bad"),
-        (["my_functions:of_params", "--args", "my_functions:params", "--order", "2"], 0, "(2nd)"),
-        (["my_functions:bad", "--args", "0.5", "--json"], 1, '"ok": false'),
-        (["my_functions:raises", "--args", "0.5"], 2, "could not be checked: RuntimeError: on purpose"),
-        (["my_functions:nothing"], 2, "has no nothing"),
-        (["my_functions:number"], 2, "is no function"),
-        (["no_such_module:f"], 2, "cannot be imported"),
-        (["my_functions"], 2, "must be written package.module:name"),
-        (["my_functions:loss", "--args", "?"], 2, "is no argument"),
-        (["my_functions:loss", "--args", "data.npy"], 2, "cannot be read"),
-        (["my_functions:loss", "--order", "5"], 2, "--help"),
-        (["--help"], 0, "usage"),
-    ],
-)
-def test_the_command(module, capsys, argv, code, said):
-    assert run_check_command(argv) == code
-    streams = capsys.readouterr()
-    assert said in (streams.err if code == 2 else streams.out)
-
-
-def test_the_command_reads_files(module, capsys):
-    np.save("x.npy", np.ones(3))
-    assert run_check_command(["my_functions:loss", "--args", "x.npy", "x.npy"]) == 0
-    np.savez("p.npz", w=np.ones(3))
-    assert run_check_command(["my_functions:of_params", "--args", "p.npz", "--vjp", "jax:vjp"]) == 0
+# --- what is whose fault ----------------------------------------------------------------------------------------------
 
 
 def test_reports_are_values():

@@ -44,6 +44,7 @@ def spoil(leaf, change):
     return value_and_grad
 
 
+@pytest.mark.slow(once=["leaf", "change"])
 @pytest.mark.parametrize("leaf", ["dense_0/bias", "dense_0/kernel", "dense_1/bias", "dense_1/kernel"])
 @pytest.mark.parametrize(
     "change",

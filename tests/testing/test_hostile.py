@@ -162,6 +162,7 @@ hostile(
 )
 
 
+@pytest.mark.slow(once=["h.verdict"])
 @pytest.mark.parametrize("h", HOSTILE, ids=[h.why for h in HOSTILE])
 def test_what_is_right_is_not_accused(h):
     report = check(h.f, *h.args, vjp=bp.vjp, **h.options)
@@ -170,6 +171,7 @@ def test_what_is_right_is_not_accused(h):
         assert h.verdict in [leaf.verdict for leaf in report.leaves], report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("h", HOSTILE[::6], ids=[h.why for h in HOSTILE[::6]])
 def test_nor_by_jax(h):
     assert check(h.f, *h.args, vjp=jax.vjp, seed=5, **h.options).ok

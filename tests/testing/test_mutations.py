@@ -17,8 +17,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.cotangents import Zero
-from funcbp.cotangents import dense as contract
+from funcbp.cotangents import Zero, materialize
 from funcbp.rules import TABLE
 from funcbp.testing import check
 
@@ -73,7 +72,7 @@ def backward_with(name: str, change: Callable[..., Any]) -> bp.Backward:
 
     def bwd(*args, **params):
         res, ct = args[-3], args[-2]
-        return change([contract(c) for c in rule.bwd(*args, **params)], res, ct, **params)
+        return change([materialize(c) for c in rule.bwd(*args, **params)], res, ct, **params)
 
     return bp.Backward(rules={PRIMITIVES[name]: dataclasses.replace(rule, bwd=bwd)})
 
@@ -120,8 +119,8 @@ swapped = lambda cts, *_, **__: cts[::-1]
 plant("mul", "swapped operands", swapped, jnp.multiply, x23, y23)
 plant("div", "swapped operands", swapped, jnp.divide, x23, y23 + 5)
 plant("sub", "swapped operands", swapped, jnp.subtract, x23, y23)
-plant("dot_general", "transposed operand", on_operand(0, jnp.transpose), lambda a, b: a @ b, x33, y33)
-plant("dot_general", "transposed operand", on_operand(1, jnp.transpose), lambda a, b: a @ b, x33, y33)
+plant("dot_general", "transposed left operand", on_operand(0, jnp.transpose), lambda a, b: a @ b, x33, y33)
+plant("dot_general", "transposed right operand", on_operand(1, jnp.transpose), lambda a, b: a @ b, x33, y33)
 plant("dot_general", "swapped operands", swapped, lambda a, b: a @ b, x33, y33)
 plant("conv_general_dilated", "kernel not flipped", on_operand(1, lambda c: c[:, :, ::-1]),
       lambda k: lax.conv(IMAGE, k, (1, 1), "SAME"), KERNEL)  # fmt: skip
@@ -162,6 +161,7 @@ plant("select_n", "cases swapped", lambda cts, *_, **__: [cts[0], cts[2], cts[1]
       lambda a, b: jnp.where(x23 > 0, a, b), x23, y23)  # fmt: skip
 
 
+@pytest.mark.slow(once=["planted.error"])
 @pytest.mark.parametrize("planted", PLANTED, ids=[f"{p.name}-{p.error}" for p in PLANTED])
 def test_an_error_in_a_rule_is_caught_and_named(planted):
     vjp = backward_with(planted.name, planted.change).vjp
@@ -256,6 +256,7 @@ add_user("expensive", "residual of the next value", expensive,
          lambda x: (expensive(x), expensive(x) * jnp.cos(expensive(x))), lambda r, ct: (ct * r,), x23)  # fmt: skip
 
 
+@pytest.mark.slow(once=["vjp"])
 @pytest.mark.parametrize(
     "name, f, args, vjp",
     [(*u, bp.vjp) for u in USERS] + [(*u, jax.vjp) for u in USERS[::3]],
@@ -295,7 +296,9 @@ def scaled(factors):
     return vjp
 
 
-@pytest.mark.parametrize("trial", range(16))
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 16))], ids="seed {}".format
+)
 def test_a_factor_on_one_leaf_of_a_float32_network(trial):
     """What `jax.test_util.check_grads` catches in 0 (1.001) to 15 (2, -1, 0) of 16 trials.
 

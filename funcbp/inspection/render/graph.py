@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..ledger import Row, Trace
+from ..rows import Row
 
 __all__ = ["to_dot", "to_mermaid", "to_svg"]
 
@@ -21,12 +21,12 @@ class Edge(NamedTuple):
     label: str
 
 
-def nodes_and_edges(trace: Trace) -> tuple[list[Row], list[Edge]]:
+def nodes_and_edges(inputs: Sequence[Row], rows: Sequence[Row]) -> tuple[list[Row], list[Edge]]:
     """The rows of the outermost program, inputs first, and what goes from one to another."""
-    nodes = [*trace.inputs, *(r for r in trace.rows if not r.program)]
+    nodes = [*inputs, *(r for r in rows if not r.program)]
     made = {slot: i for i, r in enumerate(nodes) for slot in r.outputs if slot is not None}
     edges = []
-    for i, r in enumerate(nodes[len(trace.inputs) :], len(trace.inputs)):
+    for i, r in enumerate(nodes[len(inputs) :], len(inputs)):
         for j, slot in enumerate(r.inputs):
             if slot in made:
                 local = r.locals[j] if j < len(r.locals) else None
@@ -51,18 +51,18 @@ def lines_of(row: Row) -> list[str]:
     return [f"{title} {shape}", *norms]
 
 
-def to_dot(trace: Trace) -> str:
+def to_dot(inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The graph for Graphviz: a record per value, local derivatives on the edges."""
-    nodes, edges = nodes_and_edges(trace)
+    nodes, edges = nodes_and_edges(inputs, rows)
     escape = lambda s: "".join("\\" + c if c in '\\"{}|<>' else c for c in s)
     boxes = [f'  n{i} [label="{{{"|".join(map(escape, lines_of(r)))}}}"];' for i, r in enumerate(nodes)]
     arrows = [f'  n{a} -> n{b} [label="{label}"];' for a, b, label in edges]
     return "\n".join(["digraph funcbp {", "  rankdir=LR;", "  node [shape=record];", *boxes, *arrows, "}"])
 
 
-def to_mermaid(trace: Trace) -> str:
+def to_mermaid(inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The graph for Mermaid."""
-    nodes, edges = nodes_and_edges(trace)
+    nodes, edges = nodes_and_edges(inputs, rows)
     escape = lambda s: s.replace('"', "#quot;").replace("|", "&#124;").replace("<", "&lt;").replace(">", "&gt;")
     boxes = [f'  n{i}["{"<br/>".join(escape(s) for s in lines_of(r) if s)}"]' for i, r in enumerate(nodes)]
     arrows = [f"  n{a} -->{f'|{label}|' if label else ''} n{b}" for a, b, label in edges]
@@ -96,9 +96,9 @@ def positions(count: int, edges: Sequence[Edge]) -> list[tuple[int, int]]:
     return [place[i] for i in range(count)]
 
 
-def to_svg(trace: Trace) -> str:
+def to_svg(inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The graph as SVG that needs nothing from elsewhere."""
-    nodes, edges = nodes_and_edges(trace)
+    nodes, edges = nodes_and_edges(inputs, rows)
     places = positions(len(nodes), edges)
     x = lambda i: 12 + places[i][0] * (WIDTH + GAP_X)
     y = lambda i: 12 + places[i][1] * (HEIGHT + GAP_Y)
@@ -151,6 +151,6 @@ MARKER = (
 )
 
 
-def size_of_graph(trace: Trace) -> int:
+def size_of_graph(inputs: Sequence[Row], rows: Sequence[Row]) -> int:
     """How many boxes the picture has."""
-    return len(nodes_and_edges(trace)[0])
+    return len(nodes_and_edges(inputs, rows)[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from ..ledger import NO_DERIVATIVE, Row, Trace
+from ..rows import NO_DERIVATIVE, Row
 from ..statistics import Statistics
 from .graph import size_of_graph, to_svg
 
@@ -64,7 +65,7 @@ def line(row: Row) -> str:
     )
 
 
-def folded(rows: list[Row], depth: int = 0) -> Iterator[str]:
+def folded(rows: Sequence[Row], depth: int = 0) -> Iterator[str]:
     """The rows, those of one name scope and those inside one equation in a part that folds."""
     i = 0
     while i < len(rows):
@@ -93,15 +94,15 @@ def folded(rows: list[Row], depth: int = 0) -> Iterator[str]:
         i = j
 
 
-def page(trace: Trace) -> str:
+def page(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The two passes side by side, and the graph if it is small."""
     head = '<div class="row head"><div>forward, downwards ↓</div><div>backward, upwards ↑</div></div>'
-    rows = "".join(map(line, trace.inputs)) + "".join(folded(trace.rows))
+    table = "".join(map(line, inputs)) + "".join(folded(rows))
     graph = ""
-    if 0 < size_of_graph(trace) <= LARGEST_GRAPH:
-        graph = f'<h3>Graph</h3><div class="graph">{to_svg(trace)}</div>'
+    if 0 < size_of_graph(inputs, rows) <= LARGEST_GRAPH:
+        graph = f'<h3>Graph</h3><div class="graph">{to_svg(inputs, rows)}</div>'
     return (
-        f'<div class="bp"><style>{STYLE}</style><h3>{len(trace.rows)} equations, value {float(trace.value):.6g}</h3>'
+        f'<div class="bp"><style>{STYLE}</style><h3>{len(rows)} equations, value {float(value):.6g}</h3>'
         "<p>Left: what ran, with its result. Right: the rule that ran on the way back, with the cotangent of that "
-        f"result.</p>{head}{rows}{graph}</div>"
+        f"result.</p>{head}{table}{graph}</div>"
     )

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...inspection.ledger import Row, Trace
+from ...inspection.ledger import Trace
 from ...inspection.render.graph import lines_of, nodes_and_edges, positions
+from ...inspection.rows import Row
 from .canvas import new_axes
 
 __all__ = ["gradient_flow", "graph", "histograms", "saturation"]
@@ -158,7 +159,7 @@ def graph(trace: Trace, ax: Any = None) -> Any:
         '3 values'
     """
     ax = _axes(ax)
-    nodes, edges = nodes_and_edges(trace)
+    nodes, edges = nodes_and_edges(trace.inputs, trace.rows)
     places = positions(len(nodes), edges)
     incoming = [[k for k, e in enumerate(edges) if e.target == i] for i in range(len(nodes))]
     for k, (a, b, label) in enumerate(edges):

@@ -6,9 +6,9 @@ how sure it is; only what was read in the paper or in its author's program is ca
 
 from . import alignment, encoder, glorot, largest_rate, mathworks, spirals, symmetry, worked_example, xor
 from .table import MEANING as MEANING
+from .table import Comparison as Comparison
 from .table import Picture as Picture
 from .table import Reproduction as Reproduction
-from .table import Row as Row
 from .table import format_table as format_table
 from .trials import Outcome as Outcome
 from .trials import run_trials as run_trials

@@ -16,14 +16,14 @@ import numpy as np
 from ...autodiff.marks import feedback
 from ...autodiff.transformations import grad
 from .. import plot
-from .table import COMPUTED, SECONDARY, Picture, Reproduction, Row
+from .table import COMPUTED, SECONDARY, Comparison, Picture, Reproduction
 
 RATE = 0.005
 BLOCK, PROBES = 10, 16
 SAMPLES = (100, 300, 500, 1000, 2000)
 
 
-class Task(NamedTuple):
+class MapTask(NamedTuple):
     """One run's map to be learned, its network's weights and feedback, and its inputs in blocks."""
 
     target: Any
@@ -33,15 +33,15 @@ class Task(NamedTuple):
     inputs: Any
 
 
-def draw(runs: int, samples: int, seed: int) -> Task:
+def draw(runs: int, samples: int, seed: int) -> MapTask:
     """The tasks of so many runs, on a leading axis."""
     rng = np.random.default_rng(seed)
     within = lambda reach, *shape: rng.uniform(-reach, reach, (runs, *shape))
     matrices = within(1, 10, 30), within(0.5, 20, 10), within(0.01, 20, 30), within(0.01, 10, 20)
-    return Task(*matrices, rng.standard_normal((runs, samples // BLOCK, BLOCK, 30)))
+    return MapTask(*matrices, rng.standard_normal((runs, samples // BLOCK, BLOCK, 30)))
 
 
-def learn(task: Task, aligned: bool) -> tuple[Any, Any]:
+def learn(task: MapTask, aligned: bool) -> tuple[Any, Any]:
     """One run, online: an update after every sample. With `aligned` false it is backpropagation, B = W'.
 
     Returns:
@@ -64,7 +64,7 @@ def learn(task: Task, aligned: bool) -> tuple[Any, Any]:
     return jax.lax.scan(block, (task.w0, task.w), task.inputs)[1]
 
 
-class Seen(NamedTuple):
+class Measured(NamedTuple):
     """What is measured, shape (runs, blocks): the error of the map, and two angles in degrees."""
 
     error: Any
@@ -72,13 +72,13 @@ class Seen(NamedTuple):
     to_pseudoinverse: Any
 
 
-def measure(task: Task, weights: Any, seed: int) -> Seen:
+def measure(task: MapTask, weights: Any, seed: int) -> Measured:
     """|T - W W0|² / |T|²; and the angles of B e to W' e and to W⁺ e, on average over some inputs."""
     w0, w = (np.asarray(a) for a in weights)
     off = task.target[:, None] - w @ w0
     e = off @ np.random.default_rng(seed).standard_normal((30, PROBES))
     come_back, transposed = task.feedback[:, None] @ e, np.swapaxes(w, -1, -2)
-    return Seen(
+    return Measured(
         np.sum(off**2, (-2, -1)) / np.sum(task.target**2, (-2, -1))[:, None],
         _angle(come_back, transposed @ e),
         _angle(come_back, transposed @ np.linalg.solve(w @ transposed, e)),
@@ -99,7 +99,7 @@ REFERENCE = {  # after so many samples: error and the two angles by feedback ali
 }
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     runs, samples = (4, 500) if quick else (20, 2000)
     tasks = draw(runs, samples, seed)
@@ -115,17 +115,19 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
             f"{middle(aligned.to_pseudoinverse, n):.1f}°; {middle(plain.error, n):.1e}"
         )
         reference = f"{error}, {to_backprop}, {to_inverse}; {plain_error}"
-        yield Row(f"{n} samples: error, angles; backprop's error", reference, COMPUTED, ours, f"{runs} runs", note)
+        yield Comparison(
+            f"{n} samples: error, angles; backprop's error", reference, COMPUTED, ours, f"{runs} runs", note
+        )
     ours = f"{middle(aligned.to_backprop, samples):.1f}°"
-    yield Row("angle to backprop's deltas at the end", "below 45°", SECONDARY, ours, f"{runs} runs")
+    yield Comparison("angle to backprop's deltas at the end", "below 45°", SECONDARY, ours, f"{runs} runs")
     closer = np.sum(aligned.to_pseudoinverse[:, -1] < aligned.to_backprop[:, -1])
-    yield Row(
+    yield Comparison(
         "nearer to the pseudoinverse's than to backprop's", "yes", SECONDARY, f"{closer} of {runs}", f"{runs} runs"
     )
     yield Picture("alignment", _draw(aligned, plain))
 
 
-def _draw(aligned: Seen, plain: Seen) -> Any:
+def _draw(aligned: Measured, plain: Measured) -> Any:
     left, right = plot.new_axes(10, 4, 2)
     at = BLOCK * np.arange(1, aligned.error.shape[1] + 1)
     for ax, curves in (

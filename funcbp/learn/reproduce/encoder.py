@@ -13,7 +13,7 @@ import optax
 from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
-from .table import AGREES, COMPUTED, MEMORY, Picture, Reproduction, Row
+from .table import AGREES, COMPUTED, MEMORY, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
 
 Loss = Callable[..., jax.Array]
@@ -59,14 +59,14 @@ RULES = {
 }
 
 
-def run_rules(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run_rules(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The encoder 10-5-10 by each rule."""
     found = {}
     for name, (setting, reference, sure) in RULES.items():
         found[name] = outcome = learn(10, 5, setting, 10 if quick else 100, 500, seed)
         whose = "Fahlman (1988)" if setting.loss is ops.dead_zone_error else "Riedmiller and Braun (1993)"
         note = f"The reference is that of {whose}." if sure == AGREES else ""
-        yield Row(name, reference, sure, outcome.spread(), outcome.tally(), note)
+        yield Comparison(name, reference, sure, outcome.spread(), outcome.tally(), note)
     ax = plot.new_axes(8, 4.5)
     epochs = [outcome.epochs[outcome.solved] for outcome in found.values()]
     ax.boxplot(epochs, orientation="horizontal", tick_labels=list(found), whis=(0, 100))
@@ -87,7 +87,7 @@ SIZES = {  # n: (m, trials, reference)
 }
 
 
-def run_sizes(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run_sizes(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """Encoders of growing size, by quickprop with the defaults of Fahlman's program."""
     sizes = list(SIZES)[:2] if quick else list(SIZES)
     means, deviations = [], []
@@ -98,7 +98,9 @@ def run_sizes(quick: bool, seed: int) -> Iterator[Row | Picture]:
         means.append(np.mean(epochs))
         deviations.append(np.std(epochs, ddof=1))
         note = "No other computation of this one is known here." if n == 64 else ""
-        yield Row(f"{n}-{m}-{n}", reference, MEMORY if n == 64 else AGREES, outcome.spread(), outcome.tally(), note)
+        yield Comparison(
+            f"{n}-{m}-{n}", reference, MEMORY if n == 64 else AGREES, outcome.spread(), outcome.tally(), note
+        )
     ax = plot.new_axes()
     ax.errorbar(sizes, means, deviations, marker="o", capsize=3, label="here, mean and sd")
     ax.plot(sizes, [float(SIZES[n][2]) for n in sizes], "s--", color="0.4", label="from memory, Fahlman (1988)")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...autodiff.transformations import jacrev
 from .. import nets, ops, plot
-from .table import SECONDARY, Picture, Reproduction, Row
+from .table import SECONDARY, Comparison, Picture, Reproduction
 
 LAYERS = 5
 
@@ -21,7 +21,7 @@ def standard(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -
     return nets.uniform(-(shape[0] ** -0.5), shape[0] ** -0.5)(key, shape, dtype)
 
 
-WAYS = {
+METHODS = {
     "standard, U(±1/√n)": (standard, "about 0.5"),
     "normalized, U(±√(6/(n_in+n_out)))": (nets.xavier_uniform, "about 0.8"),
 }
@@ -50,7 +50,7 @@ def singular_values(initializer: Any, width: int, scale: float, seed: int) -> np
     return np.stack(found)
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     width = 100 if quick else 1000
     ax = plot.new_axes()
@@ -58,12 +58,12 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         f"{LAYERS} layers of {width} tanh units, at one input; mean (least and largest layer). The paper's inputs are "
         "not known here: the larger they are, the flatter the units, and the smaller the values."
     )
-    for name, (initializer, reference) in WAYS.items():
+    for name, (initializer, reference) in METHODS.items():
         for scale, dashes in SCALES.items():
             values = singular_values(initializer, width, scale, seed)
             means = values.mean(1)
             ours = f"{means.mean():.3f} ({means.min():.3f} to {means.max():.3f})"
-            yield Row(f"{name}, inputs N(0, {scale:g}²)", reference, SECONDARY, ours, f"{LAYERS} layers", note)
+            yield Comparison(f"{name}, inputs N(0, {scale:g}²)", reference, SECONDARY, ours, f"{LAYERS} layers", note)
             label = f"{name}, inputs {scale:g}: mean {means.mean():.2f}"
             ax.hist(values.ravel(), 40, density=True, histtype="step", linestyle=dashes, label=label)
     ax.set(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...autodiff.transformations import grad, hvp
 from .. import plot
-from .table import AGREES, COMPUTED, Picture, Reproduction, Row
+from .table import AGREES, COMPUTED, Comparison, Picture, Reproduction
 
 MEAN, VARIANCE = np.array([0.4, 0.8]), 0.036
 
@@ -41,15 +41,15 @@ def walks(rates: Any, updates: int) -> Any:
     return jax.jit(jax.vmap(walk))(rates)
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture; nothing is drawn, so `seed` is not used."""
     updates = 2000
     with jax.enable_x64(True):
         hessian = np.stack([hvp(error, (jnp.zeros(2),), (jnp.asarray(v),)) for v in np.eye(2)])
         small, large = np.linalg.eigvalsh(hessian)
         note = "From the classes' own numbers: |μ|² + σ² = 0.836 and σ² = 0.036."
-        yield Row("λmax of the Hessian", "0.84", AGREES, f"{large:.4f}", note=note)
-        yield Row("λmin of the Hessian", "0.036", AGREES, f"{small:.4f}", note=note)
+        yield Comparison("λmax of the Hessian", "0.84", AGREES, f"{large:.4f}", note=note)
+        yield Comparison("λmin of the Hessian", "0.036", AGREES, f"{small:.4f}", note=note)
         minimum = np.linalg.solve(hessian, -np.asarray(grad(error)(jnp.zeros(2))))
         away = lambda w: np.max(np.abs(np.asarray(w) - minimum), axis=-1)
         bound = 2 / large
@@ -59,13 +59,15 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         diverged = rates[~(distance <= away(START))]
         ours = f"{diverged[0]:.3f} diverges, {diverged[0] - 0.001:.3f} does not (2/λmax = {bound:.4f})"
         note = "2 / 0.84 = 2.38 and 2 / 0.836 = 2.392: the reference divides by the rounded λmax."
-        yield Row("largest stable rate", "2.38", AGREES, ours, f"401 rates, {updates} updates", note)
+        yield Comparison("largest stable rate", "2.38", AGREES, ours, f"401 rates, {updates} updates", note)
         below, above = away(walks(jnp.asarray([bound * 0.999, bound * 1.001]), updates))
         ours = f"{below:.1e} and {above:.1e}"
-        yield Row("distance from the minimum 0.1 % below and above 2/λmax", "0 and ∞", COMPUTED, ours, "2")
+        yield Comparison("distance from the minimum 0.1 % below and above 2/λmax", "0 and ∞", COMPUTED, ours, "2")
         pairs = away(walks(jnp.asarray([1.0]), 200)), away(walks(jnp.asarray([1.0]), 201))
         ratio = float(pairs[1][0] / pairs[0][0])
-        yield Row("factor per update at rate 1", f"{1 - small:.6f}", COMPUTED, f"{ratio:.6f}", note="1 - η λmin.")
+        yield Comparison(
+            "factor per update at rate 1", f"{1 - small:.6f}", COMPUTED, f"{ratio:.6f}", note="1 - η λmin."
+        )
         ax = plot.new_axes()
         shown = np.linspace(0.05, 2.6, 256)
         ax.semilogy(shown, np.maximum(away(walks(jnp.asarray(shown), 100)), 1e-16), label="after 100 updates")

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from .. import data, nets, ops, optim, plot
-from .table import MEMORY, NONE, Picture, Reproduction, Row
+from .table import MEMORY, NONE, Comparison, Picture, Reproduction
 from .trials import Outcome, make_trial, uniform_weights
 
 # name: (network, mean squared error to reach, the reference's time of each rule in units of the best)
@@ -65,7 +65,7 @@ def learn(name: str, optimizer: Any, trials: int, most: int, seed: int) -> tuple
     return jax.tree.map(lambda *a: np.stack(a), *ends), np.array(seconds)
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     trials, most = (3, 2000) if quick else (30, 30_000)
     axes = plot.new_axes(10, 4, 2)
@@ -81,8 +81,8 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         for rule, (outcome, _) in found.items():
             ours = f"{means[rule] / fastest:.2f}× ({1e3 * means[rule]:.2f} ms)"
             published = (f"{references[rule]}×", MEMORY) if rule in references else ("", NONE)
-            yield Row(f"{name}, {rule}", *published, ours, outcome.tally(), note)
-            yield Row(f"{name}, {rule}: epochs", "", NONE, outcome.spread(), outcome.tally())
+            yield Comparison(f"{name}, {rule}", *published, ours, outcome.tally(), note)
+            yield Comparison(f"{name}, {rule}: epochs", "", NONE, outcome.spread(), outcome.tally())
         ax.boxplot([1e3 * seconds for _, seconds in found.values()], tick_labels=list(found), whis=(0, 100))
         ax.set(yscale="log", ylabel="ms per trial", title=f"{name}, to {goal:g}")
     yield Picture("mathworks", axes[0].figure)

@@ -13,11 +13,11 @@ import optax
 from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
-from .table import NONE, SECONDARY, Picture, Reproduction, Row
+from .table import NONE, SECONDARY, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
 
 
-class Way(NamedTuple):
+class Method(NamedTuple):
     """A learning rule, what goes with it, and the reference's epochs."""
 
     optimizer: optax.GradientTransformation
@@ -53,28 +53,28 @@ def hyper(net: jax.Array, t: jax.Array) -> jax.Array:
 
 QUICKPROP = optim.quickprop(0.002, 1.5, 1e-5, split_epsilon=False)
 IRPROP = optim.irprop_plus(0.01, max_step_size=0.5)
-WAYS = {
-    "momentum, squared error": Way(optax.sgd(0.005, momentum=0.95), squared, LOGISTIC, 0.1, "20,000"),
-    "momentum, cross-entropy": Way(optax.sgd(0.002, momentum=0.95), entropy, LOGISTIC, 0.1, "12,000"),
-    "quickprop, hyper-error": Way(QUICKPROP, hyper, TANH, 0.3, "8,000", offset=True),
-    "iRPROP+, cross-entropy": Way(IRPROP, entropy, LOGISTIC, 0.5, ""),
+METHODS = {
+    "momentum, squared error": Method(optax.sgd(0.005, momentum=0.95), squared, LOGISTIC, 0.1, "20,000"),
+    "momentum, cross-entropy": Method(optax.sgd(0.002, momentum=0.95), entropy, LOGISTIC, 0.1, "12,000"),
+    "quickprop, hyper-error": Method(QUICKPROP, hyper, TANH, 0.3, "8,000", offset=True),
+    "iRPROP+, cross-entropy": Method(IRPROP, entropy, LOGISTIC, 0.5, ""),
 }
 
 
-def learn(way: Way, points: int, trials: int, most: int, seed: int) -> Outcome:
+def learn(method: Method, points: int, trials: int, most: int, seed: int) -> Outcome:
     """Batch learning until all points are right by the 40-20-40 criterion."""
     x, t = (jnp.asarray(a) for a in data.two_spirals(points))
 
     def error(params: Any) -> tuple[jax.Array, jax.Array]:
-        net = way.net.apply(params, x)
-        return way.loss(net, t), stopping.forty_twenty_forty(jax.nn.sigmoid(net), t)
+        net = method.net.apply(params, x)
+        return method.loss(net, t), stopping.forty_twenty_forty(jax.nn.sigmoid(net), t)
 
-    backward = Backward(rules=optim.sigmoid_prime_offset(0.1)) if way.offset else None
-    init = uniform_weights(way.net, x, way.reach)
-    return run_trials(error, init, way.optimizer, seed=seed, trials=trials, most=most, backward=backward)
+    backward = Backward(rules=optim.sigmoid_prime_offset(0.1)) if method.offset else None
+    init = uniform_weights(method.net, x, method.reach)
+    return run_trials(error, init, method.optimizer, seed=seed, trials=trials, most=most, backward=backward)
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     points, trials, most = (16, 3, 600) if quick else (97, 8, 20_000)
     note = (
@@ -82,10 +82,10 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         f"are not solved after {most:,} epochs are given up, and are not in the mean."
     )
     found = {}
-    for name, way in WAYS.items():
-        found[name] = outcome = learn(way, points, trials, most, seed)
-        sure = SECONDARY if way.reference else NONE
-        yield Row(f"{name}: epochs", way.reference, sure, outcome.spread(), outcome.tally(), note)
+    for name, method in METHODS.items():
+        found[name] = outcome = learn(method, points, trials, most, seed)
+        sure = SECONDARY if method.reference else NONE
+        yield Comparison(f"{name}: epochs", method.reference, sure, outcome.spread(), outcome.tally(), note)
     yield Picture("spirals", _draw(found, points))
 
 
@@ -98,7 +98,7 @@ def _draw(found: dict[str, Outcome], points: int) -> Any:
     for ax, (name, outcome) in zip(axes, found.items(), strict=True):
         best = int(np.argmax(outcome.solved))
         params = jax.tree.map(lambda p, best=best: p[best], outcome.params)
-        says = np.asarray(jax.nn.sigmoid(WAYS[name].net.apply(params, places)))[..., 0]
+        says = np.asarray(jax.nn.sigmoid(METHODS[name].net.apply(params, places)))[..., 0]
         ax.imshow(says, plot.canvas.SIGNED, origin="lower", extent=(-7, 7, -7, 7), vmin=0, vmax=1, alpha=0.7)
         ax.scatter(*x.T, c=t[:, 0], cmap=plot.canvas.SIGNED, vmin=0, vmax=1, s=8, edgecolors="k", linewidths=0.3)
         after = f"{outcome.epochs[best]} epochs" if outcome.solved[best] else "not solved"

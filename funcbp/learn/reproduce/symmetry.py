@@ -12,7 +12,7 @@ import optax
 
 from ...autodiff.transformations import grad
 from .. import data, nets, ops, plot
-from .table import COMPUTED, READ, Picture, Reproduction, Row
+from .table import COMPUTED, READ, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
 
 MOST, MORE = 4000, 4000
@@ -57,7 +57,7 @@ def structure(kernel: np.ndarray) -> tuple[np.ndarray, float]:
     return np.mean(sizes / sizes[:1], axis=1), float(mirrored)
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     trials, most, more = (6, 1200, 500) if quick else (20, MOST, MORE)
     outcome = learn(trials, most, seed)
@@ -65,9 +65,9 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
         "When the paper's network counts as having learned is not said; here, when every |t - y| < 0.5. The other "
         'trials rest on the plateau "never symmetric".'
     )
-    yield Row("sweeps until solved", "1425", READ, outcome.spread(), outcome.tally(), note)
+    yield Comparison("sweeps until solved", "1425", READ, outcome.spread(), outcome.tally(), note)
     reference = f"12 of 20 within {MOST}; 387 to 3312"
-    yield Row(f"solved within {most} sweeps", reference, COMPUTED, outcome.tally(), f"{trials}")
+    yield Comparison(f"solved within {most} sweeps", reference, COMPUTED, outcome.tally(), f"{trials}")
     kernels = go_on(outcome.params, more)["dense_0"]["kernel"][outcome.solved]
     found = [structure(kernel) for kernel in kernels]
     note = f"The median of the networks that were solved, after {more} sweeps more."
@@ -75,9 +75,9 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
     ratios = np.median([sizes for sizes, _ in found], axis=0) if found else [np.nan] * 3
     near = sum(np.allclose(sizes, [1, 2, 4], rtol=0.05) for sizes, _ in found)
     ours = f"{' : '.join(f'{r:.2f}' for r in ratios)}; {near} within 5 %"
-    yield Row("sizes of the hidden weights", "1 : 2 : 4", READ, ours, count, note)
+    yield Comparison("sizes of the hidden weights", "1 : 2 : 4", READ, ours, count, note)
     mirrored = np.median([off for _, off in found]) if found else np.nan
-    yield Row("mirror weights", "equal and opposite", READ, f"to {mirrored:.2%} of the largest", count, note)
+    yield Comparison("mirror weights", "equal and opposite", READ, f"to {mirrored:.2%} of the largest", count, note)
     yield Picture("symmetry", _draw(outcome, kernels))
 
 

@@ -21,7 +21,7 @@ MEANING = {
 }
 
 
-class Row(NamedTuple):
+class Comparison(NamedTuple):
     """One line of a reproduction's table.
 
     Attributes:
@@ -68,18 +68,18 @@ class Reproduction(NamedTuple):
     title: str
     source: str
     parts: int
-    run: Callable[[bool, int], Iterator[Row | Picture]]
+    run: Callable[[bool, int], Iterator[Comparison | Picture]]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Comparison]) -> str:
     """The rows as a table in Markdown, their notes below it.
 
     Args:
         rows: at least one.
 
     Example:
-        >>> from funcbp.reproduce import table
-        >>> row = table.Row("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")
+        >>> from funcbp.learn.reproduce import table
+        >>> row = table.Comparison("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")
         >>> print(table.format_table([row]))
         | setting       | reference | how sure       | ours | trials     |
         |---------------|-----------|----------------|------|------------|

@@ -146,7 +146,7 @@ def make_trial(
     def step(carry: Any) -> Any:
         attempt, key, epochs, restarts, _, _ = carry
         (value, right), ct = gradient(attempt.params)
-        seen = stopping.Seen(attempt.epoch, value, correct=jnp.mean(right.astype(value.dtype)))
+        seen = stopping.EpochMetrics(attempt.epoch, value, correct=jnp.mean(right.astype(value.dtype)))
         reached, solved = goal.update(attempt.rules[0], seen)
         waited, futile = restart.when.update(attempt.rules[1], seen)
         again = futile & ~solved & (restarts < restart.at_most)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ...autodiff.transformations import grad, vjp
 from .. import nets, ops, plot
-from .table import COMPUTED, READ, SECONDARY, Picture, Reproduction, Row
+from .table import COMPUTED, READ, SECONDARY, Comparison, Picture, Reproduction
 
 Params = dict[str, dict[str, Any]]
 RATE = 0.5
@@ -100,7 +100,7 @@ def walk(rule: Callable[[Params], Params], count: int) -> tuple[Any, Any, Any]:
     return errors, NET.apply(params, x), params
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows; `seed` is not used, as nothing is drawn, and the 10,000 updates take no time worth saving."""
     with jax.enable_x64(True):
         ax = plot.new_axes()
@@ -108,12 +108,12 @@ def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
             errors, outputs, _ = walk(rule, 10_000)
             after_one, at_end, printed = REFERENCES[name]
             note = ORDER if rule is output_first else ""
-            yield Row(f"{name}: E after 1 update", *after_one, f"{errors[0]:.9f}", note=note)
+            yield Comparison(f"{name}: E after 1 update", *after_one, f"{errors[0]:.9f}", note=note)
             note = TYPO if rule is output_first else ""
-            yield Row(f"{name}: E after 10,000", *at_end, f"{errors[-1]:.14f}", note=note)
+            yield Comparison(f"{name}: E after 10,000", *at_end, f"{errors[-1]:.14f}", note=note)
             digits = 9 if rule is output_first else 11
             ours = ", ".join(f"{o:.{digits}f}" for o in outputs)
-            yield Row(f"{name}: outputs after 10,000", *printed, ours)
+            yield Comparison(f"{name}: outputs after 10,000", *printed, ours)
             ax.loglog(range(1, 10_001), errors, label=name, linestyle="--" if rule is output_first else "-")
     ax.set(xlabel="updates", ylabel="E", title="The worked example, four ways")
     ax.legend(frameon=False)

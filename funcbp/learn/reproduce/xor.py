@@ -12,7 +12,7 @@ import numpy as np
 from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
-from .table import AGREES, Picture, Reproduction, Row
+from .table import AGREES, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
 
 RESTART = 40
@@ -42,13 +42,15 @@ def learn(trials: int, most: int, seed: int) -> Outcome:
     )
 
 
-def run(quick: bool, seed: int) -> Iterator[Row | Picture]:
+def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     """The rows and the picture."""
     outcome = learn(20 if quick else 100, 1000, seed)
     note = "Epochs of attempts that were given up are counted. Restarts per 100 trials."
-    yield Row("epochs until solved", "24.22 (sd 16.3; 10 to 66)", AGREES, outcome.spread(), outcome.tally(), note)
+    yield Comparison(
+        "epochs until solved", "24.22 (sd 16.3; 10 to 66)", AGREES, outcome.spread(), outcome.tally(), note
+    )
     restarts = 100 * np.sum(outcome.restarts) / len(outcome.restarts)
-    yield Row(f"restarts, at {RESTART} epochs", "14", AGREES, f"{restarts:.0f}", outcome.tally(), note)
+    yield Comparison(f"restarts, at {RESTART} epochs", "14", AGREES, f"{restarts:.0f}", outcome.tally(), note)
     ax = plot.new_axes()
     epochs = outcome.epochs[outcome.solved]
     ax.hist(epochs, bins=range(0, int(max(epochs, default=1)) + 5, 4))

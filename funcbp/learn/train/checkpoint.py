@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._version import __version__
 from .layout import is_key, leaves_of, path_of, to_host, to_sharding
 from .results import write_atomically
 
@@ -288,8 +289,6 @@ def check_settings(where: str, about: Mapping[str, Any], like: Saved) -> None:
 
 
 def _about(saved: Saved) -> dict[str, Any]:
-    from ... import __version__
-
     versions = {"funcbp": __version__, "jax": jax.__version__}
     return {"what": "funcbp checkpoint", "format": FORMAT, **versions, "settings": dict(saved.settings)}
 

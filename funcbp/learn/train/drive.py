@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from . import loop
 from .checkpoint import CheckpointError, Saved, Store
 from .layout import Placement, batch_spec, to_host
-from .loop import AT_ONCE, DIVERGED, GAVE_UP, GOES_ON, STOPPED, Learner, State
+from .loop import Learner, State, Status
 from .records import progress_bar, trackers
 
 ROWS = 16384  # the most epochs that are in one call
@@ -34,7 +34,7 @@ UPDATE_OVERHEAD = 1e4  # what an update takes beside its arithmetic, in the same
 SECONDS_PER_CALL, SECONDS_PER_SHOW, SECONDS_PER_SAVE = 1.0, 0.2, 30.0
 
 
-class Outcome(NamedTuple):
+class TrainingOutcome(NamedTuple):
     """Where a training, or many, have got to.
 
     Attributes:
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     data: Any
 
 
-class Host(NamedTuple):
+class HostConfig(NamedTuple):
     """What is done between the calls, as it is given to `fit`."""
 
     epochs: int
@@ -71,8 +71,8 @@ def drive(
     data: Iterable[Any],
     validation: Any,
     members: Mapping[str, jax.Array] | None,
-    host: Host,
-) -> Outcome:
+    config: HostConfig,
+) -> TrainingOutcome:
     """Train until everybody has stopped, the epochs or the data are used up, or Ctrl-C is pressed.
 
     `data` yields what each call learns from. With `members`, everything has a leading axis.
@@ -80,42 +80,42 @@ def drive(
     many, streams = members is not None, learner.mode == "stream"
     members = members or {}
     start = time.perf_counter()
-    halves = loop.program(learner, 1 if streams else min(host.epochs, ROWS), many)
-    state = halves.init(params, key, members)
+    compiled = loop.compile_training(learner, 1 if streams else min(config.epochs, ROWS), many)
+    state = compiled.init(params, key, members)
     if learner.placement:
         state = learner.placement.put(state)
-    keeper = Keeper(host.store, host.settings)
-    state, columns = keeper.begin(state, host.resume)
+    checkpointer = Checkpointer(config.store, config.settings)
+    state, columns = checkpointer.begin(state, config.resume)
     past = _rows(_joined(columns))
     done, spent = len(past), past[-1]["seconds"] if past else 0.0
-    pace = Pace(SECONDS_PER_SHOW if host.progress else SECONDS_PER_CALL)
+    sizer = ChunkSizer(SECONDS_PER_SHOW if config.progress else SECONDS_PER_CALL)
     feed, batch, ended = iter(data), None, "epochs"
     first = jax.process_index() == 0
     with (
         interruptible() as interrupted,
-        trackers(host.log if first else None, past) as log,
-        progress_bar(host.progress if first else False, host.epochs, done) as show,
+        trackers(config.log if first else None, past) as log,
+        progress_bar(config.progress if first else False, config.epochs, done) as show,
     ):
         if streams:  # what has been learned from is skipped
             collections.deque(itertools.islice(feed, done), maxlen=0)
-        while done < host.epochs and np.any(to_host(state.code) == GOES_ON):
-            halt, due, count = agree(interrupted(), keeper.is_due(done), pace.count)
+        while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
+            halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
             if due:
-                keeper.save(state, columns, done)
+                checkpointer.save(state, columns, done)
             if halt:
                 ended = "interrupted"
                 break
             if (batch := next(feed, None)) is None:
                 ended = "data"
                 break
-            count = 1 if streams else count or pace.guess(learner, state.params, batch)
-            count = keeper.limit(min(count, host.epochs - done, ROWS), done)
+            count = 1 if streams else count or sizer.guess(learner, state.params, batch)
+            count = checkpointer.limit(min(count, config.epochs - done, ROWS), done)
             begun = time.perf_counter()
-            state, rows, ran = halves.run(state, batch, validation, members, np.int32(count))
+            state, rows, ran = compiled.run(state, batch, validation, members, np.int32(count))
             epochs = int(to_host(ran))
-            if not many and int(to_host(state.code)) in (DIVERGED, AT_ONCE):
+            if not many and int(to_host(state.code)) in (Status.DIVERGED, Status.DIVERGED_AT_ONCE):
                 epochs -= 1
-            pace.note(epochs, time.perf_counter() - begun)
+            sizer.adjust(epochs, time.perf_counter() - begun)
             column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
             column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
             columns.append(column)
@@ -124,12 +124,12 @@ def drive(
                 log(epoch, row)
             show(epochs, new[-1] if new else {})
             done += epochs
-        keeper.save(state, columns, done)
-    reasons = [_reason(code, ended, host.names) for code in np.atleast_1d(to_host(state.code))]
-    return Outcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
+        checkpointer.save(state, columns, done)
+    reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
+    return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
 
 
-class Keeper:
+class Checkpointer:
     """The checkpoint: what to begin with, and when it is written."""
 
     def __init__(self, store: Store | None, settings: Mapping[str, Any]):
@@ -152,8 +152,8 @@ class Keeper:
         self._saved = int(np.max(to_host(saved.state.epoch)))
         state = loop.own_copy(saved.state)
         # what diverged may be tried again, with a smaller learning rate
-        diverged = (state.code == DIVERGED) | (state.code == AT_ONCE)
-        state = state._replace(code=jnp.where(diverged, GOES_ON, state.code))
+        diverged = (state.code == Status.DIVERGED) | (state.code == Status.DIVERGED_AT_ONCE)
+        state = state._replace(code=jnp.where(diverged, Status.RUNNING, state.code))
         return state, [dict(saved.history)] if saved.history else []
 
     def limit(self, count: int, done: int) -> int:
@@ -190,15 +190,20 @@ def _joined(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _reason(code: int, ended: str, names: tuple[str, ...]) -> str:
-    if code >= STOPPED:
-        return names[code - STOPPED]
-    return {GOES_ON: ended, DIVERGED: "diverged", AT_ONCE: "diverged", GAVE_UP: "restarts"}[int(code)]
+    if code >= Status.STOPPED:
+        return names[code - Status.STOPPED]
+    return {
+        Status.RUNNING: ended,
+        Status.DIVERGED: "diverged",
+        Status.DIVERGED_AT_ONCE: "diverged",
+        Status.OUT_OF_RESTARTS: "restarts",
+    }[Status(code)]
 
 
 # --- how long a call is -----------------------------------------------------------------------------------------------
 
 
-class Pace:
+class ChunkSizer:
     """How many epochs a call has: as many as take about `seconds`, by a guess first, and then as measured."""
 
     def __init__(self, seconds: float):
@@ -212,7 +217,7 @@ class Pace:
             self.count = max(1, int(FLOPS_PER_CALL * self.seconds / work))
         return self.count
 
-    def note(self, epochs: int, seconds: float) -> None:
+    def adjust(self, epochs: int, seconds: float) -> None:
         """After a call. The first one was compiled, too, and says nothing."""
         self._calls += 1
         if self._calls > 1 and epochs:

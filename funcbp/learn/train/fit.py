@@ -20,10 +20,10 @@ from ...autodiff.transformations import Backward
 from ...inspection import find_nan
 from . import loop
 from .checkpoint import Store, store_of
-from .drive import Host, drive, stream
+from .drive import HostConfig, drive, stream
 from .layout import Layout, Placement, make_placement
-from .loop import AT_ONCE, MODES, Learner, State
-from .stopping import Restart, Rule
+from .loop import MODES, Learner, State, Status
+from .stopping import Restart, StoppingRule
 
 
 class Divergence(NamedTuple):
@@ -98,7 +98,7 @@ def fit(
     validation: Any = None,
     score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
     correct: Callable[..., jax.Array] | None = None,
-    stop: Rule | Sequence[Rule] | Mapping[str, Rule] = (),
+    stop: StoppingRule | Sequence[StoppingRule] | Mapping[str, StoppingRule] = (),
     restart: Restart | None = None,
     progress: Any = False,
     log: Any = None,
@@ -206,7 +206,7 @@ def fit(
         source,
         put(validation) if validation is not None else None,
         None,
-        Host(epochs, progress, log, store_of(checkpoint), resume, settings, names),
+        HostConfig(epochs, progress, log, store_of(checkpoint), resume, settings, names),
     )
     state, (reason,) = out.state, out.reasons
     return Fit(
@@ -224,7 +224,7 @@ def fit(
 
 def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     """Go through the epoch that diverged once more, up to the update where it did."""
-    if int(state.code) == AT_ONCE:
+    if int(state.code) == Status.DIVERGED_AT_ONCE:
         state = state._replace(params=state.kept)
     params, _, losses = jax.jit(functools.partial(learner.epoch, guarded=True))(state, data)
     epoch, bad = int(state.epoch) + 1, np.flatnonzero(np.isnan(losses))
@@ -246,7 +246,7 @@ def rules_of(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """The stopping rules, and what they are called."""
     if isinstance(stop, Mapping):
         return tuple(stop.values()), tuple(stop)
-    rules = tuple(stop) if isinstance(stop, list | tuple) and not isinstance(stop, Rule) else (stop,)
+    rules = tuple(stop) if isinstance(stop, list | tuple) and not isinstance(stop, StoppingRule) else (stop,)
     return rules, tuple(f"stop[{i}]" for i in range(len(rules)))
 
 
@@ -300,7 +300,7 @@ def _check_rules(learner: Learner) -> None:
     """Raise if something is no rule, or a rule judges by what will not be known."""
     known = {"epoch", "loss", *learner.columns}
     for rule in (*learner.rules, *([learner.restart.when] if learner.restart else [])):
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, StoppingRule):
             raise TypeError(f"stop is of rules such as train.stopping.target_error(0.01), and {rule!r} is none.")
         for name in rule.needs:
             if name not in known:

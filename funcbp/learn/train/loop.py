@@ -1,6 +1,6 @@
 """The loop itself: epochs of learning as one compiled program, for one network or for many.
 
-A `Learner` says how one network learns: `epoch` is a sweep of updates, `step` is an epoch with everything that is
+A `Learner` says how one network learns: `epoch` is a sweep of updates, `advance` is an epoch with everything that is
 decided after it (validation, the best parameters, divergence, stopping, starting again), and `run` is as many epochs as
 are asked for, until everybody has stopped. All of it is pure, and all that decides how the training goes on is in a
 `State`; so the same state goes on in the same way wherever the calls, and the checkpoints, were between the epochs.
@@ -9,6 +9,7 @@ are asked for, until everybody has stopped. All of it is pure, and all that deci
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import math
@@ -22,12 +23,20 @@ from jax import lax
 
 from ...autodiff.transformations import Backward
 from .layout import Placement
-from .stopping import Restart, Rule, Seen
+from .stopping import EpochMetrics, Restart, StoppingRule
 
 MODES = ("online", "batch", "stochastic")
-# `State.code`; AT_ONCE: it diverged in the first update of an epoch, so the parameters before that were bad already
-GOES_ON, DIVERGED, AT_ONCE, GAVE_UP, STOPPED = range(5)  # rule i says STOPPED + i
 RESTARTS = 0  # the number folded into the key for restarts; the epochs' numbers begin at 1
+
+
+class Status(enum.IntEnum):
+    """Whether a training goes on, or why it ended, as `State.code` has it: stopping rule i says `STOPPED + i`."""
+
+    RUNNING = 0
+    DIVERGED = 1
+    DIVERGED_AT_ONCE = 2  # in the first update of an epoch, so the parameters before that were bad already
+    OUT_OF_RESTARTS = 3
+    STOPPED = 4
 
 
 class State(NamedTuple):
@@ -38,7 +47,7 @@ class State(NamedTuple):
         memory: the optimiser's state.
         key: from which every order, and every key of the loss, is derived by the number of the epoch.
         epoch: how many epochs there were.
-        code: whether and why it ended.
+        code: its `Status`.
         kept: with validation data, the parameters with the smallest validation loss; without, those before the last
             epoch, whose loss is known to be finite.
         best_loss: that smallest loss.
@@ -70,7 +79,7 @@ class Learner:
     mode: str
     batch_size: int
     replacement: bool
-    rules: tuple[Rule, ...]
+    rules: tuple[StoppingRule, ...]
     restart: Restart | None
     scores: tuple[tuple[str, Callable[..., jax.Array]], ...]
     correct: Callable[..., jax.Array] | None
@@ -82,7 +91,7 @@ class Learner:
         """The learner of one member: functions that name some of its hyperparameters get them."""
         if not member:
             return self
-        rules = [rule if isinstance(rule, Rule) else rule(**named(rule, member)) for rule in self.rules]
+        rules = [rule if isinstance(rule, StoppingRule) else rule(**named(rule, member)) for rule in self.rules]
         optimizer = self.optimizer
         if not isinstance(optimizer, optax.GradientTransformation):
             optimizer = optimizer(**named(optimizer, member))
@@ -164,7 +173,7 @@ class Learner:
         key = jax.random.fold_in(state.key, state.epoch + 1)
         items, batch_of = self.batches(data, key)
 
-        def step(carry: Any, item: Any) -> Any:
+        def one_update(carry: Any, item: Any) -> Any:
             params, memory, number = carry
             *new, loss = self.update(params, memory, batch_of(item), jax.random.fold_in(key, number))
             if guarded:
@@ -172,10 +181,14 @@ class Learner:
                 new, loss = _where(good, new, [params, memory]), jnp.where(good, loss, jnp.nan)
             return (*new, number + 1), loss
 
-        (params, memory, _), losses = lax.scan(step, (state.params, state.memory, jnp.zeros((), jnp.int32)), items)
+        (params, memory, _), losses = lax.scan(
+            one_update, (state.params, state.memory, jnp.zeros((), jnp.int32)), items
+        )
         return params, memory, losses
 
-    def step(self, state: State, data: Any, validation: Any, alone: bool = True) -> tuple[State, dict[str, jax.Array]]:
+    def advance(
+        self, state: State, data: Any, validation: Any, alone: bool = True
+    ) -> tuple[State, dict[str, jax.Array]]:
         """An epoch and all that follows from it: the new state, and what there is to report.
 
         What diverges stays as it was before that epoch. With others beside it, what has stopped stays as it was.
@@ -190,29 +203,31 @@ class Learner:
         for name, score in self.scores:
             row[name] = score(params, validation)
         good = is_finite((params, loss, row.get("validation_loss", loss)))
-        running = jnp.asarray(True) if alone else state.code == GOES_ON
+        running = jnp.asarray(True) if alone else state.code == Status.RUNNING
 
         new, gives_up = self._obey_rules(state, row)
         new = self._keep(new._replace(params=params, memory=memory, epoch=number), state, row)
         new = _where(running & good, new, state)
-        new = new._replace(code=jnp.where(running & ~good, DIVERGED, new.code))
+        new = new._replace(code=jnp.where(running & ~good, Status.DIVERGED, new.code))
         if not self.validates:
             at_once = running & ~jnp.isfinite(losses[0])
-            swapped = new._replace(params=state.kept, kept=state.params, code=jnp.full_like(new.code, AT_ONCE))
+            swapped = new._replace(
+                params=state.kept, kept=state.params, code=jnp.full_like(new.code, Status.DIVERGED_AT_ONCE)
+            )
             new = _where(at_once, swapped, new)
         if self.restart:
-            new = self._start_again(new, state, running & (~good | (gives_up & (new.code == GOES_ON))))
+            new = self._start_again(new, state, running & (~good | (gives_up & (new.code == Status.RUNNING))))
         return new, row if alone else {k: jnp.where(running, v, jnp.nan) for k, v in row.items()}
 
     def _obey_rules(self, state: State, row: Mapping[str, jax.Array]) -> tuple[State, jax.Array]:
         """What the rules say after an epoch: the new state's rules and code, and whether to begin again."""
         known = {name: row[name] for name in ("loss", "validation_loss", "correct") if name in row}
-        seen = Seen(state.epoch + 1 - state.began, **known)
+        seen = EpochMetrics(state.epoch + 1 - state.began, **known)
         rules = (*self.rules, *([self.restart.when] if self.restart else []))
         pairs = [rule.update(memory, seen) for rule, memory in zip(rules, state.rules, strict=True)]
-        code = jnp.full_like(state.code, GOES_ON)
+        code = jnp.full_like(state.code, Status.RUNNING)
         for i in reversed(range(len(self.rules))):  # the first that stops is the reason
-            code = jnp.where(pairs[i][1], jnp.full_like(code, STOPPED + i), code)
+            code = jnp.where(pairs[i][1], jnp.full_like(code, Status.STOPPED + i), code)
         gives_up = pairs[-1][1] if self.restart else jnp.asarray(False)
         return state._replace(rules=tuple(memory for memory, _ in pairs), code=code), gives_up
 
@@ -240,14 +255,16 @@ class Learner:
             best = {name: getattr(new, name) for name in ("kept", "best_loss", "best_epoch")}
             return begun._replace(**best) if self.validates else begun
 
-        out_of_attempts = new._replace(code=jnp.where(wanted & (new.code == GOES_ON), GAVE_UP, new.code))
+        out_of_attempts = new._replace(
+            code=jnp.where(wanted & (new.code == Status.RUNNING), Status.OUT_OF_RESTARTS, new.code)
+        )
         return lax.cond(wanted & allowed, fresh, lambda: out_of_attempts)
 
 
 # --- many epochs ------------------------------------------------------------------------------------------------------
 
 
-class Program(NamedTuple):
+class CompiledTraining(NamedTuple):
     """The compiled halves of a training.
 
     Attributes:
@@ -261,37 +278,37 @@ class Program(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)  # a training that is repeated is compiled once; the bound lets go of what is forgotten
-def program(learner: Learner, limit: int, many: bool) -> Program:
-    """The program of a learner; of many, mapped over the leading axes of the state and of `members`."""
+def compile_training(learner: Learner, limit: int, many: bool) -> CompiledTraining:
+    """Compile a learner's training; of many, mapped over the leading axes of the state and of `members`."""
 
     def one_init(params: Any, key: jax.Array, member: Mapping[str, Any]) -> State:
         return own_copy(learner.bind(member).init(params, key))
 
-    def one_step(state: State, data: Any, validation: Any, member: Mapping[str, Any]) -> Any:
-        return learner.bind(member).step(state, data, validation, alone=not many)
+    def one_epoch(state: State, data: Any, validation: Any, member: Mapping[str, Any]) -> Any:
+        return learner.bind(member).advance(state, data, validation, alone=not many)
 
     init = jax.vmap(one_init) if many else one_init
-    step = jax.vmap(one_step, in_axes=(0, None, None, 0)) if many else one_step
+    advance = jax.vmap(one_epoch, in_axes=(0, None, None, 0)) if many else one_epoch
     placed = learner.placement.constrain if learner.placement else lambda state: state
 
     def run(state: State, data: Any, validation: Any, members: Mapping[str, Any], count: jax.Array) -> Any:
-        shapes = jax.eval_shape(step, state, data, validation, members)[1]
+        shapes = jax.eval_shape(advance, state, data, validation, members)[1]
         rows = jax.tree.map(lambda s: jnp.zeros((limit, *s.shape), s.dtype), shapes)
 
         def goes_on(carry: Any) -> jax.Array:
             state, _, done = carry
-            return (done < count) & jnp.any(state.code == GOES_ON)
+            return (done < count) & jnp.any(state.code == Status.RUNNING)
 
         def body(carry: Any) -> Any:
             state, rows, done = carry
-            state, row = step(placed(state), data, validation, members)
+            state, row = advance(placed(state), data, validation, members)
             rows = jax.tree.map(lambda column, value: column.at[done].set(value), rows, row)
             return placed(state), rows, done + 1
 
         state, rows, done = lax.while_loop(goes_on, body, (state, rows, jnp.zeros((), jnp.int32)))
         return placed(state), rows, done
 
-    return Program(jax.jit(init), jax.jit(run, donate_argnums=0))
+    return CompiledTraining(jax.jit(init), jax.jit(run, donate_argnums=0))
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 from ...autodiff.transformations import Backward
 from . import loop
 from .checkpoint import Store, store_of
-from .drive import Host, drive
+from .drive import HostConfig, drive
 from .fit import Fit, check, rules_of, scores_of, settings_of
 from .layout import MemberPlacement
 from .loop import Learner
-from .stopping import Restart, Rule
+from .stopping import Restart, StoppingRule
 
 
 def fit_many(
@@ -113,7 +113,7 @@ def fit_many(
         itertools.repeat(put(data)),
         put(validation) if validation is not None else None,
         over,
-        Host(epochs, progress, None, store_of(checkpoint), resume, settings, names),
+        HostConfig(epochs, progress, None, store_of(checkpoint), resume, settings, names),
     )
     state = out.state
     return Fit(
@@ -151,7 +151,7 @@ def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tupl
 
 
 def _check_names(over: Mapping[str, Any], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:
-    takers = [loss, *(rule for rule in rules if not isinstance(rule, Rule))]
+    takers = [loss, *(rule for rule in rules if not isinstance(rule, StoppingRule))]
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
             raise TypeError(f"optimizer is an optax transformation, or a function that returns one, not {optimizer!r}.")

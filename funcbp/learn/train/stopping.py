@@ -20,7 +20,7 @@ import jax.numpy as jnp
 LOSSES = ("loss", "validation_loss")
 
 
-class Seen(NamedTuple):
+class EpochMetrics(NamedTuple):
     """What a loop knows after an epoch; every field is a scalar, and nan where it is unknown.
 
     Attributes:
@@ -36,25 +36,25 @@ class Seen(NamedTuple):
     correct: Any = float("nan")
 
 
-class Rule(NamedTuple):
+class StoppingRule(NamedTuple):
     """When to stop, as a pair of pure functions.
 
     Attributes:
         init: `init() -> state`, a pytree of arrays.
-        update: `update(state, seen) -> (state, stop)`: called once per epoch with a `Seen`, in order.
-        needs: the fields of `Seen` that it judges by; a loop that does not know one of them refuses the rule, which
-            would otherwise never stop, or stop for no reason.
+        update: `update(state, seen) -> (state, stop)`: called once per epoch with an `EpochMetrics`, in order.
+        needs: the fields of `EpochMetrics` that it judges by; a loop that does not know one of them refuses the rule,
+            which would otherwise never stop, or stop for no reason.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.target_error(0.1)
-        >>> state, stop = rule.update(rule.init(), stopping.Seen(epoch=7, loss=0.05))
+        >>> state, stop = rule.update(rule.init(), stopping.EpochMetrics(epoch=7, loss=0.05))
         >>> bool(stop)
         True
     """
 
     init: Callable[[], Any]
-    update: Callable[[Any, Seen], tuple[Any, jax.Array]]
+    update: Callable[[Any, EpochMetrics], tuple[Any, jax.Array]]
     needs: tuple[str, ...] = ("loss",)
 
 
@@ -73,7 +73,7 @@ class Restart(NamedTuple):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from funcbp import nets
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> net = nets.mlp([2, 2, 1])
         >>> restart = stopping.Restart(
         ...     stopping.maximum_epochs(40), lambda key: net.init(key, jnp.zeros(2)), at_most=10
@@ -84,7 +84,7 @@ class Restart(NamedTuple):
     Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988 (the restart method).
     """
 
-    when: Rule
+    when: StoppingRule
     init: Callable[[jax.Array], Any]
     at_most: int = 10
 
@@ -108,7 +108,7 @@ def forty_twenty_forty(predictions: Any, targets: Any, low: float = 0.0, high: f
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> stopping.forty_twenty_forty(jnp.array([[0.7, 0.1], [0.5, 0.1]]), jnp.array([[1.0, 0.0], [1.0, 0.0]]))
         Array([ True, False], dtype=bool)
 
@@ -129,7 +129,7 @@ def right_class(predictions: Any, targets: Any) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> stopping.right_class(jnp.array([[0.7, 0.1], [0.5, 0.1]]), jnp.array([0, 1]))
         Array([ True, False], dtype=bool)
     """
@@ -141,7 +141,7 @@ def right_class(predictions: Any, targets: Any) -> jax.Array:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def any_of(*rules: Rule) -> Rule:
+def any_of(*rules: StoppingRule) -> StoppingRule:
     """Stop as soon as one of these rules says so.
 
     Args:
@@ -151,24 +151,24 @@ def any_of(*rules: Rule) -> Rule:
         ValueError: there is none; a loop without an end is not meant.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.any_of(stopping.all_correct(), stopping.maximum_epochs(100))
-        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=100, loss=1.0))[1])
+        >>> bool(rule.update(rule.init(), stopping.EpochMetrics(epoch=100, loss=1.0))[1])
         True
     """
     if not rules:
         raise ValueError("any_of needs at least one rule.")
 
-    def update(states: tuple[Any, ...], seen: Seen) -> tuple[tuple[Any, ...], jax.Array]:
+    def update(states: tuple[Any, ...], seen: EpochMetrics) -> tuple[tuple[Any, ...], jax.Array]:
         pairs = [rule.update(state, seen) for rule, state in zip(rules, states, strict=True)]
         stops = jnp.stack([stop for _, stop in pairs])
         return tuple(state for state, _ in pairs), jnp.any(stops, axis=0)
 
     needs = tuple(dict.fromkeys(name for rule in rules for name in rule.needs))
-    return Rule(lambda: tuple(rule.init() for rule in rules), update, needs)
+    return StoppingRule(lambda: tuple(rule.init() for rule in rules), update, needs)
 
 
-def all_correct(fraction: float = 1.0) -> Rule:
+def all_correct(fraction: float = 1.0) -> StoppingRule:
     """Stop when all training examples are right, or a fraction of them.
 
     What "right" means is the task's criterion: `forty_twenty_forty`, `right_class`, or a function of your own. The
@@ -182,9 +182,9 @@ def all_correct(fraction: float = 1.0) -> Rule:
         ValueError: the fraction is not above 0 and at most 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.all_correct(0.9)
-        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.2, correct=0.95))[1])
+        >>> bool(rule.update(rule.init(), stopping.EpochMetrics(epoch=3, loss=0.2, correct=0.95))[1])
         True
     """
     if not 0 < fraction <= 1:
@@ -193,7 +193,7 @@ def all_correct(fraction: float = 1.0) -> Rule:
     return _stateless(lambda seen: _float(seen.correct) >= _float(fraction) - slack, "correct")
 
 
-def target_error(error: float, of: str = "loss") -> Rule:
+def target_error(error: float, of: str = "loss") -> StoppingRule:
     """Stop when the loss is small enough.
 
     Args:
@@ -204,16 +204,16 @@ def target_error(error: float, of: str = "loss") -> Rule:
         ValueError: `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.target_error(0.1)
-        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=3, loss=0.05))[1])
+        >>> bool(rule.update(rule.init(), stopping.EpochMetrics(epoch=3, loss=0.05))[1])
         True
     """
     _check_loss("target_error", of)
     return _stateless(lambda seen: _float(getattr(seen, of)) <= _float(error), of)
 
 
-def maximum_epochs(count: int) -> Rule:
+def maximum_epochs(count: int) -> StoppingRule:
     """Stop after so many epochs.
 
     Args:
@@ -223,16 +223,16 @@ def maximum_epochs(count: int) -> Rule:
         ValueError: it is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.maximum_epochs(100)
-        >>> bool(rule.update(rule.init(), stopping.Seen(epoch=100, loss=0.05))[1])
+        >>> bool(rule.update(rule.init(), stopping.EpochMetrics(epoch=100, loss=0.05))[1])
         True
     """
     _check_count("maximum_epochs", count)
     return _stateless(lambda seen: _epoch(seen) >= count, "epoch")
 
 
-def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
+def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> StoppingRule:
     """Stop when the loss has not become smaller by a fraction `least` of the best for `patience` epochs.
 
     Args:
@@ -244,11 +244,11 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
         ValueError: `patience` is less than 1, or `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.plateau(2)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.5, 0.5, 0.5]):
-        ...     state, stop = rule.update(state, stopping.Seen(epoch, loss))
+        ...     state, stop = rule.update(state, stopping.EpochMetrics(epoch, loss))
         ...     stops.append(bool(stop))
         >>> stops
         [False, False, False, True]
@@ -256,14 +256,14 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> Rule:
     _check_count("plateau", patience)
     _check_loss("plateau", of)
 
-    def update(state: Any, seen: Seen) -> tuple[Any, jax.Array]:
+    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
         state = _last_improvement(state, seen, of, least)
         return state, _epoch(seen) - state[1] >= patience
 
-    return Rule(_no_improvement_yet, update, (of,))
+    return StoppingRule(_no_improvement_yet, update, (of,))
 
 
-def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e-2, of: str = "loss") -> Rule:
+def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e-2, of: str = "loss") -> StoppingRule:
     """Stop when the loss has not improved for `factor` times as long as it took to get there: a rule of our own.
 
     With t* the epoch of the last improvement by a fraction `least`, stop at the first t with
@@ -281,11 +281,11 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
         ValueError: `at_least` is less than 1, `factor` is not positive, or `of` is neither.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.adaptive_patience(factor=1.0, at_least=1)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.9, 0.8, 0.8, 0.8]):
-        ...     state, stop = rule.update(state, stopping.Seen(epoch, loss))
+        ...     state, stop = rule.update(state, stopping.EpochMetrics(epoch, loss))
         ...     stops.append(bool(stop))
         >>> stops
         [False, False, False, False, True]
@@ -295,18 +295,18 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
     if not factor > 0:
         raise ValueError(f"adaptive_patience needs a positive factor, and got {factor}.")
 
-    def update(state: Any, seen: Seen) -> tuple[Any, jax.Array]:
+    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
         state = _last_improvement(state, seen, of, least)
         waited, last = _epoch(seen) - state[1], _float(state[1])
         return state, _float(waited) >= jnp.maximum(_float(at_least), _float(factor) * last)
 
-    return Rule(_no_improvement_yet, update, (of,))
+    return StoppingRule(_no_improvement_yet, update, (of,))
 
 
 # --- Prechelt's rules: the validation error against the best so far, and the progress of training ---------------------
 
 
-def generalization_loss(alpha: float = 5.0) -> Rule:
+def generalization_loss(alpha: float = 5.0) -> StoppingRule:
     """Prechelt's GL_α: stop when the validation error is α per cent above the best so far.
 
     GL(t) = 100 (E_va(t) / E_opt(t) - 1), with E_opt(t) = min_{t' ≤ t} E_va(t'); stop at the first t with GL(t) > α.
@@ -315,23 +315,23 @@ def generalization_loss(alpha: float = 5.0) -> Rule:
         alpha: per cent.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.generalization_loss(5.0)
-        >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
-        >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
+        >>> state, _ = rule.update(rule.init(), stopping.EpochMetrics(epoch=1, loss=0.5, validation_loss=1.0))
+        >>> bool(rule.update(state, stopping.EpochMetrics(epoch=2, loss=0.4, validation_loss=1.06))[1])
         True
 
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """
 
-    def update(best: jax.Array, seen: Seen) -> tuple[jax.Array, jax.Array]:
+    def update(best: jax.Array, seen: EpochMetrics) -> tuple[jax.Array, jax.Array]:
         best = _smaller(best, seen.validation_loss)
         return best, _generalization_loss(best, seen) > _float(alpha)
 
-    return Rule(_infinity, update, ("validation_loss",))
+    return StoppingRule(_infinity, update, ("validation_loss",))
 
 
-def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
+def progress_quotient(alpha: float = 1.0, strip: int = 5) -> StoppingRule:
     """Prechelt's PQ_α: stop when the generalisation loss outweighs the progress that training still makes.
 
     At the end of each strip of k epochs, with P_k(t) = 1000 (Σ_strip E_tr / (k min_strip E_tr) - 1): stop at the first
@@ -345,27 +345,27 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> Rule:
         ValueError: `strip` is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.progress_quotient(1.0, strip=1)  # strips of one epoch make no progress
-        >>> state, _ = rule.update(rule.init(), stopping.Seen(epoch=1, loss=0.5, validation_loss=1.0))
-        >>> bool(rule.update(state, stopping.Seen(epoch=2, loss=0.4, validation_loss=1.06))[1])
+        >>> state, _ = rule.update(rule.init(), stopping.EpochMetrics(epoch=1, loss=0.5, validation_loss=1.0))
+        >>> bool(rule.update(state, stopping.EpochMetrics(epoch=2, loss=0.4, validation_loss=1.06))[1])
         True
 
     Source: L. Prechelt, "Early stopping - but when?", 1998.
     """
     _check_count("progress_quotient", strip)
 
-    def update(state: Any, seen: Seen) -> tuple[Any, jax.Array]:
+    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
         best, training = state
         best = _smaller(best, seen.validation_loss)
         training, end, progress = _training_progress(training, seen, strip)
         # GL > α P, not GL / P > α: a strip without any progress has P = 0
         return (best, training), end & (_generalization_loss(best, seen) > _float(alpha) * progress)
 
-    return Rule(lambda: (_infinity(), _new_strip()), update, ("loss", "validation_loss"))
+    return StoppingRule(lambda: (_infinity(), _new_strip()), update, ("loss", "validation_loss"))
 
 
-def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
+def low_progress(below: float = 0.1, strip: int = 5) -> StoppingRule:
     """Prechelt's stop for training that has come to rest: P_k(t) < 0.1 at the end of a strip of k epochs.
 
     P_k(t) = 1000 (Σ_strip E_tr / (k min_strip E_tr) - 1). He used it together with the others.
@@ -378,11 +378,11 @@ def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
         ValueError: `strip` is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.low_progress(strip=2)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([0.9, 0.5, 0.5, 0.5], 1):
-        ...     state, stop = rule.update(state, stopping.Seen(epoch, loss))
+        ...     state, stop = rule.update(state, stopping.EpochMetrics(epoch, loss))
         ...     stops.append(bool(stop))
         >>> stops
         [False, False, False, True]
@@ -391,14 +391,14 @@ def low_progress(below: float = 0.1, strip: int = 5) -> Rule:
     """
     _check_count("low_progress", strip)
 
-    def update(state: Any, seen: Seen) -> tuple[Any, jax.Array]:
+    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
         state, end, progress = _training_progress(state, seen, strip)
         return state, end & (progress < _float(below))
 
-    return Rule(_new_strip, update)
+    return StoppingRule(_new_strip, update)
 
 
-def up_strips(count: int = 2, strip: int = 5) -> Rule:
+def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
     """Prechelt's UP_s: stop when the validation error went up in s successive strips.
 
     At the end of each strip of k epochs it is compared with the end of the strip before, E_va(t) > E_va(t - k).
@@ -411,11 +411,11 @@ def up_strips(count: int = 2, strip: int = 5) -> Rule:
         ValueError: one of them is less than 1.
 
     Example:
-        >>> from funcbp.train import stopping
+        >>> from funcbp.learn.train import stopping
         >>> rule = stopping.up_strips(2, strip=1)
         >>> state, stops = rule.init(), []
         >>> for epoch, loss in enumerate([1.0, 0.5, 0.6, 0.7], 1):
-        ...     state, stop = rule.update(state, stopping.Seen(epoch, 0.1, validation_loss=loss))
+        ...     state, stop = rule.update(state, stopping.EpochMetrics(epoch, 0.1, validation_loss=loss))
         ...     stops.append(bool(stop))
         >>> stops
         [False, False, False, True]
@@ -425,13 +425,13 @@ def up_strips(count: int = 2, strip: int = 5) -> Rule:
     _check_count("up_strips", count)
     _check_count("up_strips", strip)
 
-    def update(state: Any, seen: Seen) -> tuple[Any, jax.Array]:
+    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
         before, ups = state
         now, end = _float(seen.validation_loss), _epoch(seen) % strip == 0
         ups = jnp.where(end, jnp.where(now > before, ups + 1, 0), ups)
         return (jnp.where(end, now, before), ups), end & (ups >= count)
 
-    return Rule(lambda: (_infinity(), jnp.zeros((), jnp.int32)), update, ("validation_loss",))
+    return StoppingRule(lambda: (_infinity(), jnp.zeros((), jnp.int32)), update, ("validation_loss",))
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def _float(x: Any) -> jax.Array:
     return jnp.asarray(x).astype(jnp.result_type(float))
 
 
-def _epoch(seen: Seen) -> jax.Array:
+def _epoch(seen: EpochMetrics) -> jax.Array:
     return jnp.asarray(seen.epoch).astype(jnp.int32)
 
 
@@ -455,12 +455,12 @@ def _smaller(best: jax.Array, loss: Any) -> jax.Array:
     return jnp.fmin(best, _float(loss))
 
 
-def _generalization_loss(best: jax.Array, seen: Seen) -> jax.Array:
+def _generalization_loss(best: jax.Array, seen: EpochMetrics) -> jax.Array:
     return 100 * (_float(seen.validation_loss) / best - 1)
 
 
-def _stateless(stop: Callable[[Seen], jax.Array], need: str) -> Rule:
-    return Rule(lambda: (), lambda state, seen: (state, stop(seen)), (need,))
+def _stateless(stop: Callable[[EpochMetrics], jax.Array], need: str) -> StoppingRule:
+    return StoppingRule(lambda: (), lambda state, seen: (state, stop(seen)), (need,))
 
 
 def _no_improvement_yet() -> tuple[jax.Array, jax.Array]:
@@ -468,7 +468,7 @@ def _no_improvement_yet() -> tuple[jax.Array, jax.Array]:
     return _infinity(), jnp.zeros((), jnp.int32)
 
 
-def _last_improvement(state: Any, seen: Seen, of: str, least: float) -> tuple[jax.Array, jax.Array]:
+def _last_improvement(state: Any, seen: EpochMetrics, of: str, least: float) -> tuple[jax.Array, jax.Array]:
     best, epoch = state
     loss = _float(getattr(seen, of))
     # for losses below 0, such as log-likelihoods, too
@@ -481,7 +481,7 @@ def _new_strip() -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.zeros_like(_infinity()), _infinity(), jnp.zeros((), jnp.int32)
 
 
-def _training_progress(state: Any, seen: Seen, strip: int) -> tuple[Any, jax.Array, jax.Array]:
+def _training_progress(state: Any, seen: EpochMetrics, strip: int) -> tuple[Any, jax.Array, jax.Array]:
     """The strip with this epoch in it, whether it is a whole strip's end, and P_k there."""
     total, smallest, count = state
     total, smallest, count = total + _float(seen.loss), _smaller(smallest, seen.loss), count + 1

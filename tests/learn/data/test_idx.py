@@ -59,7 +59,7 @@ WHOLE = idx(np.arange(12, dtype="i4").reshape(3, 4))
             gzip.compress(WHOLE, mtime=0)[:-8] + b"\0" * 8,
             r"is a gzip file that is truncated or damaged \(CRC check failed",
         ),
-        (b"\x1f\x8bnothing", "is a gzip file that is truncated or damaged"),
+        (b"\x1f\x8bnothing", r"is a gzip file that is truncated or damaged \("),
         (gzip.compress(WHOLE[:-4], mtime=0), r"is truncated: \[3, 4\] numbers need 48 bytes, and there are 44"),
     ],
 )

@@ -24,6 +24,7 @@ def apply_on_neuron(weights, x):
     return x
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 def test_bias_is_a_weight_from_a_constant_one(grad):
     x, t = jax.random.normal(jax.random.key(0), (6, 3)), jax.random.uniform(jax.random.key(1), (6, 2))

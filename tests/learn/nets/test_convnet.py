@@ -70,7 +70,7 @@ def test_images_flat_or_not_and_any_leading_axes(setting):
     assert net.apply(params, x[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
+@pytest.mark.parametrize("grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"])
 def test_gradients(setting, grad):
     net, params, x = setting
     weights = jax.random.normal(jax.random.key(2), (3, 4))
@@ -80,6 +80,7 @@ def test_gradients(setting, grad):
         np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_bfloat16():
     net = nets.convnet((4, 4, 1), 2, channels=(2,), hidden=())
     x = jnp.ones((3, 4, 4, 1), jnp.bfloat16)

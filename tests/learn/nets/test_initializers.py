@@ -23,7 +23,6 @@ KERNELS = [(300, 200), (5, 5, 20, 60)]
         (nets.lecun_uniform, lambda n_in, n_out: 1 / n_in),
         (nets.lecun_normal, lambda n_in, n_out: 1 / n_in),
     ],
-    ids=lambda f: getattr(f, "__name__", ""),
 )
 def test_variance(initializer, variance, shape):
     weights = initializer(jax.random.key(0), shape)

@@ -24,6 +24,7 @@ def same_gradients(ours, plain, params, rtol=1e-11):
             np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-14)
 
 
+@pytest.mark.slow(once=["bias"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [[3, 2], [3, 5, 2], [3, 4, 4, 2]], ids=str)
 def test_values_and_gradients(sizes, bias):
@@ -52,6 +53,7 @@ def test_without_hidden_layer_it_is_the_delta_rule():
     np.testing.assert_allclose(gradient["dense_0"]["bias"], -error, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_hessian_times_a_vector():
     x, labels = jax.random.normal(jax.random.key(0), (7, 3)), jnp.arange(7) % 2
     net = nets.mlp([3, 4, 2], ops.gelu)
@@ -69,6 +71,7 @@ def test_hessian_times_a_vector():
             np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_leading_axes_and_dtypes():
     net = nets.mlp([3, 4, 2])
     params = net.init(jax.random.key(0), jnp.zeros((9, 3), jnp.bfloat16))
@@ -80,6 +83,7 @@ def test_leading_axes_and_dtypes():
     assert net.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), jnp.float64))["dense_0"]["bias"].dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_many_networks_at_once():
     net = nets.mlp([2, 3, 1])
     params = jax.vmap(lambda key: net.init(key, jnp.zeros(2)))(jax.random.split(jax.random.key(0), 5))

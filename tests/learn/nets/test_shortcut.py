@@ -9,7 +9,7 @@ import funcbp as bp
 from funcbp import nets
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_values_and_gradients(bias):
     x, t = jax.random.normal(jax.random.key(0), (7, 3)), jax.random.normal(jax.random.key(1), (7, 2))
     net = nets.shortcut_mlp([3, 4, 5, 2], jnp.tanh, jnp.sin, bias=bias)

@@ -83,6 +83,7 @@ def test_value_is_the_formula(row):
     np.testing.assert_allclose(row.ours(x), row.plain(x), rtol=1e-13, atol=1e-16)
 
 
+@pytest.mark.slow(once=["row", "order"])
 @rows
 @pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 @pytest.mark.parametrize("order", [1, 2])
@@ -99,6 +100,7 @@ def test_derivative_equals_finite_difference(row):
     np.testing.assert_allclose(derivative(ours)(x), finite_difference(ours, x), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("value", [0.0, -0.0], ids=["0", "-0"])
 def test_at_zero_as_in_jax(row, value):
@@ -107,6 +109,7 @@ def test_at_zero_as_in_jax(row, value):
     assert bp.grad(row.ours)(x) == pytest.approx(float(jax.grad(row.jax)(x)), abs=1e-15)
 
 
+@pytest.mark.slow(once=["row"])
 @rows
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_far_out_everything_is_finite(row, dtype):
@@ -124,6 +127,7 @@ def test_nan_stays_nan(row):
     assert np.isnan(row.ours(jnp.array(np.nan)))
 
 
+@pytest.mark.slow(once=["row"])
 @rows
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda d: d.__name__)
 def test_narrow_dtypes_are_kept(row, dtype):
@@ -137,6 +141,7 @@ def test_narrow_dtypes_are_kept(row, dtype):
     np.testing.assert_allclose(np.asarray(x_bar, np.float64), derivative(row.jax)(wide), **tolerance)
 
 
+@pytest.mark.slow(once=["row"])
 @rows
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)], ids=str)
 def test_shapes_are_kept(row, shape):
@@ -144,6 +149,7 @@ def test_shapes_are_kept(row, shape):
     assert y.shape == pullback(y)[0].shape == shape
 
 
+@pytest.mark.slow
 @rows
 def test_under_jit_and_vmap(row):
     x = jnp.asarray(POINTS)
@@ -178,6 +184,7 @@ def test_elu_with_any_alpha(alpha):
     np.testing.assert_allclose(derivative(lambda z: ops.elu(z, alpha), grad=bp.grad)(x), expected, rtol=1e-12)
 
 
+@pytest.mark.slow(once=["axis"])
 @pytest.mark.parametrize("axis", [0, -1])
 @pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 def test_softmax_against_the_formula(axis, grad):
@@ -209,6 +216,7 @@ def test_softmax_at_special_values():
     assert ops.softmax(jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
 def test_forward_mode_works_over_the_gradient(row, grad):

@@ -10,7 +10,9 @@ import pytest
 import funcbp as bp
 from funcbp import ops
 
-transforms = pytest.mark.parametrize("vjp", [bp.vjp, jax.vjp], ids=["funcbp", "jax"])
+transforms = pytest.mark.parametrize(
+    "vjp", [bp.vjp, pytest.param(jax.vjp, marks=pytest.mark.slow)], ids=["funcbp", "jax"]
+)
 
 
 def plain(x, kernel, bias=None):
@@ -24,6 +26,7 @@ def arguments(batch, n_in, n_out, dtype=jnp.float64):
     return [jax.random.normal(k, s, jnp.float64).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@pytest.mark.slow(once=["with_bias"])
 @transforms
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_equals_finite_differences():
     assert slope == pytest.approx(float((along(1e-4) - along(-1e-4)) / 2e-4), rel=1e-9)
 
 
-@pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
+@pytest.mark.parametrize("grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"])
 def test_second_order(grad):
     x, kernel, bias, _ = arguments((5,), 3, 4)
 
@@ -79,6 +82,7 @@ def test_second_order(grad):
     np.testing.assert_allclose(twice(ops.dense, grad), twice(plain, jax.grad), rtol=1e-11)
 
 
+@pytest.mark.slow(once=["dtype"])
 @transforms
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
 def test_narrow_numbers_are_added_up_in_float32(vjp, dtype):

@@ -11,7 +11,9 @@ import pytest
 import funcbp as bp
 from funcbp import ops
 
-grads = pytest.mark.parametrize("grad", [bp.grad, jax.grad], ids=["funcbp", "jax"])
+grads = pytest.mark.parametrize(
+    "grad", [bp.grad, pytest.param(jax.grad, marks=pytest.mark.slow)], ids=["funcbp", "jax"]
+)
 
 
 def normal(seed, shape):
@@ -44,6 +46,7 @@ def assert_finite_difference(f, x, h=1e-4):
 # --- squared error ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=["reduction"])
 @grads
 @pytest.mark.parametrize("reduction", ["sum", "mean", None])
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)], ids=str)
@@ -85,6 +88,7 @@ def test_squared_error_refuses():
 # --- softmax cross-entropy --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=["sums_to_one"])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("sums_to_one", [True, False])
@@ -104,6 +108,7 @@ def test_softmax_cross_entropy(grad, axis, sums_to_one):
     )
 
 
+@pytest.mark.slow(once=[])
 @grads
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8], ids=lambda d: d.__name__)
@@ -151,6 +156,7 @@ def test_a_label_that_is_no_class_gives_nan(label):
     assert np.isnan(ops.softmax_cross_entropy_with_integer_labels(jnp.zeros(3), jnp.array(label)))
 
 
+@pytest.mark.slow
 def test_softmax_cross_entropy_sizes_and_dtypes():
     assert ops.softmax_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
     assert ops.softmax_cross_entropy_with_integer_labels(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32)).shape == (0,)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import funcbp
 
 PROGRAM = """
@@ -37,6 +39,7 @@ for name, loss in losses.items():
 """
 
 
+@pytest.mark.slow
 def test_examples_divided_over_two_devices():
     environment = {
         **os.environ,

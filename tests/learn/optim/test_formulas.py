@@ -73,6 +73,7 @@ def test_irprop_plus_takes_back_what_made_it_worse(value, moved):
     np.testing.assert_allclose(optimizer.update(-jnp.ones(1), state, value=value)[0], [moved])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_irprop_minus_is_optax_s_to_the_last_bit(dtype):
     """optax 0.2.8 computes the same steps, but hands each one out an update late (google-deepmind/optax#1725)."""
@@ -127,6 +128,7 @@ def test_quickprop():
     assert not np.allclose(expected, list(quickprop(STREAM[:20], decay=0.0)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_quickprop_divides_epsilon_by_the_inputs_of_a_unit():
     ones = {"dense_0": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones((2, 2, 5, 3))}}
     optimizer = optim.quickprop(1.0, decay=0.0)
@@ -322,6 +324,7 @@ def test_sigmoid_prime_offset():
 D = np.array([-1.0, -0.99, -0.5, -0.11, -0.05, 0.0, 0.05, 0.11, 0.5, 1.0])
 
 
+@pytest.mark.slow
 def test_fahlman_s_errors():
     t = jnp.where(D < 0, 1.0, 0.0)
     y = t + D

@@ -27,6 +27,7 @@ def expected_step(params, batch, mu):
     return unravel(-jnp.linalg.solve(jacobian.T @ jacobian + mu * jnp.eye(w.size), jacobian.T @ e(w)))
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(("method", "n"), [("primal", 21), ("dual", 21), ("auto", 21), ("auto", 7)])
 def test_one_step(method, n):
     batch = X[:n], Y[:n]
@@ -39,6 +40,7 @@ def test_one_step(method, n):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["primal", "dual"])
 def test_bfloat16_is_solved_in_float32(method):
     w, x = jnp.ones(2, jnp.bfloat16), jnp.array([[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]], jnp.bfloat16)

@@ -83,6 +83,7 @@ def test_learns_and_resumes(make, rate, near):
     np.testing.assert_array_equal(*(half(c)[0]["dense_0"]["kernel"] for c in (middle, resumed)))
 
 
+@pytest.mark.slow
 @rows
 def test_plain_calls_and_many_at_once(make, rate, near):
     """Called step by step, and for several rates at once under vmap, it goes the same way as in the loop."""
@@ -99,6 +100,7 @@ def test_plain_calls_and_many_at_once(make, rate, near):
         assert_same(jax.tree.map(lambda a, i=i: a[i], together), carry, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_types_stay(make, rate, near, dtype):
@@ -109,6 +111,7 @@ def test_types_stay(make, rate, near, dtype):
     assert types(before) == jax.tree.map(lambda s: (s.shape, s.dtype), after)
 
 
+@pytest.mark.slow
 @rows
 def test_chains(make, rate, near):
     """What it hands out can be processed further, and what it gets can come from another transformation."""

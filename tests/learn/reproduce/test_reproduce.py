@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from funcbp import cli, reproduce
+from funcbp.cli import reproduce as command
 from funcbp.learn.reproduce import (
     alignment,
-    command,
     encoder,
     glorot,
     mathworks,
@@ -30,13 +30,13 @@ def as_the_command_runs():
 
 def parts(entry, quick=True, seed=0):
     found = list(entry.run(quick, seed))
-    assert all(isinstance(part, table.Row | table.Picture) for part in found)
+    assert all(isinstance(part, table.Comparison | table.Picture) for part in found)
     assert all(row.sure in table.MEANING for row in rows(found))
     return found
 
 
 def rows(found):
-    return [part for part in found if isinstance(part, table.Row)]
+    return [part for part in found if isinstance(part, table.Comparison)]
 
 
 def test_worked_example():
@@ -50,6 +50,7 @@ def test_worked_example():
         assert row.ours == row.reference or row.ours.startswith(row.reference), row
 
 
+@pytest.mark.slow
 def test_encoder():
     """Few trials of two rules: within four of the known deviations of such a mean."""
     descent, quickprop = (encoder.RULES[name][0] for name in list(encoder.RULES)[1:3])
@@ -65,6 +66,7 @@ def test_rprop_learns_the_encoder():
     assert np.sum(outcome.solved) >= 15 and 20 < np.median(outcome.epochs) < 28
 
 
+@pytest.mark.slow
 def test_symmetry():
     """The sizes of the weights go to 1 : 2 : 4, most of them, and those of mirror inputs cancel."""
     outcome = symmetry.learn(20, 2000, 0)
@@ -78,6 +80,7 @@ def test_symmetry():
     assert symmetry.structure(wrong)[1] > 0.1
 
 
+@pytest.mark.slow
 def test_xor():
     outcome = xor.learn(32, 1000, 0)
     assert outcome.solved.all() and 15 < outcome.epochs.mean() < 40
@@ -85,11 +88,12 @@ def test_xor():
     assert (outcome.epochs[outcome.restarts > 0] > xor.RESTART).all()
 
 
+@pytest.mark.slow
 def test_glorot():
     """Of small inputs the units pass all on, and the mean singular value is that of the weights: 8 / 3π times σ √n."""
-    for initializer, expected in ((glorot.standard, 8 / (3 * np.pi) / np.sqrt(3)), (glorot.WAYS, 8 / (3 * np.pi))):
-        if initializer is glorot.WAYS:
-            initializer = list(glorot.WAYS.values())[1][0]
+    for initializer, expected in ((glorot.standard, 8 / (3 * np.pi) / np.sqrt(3)), (glorot.METHODS, 8 / (3 * np.pi))):
+        if initializer is glorot.METHODS:
+            initializer = list(glorot.METHODS.values())[1][0]
         values = glorot.singular_values(initializer, 64, 0.01, 0)
         assert values.shape == (glorot.LAYERS, 64)
         np.testing.assert_allclose(values.mean(), expected, rtol=0.03)
@@ -104,12 +108,14 @@ def test_alignment():
     assert (seen.to_backprop[:, -1] < 45).all() and (seen.to_pseudoinverse[:, -1] < seen.to_backprop[:, -1]).all()
 
 
+@pytest.mark.slow
 def test_spirals():
     """A part of them, which is easy."""
-    outcome = spirals.learn(spirals.WAYS["quickprop, hyper-error"], 8, 2, 400, 0)
+    outcome = spirals.learn(spirals.METHODS["quickprop, hyper-error"], 8, 2, 400, 0)
     assert outcome.solved.all()
 
 
+@pytest.mark.slow
 def test_mathworks():
     """Parity, and Levenberg-Marquardt in far fewer epochs than the others."""
     net, x, t = mathworks.problem("SIN 1-5-1")
@@ -173,12 +179,12 @@ def test_list(capsys):
 
 def test_interrupted(tmp_path, monkeypatch, capsys):
     def run(quick, seed):
-        yield table.Row("a", "1", table.READ, "1")
+        yield table.Comparison("a", "1", table.READ, "1")
         raise KeyboardInterrupt
 
     entries = {
         "first": reproduce.REPRODUCTIONS["xor"]._replace(
-            run=lambda quick, seed: iter([table.Row("b", "2", table.READ, "2")])
+            run=lambda quick, seed: iter([table.Comparison("b", "2", table.READ, "2")])
         ),
         "second": reproduce.REPRODUCTIONS["xor"]._replace(run=run),
     }

@@ -50,9 +50,9 @@ def collectives(mesh, where):
     learner = loop.Learner(
         loss, OPTIONS["optimizer"], "stochastic", 16, False, (), None, (), None, False, bp.Backward(), placement
     )
-    state = placement.put(loop.program(learner, 1, False).init(PARAMS, jax.random.key(2), {}))
+    state = placement.put(loop.compile_training(learner, 1, False).init(PARAMS, jax.random.key(2), {}))
     data = placement.everywhere(DATA)
-    text = loop.program(learner, 1, False).run.lower(state, data, None, {}, np.int32(1)).compile().as_text()
+    text = loop.compile_training(learner, 1, False).run.lower(state, data, None, {}, np.int32(1)).compile().as_text()
     return {
         "collectives": collections.Counter(re.findall(COLLECTIVE, text)),
         "moments": [state.memory[0].mu[name]["kernel"].addressable_shards[0].data.shape for name in PARAMS],

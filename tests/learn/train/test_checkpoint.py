@@ -109,6 +109,7 @@ def test_bfloat16_is_kept_exactly(tmp_path):
     np.testing.assert_array_equal(got, state["w"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="orbax-checkpoint is not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_orbax(tmp_path):
@@ -122,6 +123,7 @@ def test_orbax(tmp_path):
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_kill_9(tmp_path):
     """A handful of kills; `python tests/learn/train/killed_program.py FOLDER 50` is the whole trial."""
@@ -154,6 +156,7 @@ def refusal(path, **options):
     return text
 
 
+@pytest.mark.slow
 def test_truncated_and_foreign_files(tmp_path, written):
     path = tmp_path / "run.npz"
     for content in (b"", b"hello", written[: len(written) // 2], written[:-10]):
@@ -228,7 +231,6 @@ def _like(fit, like):
         ({"mode": "batch"}, "its mode is 'stochastic', and this one's is 'batch'."),
         ({"optimizer": optax.sgd(0.1)}, "its memory/0/count is int32[], and this one's is not there."),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_checkpoints_of_another_training(tmp_path, written, options, message):
     path = tmp_path / "run.npz"
@@ -278,7 +280,7 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_noticed_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("funcbp.train.loop.Learner.step", None)
+    monkeypatch.setattr("funcbp.learn.train.loop.Learner.advance", None)
     with pytest.raises(train.CheckpointError, match="could not be written: No such file or directory"):
         learn(tmp_path / "missing" / "run.npz")
 

@@ -43,6 +43,7 @@ def trainings(tmp_path_factory):
     return {each["name"]: each for each in map(json.loads, run.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_the_same_losses_as_on_one_device(trainings):
     """Data of which every device has a part, a stream, checkpoints that change meshes, and many networks are there."""
     wanted = {"data", "fsdp", "tensor", "patterns", "resumed", "orbax", "stream", "many"}
@@ -53,6 +54,7 @@ def test_the_same_losses_as_on_one_device(trainings):
     assert trainings["resumed"]["local"] == "P('data',)"
 
 
+@pytest.mark.slow
 def test_parameters_and_moments_are_where_the_layout_says(trainings):
     whole, parts = [[8, 16], [16, 8]], {name: trainings[name]["shards"] for name in trainings}
     assert parts["data"] == parts["stream"] == whole
@@ -64,6 +66,7 @@ def test_parameters_and_moments_are_where_the_layout_says(trainings):
         assert trainings[name]["moments"] == parts[name]
 
 
+@pytest.mark.slow
 def test_each_layout_has_its_own_communication(trainings):
     """In the compiled text of an epoch, which is a loop: what is counted is per update."""
     counts = {name: each["collectives"] for name, each in trainings.items() if "collectives" in each}
@@ -108,6 +111,7 @@ class Pair:
         return [process.communicate(timeout=max(end - time.monotonic(), 0.1)) for process in self.processes]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     """The limit is hard: a process that waits for a dead one is not waited for."""
@@ -150,6 +154,7 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
         np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_each_process_has_a_part_of_the_data():
     program = str(Path(__file__).with_name("processes_program.py"))
     with Pair(lambda *who: [program, *who]) as pair:

@@ -48,7 +48,7 @@ def test_members_are_what_fit_makes_of_them():
         over=over,
         key=KEYS,
         stop={
-            "enough": lambda patience: stopping.Rule(
+            "enough": lambda patience: stopping.StoppingRule(
                 lambda: (), lambda s, seen: (s, seen.epoch >= patience.astype(seen.epoch.dtype))
             )
         },
@@ -112,7 +112,6 @@ def test_going_on_from_a_checkpoint(tmp_path):
         ({"mode": "on"}, "mode is one of"),
         ({"stop": lambda decay: stopping.generalization_loss(decay), "over": {"decay": RATES}}, "give validation="),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_nonsense_is_refused(options, message):
     options = {"optimizer": optax.sgd(0.1), "key": KEYS, "params": init, **options}

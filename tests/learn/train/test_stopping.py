@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from funcbp.learn.train import stopping
-from funcbp.learn.train.stopping import Seen
+from funcbp.learn.train.stopping import EpochMetrics
 
 # a training that goes well, overfits from epoch 12 on, and comes to rest
 TRAINING = 0.02 + 0.98 * 0.9 ** np.arange(60.0)
@@ -21,7 +21,7 @@ def stops(rule, training=TRAINING, validation=VALIDATION, correct=CORRECT, first
         return rule.update(state, seen)
 
     epochs = jnp.arange(len(training), dtype=jnp.int32)
-    seen = Seen(epochs, jnp.asarray(training), jnp.asarray(validation), jnp.asarray(correct))
+    seen = EpochMetrics(epochs, jnp.asarray(training), jnp.asarray(validation), jnp.asarray(correct))
     seen = jax.tree.map(lambda a: a[first:], seen)
     state, stop = jax.jit(lambda seen: jax.lax.scan(step, rule.init(), seen))(seen)
     assert stop.dtype == bool and stop.shape == epochs[first:].shape
@@ -111,6 +111,13 @@ def test_up_strips_must_be_successive():
     assert stops(stopping.up_strips(2), validation=zigzag) is None
 
 
+def test_a_level_strip_breaks_the_succession():
+    validation = np.array([1.0, 1.1, 1.1, 1.2, 1.3])
+    level, rising = validation[:4], validation
+    assert stops(stopping.up_strips(2, strip=1), level, level, level, first=0) is None
+    assert stops(stopping.up_strips(2, strip=1), rising, rising, rising, first=0) == 4
+
+
 def test_plateau():
     flat = np.concatenate([[3.0, 2.0, 1.0], np.full(20, 0.99995), [0.5], np.full(9, 0.5)])
     rest = np.zeros(len(flat))
@@ -146,7 +153,7 @@ def test_each_member_stops_on_its_own():
         def step(carry):
             epoch, loss, state, _ = carry
             epoch, loss = epoch + 1, loss * 0.9
-            return epoch, loss, *rule.update(state, Seen(epoch, loss))
+            return epoch, loss, *rule.update(state, EpochMetrics(epoch, loss))
 
         start = jnp.int32(0), jnp.float32(1), rule.init(), jnp.array(False)
         return jax.lax.while_loop(lambda carry: ~carry[-1], step, start)[0]
@@ -160,14 +167,14 @@ def test_a_state_goes_on_where_it_was():
     rule = stopping.any_of(stopping.progress_quotient(0.1), stopping.up_strips(2), stopping.plateau(20))
     state, saved = rule.init(), None
     for t in range(1, 60):
-        state, stop = rule.update(state, Seen(t, TRAINING[t], VALIDATION[t]))
+        state, stop = rule.update(state, EpochMetrics(t, TRAINING[t], VALIDATION[t]))
         if t == 8:
             saved = jax.tree.map(np.asarray, state)
         if stop:
             break
     again = jax.tree.map(jnp.asarray, saved)
     for s in range(9, t + 1):
-        again, stopped = rule.update(again, Seen(s, TRAINING[s], VALIDATION[s]))
+        again, stopped = rule.update(again, EpochMetrics(s, TRAINING[s], VALIDATION[s]))
         assert bool(stopped) == (s == t)
 
 

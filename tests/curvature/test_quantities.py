@@ -60,6 +60,7 @@ def dense(name):
     return params, jnp.einsum("nki,nkl,nlj->ij", jacobian, hessian, jacobian) / len(x), jacobian
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gauss_newton_product(name):
     model, loss, x, y = PROBLEMS[name]
@@ -94,6 +95,7 @@ def test_hessian_product():
     assert_close(ravel_pytree(jax.jit(curvature.hvp(loss))(PLAIN, ROWS, unravel(v)))[0], hessian @ v)
 
 
+@pytest.mark.slow
 def test_linearisation_crosses_jit_and_is_used_again():
     name = "squared error, our network"
     model, loss, x, y = PROBLEMS[name]
@@ -110,6 +112,7 @@ def test_linearisation_crosses_jit_and_is_used_again():
     assert_close(ravel_pytree(solution)[0], expected, 1e-8)
 
 
+@pytest.mark.slow
 def test_the_neural_tangent_kernel():
     name = "classes"
     model, _, x, _ = PROBLEMS[name]
@@ -168,6 +171,7 @@ def test_kronecker_factors_of_a_network():
     assert_close(factors["dense_0/kernel"][1], jnp.einsum("nok,npk->op", slopes, slopes) / len(x))
 
 
+@pytest.mark.slow
 def test_kronecker_factors_empirical_and_by_draws():
     name = "classes"
     model, loss, x, y = PROBLEMS[name]
@@ -203,6 +207,7 @@ def test_refusals():
         curvature.diag_ggn(plain, convex, samples=1)(PLAIN, ROWS, CLASSES)
 
 
+@pytest.mark.slow
 def test_cross_entropy_at_several_positions():
     """One number for each position is no loss; their sum is one."""
     model, v = lambda w, x: x @ w, jnp.ones((4, 3))

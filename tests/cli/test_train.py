@@ -16,8 +16,9 @@ import pytest
 
 import funcbp
 from funcbp import ops, plot, train
+from funcbp.cli import train as train_command
 from funcbp.cli.main import main
-from funcbp.learn.train import command
+from funcbp.learn.train import job
 
 FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,6 +69,7 @@ def test_digits(capsys):
     assert params["dense_0"]["kernel"].shape == (64, 64) and params["dense_2"]["bias"].shape == (10,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -88,6 +90,7 @@ def test_every_kind(capsys, argv, says):
     assert {p.name for p in Path("here/it/is").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_files(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3))
@@ -100,6 +103,7 @@ def test_files(capsys):
     assert "images: 16 inputs, regression" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_modes_stops_and_records(capsys):
     """In two parts by a checkpoint, and whole: the same."""
     argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
@@ -122,6 +126,7 @@ def test_modes_stops_and_records(capsys):
     assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
         assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
@@ -129,6 +134,7 @@ def test_the_seed_decides_everything(capsys):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.slow
 def test_as_a_command():
     source = str(Path(funcbp.__file__).parent.parent)
     argv = [sys.executable, "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "2"]
@@ -154,7 +160,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
         return jnp.tanh(x)
 
     wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, ct: (0.999 * ct * (1 - jnp.tanh(x) ** 2),))
-    monkeypatch.setitem(command.ACTIVATIONS, "tanh", wrong)
+    monkeypatch.setitem(job.ACTIVATIONS, "tanh", wrong)
     assert main(["train", "iris", "--network", "mlp:4", "--activation", "tanh"]) == 1
     out, err = capsys.readouterr()
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip().startswith("dense_")}
@@ -164,6 +170,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
     assert not list(Path("runs/iris-mlp-4").iterdir())
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_parameters(capsys):
     argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
     assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
@@ -188,7 +195,7 @@ def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
         return fit(*args, log=[*log, Interrupts()], **options)
 
     monkeypatch.setattr(train, "fit", interrupted)
-    monkeypatch.setattr("funcbp.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
+    monkeypatch.setattr("funcbp.learn.train.drive.FLOPS_PER_CALL", 1.0)  # an epoch a call
     assert main(["train", "iris", "--network", "mlp:4", "--out", "out"]) == 130
     out, err = capsys.readouterr()
     assert "Interrupted: the parameters of epoch 2 are kept." in err
@@ -201,11 +208,12 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "compare_gradients", interrupted)
+    monkeypatch.setattr(train_command, "compare_gradients", interrupted)
     assert main(["train", "iris"]) == 130
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_real_ctrl_c():
     source = str(Path(funcbp.__file__).parent.parent)
@@ -305,6 +313,7 @@ def test_a_place_that_cannot_be_written_to(capsys):
     assert "file/out: Not a directory." in refused(capsys, "train", "iris", "--out", "file/out")
 
 
+@pytest.mark.slow
 def test_a_full_disk(capsys, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -347,5 +356,5 @@ def test_help_names_every_choice(capsys):
         "plateau:10",
     ):
         assert word in out
-    assert all(hasattr(ops, name) for name in command.ACTIVATIONS)
+    assert all(hasattr(ops, name) for name in job.ACTIVATIONS)
     assert plot.__doc__

@@ -104,24 +104,22 @@ def test_straight_through():
     np.testing.assert_array_equal(only.grad(lambda x: jnp.sum(jnp.round(x)))(x), 0)
 
 
-SURROGATES = [
-    credit.straight(), credit.boxcar(2.0), credit.leaky_boxcar(2.0), credit.triangular(2.0), credit.parabolic(2.0),
-    credit.cosine(2.0), credit.logistic(2.0), credit.sech(2.0), credit.gaussian(2.0), credit.multi_gaussian(2.0),
-    credit.exponential(2.0), credit.fast_sigmoid(2.0), credit.superspike(), credit.arctan(2.0), credit.q_pseudo(2.0),
-]  # fmt: skip
-name_of = lambda h: h.__qualname__.split(".")[0]
+WIDE = "boxcar leaky_boxcar triangular parabolic cosine logistic sech gaussian multi_gaussian exponential fast_sigmoid"
+SURROGATES = {name: getattr(credit, name)(2.0) for name in f"{WIDE} arctan q_pseudo".split()}
+SURROGATES |= {"straight": credit.straight(), "superspike": credit.superspike()}
 
 
-@pytest.mark.parametrize("h", SURROGATES, ids=name_of)
-def test_a_surrogate_is_one_at_the_threshold_even_and_finite(h):
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_surrogate_is_one_at_the_threshold_even_and_finite(name):
+    h = SURROGATES[name]
     u = jnp.array([0.0, 0.1, 0.3, 1.0, 4.0, 1e3])
     values = h(u)
     np.testing.assert_allclose(values[0], 1, rtol=1e-15)
     assert values.shape == u.shape
     assert jnp.isfinite(values).all()
     np.testing.assert_allclose(h(-u), values, rtol=1e-12)
-    assert name_of(h) == "multi_gaussian" or (np.diff(values) <= 0).all()
-    assert name_of(h) in ("straight", "leaky_boxcar", "superspike") or abs(values[-1]) < 1e-3
+    assert name == "multi_gaussian" or (np.diff(values) <= 0).all()
+    assert name in ("straight", "leaky_boxcar", "superspike") or abs(values[-1]) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -156,6 +154,7 @@ UNITS = {
 }
 
 
+@pytest.mark.slow(once=["unit", "how"])
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("how", ["plain", "jit", "scan"])
 def test_a_plain_comparison_gets_the_surrogate(unit, how):
@@ -167,6 +166,64 @@ def test_a_plain_comparison_gets_the_surrogate(unit, how):
     want = sign * c * np.maximum(1 - 0.5 * np.abs(x - t), 0)
     np.testing.assert_allclose(grads, (want, -want), atol=1e-15)
     np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(run[how](x, t)))(x), 0)
+
+
+MASK = np.array([True, False, True, True])
+COUNTED = {  # what a spike may go through as a boolean, and the derivative of the sum in units of h
+    "copied": (lambda z, c: jnp.array(z, c.dtype) @ c, lambda c: c),
+    "reshaped": (lambda z, c: z[None, :, None].astype(c.dtype)[0, :, 0] @ c, lambda c: c),
+    "negated": (lambda z, c: (~z).astype(c.dtype) @ c, lambda c: -c),
+    "counted": (lambda z, c: 2.0 * jnp.sum(z), lambda c: 2 + 0 * c),
+    "counted as not zero": (lambda z, c: 2.0 * jnp.count_nonzero(z), lambda c: 2 + 0 * c),
+    "averaged": (lambda z, c: jnp.mean(z), lambda c: 0.25 + 0 * c),
+    "summed as int32": (lambda z, c: 1.5 * jnp.sum(z.astype(jnp.int32) * jnp.arange(4)), lambda c: 1.5 * np.arange(4)),
+    "joined": (lambda z, c: jnp.concatenate([MASK, z]).astype(c.dtype)[4:] @ c, lambda c: c),
+    "masked": (lambda z, c: (z & MASK).astype(c.dtype) @ c, lambda c: c * MASK),
+    "or": (lambda z, c: (z | MASK).astype(c.dtype) @ c, lambda c: c * ~MASK),
+    "other than": (lambda z, c: (z ^ MASK).astype(c.dtype) @ c, lambda c: np.where(MASK, -c, c)),
+    "as": (lambda z, c: (z == MASK).astype(c.dtype) @ c, lambda c: np.where(MASK, c, -c)),
+    "multiplied into a matrix": (lambda z, c: jnp.sum(z @ jnp.outer(c, jnp.ones(2))), lambda c: 2 * c),
+    "at one index": (lambda z, c: z[1].astype(c.dtype) * 3, lambda c: np.array([0.0, 3.0, 0.0, 0.0])),
+    "as two dtypes": (
+        lambda z, c: jnp.sum(z.astype(jnp.float32)).astype(c.dtype) + z.astype(c.dtype) @ c,
+        lambda c: 1 + c,
+    ),
+}
+
+
+@pytest.mark.slow(once=["way", "how"])
+@pytest.mark.parametrize("way", COUNTED)
+@pytest.mark.parametrize("how", ["plain", "jit", "vmap", "scan"])
+def test_a_boolean_on_its_way_to_a_number_keeps_the_surrogate(way, how):
+    of, want = COUNTED[way]
+    backward = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    x, c = jnp.array([0.2, 0.9, 1.3, 2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
+    f = lambda x: of(x > 1, c)
+    in_loop = lambda x: lax.scan(lambda s, _: (s + f(x), None), jnp.zeros(()), None, 2)[0] / 2
+    grad = {
+        "plain": backward.grad(f),
+        "jit": jax.jit(backward.grad(f)),
+        "vmap": lambda x: jax.vmap(backward.grad(f))(x[None])[0],
+        "scan": backward.grad(in_loop),
+    }[how]
+    h = np.maximum(1 - 0.5 * np.abs(np.asarray(x) - 1), 0)
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(grad(x), h * want(np.asarray(c)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "f"),
+    {
+        "`gt`": lambda x: (jnp.sum(x > 1) > 1).astype(x.dtype) * 1.0,
+        "`div`": lambda x: 1.0 * (jnp.sum(x > 1) // 2),
+        "`scan`": lambda x: lax.scan(lambda z, _: (z, z.astype(x.dtype).sum()), x > 1, None, 2)[1].sum(),
+    }.items(),
+)
+def test_what_stops_a_spikes_cotangent_is_named(what, f):
+    backward = bp.Backward(rules=credit.spikes(credit.straight()))
+    message = f"surrogate derivative of a spike .*{what} at .*test_credit.py"
+    with pytest.raises(bp.MissingRuleError, match=message), jax.numpy_dtype_promotion("standard"):
+        backward.grad(f)(jnp.array([0.5, 1.5]))
 
 
 def test_a_comparison_that_only_chooses_is_left_alone():
@@ -208,6 +265,7 @@ def angle(a, b):
     return np.degrees(np.arccos(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["mirrors", "edits"])
 def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
     true = bp.grad(loss)(PARAMS, X)

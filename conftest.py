@@ -1,0 +1,47 @@
+"""Which tests run: `python -m pytest` leaves out what is marked `slow`, and `python -m pytest --all` runs every test.
+
+Of a slow test with `once=`, a quick run takes the first row, and those with which a value of one of these parameters
+comes up for the first time.
+"""
+
+import functools
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+@pytest.hookimpl(tryfirst=True)  # before a plugin changes the order
+def pytest_collection_modifyitems(config, items):
+    """Leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    if config.getoption("--all") or any("::" in arg for arg in config.args):
+        return
+    seen = set()
+    quick = [item for item in items if is_quick(item, seen)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(quick)])
+    items[:] = quick
+
+
+def is_quick(item, seen):
+    """Whether a quick run takes a test; `seen` are the values that the tests before it had."""
+    tables = [slow.kwargs.get("once") for slow in item.iter_markers("slow")]
+    if not tables or None in tables:
+        return not tables
+    values = {(item.function, path, value_at(path, item.callspec)) for once in tables for path in once}
+    new = {item.function, *values} - seen
+    seen |= new
+    return bool(new)
+
+
+def value_at(path, callspec):
+    """The value of a parameter, or of an attribute of it, as in `row.primitive`; what may have no hash by identity."""
+    name, *attributes = path.split(".")
+    value = functools.reduce(getattr, attributes, callspec.params[name])
+    return value if isinstance(value, str | int) else id(value)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--all"):
+        terminalreporter.write_line("The quick tests. Every test: python -m pytest --all")

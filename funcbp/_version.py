@@ -1,0 +1,3 @@
+"""The version, which checkpoints bear too."""
+
+__version__ = "0.2.0"

@@ -1,0 +1,117 @@
+"""A row of the ledger: an equation or an input, with its value and its cotangent."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from .statistics import Statistics, statistics
+
+__all__ = ["NO_DERIVATIVE", "Row"]
+
+NO_DERIVATIVE = "no derivative"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the ledger: an equation, or an input.
+
+    Attributes:
+        index: the number of the equation, "3"; inside a loop, branch or call behind a dot, "3.1".
+        primitive: the equation's primitive; "input" for an input.
+        kind: `"hand-written"`, `"replaced"`, `"borrowed"` or `"the function's own"`: where its rule is from; or
+            `"no derivative"` for an equation of integers or booleans, or that no floating-point argument enters.
+        rule: the rule's name.
+        name: the path of an input, or the name of a value named by `funcbp.name`; otherwise "".
+        scope: the name scope, without the names of jitted functions.
+        line: `file:line (function)` of the user's program.
+        number: the line's number, 0 where it is not known.
+        values: the outputs, numpy arrays (random keys stay what they are); inside a loop stacked by its steps; zeros in
+            a branch not taken; none inside a `while`, whose steps nobody counts.
+        cotangents: their cotangents, None where zero; none for an equation without derivative.
+        depth: how many programs it is inside of.
+        taken: whether it ran: False in a branch not taken.
+        steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
+        types: the types of the outputs.
+        inputs, outputs: which values of its program go in and come out.
+        program: which program it is in: the place of the equation around it.
+        locals: for an equation of scalars: the local derivatives, the cotangent of each input per cotangent of output.
+    """
+
+    index: str
+    primitive: str
+    kind: str = ""
+    rule: str = ""
+    name: str = ""
+    scope: str = ""
+    line: str = ""
+    number: int = 0
+    values: tuple[Any, ...] = ()
+    cotangents: tuple[Any, ...] = ()
+    depth: int = 0
+    taken: bool = True
+    steps: Any = None
+    types: tuple[Any, ...] = ()
+    inputs: tuple[int | None, ...] = ()
+    outputs: tuple[int | None, ...] = ()
+    program: tuple[int, ...] = ()
+    locals: tuple[Any, ...] = ()
+
+    @property
+    def _shown(self) -> int:
+        """Which output: the first that has a derivative (before it may be a loop's counter, or a key), or the first."""
+        return next((i for i, slot in enumerate(self.outputs) if slot is not None), 0)
+
+    @property
+    def value(self) -> Any:
+        """The output, of several the first that has a derivative."""
+        return self.values[self._shown] if self.values else None
+
+    @property
+    def cotangent(self) -> Any:
+        """The cotangent of that output: zeros where it is zero, None where there is none."""
+        if self.kind == NO_DERIVATIVE:
+            return None
+        ct = self.cotangents[self._shown] if self.cotangents else None
+        return np.zeros_like(self.value) if ct is None and self.value is not None else ct
+
+    @functools.cached_property
+    def of_value(self) -> Statistics | None:
+        """Statistics of the value, in a branch inside a loop over the steps that took it; None of random keys."""
+        number = self.value is not None and not isinstance(self.value, jax.Array)
+        return statistics(self._where_it_ran(self.value), self.primitive) if number else None
+
+    @functools.cached_property
+    def of_cotangent(self) -> Statistics | None:
+        """Statistics of the cotangent, over the same."""
+        return None if self.cotangent is None else statistics(self._where_it_ran(self.cotangent))
+
+    def _where_it_ran(self, x: Any) -> Any:
+        return x if self.steps is None or not self.taken else x[self.steps]
+
+    @property
+    def shape(self) -> str:
+        """The types of the outputs."""
+        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.types or self.values)
+
+    @property
+    def when(self) -> str:
+        """For a branch inside a loop: how often it was taken."""
+        return "" if self.steps is None else f", taken {np.sum(self.steps)} of {np.size(self.steps)} times"
+
+    @property
+    def title(self) -> str:
+        return self.name or self.primitive
+
+    @property
+    def place(self) -> str:
+        """The line, without the folders."""
+        return os.path.basename(self.line)
+
+    def __repr__(self) -> str:
+        return f"Row({self.index} {self.title} {self.shape}, value {self.of_value}, cotangent {self.of_cotangent})"

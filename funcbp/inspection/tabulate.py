@@ -1,0 +1,168 @@
+"""The rows of both passes: what an observer of everything saw, equation by equation."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..autodiff.backward_pass import BackwardState, apply_rule
+from ..autodiff.pullback import Pullback
+from ..autodiff.tape import Entry, Tape
+from ..autodiff.transformations import Backward
+from ..cotangents import Zero, is_differentiable, materialize
+from ..rules.options import Options
+from .rows import NO_DERIVATIVE, Row
+
+__all__ = ["Everything", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A watch that keeps the outputs of all steps and hands them out with their cotangents."""
+
+    everything: bool = True
+
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return tuple(map(_kept, outs)), values[0] if primitive == "cond" else None
+
+    def backward(self, step: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+        return None if noted is None else (*noted, tuple(ct))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["impl"])
+@dataclass(frozen=True)
+class Keys:
+    """Random keys as numbers, which loops and branches can stack and fill."""
+
+    data: Any
+    impl: Any
+
+
+def _kept(x: Any) -> Any:
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return Keys(jax.random.key_data(x), jax.random.key_impl(x))
+
+
+def _shown(x: Any) -> Any:
+    return jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, Keys) else np.asarray(x)
+
+
+def rows_of(
+    options: Backward,
+    pullback: Pullback,
+    record: Tape,
+    seen: dict[Any, Any],
+    around: tuple[int, ...] = (),
+    ran: Any = True,
+    call: tuple[str, int] = ("", 0),
+) -> Iterator[Row]:
+    """The rows of a program.
+
+    Args:
+        options, pullback, seen: of the backward pass; what `Everything` saw in it.
+        record: the program's tape.
+        around: its place.
+        ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
+        call: the line of the equation around it, for those inside that have none.
+    """
+    kinds = options.coverage()
+    for step in record.entries:
+        place = (*around, step.number)
+        inside = step.tapes
+        if place not in seen and not inside:
+            continue  # part of a tangent rule
+        values, index, cts = seen.get(place, ((), None, ()))
+        values = tuple(map(_shown, values))
+        derivable = any(slot is not None for slot in step.outputs)
+        line, number = written = _line(step.source, call)
+        yield Row(
+            index=".".join(map(str, place)),
+            primitive=step.primitive,
+            kind=_kind(options, kinds, step) if derivable else NO_DERIVATIVE,
+            rule=step.rule.name if derivable else "",
+            name=step.params["name"] if step.primitive == "name" else "",
+            scope=_scope(jx.scope(step.source)),
+            line=line,
+            number=number,
+            values=values,
+            cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
+            depth=len(around),
+            taken=bool(np.any(ran)),
+            steps=None if np.ndim(ran) == 0 else ran,
+            types=values,
+            inputs=step.inputs,
+            outputs=step.outputs,
+            program=around,
+            locals=() if around else _locals(step, pullback),
+        )
+        if step.primitive == "while":
+            for i, part in enumerate(jx.Inside.of(step.params, step.types).programs):
+                yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
+        for i, tape in enumerate(inside):
+            if step.primitive != "cond":
+                yield from rows_of(options, pullback, tape, seen, place, ran, written)
+            else:
+                chosen = np.asarray(index) == i
+                before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
+                yield from rows_of(options, pullback, tape, seen, (*place, i), before & chosen, written)
+
+
+def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int]) -> Iterator[Row]:
+    """The equations of a program of which no numbers are kept; calls are opened."""
+    for o in jx.equations(program, jx.programs_of(OPENED)):
+        line, number = _line(o.source, call)
+        place = (*around, *o.path)
+        yield Row(
+            index=".".join(map(str, place)),
+            primitive=o.eqn.primitive.name,
+            kind=NO_DERIVATIVE,
+            scope=_scope(o.scope),
+            line=line,
+            number=number,
+            depth=len(place) - 1,
+            taken=taken,
+            types=tuple(v.aval for v in o.eqn.outvars),
+            program=place[:-1],
+        )
+
+
+OPENED = jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT | jx.CONTROL
+
+
+def _line(source: Any, call: tuple[str, int]) -> tuple[str, int]:
+    """The user's line and its number, or the call's where there is none."""
+    line = jx.user_line(source)
+    return (line, jx.user_place(source)[1]) if line else call
+
+
+def _scope(scope: str) -> str:
+    return "/".join(part for part in scope.split("/") if not part.startswith("jit("))
+
+
+def _kind(options: Backward, kinds: dict[str, str], step: Entry) -> str:
+    """Where a step's rule is from."""
+    if any(step.rule is rule for rule in options.options.rules.values()):
+        return "replaced"
+    return kinds.get(step.primitive, "hand-written")
+
+
+def _locals(step: Entry, pullback: Pullback) -> tuple[Any, ...]:
+    """The local derivatives of an equation of scalars with one output."""
+    if step.several or not step.rule.local or any(math.prod(t.shape) != 1 for t in step.types):
+        return ()
+    _, noted = step.residuals(pullback.saved)
+    if noted is None or noted[0][0].size != 1 or not is_differentiable(noted[0][0]):
+        return ()
+    ct = jnp.ones_like(noted[0][0])
+    back = apply_rule(BackwardState(Options(), None), step, pullback.saved, [ct])
+    there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
+    return tuple(jnp.sum(materialize(c)).item() if t else None for t, c in zip(there, back, strict=True))

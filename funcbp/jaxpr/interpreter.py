@@ -1,0 +1,351 @@
+"""The one interpreter: what programs an equation has inside, and how programs are run, or read, equation by equation.
+
+`inside_of` says what an equation has inside and how it runs it, `run` runs a program as a `Visitor` has it, and
+`equations` lists those of a program and of the programs inside, without values.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax._src import source_info_util
+
+from .programs import Program, bind_eqn, close, is_literal
+from .sources import own_name, scope, user_called_by, user_line
+from .values import Aval, split_list, weakref_cache, zeros
+
+# --- what an equation has inside --------------------------------------------------------------------------------------
+
+
+class Kind(enum.Flag):
+    """How an operation runs the programs inside it."""
+
+    JIT = enum.auto()  # once, on its operands, compiled
+    CALL = enum.auto()  # once, on its operands
+    REMAT = enum.auto()  # likewise, and once more on the way back
+    CUSTOM = enum.auto()  # likewise, with a derivative of its own
+    SCAN = enum.auto()  # once for each step
+    WHILE = enum.auto()  # a condition, and a body as long as it holds
+    COND = enum.auto()  # one of them
+    MAPPED = enum.auto()  # once on each device, on its part
+    OTHER = enum.auto()  # as the operation sees fit: a reduction's, a kernel, a solver's
+
+
+CALLS = Kind.JIT | Kind.CALL | Kind.REMAT | Kind.CUSTOM
+CONTROL = Kind.SCAN | Kind.WHILE | Kind.COND
+
+
+class Inside(NamedTuple):
+    """The programs inside an operation: none, and then no kind."""
+
+    kind: Kind
+    programs: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, params: dict[str, Any], types: Sequence[Aval]) -> Inside:
+        """Those of an operation with these parameters, on operands of these types.
+
+        Primitives are told apart by their parameters, so that one of which nobody here has heard is known, too.
+        """
+        if "branches" in params:
+            return cls(Kind.COND, cond_branches(params))
+        if "cond_jaxpr" in params:
+            return cls(Kind.WHILE, (while_condition(params), while_parts(params)[0]))
+        parts = (v for p in params.values() for v in (p if isinstance(p, tuple) else (p,)))
+        programs = tuple(v for v in parts if hasattr(v, "eqns"))
+        return cls(_kind(params, programs, types), programs)
+
+
+def _kind(params: dict[str, Any], programs: Sequence[Any], types: Sequence[Aval]) -> Kind:
+    if not programs:
+        return Kind(0)
+    if "length" in params:
+        return Kind.SCAN
+    if "in_specs" in params:
+        return Kind.MAPPED
+    if "in_shardings" in params:
+        return Kind.JIT
+    if "prevent_cse" in params:
+        return Kind.REMAT
+    if "bwd" in params or "jvp_jaxpr_fun" in params:
+        return Kind.CUSTOM
+    reduces = "dimensions" in params or "window_dimensions" in params  # perhaps scalars, with a program of scalars
+    if reduces or not any(name in params for name in CALLED):
+        return Kind.OTHER
+    of_operands, of_inputs = map(_bare, types), map(_bare, close(call_jaxpr(params)).in_avals)
+    return Kind.CALL if list(of_operands) == list(of_inputs) else Kind.OTHER
+
+
+def _bare(aval: Aval) -> tuple[Any, ...]:
+    """A type without weakness, and without where its values are."""
+    return type(aval), getattr(aval, "shape", None), getattr(aval, "dtype", None)
+
+
+def inside_of(eqn: Any) -> Inside:
+    """The programs inside an equation."""
+    return Inside.of(eqn.params, [v.aval for v in eqn.invars])
+
+
+CALLED = ("jaxpr", "call_jaxpr", "call")  # the parameters that calls have their program in
+
+
+def call_jaxpr(params: dict[str, Any]) -> Any:
+    """The program inside a call: `jit`, `closed_call`, `composite`, `custom_vmap_call`."""
+    return next(params[name] for name in CALLED if name in params)
+
+
+def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a scan, and how many of its inputs are constants and carries."""
+    if "num_consts" in params:
+        return params["jaxpr"], params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return params["jaxpr"], len(consts), len(carry)
+
+
+def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(params["branches"])
+
+
+def while_condition(params: dict[str, Any]) -> Any:
+    return params["cond_jaxpr"]
+
+
+def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+    """The body of a while loop, and how many constants its condition and its body have."""
+    return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+class Visitor:
+    """What is done at the equations of a program that is run, and with its values: as it stands, what JAX does.
+
+    A visitor may hold something else in the place of arrays, run operations in another way, and go into the programs
+    inside them.
+
+    Attributes:
+        enters: which of those it goes into.
+    """
+
+    enters: ClassVar[Kind] = Kind(0)
+
+    def opens(self, eqn: Any) -> Inside | None:
+        """The programs that are run in an equation's place, or None to run the equation."""
+        if not self.enters:
+            return None
+        inside = inside_of(eqn)
+        return inside if inside.kind & self.enters else None
+
+    def equation(self, eqn: Any, args: list[Any]) -> Sequence[Any]:
+        """Run an equation that is not opened."""
+        return bind_eqn(eqn, args)
+
+    def within(self, eqn: Any, kind: Kind) -> AbstractContextManager[Any]:
+        """What surrounds the run of an equation's programs: entered before a call, a loop or a branch, left after."""
+        return nullcontext()
+
+    def step(self, i: int) -> AbstractContextManager[Any]:
+        """What surrounds the step of this number of a loop."""
+        return nullcontext()
+
+    def constant(self, x: Any) -> Any:
+        """The value that stands for a constant of the program."""
+        return x
+
+    def number(self, x: Any) -> Any:
+        """The number of a branch, or whether a loop goes on."""
+        return x
+
+    def row(self, x: Any, i: int) -> Any:
+        """What a loop's step of this number reads of the values it goes over."""
+        return x[i]
+
+    def stack(self, rows: Sequence[Any], aval: Aval) -> Any:
+        """What a loop makes of its steps' values: one of this type."""
+        return jnp.stack(rows) if rows else zeros(aval)
+
+
+PLAIN = Visitor()
+
+
+def run(program: Any, args: Sequence[Any], visitor: Visitor = PLAIN) -> list[Any]:
+    """Run a program equation by equation, each at the user's line it was written at.
+
+    What JAX's own functions are made of has no such line; it is at the line of the call.
+
+    Args:
+        program: a `Program`, or a jaxpr, closed or open.
+        args: its inputs.
+        visitor: what is done at each equation.
+    """
+    jaxpr, invars, constants = _opened(program)
+    call, around = source_info_util.current().traceback, source_info_util.current_name_stack()
+    values = {v: visitor.constant(x) for v, x in constants} | dict(zip(invars, args, strict=True))
+    read = lambda v: visitor.constant(v.val) if is_literal(v) else values[v]
+    with jax.debug_nans(False):
+        for eqn, users in zip(jaxpr.eqns, _of_users(jaxpr), strict=True):
+            source = eqn.source_info
+            traceback = source.traceback if users else call
+            with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
+                outs = _visit(visitor, eqn, [read(v) for v in eqn.invars])
+            values.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
+    """The function a (closed or open) jaxpr stands for."""
+    return lambda *args: run(jaxpr, args)
+
+
+def _opened(program: Any) -> tuple[Any, list[Any], list[tuple[Any, Any]]]:
+    """The open jaxpr, its inputs, and (variable, value) of its constants."""
+    if isinstance(program, Program):
+        return program.jaxpr, program.invars, list(zip(program.constvars, program.consts, strict=True))
+    closed = close(program)
+    return closed.jaxpr, closed.jaxpr.invars, list(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+
+
+@weakref_cache
+def _of_users(jaxpr: Any) -> list[bool]:
+    """Which equations the user wrote: newer JAX keeps the programs of its own functions, with the lines of the first
+    call, and there only what a function of the user's was called for counts, as in `jax.lax.map`.
+    """
+    tracebacks = [eqn.source_info.traceback for eqn in jaxpr.eqns]
+    if own_name(jaxpr):
+        return [user_called_by(jaxpr, t) for t in tracebacks]
+    return [source_info_util.user_frame(t) is not None for t in tracebacks]
+
+
+def _visit(visitor: Visitor, eqn: Any, args: list[Any]) -> Sequence[Any]:
+    inside = visitor.opens(eqn)
+    if inside is None:
+        return visitor.equation(eqn, args)
+    with visitor.within(eqn, inside.kind):
+        match inside.kind:
+            case Kind.COND:
+                return run(inside.programs[int(visitor.number(args[0]))], args[1:], visitor)
+            case Kind.SCAN:
+                return _run_scan(visitor, eqn, args)
+            case Kind.WHILE:
+                return _run_while(visitor, eqn, args)
+            case _:
+                return run(inside.programs[0], args, visitor)
+
+
+def _run_scan(visitor: Visitor, eqn: Any, args: list[Any]) -> list[Any]:
+    body, n_consts, n_carry = scan_parts(eqn.params)
+    consts, carry, xs = split_list(args, n_consts, n_carry)
+    order, ys = range(eqn.params["length"]), {}
+    for i in reversed(order) if eqn.params["reverse"] else order:
+        with visitor.step(i):
+            outs = run(body, [*consts, *carry, *(visitor.row(x, i) for x in xs)], visitor)
+        carry, ys[i] = outs[:n_carry], outs[n_carry:]
+    stacked = enumerate(v.aval for v in eqn.outvars[n_carry:])
+    return [*carry, *(visitor.stack([ys[i][k] for i in order], aval) for k, aval in stacked)]
+
+
+def _run_while(visitor: Visitor, eqn: Any, args: list[Any]) -> list[Any]:
+    body, n_cond, n_body = while_parts(eqn.params)
+    of_cond, of_body, carry = split_list(args, n_cond, n_body)
+    for i in itertools.count():
+        with visitor.step(i):
+            (goes_on,) = run(while_condition(eqn.params), [*of_cond, *carry], visitor)
+            if not visitor.number(goes_on):
+                break
+            carry = run(body, [*of_body, *carry], visitor)
+    return carry
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class Occurrence(NamedTuple):
+    """An equation of a program, or of one inside it.
+
+    Attributes:
+        eqn: the equation.
+        inside: the programs inside it.
+        opened: whether their equations come next.
+        around: the equations that it is inside of, outermost first.
+        path: its number in its program, behind that of the loop, branch or other equation around it (and which of its
+            programs it is in, where that has several). The equations of a call count as those of the program around.
+    """
+
+    eqn: Any
+    inside: Inside
+    opened: bool
+    around: tuple[Occurrence, ...]
+    path: tuple[int, ...]
+
+    @property
+    def times(self) -> int:
+        """How often it runs, by the lengths of the scans around it."""
+        return math.prod(o.eqn.params["length"] for o in self.around if o.inside.kind is Kind.SCAN)
+
+    @property
+    def source(self) -> Any:
+        """Where it was written: what JAX's own functions are made of, where they were called."""
+        written = [o.eqn.source_info for o in (self, *reversed(self.around))]
+        return next(filter(user_line, written), written[0])
+
+    @property
+    def line(self) -> str:
+        """The user's line, or "" where none is known."""
+        return user_line(self.source)
+
+    @property
+    def scope(self) -> str:
+        """Its name scope, behind those of the calls around it; what loops and branches have inside knows its scope."""
+        scopes: list[str] = []
+        for o in self.around:
+            scopes = [] if o.inside.kind & CONTROL else [*scopes, scope(o.eqn.source_info)]
+        return "/".join(filter(None, (*scopes, scope(self.eqn.source_info))))
+
+
+def programs_of(kinds: Kind) -> Callable[[Inside], Sequence[Any]]:
+    """The programs inside an equation where it is of one of these kinds: what `equations` then goes into."""
+    return lambda inside: inside.programs if inside.kind & kinds else ()
+
+
+def equations(program: Any, into: Callable[[Inside], Sequence[Any]] = lambda inside: inside.programs) -> Iterator[Any]:
+    """The equations of a program in the order they are written, and those of the programs inside.
+
+    A call that is gone into is none: its equations stand in its place.
+
+    Args:
+        program: a `Program`, or a jaxpr, closed or open.
+        into: which of the programs inside an equation are gone into; all of them, if left out.
+
+    Yields:
+        An `Occurrence` each.
+    """
+    yield from _equations(program, into, (), (), itertools.count())
+
+
+def _equations(
+    program: Any,
+    into: Callable[[Inside], Sequence[Any]],
+    around: tuple[Occurrence, ...],
+    place: tuple[int, ...],
+    numbers: Iterator[int],
+) -> Iterator[Occurrence]:
+    for eqn in _opened(program)[0].eqns:
+        inside = inside_of(eqn)
+        programs = into(inside) if inside.programs else ()
+        called = bool(programs) and bool(inside.kind & CALLS)
+        o = Occurrence(eqn, inside, bool(programs), around, place if called else (*place, next(numbers)))
+        if called:
+            yield from _equations(programs[0], into, (*around, o), place, numbers)
+            continue
+        yield o
+        for i, p in enumerate(programs):
+            path = (*o.path, i) if len(inside.programs) > 1 else o.path
+            yield from _equations(p, into, (*around, o), path, itertools.count())

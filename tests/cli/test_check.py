@@ -1,0 +1,58 @@
+"""`funcbp check`: what it checks, what it says, and how it ends."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from funcbp.cli.check import run_check_command
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_functions.py").write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def loss(w, x): return jnp.sum(jnp.tanh(w * x))\n"
+        "@jax.custom_vjp\n"
+        "def bad(x): return x**2\n"
+        "bad.defvjp(lambda x: (x**2, x), lambda x, ct: (ct * x,))\n"
+        "def params(): return {'w': jnp.ones(3)}\n"
+        "def of_params(p): return jnp.sum(p['w'] ** 2)\n"
+        "def raises(x): raise RuntimeError('on purpose')\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # the command adds the folder
+    monkeypatch.delitem(sys.modules, "my_functions", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "argv, code, said",
+    [
+        (["my_functions:loss", "--args", "float64[3]", "[1.0, 2.0, 3.0]", "--wrt", "0"], 0, "ok"),
+        (["my_functions:bad", "--args", "0.5"], 1, "culprit: the custom_vjp rule of bad"),
+        (["my_functions:of_params", "--args", "my_functions:params", "--order", "2"], 0, "(2nd)"),
+        (["my_functions:bad", "--args", "0.5", "--json"], 1, '"ok": false'),
+        (["my_functions:raises", "--args", "0.5"], 2, "could not be checked: RuntimeError: on purpose"),
+        (["my_functions:nothing"], 2, "has no nothing"),
+        (["my_functions:number"], 2, "is no function"),
+        (["no_such_module:f"], 2, "cannot be imported"),
+        (["my_functions"], 2, "must be written package.module:name"),
+        (["my_functions:loss", "--args", "?"], 2, "is no argument"),
+        (["my_functions:loss", "--args", "data.npy"], 2, "cannot be read"),
+        (["my_functions:loss", "--order", "5"], 2, "--help"),
+        (["--help"], 0, "usage"),
+    ],
+)
+def test_the_command(module, capsys, argv, code, said):
+    assert run_check_command(argv) == code
+    streams = capsys.readouterr()
+    assert said in (streams.err if code == 2 else streams.out)
+
+
+def test_the_command_reads_files(module, capsys):
+    np.save("x.npy", np.ones(3))
+    assert run_check_command(["my_functions:loss", "--args", "x.npy", "x.npy"]) == 0
+    np.savez("p.npz", w=np.ones(3))
+    assert run_check_command(["my_functions:of_params", "--args", "p.npz", "--vjp", "jax:vjp"]) == 0

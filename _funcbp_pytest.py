@@ -3,7 +3,7 @@
 pytest loads it in every run, so it lies outside of the package: JAX is imported when a gradient is checked, not before.
 
 def test_my_loss(gradcheck):
-    gradcheck(my_loss, params, batch, wrt=0)
+    gradcheck(my_loss, params, batch, argnums=0)
 
 @pytest.mark.gradcheck(samples=4, order=2)
 def test_my_activation(gradcheck):
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-OPTIONS = ("samples", "seed", "tolerance", "order", "wrt", "vjp", "complex_step", "has_aux")
+OPTIONS = ("samples", "seed", "tolerance", "order", "argnums", "has_aux", "backward", "vjp", "complex_step")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -73,7 +73,7 @@ def ggn_product(case: Case) -> tuple[Any, Any]:
 
 
 def hessian_product(case: Case) -> tuple[Any, Any]:
-    ours = lambda params, batch: bp.curvature.hvp(case.batch_loss)(params, batch, direction(params))
+    ours = lambda params, batch: bp.hvp(lambda p: case.batch_loss(p, batch), (params,), (direction(params),))
     theirs = lambda params, batch: jax.jvp(
         lambda params: jax.grad(case.batch_loss)(params, batch), (params,), (direction(params),)
     )[1]

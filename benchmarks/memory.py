@@ -18,6 +18,7 @@ import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp.control_flow import schedule as loops
 from funcbp.remat import sinking
+from funcbp.rules.cost import flops
 
 from . import measure, step, workloads
 from .measure import ratio
@@ -73,7 +74,7 @@ def contractions(eqns: Collection[Any]) -> float:
     total = 0.0
     for eqn in eqns:
         inside = jx.inner(eqn)
-        own = jx.flops(eqn) if eqn.primitive.name in ("dot_general", "conv_general_dilated") else 0.0
+        own = flops(eqn) if eqn.primitive.name in ("dot_general", "conv_general_dilated") else 0.0
         total += own + eqn.params.get("length", 1) * contractions(inside) if inside else own
     return total
 

@@ -52,13 +52,13 @@ def norms_of_transformer(**sizes: Any) -> Pair:
 def feedback(scheme: str, **sizes: Any) -> Pair:
     """A step of feedback alignment, or with the weights' signs, on W1."""
     args, loss = workloads.mlp(**sizes).args, mlp_loss(False)
-    fixed = bp.credit.feedback_alignment(jax.random.key(0), args[0])
+    fixed = bp.credit.feedback_weights(jax.random.key(0), args[0])
 
-    def step(params: Any, x: Any, y: Any, mirrors: Any) -> Any:
-        mirrors = bp.credit.uniform_sign(params) if scheme == "signs" else mirrors
-        return bp.value_and_grad(lambda p: loss(bp.feedback(p, mirrors), x, y))(params)
+    def step(params: Any, x: Any, y: Any, weights: Any) -> Any:
+        backward = bp.credit.uniform_sign(params) if scheme == "signs" else bp.Backward(feedback=weights)
+        return backward.value_and_grad(loss)(params, x, y)
 
-    plain = lambda params, x, y, mirrors: jax.value_and_grad(loss)(params, x, y)
+    plain = lambda params, x, y, weights: jax.value_and_grad(loss)(params, x, y)
     return jax.jit(step), jax.jit(plain), (*args, fixed)
 
 
@@ -67,14 +67,14 @@ def direct(width: int = 1024, hidden: int = 6, inputs: int = 784, outputs: int =
     sizes = [inputs, *[width] * hidden, outputs]
     args = workloads.mlp(sizes, batch).args
     keys = jax.random.split(jax.random.key(0), hidden)
-    mirrors = {f"h{i}": jax.random.normal(k, (outputs, width)) / outputs**0.5 for i, k in enumerate(keys)}
+    weights = {f"h{i}": jax.random.normal(k, (outputs, width)) / outputs**0.5 for i, k in enumerate(keys)}
 
     def loss(params: Any, x: Any, y: Any) -> Any:
         for i, layer in enumerate(params[:-1]):
             x = bp.name(jnp.tanh(x @ layer["kernel"] + layer["bias"]), f"h{i}")
         return workloads.cross_entropy(bp.name(x @ params[-1]["kernel"] + params[-1]["bias"], "out"), y)
 
-    ours = bp.credit.direct_feedback(mirrors, error="out").value_and_grad(loss)
+    ours = bp.credit.direct_feedback(weights, error="out").value_and_grad(loss)
     return jax.jit(ours), jax.jit(jax.value_and_grad(loss)), args
 
 

@@ -90,4 +90,4 @@ assert jax.jit(find.whether)(params, x_with_a_zero, target)
 # What it costs, before anything is run:
 
 # %%
-print(bp.summary(loss, params, x, target))
+print(bp.summary(loss)(params, x, target))

@@ -1,7 +1,7 @@
 """Replace the backward pass: clip, reverse and reroute cotangents, and learn with other ways back.
 
 The forward pass stays as it is. `Backward(edits=...)` replaces the cotangent of a named value, `Backward(rules=...)`
-the rule of an operation, and `bp.feedback(w, b)` sends deltas through b where w stood.
+the rule of an operation, and `Backward(feedback=...)` sends deltas through other weights.
 """
 
 # %%
@@ -57,23 +57,23 @@ except ValueError as error:
 
 # %%
 random = bp.credit.feedback_alignment(jax.random.key(0), params)
-WAYS = {
-    "backpropagation": bp.value_and_grad(loss),
-    "feedback alignment": bp.value_and_grad(lambda p, x, t: loss(bp.feedback(p, random), x, t)),
-    "direct feedback": bp.credit.direct_feedback({"h": normal(3, 20) * 0.5}, error="y").value_and_grad(loss),
+SCHEMES = {
+    "backpropagation": bp.Backward(),
+    "feedback alignment": random,
+    "direct feedback": bp.credit.direct_feedback({"h": normal(3, 20) * 0.5}, error="y"),
 }
 curves = {}
-for name, gradient in WAYS.items():
+for name, backward in SCHEMES.items():
 
-    def step(params, _, gradient=gradient):
-        value, grads = gradient(params, x, target)
+    def step(params, _, backward=backward):
+        value, grads = backward.value_and_grad(loss)(params, x, target)
         return jax.tree.map(lambda w, g: w - 0.1 * g, params, grads), value
 
     curves[name] = jax.jit(lambda p, step=step: jax.lax.scan(step, p, None, length=1000)[1])(params)
     print(f"{name:20} loss {curves[name][0]:.3f} -> {curves[name][-1]:.4f}")
 
 # %%
-for leaf, found in bp.credit.alignment(loss, random)(params, x, target).items():
+for leaf, found in bp.credit.alignment(loss, backward=random)(params, x, target).items():
     print(f"feedback alignment at the start, {leaf}: {found.angle:.1f} degrees from the gradient")
 figure, ax = pyplot.subplots(figsize=(6, 4), layout="constrained")
 for name, values in curves.items():

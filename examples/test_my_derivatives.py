@@ -44,7 +44,7 @@ def test_my_loss():
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"kernel": jax.random.normal(keys[0], (3, 4)), "bias": jnp.zeros(4)}
     report = assert_gradients(
-        loss, params, jax.random.normal(keys[1], (5, 3)), jax.random.normal(keys[2], (5, 4)), wrt=0
+        loss, params, jax.random.normal(keys[1], (5, 3)), jax.random.normal(keys[2], (5, 4)), argnums=0
     )
     assert [leaf.path for leaf in report.leaves] == ["bias", "kernel"]
 

@@ -29,9 +29,9 @@ PLANTED = {
         "jaxpr/values.py:1 imports learn/ops/losses.py",
     ),
     "upward by a string": (
-        "credit/schemes.py",
+        "credit/surrogate.py",
         "import importlib\nimportlib.import_module('funcbp.learn.ops')",
-        "credit/schemes.py:2 imports learn/ops/__init__.py",
+        "credit/surrogate.py:2 imports learn/ops/__init__.py",
     ),
     "from the top": ("learn/train/fit.py", "from ... import grad", "learn/train/fit.py:1 imports __init__.py"),
     "a circle of files": (
@@ -41,7 +41,7 @@ PLANTED = {
     ),
     "a circle of rooms": (
         "per_example/pairs.py",
-        "from ..curvature import quantities",
+        "from ..curvature import gauss_newton",
         "These rooms import each other in a circle: curvature, per_example.",
     ),
     "an unstable import": ("learn/ops/losses.py", "import jax._src.core as core", "losses.py:1 imports jax._src.core"),

@@ -75,3 +75,72 @@ def test_the_readme_shows_the_backward_pass_as_it_is():
 def test_docstring_examples():
     result = run(DOCTESTS, *MODULES)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+# --- what the documents name ------------------------------------------------------------------------------------------
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
+FILES = {p.as_posix() for p in (f.relative_to(ROOT) for f in ROOT.rglob("*")) if not p.parts[0].startswith(".")}
+
+
+def paths_named(text):
+    """(what links lead to, paths and names of files in backticks)."""
+    text = re.sub(r"```(?:python|sh|text|bibtex).*?```", "", text, flags=re.DOTALL)
+    links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    quoted = re.findall(
+        r"`(?:python )?((?:funcbp|tests|docs|examples|benchmarks)/[\w/.]*|[\w/]+\.(?:py|md|ipynb))`", text
+    )
+    return links - {""}, set(quoted) | set(re.findall(r"[\w/]+\.py(?=\"\])", text))  # those in a picture's boxes, too
+
+
+def names_used(text):
+    """The dotted names that begin with the package, in programs and in backticks."""
+    return {name.rstrip(".") for name in re.findall(r"(?<![\w./\-\"])(?:bp|funcbp)\.([a-zA-Z_][\w.]*)", text)}
+
+
+@documents
+def test_a_path_in_a_document_exists(document):
+    links, quoted = paths_named(document.read_text())
+    lost = [target for target in links if not (document.parent / target).exists()]
+    lost += [q for q in quoted if not any(f == q.rstrip("/") or f.endswith(f"/{q.rstrip('/')}") for f in FILES)]
+    assert lost == []
+
+
+@documents
+def test_a_name_in_a_document_exists(document):
+    def exists(name):
+        found = funcbp
+        for part in name.split("."):
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+
+    assert [name for name in names_used(document.read_text()) if not exists(name)] == []
+
+
+def test_lost_paths_and_names_are_found():
+    links, quoted = paths_named('See [it](funcbp/gone.py), `lost.py`, `tests/away/` and a["box<br>rules/none.py"].')
+    assert (links, quoted) == ({"funcbp/gone.py"}, {"lost.py", "tests/away/", "rules/none.py"})
+    assert names_used("`bp.absent(x)`, `Backward(x=funcbp.rule)`, funcbp.remat.Policy. /funcbp.py") == {
+        "absent",
+        "rule",
+        "remat.Policy",
+    }
+
+
+def test_a_number_in_a_decision_was_measured():
+    number = r"(?<![\d.])\d+\.\d+(?![\d.]*\d)"
+    measured = set(re.findall(number, (ROOT / "benchmarks" / "RESULTS.md").read_text()))
+    for document in (ROOT / "docs" / "decisions").glob("*.md"):
+        assert set(re.findall(number, document.read_text())) <= measured, document
+
+
+def test_the_life_of_an_entry_is_what_is_shown():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    ((program, printed),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    result = run(program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == printed
+    assert f"{2 * 2.7182818284:.6f}" == f"{float(re.search(r'Array.([0-9.]+)', printed)[1]):.6f}"  # (1 + x) eˣ at 1

@@ -2,10 +2,11 @@
 
 Backpropagation through time goes back over all steps once the sequence is over. A synapse knows its own past only: in
 e-prop it keeps a trace of how its activity has led to the neuron's state, and the weight changes when an error arrives,
-trace times error, step by step. What is left out is the way back through the other neurons' spikes. In the walk that is
-one edit: the spikes that go to other neurons, named here, let nothing through to the step before. The trace is then
-what the rest of the walk computes; below it is also kept forward in time, as a synapse would, and is the same. (At this
-learning rate the exact way back through 100 steps of surrogate slopes is the less steady teacher of the two.)
+trace times error, step by step. What is left out is the way back through the other neurons' spikes. In the backward
+pass that is one edit: the spikes that go to other neurons, named here, let nothing through to the step before. The
+trace is then what the rest of the pass computes; below it is also kept forward in time, as a synapse would, and is the
+same. (At this learning rate the exact way back through 100 steps of surrogate slopes is the less steady teacher of the
+two.)
 
 Source: G. Bellec, F. Scherr, A. Subramoney, E. Hajek, D. Salaj, R. Legenstein, W. Maass, "A solution to the learning
 dilemma for recurrent networks of spiking neurons" (2020).
@@ -54,8 +55,8 @@ target = jnp.asarray(np.sin(2 * np.pi * t) + 0.5 * np.sin(4 * np.pi * t + 1), jn
 kernel = lambda i, o, size: jnp.asarray(rng.normal(size=(i, o)) * size * i**-0.5, jnp.float32)
 start = {"in": kernel(INPUTS, UNITS, 2.0), "recurrent": kernel(UNITS, UNITS, 0.7), "out": kernel(UNITS, 1, 0.3)}
 
-through_time = bp.Backward(rules=bp.credit.spikes(surrogate))
-local = bp.Backward(rules=bp.credit.spikes(surrogate), edits={"to others": lambda ct, cts: jnp.zeros_like(ct)})
+through_time = bp.credit.spikes(surrogate)
+local = through_time | bp.Backward(edits={"to others": lambda ct, cts: jnp.zeros_like(ct)})
 
 
 # %%
@@ -80,11 +81,11 @@ def by_traces(params, spikes_in, target):
     return traces(spikes_in), traces(before)
 
 
-walk = local.grad(loss)(start, spikes_in, target)
+by_pass = local.grad(loss)(start, spikes_in, target)
 by_hand = by_traces(start, spikes_in, target)
 for name, trace in zip(("in", "recurrent"), by_hand, strict=True):
-    gap = float(jnp.max(jnp.abs(walk[name] - trace)) / jnp.max(jnp.abs(trace)))
-    print(f"{name}: the walk with the edit and the traces differ by {gap:.1e}")
+    gap = float(jnp.max(jnp.abs(by_pass[name] - trace)) / jnp.max(jnp.abs(trace)))
+    print(f"{name}: the pass with the edit and the traces differ by {gap:.1e}")
     assert gap < 1e-4
 
 

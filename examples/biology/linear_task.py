@@ -36,13 +36,14 @@ def learn(key, random_feedback):
     uniform = lambda key, shape, size: jax.random.uniform(key, shape, minval=-size, maxval=size)
     target = uniform(keys[0], (30, 10), 1.0)
     weights = uniform(keys[1], (30, 20), 0.01), uniform(keys[2], (20, 10), 0.01)
-    mirror = None, uniform(keys[3], (20, 10), 0.5)
-    measure = bp.credit.alignment(loss, mirror)
+    random = bp.Backward(feedback=(None, uniform(keys[3], (20, 10), 0.5)))
+    backward = random if random_feedback else bp.Backward()
+    measure = bp.credit.alignment(loss, backward=random)
 
     def step(weights, x):
         angle = measure(weights, x, x @ target)[0].angle
-        marked = lambda w: loss(bp.feedback(w, mirror) if random_feedback else w, x, x @ target)
-        weights = jax.tree.map(lambda w, g: w - RATE * g, weights, bp.grad(marked)(weights))
+        grads = backward.grad(loss)(weights, x, x @ target)
+        weights = jax.tree.map(lambda w, g: w - RATE * g, weights, grads)
         error = jnp.sum((weights[0] @ weights[1] - target) ** 2) / jnp.sum(target**2)
         return weights, (error, angle)
 

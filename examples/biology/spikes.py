@@ -2,7 +2,7 @@
 
 Neurons send spikes: a unit fires where its potential is above the threshold, z = (v > 1). The derivative of that is
 zero almost everywhere, so nothing is learned, unless the way back pretends that the step is a slope. The model below
-says `v > 1` and stays as it is; the surrogate is a rule that is given to the walk.
+says `v > 1` and stays as it is; the surrogate is a rule that is given to the backward pass.
 
 Two tasks: the digits, shown as a constant current over 20 steps to few hidden units; and whether two pulses, some
 steps apart, came over the same one of eight channels, which no single step can tell: a unit has to remember the first.
@@ -72,9 +72,9 @@ def init(key, inputs, hidden, outputs, gain):
 accuracy = lambda params, currents, y: jnp.mean(jnp.argmax(spiking(params, currents)[0], -1) == y)
 WAYS = {
     "no surrogate": bp.Backward(),
-    "boxcar": bp.Backward(rules=bp.credit.spikes(bp.credit.boxcar(1.0))),
-    "fast sigmoid": bp.Backward(rules=bp.credit.spikes(bp.credit.fast_sigmoid(5.0))),
-    "arctan": bp.Backward(rules=bp.credit.spikes(bp.credit.arctan(2.0))),
+    "boxcar": bp.credit.spikes(bp.credit.boxcar(1.0)),
+    "fast sigmoid": bp.credit.spikes(bp.credit.fast_sigmoid(5.0)),
+    "arctan": bp.credit.spikes(bp.credit.arctan(2.0)),
 }
 
 # %%

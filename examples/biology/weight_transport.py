@@ -48,38 +48,31 @@ def init(key):
 to_hidden = lambda i: jax.random.normal(jax.random.key(10 + i), (10, SIZES[i + 1])) * 10**-0.5
 direct = bp.credit.direct_feedback({f"h{i}": to_hidden(i) for i in range(HIDDEN)}, error="out")
 
-# Each scheme: the mirrors of these parameters, given a key and a tree of random weights, or None; and the way back.
+# Each scheme: the backward pass for these parameters, given a key and random feedback weights.
 SCHEMES = {
-    "backpropagation": (lambda key, params, random: None, bp.Backward()),
-    "signs (uSF)": (lambda key, params, random: bp.credit.uniform_sign(params), bp.Backward()),
-    "signs, sizes drawn each batch (brSF)": (
-        lambda key, params, random: bp.credit.batchwise_sign(key, params),
-        bp.Backward(),
-    ),
-    "signs, fixed sizes (frSF)": (lambda key, params, random: bp.credit.fixed_sign(random, params), bp.Backward()),
-    "feedback alignment": (lambda key, params, random: random, bp.Backward()),
-    "direct feedback": (lambda key, params, random: None, direct),
+    "backpropagation": lambda key, params, random: bp.Backward(),
+    "signs (uSF)": lambda key, params, random: bp.credit.uniform_sign(params),
+    "signs, sizes drawn each batch (brSF)": lambda key, params, random: bp.credit.batchwise_sign(key, params),
+    "signs, fixed sizes (frSF)": lambda key, params, random: bp.credit.fixed_sign(random, params),
+    "feedback alignment": lambda key, params, random: bp.Backward(feedback=random),
+    "direct feedback": lambda key, params, random: direct,
 }
 
 
 # %%
-def learn(feedback_weights_of, backward, key):
+def learn(scheme, key):
     """Test accuracy and the hidden layers' mean angle to the gradient, after each epoch."""
     start, feedback, order = jax.random.split(key, 3)
     params = init(start)
-    random = bp.credit.feedback_alignment(feedback, params)
+    random = bp.credit.feedback_weights(feedback, params)
 
     def step(params, batch):
         key, x, y = batch
-        mirrors = feedback_weights_of(key, params, random)
-        marked = lambda p: loss(p if mirrors is None else bp.feedback(p, mirrors), x, y)
-        return jax.tree.map(lambda w, g: w - RATE * g, params, backward.grad(marked)(params)), None
+        grads = scheme(key, params, random).grad(loss)(params, x, y)
+        return jax.tree.map(lambda w, g: w - RATE * g, params, grads), None
 
     def angle(key, params):
-        mirrors = feedback_weights_of(key, params, random)
-        if mirrors is None and not backward.edits:
-            return jnp.zeros(())
-        measure = bp.credit.alignment(loss, mirrors, None if mirrors is not None else backward)
+        measure = bp.credit.alignment(loss, backward=scheme(key, params, random))
         return jnp.mean(jnp.stack([p["kernel"].angle for p in measure(params, x, y)[:-1]]))
 
     def epoch(params, key):
@@ -94,7 +87,7 @@ def learn(feedback_weights_of, backward, key):
 
 keys, results = jax.random.split(jax.random.key(0), TRIALS), {}
 for name, scheme in SCHEMES.items():
-    accuracy, angle = results[name] = jax.device_get(jax.jit(jax.vmap(lambda k, s=scheme: learn(*s, k)))(keys))
+    accuracy, angle = results[name] = jax.device_get(jax.jit(jax.vmap(lambda k, s=scheme: learn(s, k)))(keys))
     scores = [f"{accuracy[:, e].mean():.3f} (± {accuracy[:, e].std():.3f})" for e in (2, EPOCHS - 1)]
     angles = f"angle {angle[:, 0].mean():4.1f} -> {angle[:, -1].mean():4.1f} degrees"
     print(f"{name:38} accuracy after 3 epochs {scores[0]}, after {EPOCHS} {scores[1]}, {angles}")

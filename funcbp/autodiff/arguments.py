@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,12 @@ __all__ = [
     "check_scalar",
     "checked",
     "checked_ct",
+    "divided",
+    "holding_static",
+    "is_array",
     "name_of",
     "split_arguments",
+    "without_aux",
 ]
 
 
@@ -34,11 +39,27 @@ def check_callable(f: Any) -> None:
         raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
 
 
-def checked(x: Any) -> Any:
+PARTITION = (
+    "A model that has such leaves, as an Equinox module, is divided first: params, static = eqx.partition(model, "
+    "eqx.is_inexact_array); then params are differentiated, of lambda params, *args: f(eqx.combine(params, static), "
+    "*args)."
+)
+
+
+def is_array(x: Any) -> bool:
+    """Whether this is an array or a number to JAX."""
     try:
         jax.typeof(x)
-    except TypeError as error:
-        raise TypeError(f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are.") from error
+    except TypeError:
+        return False
+    return True
+
+
+def checked(x: Any) -> Any:
+    if not is_array(x):
+        raise TypeError(
+            f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are. {PARTITION}"
+        )
     return x
 
 
@@ -49,7 +70,7 @@ def as_value(x: Any) -> Any:
 def split_arguments(
     f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """`f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
+    """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
     if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
         raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
     numbers = [argnums] if isinstance(argnums, int) else list(argnums)
@@ -70,6 +91,42 @@ def split_arguments(
         return f(*full, **kwargs)
 
     return partial, tuple(args[i] for i in numbers)
+
+
+def holding_static(
+    partial: Callable[..., Any], chosen: tuple[Any, ...], keep: Callable[[Any], bool] = is_array
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Make it a function of the arrays in its arguments alone, and return these: other leaves are held, and None here.
+
+    What only looks takes any model as it is, such as an Equinox module with its activation functions.
+    """
+    leaves, tree = jax.tree.flatten(chosen)
+    arrays = [keep(x) for x in leaves]
+
+    def of_arrays(*given: Any) -> Any:
+        values = iter(jax.tree.leaves(given))
+        return partial(
+            *jax.tree.unflatten(tree, [next(values) if a else x for a, x in zip(arrays, leaves, strict=True)])
+        )
+
+    return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
+
+
+def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave out the auxiliary data that `f` returns beside its output."""
+
+    @functools.wraps(f)
+    def output(*args: Any, **kwargs: Any) -> Any:
+        return divided(f, f(*args, **kwargs))[0]
+
+    return output
+
+
+def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
+    """What `f` returned with `has_aux`: its output, and the auxiliary data."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
+    return out
 
 
 def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:

@@ -5,8 +5,8 @@ comes out. For a layered network that is the textbook's recursion
 
     delta_l = (delta_{l+1} W'_{l+1}) * f'(net_l),
 
-and for any other program it is the same sum over the program's graph. A `BackwardState` is what one such pass has met:
-it edits the cotangents of named values, and shows the entries to an observer.
+and for any other program it is the same sum over the program's graph. A `BackwardState` is what one such pass has
+found: it edits the cotangents of named values, and shows the entries to an observer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["BackwardState", "apply_rule", "backward_pass", "check_names", "liste
 
 
 def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
-    """Cotangents of the tape's inputs, given those of its outputs: the tape, last entry first."""
+    """Go from the cotangents of the tape's outputs to those of its inputs: through the tape, last entry first."""
     cts = Cotangents()
     cts.add(tape.outputs, ct_out)
     for entry in reversed(tape.entries):
@@ -37,7 +37,7 @@ def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out
 
 
 def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
-    """The cotangents of an entry's primals, by its rule."""
+    """Return the cotangents of an entry's primals, by its rule."""
     rule, (res, noted) = entry.rule, entry.residuals(saved)
     try:
         with jx.written_at(entry.source, rule.name):
@@ -60,7 +60,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
 
 
 class BackwardState:
-    """What one backward pass goes by, and what it has met on its way.
+    """The options of one backward pass, and what it has found so far.
 
     Attributes:
         options: how to go backward.
@@ -96,13 +96,13 @@ class BackwardState:
         return self.options.observer is not None and self.options.observer.everything
 
     def inside(self, entry: Any) -> BackwardState:
-        """The state, at an entry that has programs of its own inside."""
+        """Move the state to an entry that has programs of its own inside."""
         self._at = entry.number
         return self
 
     @property
     def outer_names(self) -> OuterNames:
-        """The names and types of what the pass brings to a program inside; None where no edit could read it."""
+        """The names and types of the cotangents that a program inside is given; None where no edit could read them."""
         if not self.options.edits or self.named is None:
             return None
         return tuple((name, jx.type_of(ct)) for name, ct in self.named.items())
@@ -114,7 +114,7 @@ class BackwardState:
 
     @property
     def results(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
-        """What this pass adds to that of the program around it: named cotangents, and what was observed."""
+        """What this pass hands to that of the program around it: named cotangents, and what was observed."""
         return self._new, self.observed
 
     def merge(self, results: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
@@ -129,7 +129,7 @@ class BackwardState:
 def edited(
     edit: Callable[[Any, Mapping[str, Any]], Any], name: str, ct: Any, named: Mapping[str, Any], aval: Any
 ) -> Any:
-    """The cotangent that the user's function puts in the place of a named value's."""
+    """Replace the cotangent of a named value by what the user's function makes of it."""
     out = jnp.asarray(edit(ct, Passed(named)))
     if out.shape != aval.shape or out.dtype != aval.dtype:
         got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (out, aval))
@@ -146,7 +146,7 @@ class Passed(dict[str, Any]):
 
 
 def names_in(record: Tape) -> dict[str, None]:
-    """The names of the values on a tape, in the order they were met, those inside its loops and branches included."""
+    """List the names of the values on a tape in order, those inside its loops and branches included."""
     names: dict[str, None] = {}
     for entry in record.entries:
         if entry.primitive == "name":

@@ -114,7 +114,7 @@ def record_custom_vjp(
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
     def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
-        """The backward rule the user gave to `jax.custom_vjp`."""
+        """Call the backward rule that the user gave to `jax.custom_vjp`."""
         return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, in_types, symbolic_zeros)
 
     rule = Rule(custom_vjp_bwd, factors=functools.partial(inline_bwd, custom_vjp_bwd, in_types))
@@ -122,14 +122,14 @@ def record_custom_vjp(
 
 
 def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:
-    """The outputs of a call that no perturbed value enters."""
+    """Run a call that no perturbed value enters."""
     outs = trace.run(operation._replace(params=subfuns))
     trace.look_at(operation, outs)
     return outs
 
 
 def _by_another_rule(trace: CallRecorder, rule: Rule, fun: Any, operation: Operation) -> list[Any]:
-    """A function with a derivative of its own, by the rule that an option gives it instead."""
+    """Record a function with a derivative of its own by the rule that an option gives it instead."""
     values = operation.values
     with trace.below():
         outs, kept = fun.call_wrapped(*values), None

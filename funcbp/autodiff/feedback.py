@@ -18,27 +18,22 @@ from typing import Any
 
 from .. import jaxpr as jx
 from ..rules.kinds import Operation, Recorder
-from ..rules.registry import BILINEAR
+from ..rules.traits import traits_of
 
 __all__ = ["feedback_through", "read_backward"]
 
-MOVES = frozenset(
-    """broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice gather layout_constraint
-    name neg optimization_barrier pad reduce_precision reshape reshard rev select_n sharding_constraint slice split
-    squeeze stack tile transpose unstack""".split()
-)
-
 
 def read_backward(operation: Operation) -> Sequence[Any]:
-    """What an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
+    """Return what an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
     values, weights = operation.values, operation.feedback
-    if weights is None or operation.primitive not in BILINEAR or all(w is not None for w in weights[:2]):
+    bilinear = traits_of(operation.primitive).linear == (0, 1)
+    if weights is None or not bilinear or all(w is not None for w in weights[:2]):
         return values
     return [v if w is None else w for v, w in zip(values, weights, strict=True)]
 
 
 def feedback_through(trace: Recorder, operation: Operation, outs: Any) -> Any:
-    """What an operation returned, with feedback weights where it only moved or scaled what has one."""
+    """Give the outputs of an operation feedback weights where it only moved or scaled what has one."""
     if operation.feedback is None:
         return outs
     several = operation.primitive.multiple_results
@@ -53,20 +48,21 @@ def feedback_through(trace: Recorder, operation: Operation, outs: Any) -> Any:
 
 
 def _weights_of(operation: Operation, weights: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
-    """The feedback weights of what an operation returns (one, or a list), or None where none goes through it.
+    """Compute the feedback weights of an operation's outputs (one, or a list); None where none goes through it.
 
     Joined or selected with a perturbed value that has none, a feedback weight ends: the result is an activation. So it
     does where a product grows, by the axis of a batch.
     """
     primitive, values = operation.primitive, operation.values
-    name, here = primitive.name, [w is not None for w in weights]
+    traits, here = traits_of(primitive), [w is not None for w in weights]
     if any(p and not h for p, h in zip(operation.perturbed, here, strict=True)):
         return None
-    scales = (name == "mul" and sum(here) == 1) or (name == "div" and here == [True, False])
+    scales = sum(here) == 1 and here.index(True) in traits.scales
     if scales and shapes[0] != values[here.index(True)].shape:
         return None
-    if name == "gather" and len(values[1].shape) > 1:  # many rows, as of an embedding: activations
+    if primitive is jx.primitives.gather_p and len(values[1].shape) > 1:  # many rows, as of an embedding: activations
         return None
-    if not scales and (name not in MOVES or (name in ("gather", "dynamic_slice") and not here[0])):
+    moves = traits.moves and any(here[i] for i in traits.linear or range(len(here)))
+    if not (scales or moves):
         return None
     return primitive.bind(*(v if w is None else w for v, w in zip(values, weights, strict=True)), **operation.params)

@@ -14,7 +14,7 @@ __all__ = ["feedback", "name"]
 
 
 def name(x: Any, name: str) -> Any:
-    """The same values, named: for `funcbp.cotangents`, `funcbp.trace` and `Backward(edits=...)`.
+    """Name a value, for `funcbp.cotangents`, `funcbp.trace` and `Backward(edits=...)`.
 
     It is JAX's `checkpoint_name`, so policies of `jax.checkpoint` see the same names.
 
@@ -32,7 +32,7 @@ def name(x: Any, name: str) -> Any:
 
 
 def feedback(w: Any, b: Any) -> Any:
-    """w going forward, b going backward: whatever consumes w propagates its delta through b.
+    """Use w going forward and b going backward: whatever consumes w propagates its delta through b.
 
     Where w is a factor of a product, z = x w, the cotangents are x̄ = z̄ b' and w̄ = x' z̄: the gradient goes to w, and
     b gets none. The mark stays on w through transposing, casting, reshaping, slicing, joining, masking and scaling,
@@ -64,13 +64,15 @@ def feedback(w: Any, b: Any) -> Any:
         backpropagation for deep learning" (2016).
     """
 
-    def mark(path: Any, mirror: Any, value: Any) -> Any:
-        if mirror is None or value is None:
+    def mark(path: Any, weight: Any, value: Any) -> Any:
+        if weight is None or value is None:
             return value
-        got, wanted = jax.numpy.shape(mirror), jax.numpy.shape(value)
+        got, wanted = jax.numpy.shape(weight), jax.numpy.shape(value)
         if got != wanted:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"feedback at {where or 'the root'} has shape {got}, and the value it mirrors {wanted}.")
-        return feedback_p.bind(value, lax.convert_element_type(mirror, value.dtype))
+            raise ValueError(
+                f"feedback at {where or 'the root'} has shape {got}, and the value it stands for {wanted}."
+            )
+        return feedback_p.bind(value, lax.convert_element_type(weight, value.dtype))
 
     return jax.tree.map_with_path(mark, b, w, is_leaf=lambda x: x is None)

@@ -70,7 +70,7 @@ class ObservingTrace(RecordingTrace):
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
     def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
-        """Staged, so that it can be called again with its rule; its outputs come from its body."""
+        """Stage the call, so that it can be repeated with its rule; its outputs come from its body."""
         values, indices = self.unwrap(tracers)
         types = tuple(map(core.typeof, values))
 

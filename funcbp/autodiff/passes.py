@@ -16,7 +16,7 @@ __all__ = ["passes_of"]
 
 
 def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes:
-    """The two passes of a body, recorded once for each set of perturbed inputs."""
+    """Record a body, once for each set of perturbed inputs, and return its two passes."""
     return _passes_of(jaxpr, tuple(perturbed), options)
 
 

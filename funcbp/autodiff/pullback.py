@@ -46,7 +46,7 @@ class Pullback:
         self.saved, self.program = tuple(saved), program
 
     def __call__(self, ct: Any) -> tuple[Any, ...]:
-        """The cotangents of the primals, as a tuple.
+        """Return the cotangents of the primals, as a tuple.
 
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
@@ -54,7 +54,7 @@ class Pullback:
         return self.observed(ct)[0]
 
     def observed(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
-        """The cotangents of the primals, and what the options' observer made of the entries, by their numbers.
+        """Return the cotangents of the primals, and what the options' observer made of the entries, by their numbers.
 
         Args:
             ct: as above.
@@ -75,7 +75,7 @@ class Pullback:
         return jax.tree.unflatten(program.in_tree, out), observed
 
     def flat(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
-        """The same for flat lists, the cotangents as the pass leaves them: arrays, `Zero`, or products (`Factored`)."""
+        """Do the same for flat lists, with cotangents as the pass leaves them: arrays, `Zero`, or `Factored`."""
         state = BackwardState(self.program.options, {} if edits else None)
         return backward_pass(state, self.program.tape, self.saved, cts), state.observed
 

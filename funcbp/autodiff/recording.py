@@ -80,7 +80,7 @@ class RecordingTrace(core.Trace):
     # boxing
 
     def new(self, value: Any) -> RecordedValue:
-        """A perturbed value that nothing has been recorded of yet."""
+        """Box a perturbed value that nothing has been recorded of yet."""
         self._count += 1
         return RecordedValue(self, value, self._count - 1)
 
@@ -94,22 +94,22 @@ class RecordingTrace(core.Trace):
         return x.index if self.mine(x) else None
 
     def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
-        """The values, and which of the tape's values each is."""
+        """Return the values, and which of the tape's values each is."""
         mine = [type(t) is RecordedValue and t._trace is self for t in tracers]
         values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
         return values, [t.index if m else None for t, m in zip(tracers, mine, strict=True)]
 
     def feedback(self, tracers: Sequence[Any]) -> list[Any] | None:
-        """The feedback weights of these values, None for each that has none; or None if none of them has."""
+        """Return the feedback weights of these values, None for each that has none; or None if none of them has."""
         weights = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
         return weights if any(w is not None for w in weights) else None
 
     def with_feedback(self, value: Any, weight: Any) -> Any:
-        """A value, recorded or not, with this feedback weight if there is one."""
+        """Give a value, recorded or not, this feedback weight if there is one."""
         return value if weight is None else RecordedValue(self, self.value(value), self.index(value), weight)
 
     def with_index(self, value: Any, index: int | None) -> Any:
-        """A value as this one of the tape's; as it is, if it is none."""
+        """Box a value as this one of the tape's; leave it as it is, if it is none."""
         return value if index is None else RecordedValue(self, self.value(value), index)
 
     def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation:
@@ -127,7 +127,7 @@ class RecordingTrace(core.Trace):
         return core.set_current_trace(self.parent_trace)
 
     def above(self) -> AbstractContextManager[Any]:
-        """A context in which what runs is recorded."""
+        """Enter a context in which what runs is recorded."""
         return core.set_current_trace(self)
 
     def run(self, operation: Operation) -> Any:
@@ -220,7 +220,7 @@ class RecordingTrace(core.Trace):
 
     @contextmanager
     def tangent_rule(self) -> Iterator[None]:
-        """A context in which what runs is recorded, on values that are of no consequence."""
+        """Enter a context in which what runs is recorded, on values that are of no consequence."""
         self._in_tangents += 1
         with self.above():
             yield
@@ -231,7 +231,7 @@ class RecordingTrace(core.Trace):
         return self._in_tangents > 0
 
     def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-        """The outputs of a tangent rule, each carrying the index of its tangent."""
+        """Box the outputs of a tangent rule, each with the index of its tangent."""
         observer = self.options.observer
         if observer is not None and not self._in_tangents:
             for y, t in zip(outs, tangents, strict=True):

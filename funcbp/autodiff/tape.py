@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     number: int = -1  # which of the tape's entries this is
 
     def residuals(self, saved: Sequence[Any]) -> tuple[Any, Any]:
-        """What the rule keeps, and what the observer noted."""
+        """Read what the rule saved, and what the observer noted."""
         return self.tree.unflatten([saved[r.at] if type(r) is SavedIndex else r for r in self.res])
 
     @property
@@ -63,7 +63,7 @@ class Tape(NamedTuple):
     outputs: tuple[int | None, ...]
 
     def reached(self, outputs: Sequence[bool]) -> list[bool]:
-        """Which inputs a cotangent of these outputs can come back to."""
+        """Tell which inputs a cotangent of these outputs can come back to."""
         active = {i for i, a in zip(self.outputs, outputs, strict=True) if a and i is not None}
         for entry in reversed(self.entries):
             outs = [o in active for o in entry.outputs]
@@ -91,7 +91,7 @@ class TapeWriter:
         return SavedIndex(index)
 
     def save_all(self, tree: Any) -> tuple[tuple[Any, ...], Any]:
-        """The leaves of a pytree, its arrays set aside, and its structure."""
+        """Set aside the arrays of a pytree, and return its leaves and its structure."""
         leaves, structure = jax.tree.flatten(tree)
         return tuple(map(self.save, leaves)), structure
 
@@ -107,7 +107,7 @@ class TapeWriter:
     def finish(
         self, inputs: Sequence[int | None], outputs: Sequence[int | None], everything: bool
     ) -> tuple[Tape, list[Any]]:
-        """The tape of the entries through which an input can reach an output (or of all), and what those save.
+        """Return the tape of the entries through which an input reaches an output (or of all), and what those save.
 
         Raises:
             MissingRuleError: an entry between an input and an output has no backward rule.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,11 @@ from .arguments import (
     check_output,
     check_scalar,
     checked,
-    name_of,
+    divided,
     split_arguments,
 )
 from .backward_pass import check_names
+from .marks import feedback
 from .pullback import Program, Pullback
 from .recording import record
 
@@ -40,7 +42,7 @@ __all__ = ["Backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vj
 
 
 def _operation(key: Any) -> Any:
-    """What a rule is given for: a primitive, by itself or by JAX's function of the same name; or a function that has a
+    """Find what a rule is given for: a primitive, by itself or by JAX's function of the same name; or a function with a
     derivative of its own, by where it was written, which is what is left of it inside a loop.
     """
     if isinstance(key, (jax.custom_vjp, jax.custom_jvp)):
@@ -68,17 +70,19 @@ class Backward:
         rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
             that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by
             `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`.
-        residuals: what the loops keep for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
-            computed again cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that
-            the backward pass reads; `"inputs"`: the inputs of each step, computing everything again; a
-            `Budget`: the least work done again that fits into a number of bytes; or a policy of your own, a function
-            `(forward, needed, available) -> variables to keep` or a subclass of `funcbp.remat.Policy`.
+        residuals: what the loops save for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
+            recomputed cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that the
+            backward pass reads; `"inputs"`: the inputs of each step, recomputing everything; a `Budget`: the least
+            recomputation that fits into a number of bytes; or a policy of your own, a function
+            `(forward, needed, available) -> variables to save` or a subclass of `funcbp.remat.Policy`.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
-            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region computes
-            again, behind a barrier, what its plan did not keep.
+            and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region
+            recomputes, behind a barrier, what its plan did not save.
         edits: functions that replace the cotangents of named values, by name: `{"h1": lambda ct, cts: ...}`. `cts` has
             the cotangents of the names that the backward pass has passed by then: those between the value and the
             output. An edit's result has the shape and dtype of the value.
+        feedback: feedback weights for the first argument that is differentiated, a pytree like it with None for leaves
+            that have none: deltas go back through these in the place of the weights. See `funcbp.feedback`.
         on_missing: `"error"`: an equation without a rule raises; `"jax"`: JAX's reverse mode is borrowed for that
             equation alone, with a warning.
 
@@ -93,6 +97,7 @@ class Backward:
         *,
         rules: Mapping[Any, Rule] | None = None,
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
+        feedback: Any = None,
         residuals: Any = "min_cut",
         outside_loops: bool = False,
         on_missing: str = "error",
@@ -110,6 +115,9 @@ class Backward:
             on_missing=on_missing,
         )
         self._arguments = {k: v for k, v in arguments.items() if v != _DEFAULTS[k]}
+        if feedback is not None:
+            self._arguments["feedback"] = feedback
+        self.feedback = feedback
         self.options = Options(
             rules={_operation(key): rule for key, rule in arguments["rules"].items()},
             edits=arguments["edits"],
@@ -122,7 +130,7 @@ class Backward:
         return f"Backward({', '.join(f'{k}={_shown(v)}' for k, v in self._arguments.items())})"
 
     def replace(self, **changes: Any) -> Backward:
-        """The same but for these arguments.
+        """Return the same but for these arguments.
 
         Example:
             >>> import funcbp as bp
@@ -132,7 +140,7 @@ class Backward:
         return type(self)(**{**self._arguments, **changes})
 
     def __or__(self, other: Backward) -> Backward:
-        """Both together: all rules and edits, and of every other argument the one that is not left out.
+        """Join two: all rules and edits, and of every other argument the one that is not left out.
 
         Raises:
             ValueError: the two give the same argument, rule or edit differently.
@@ -147,19 +155,20 @@ class Backward:
         mine, theirs = self._arguments, other._arguments
         merged = {**mine, **theirs}
         for name in mine.keys() & theirs.keys():
-            if isinstance(mine[name], dict):
+            if name in ("rules", "edits"):
                 both = [k for k in mine[name].keys() & theirs[name].keys() if mine[name][k] is not theirs[name][k]]
                 if both:
-                    raise ValueError(f"Both backward passes have {name} for {', '.join(map(str, both))}: which holds?")
+                    raise ValueError(f"Both backward passes have {name} for {', '.join(map(_key, both))}: which holds?")
                 merged[name] = {**mine[name], **theirs[name]}
-            elif mine[name] != theirs[name]:
-                raise ValueError(f"One has {name}={mine[name]!r}, the other {name}={theirs[name]!r}: which holds?")
+            elif not (_same_weights if name == "feedback" else operator.eq)(mine[name], theirs[name]):
+                given = f"{name}={_shown(mine[name])}, the other {name}={_shown(theirs[name])}"
+                raise ValueError(f"One backward pass has {given}: which holds?")
         return type(self)(**merged)
 
     def observing(
         self, observer: Observer | None = None, factored: bool = False, inline_calls: bool = False
     ) -> Backward:
-        """The same, with something that looks at the entries; or with products left as factors where they leave a loop;
+        """Return the same with an observer of the entries; or with products left as factors where they leave a loop;
         or running what calls have inside one by one, as a plain call otherwise compiles it.
         """
         other = copy.copy(self)
@@ -170,19 +179,25 @@ class Backward:
         )
         return other
 
+    def marked(self, primal: Any) -> Any:
+        """The first argument that is differentiated, with its feedback weights if there are any."""
+        return primal if self.feedback is None else feedback(primal, self.feedback)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Backward) and self.options == other.options
+        if not isinstance(other, Backward):
+            return NotImplemented
+        return self.options == other.options and _same_weights(self.feedback, other.feedback)
 
     def __hash__(self) -> int:
         return hash(self.options)
 
     def coverage(self) -> dict[str, str]:
-        """How each primitive is differentiated under these options: see `funcbp.coverage`."""
+        """List how each primitive is differentiated under these options: see `funcbp.coverage`."""
         table = coverage(borrow=self.options.on_missing == "jax")
         return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
 
     def vjp(self, f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-        """The value of `f` and its pullback, as `jax.vjp`.
+        """Compute the value of `f` and its pullback, as `jax.vjp`.
 
         Args:
             f: a function of `primals` whose output is a pytree of arrays; with `has_aux`, a pair (output, anything).
@@ -211,11 +226,9 @@ class Backward:
         values = [as_value(x) for x in leaves]
 
         def flat(*xs: Any) -> tuple[list[Any], Any]:
-            out, aux = f(*jax.tree.unflatten(in_tree, xs)), None
-            if has_aux:
-                if not isinstance(out, tuple) or len(out) != 2:
-                    raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
-                out, aux = out
+            args = jax.tree.unflatten(in_tree, xs)
+            out = f(*map(self.marked, args[:1]), *args[1:])
+            out, aux = divided(f, out) if has_aux else (out, None)
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], (aux, _Static(out_tree))
 
@@ -235,7 +248,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes both the value of `f` and its gradient, as `jax.value_and_grad`.
+        """Make a function that computes both the value of `f` and its gradient, as `jax.value_and_grad`.
 
         Args:
             f: a function with a scalar output (or a pair (scalar, aux) with `has_aux`).
@@ -276,7 +289,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the gradient of `f`, as `jax.grad`. Arguments as in `value_and_grad`.
+        """Make a function that computes the gradient of `f`, as `jax.grad`. Arguments as in `value_and_grad`.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
@@ -300,7 +313,7 @@ class Backward:
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the Jacobian of `f` row by row with one vectorised backward pass, as `jax.jacrev`.
+        """Make a function that computes the Jacobian of `f` by one vectorised backward pass, as `jax.jacrev`.
 
         Returns:
             A function with the arguments of `f` whose result has, for every leaf y of the output and x of the argument,
@@ -347,7 +360,7 @@ class Backward:
         has_aux: bool = False,
         holomorphic: bool = False,
     ) -> Callable[..., Any]:
-        """A function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
+        """Make a function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
 
         Returns:
             A function with the arguments of `f` whose result has, for every leaf y of the output and leaves x, z of the
@@ -363,25 +376,33 @@ class Backward:
         first = self.jacrev(f, argnums, has_aux, holomorphic)
         return jax.jacfwd(first, argnums, has_aux, holomorphic)
 
-    def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        """The Hessian of a scalar function times a vector: the forward derivative of our gradient.
+    def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
+        """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.
+
+        It takes its arguments as `jax.jvp` does. For parameters alone, close over the rest:
+        `bp.hvp(lambda p: loss(p, x), (params,), (v,))`.
 
         Args:
             f: a function of `primals` with a scalar output.
             primals: a tuple of pytrees of arrays.
             tangents: a tuple of pytrees with their structure, shapes and dtypes.
+            has_aux: whether `f` returns a pair (output, auxiliary data).
 
         Returns:
-            H v, structured like `primals[0]` if there is one primal, otherwise a tuple structured like `primals`.
+            H v, structured like `primals[0]` if there is one primal, otherwise a tuple structured like `primals`; with
+            `has_aux`, the pair of that and the auxiliary data.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
             >>> x, v = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
             >>> bp.hvp(lambda x: jnp.sum(x**3), (x,), (v,))
             Array([6., 0.], dtype=float32)
+
+        Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
         """
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
-        return jax.jvp(self.grad(f, argnums), tuple(primals), tuple(tangents))[1]
+        _, *found = jax.jvp(self.grad(f, argnums, has_aux), tuple(primals), tuple(tangents), has_aux=has_aux)
+        return tuple(found) if has_aux else found[0]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
@@ -393,7 +414,7 @@ class _Static:
 
 
 def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
-    """`f`, a function to (arrays, pytree of arrays), changed by what changes functions to arrays."""
+    """Change `f`, a function to (arrays, pytree of arrays), by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
         left: list[Any] = []
@@ -409,12 +430,26 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
     return run
 
 
+def _key(key: Any) -> str:
+    return repr(key) if isinstance(key, str) else getattr(key, "__name__", None) or str(key)
+
+
 def _shown(value: Any) -> str:
-    """An argument as it would be written."""
+    """Write an argument as it would be given; an array by its type."""
     if isinstance(value, dict):
-        name = lambda k: repr(k) if isinstance(k, str) else getattr(k, "__name__", None) or str(k)
-        return "{" + ", ".join(f"{name(k)}: {_shown(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(k)}: {_shown(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        shown = ", ".join(map(_shown, value))
+        return f"[{shown}]" if isinstance(value, list) else f"({shown},)" if len(value) == 1 else f"({shown})"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return getattr(value, "__name__", None) or repr(value)
+
+
+def _same_weights(a: Any, b: Any) -> bool:
+    """Whether two trees of feedback weights are the same arrays: nobody compares numbers, which may be tracers."""
+    (x, tree), (y, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return bool(tree == other) and all(p is q for p, q in zip(x, y, strict=True))  # type: ignore[operator]
 
 
 _DEFAULTS = dict(rules={}, edits={}, residuals="min_cut", outside_loops=False, on_missing="error")

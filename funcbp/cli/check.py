@@ -52,10 +52,12 @@ def run_check_command(argv: Sequence[str]) -> int:
         rng = np.random.default_rng(request.seed)
         args = [_argument(text, rng) for text in request.args]
         options = dict(order=request.order, samples=request.samples, seed=request.seed, has_aux=request.has_aux)
-        if request.wrt is not None:
-            options["wrt"] = request.wrt
+        if request.argnums is not None:
+            options["argnums"] = request.argnums
         if request.tolerance is not None:
             options["tolerance"] = request.tolerance
+        if request.backward is not None:
+            options["backward"] = _resolve(request.backward)
         if request.vjp is not None:
             options["vjp"] = _resolve(request.vjp)
     except RequestError as error:
@@ -87,12 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARG",
         help="literals (0.5, [1.0, 2.0]), types to fill at random (float32[3,4]), .npy and .npz files, module:name",
     )
-    parser.add_argument("--wrt", type=int, nargs="+", metavar="N", help="which arguments (default: all with floats)")
+    parser.add_argument("--argnums", type=int, nargs="+", metavar="N", help="which (default: all with floats)")
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the gradient's derivative too")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="random cotangents (default: 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the random numbers (default: 0)")
     parser.add_argument("--tolerance", type=float, metavar="UNITS", help="of what the reference can tell")
-    parser.add_argument("--vjp", metavar="package.module:vjp", help="the derivative to test (default: funcbp's)")
+    parser.add_argument("--backward", metavar="package.module:name", help="the Backward to test (default: Backward())")
+    parser.add_argument("--vjp", metavar="package.module:vjp", help="anybody's reverse mode, to be tested in its place")
     parser.add_argument("--has-aux", action="store_true", help="the function returns (output, anything)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser

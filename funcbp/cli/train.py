@@ -34,7 +34,7 @@ from ..learn.train.job import (
 from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES
 from ..learn.train.records import FILES, tqdm
-from ..testing.gradients import compare_gradients
+from ..testing import check
 
 FAILED, INTERRUPTED = 1, 130
 CHECKED_EXAMPLES = 16
@@ -240,7 +240,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _gradient_is_right(task: train.Task, params: Any, dataset: data.Dataset, seed: int) -> bool:
-    """Compare the gradient of this very network on a real batch, and print a line per leaf.
+    """Check the gradient of this very network on a real batch, and print a line per leaf, and whose fault it is.
 
     It is compared a little away from the initial parameters: there biases are 0, where a rectifier has its kink.
     """
@@ -248,14 +248,15 @@ def _gradient_is_right(task: train.Task, params: Any, dataset: data.Dataset, see
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
     print(f"Checking the backward pass on {len(x)} examples, in float64: largest relative difference")
-    checks = compare_gradients(task.loss, params, x, y, seed=seed)
-    width = max(len(check.path) for check in checks)
-    print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}")
-    for c in checks:
-        verdict = "ok" if c.ok else "WRONG"
-        print(f"  {c.path:{width}}  {c.shape!s:16}  {c.against_jax:12.1e}  {c.against_differences:21.1e}  {verdict}")
-    print()
-    return all(check.ok for check in checks)
+    report = check(task.loss, params, x, y, wrt=0, seed=seed)
+    width = max(len(leaf.path) for leaf in report.leaves)
+    print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}  {'± their error':>13}")
+    for leaf in report.leaves:
+        found = ("-" if d is None else f"{d:.1e}" for d in (leaf.against_jax, leaf.error, leaf.reference_error))
+        row = "{:>12}  {:>21}  {:>13}".format(*found)
+        print(f"  {leaf.path:{width}}  {leaf.shape!s:16}  {row}  {leaf.verdict}")
+    print(f"The culprit: {report.culprit}\n" if report.culprit else "")
+    return report.ok
 
 
 def _right(job: Job) -> Callable[..., Any]:

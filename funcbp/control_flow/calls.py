@@ -30,20 +30,21 @@ from ..remat.plan import Plan, Residuals, plan_of_call
 from ..rules.contract import MissingRuleError
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
-from ..rules.registry import TABLE, def_body
+from ..rules.registry import def_body, enter
+from ..rules.traits import CALL, def_traits
 
 # --- jit --------------------------------------------------------------------------------------------------------------
 
 
 def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """What the rule of a call returns on the way forward, of what its forward program returned."""
+    """Make what the rule of a call returns on the way forward, of what its forward program returned."""
     n = len(plan.passes.outputs)
     res = Residuals(plan, [primals[i] for i in plan.available_inputs], [], outs[n:])
     return outs[:n], res, plan.passes.differentiable
 
 
 def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Program, list[Any]], Any]) -> list[Any]:
-    """Run the backward program of a body on what was kept; `run(program, args)` says how."""
+    """Run the backward program of a body on what was saved; `run(program, args)` says how."""
     program, tree = res.plan.backward([c is not Zero for c in ct], state.outer_names)
     args = [*res.arrays, *(materialize(c) for c in ct if c is not Zero), *state.outer_cotangents]
     cts, results = tree.unflatten(run(program, args))
@@ -52,7 +53,7 @@ def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Pr
 
 
 def call_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
-    """Which primals of a call cotangents of these outputs come back to."""
+    """Tell which primals of a call the cotangents of these outputs come back to."""
     return tapes[0].reached(outputs)
 
 
@@ -63,15 +64,19 @@ def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params
 
 
 def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """Run the compiled backward program on what was kept."""
+    """Run the compiled backward program on what was saved."""
     return call_back(state, res, ct, lambda program, args: program.jitted(*args))
 
 
-TABLE[primitives.jit_p] = CallRule(
-    jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))
+enter(
+    primitives.jit_p,
+    CallRule(jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))),
+    CALL,
 )
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
-    def_body(p, lambda params: as_function(call_jaxpr(params)))
+    def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
+def_traits(CALL, primitive("custom_jvp_call_p"))
+def_traits(CALL.but(cheap=False, repeatable=False), primitive("custom_vjp_call_p"))
 
 
 def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
@@ -91,7 +96,7 @@ SCALED = {"Ldexp": ldexp_jvp, "Frexp": frexp_jvp}
 
 
 def with_its_jvp(params: dict[str, Any]) -> Any:
-    """An operation that JAX writes as a class, `jnp.ldexp` or `lax.custom_root` in newer JAX: by its own `jvp`.
+    """Run an operation that JAX writes as a class (in newer JAX `jnp.ldexp`, `lax.custom_root`) with its own `jvp`.
 
     It becomes a `jax.custom_jvp` function of the same value and derivative. A class without a `jvp` is refused.
     """

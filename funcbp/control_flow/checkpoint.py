@@ -1,4 +1,4 @@
-"""`jax.checkpoint`: a region that keeps what the user's policy says, or our own plan, and computes the rest again."""
+"""`jax.checkpoint`: a region that saves what the user's policy says, or our own plan, and recomputes the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..remat.plan import plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import CALL
 from .calls import call_back, call_reached, call_res
 
 __all__ = ["planned", "remat_bwd", "remat_fwd"]
@@ -30,14 +31,14 @@ def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **para
 
 
 def remat_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """Compute again what was not kept, behind a barrier that XLA does not undo, and go back."""
+    """Recompute what was not saved, behind a barrier that XLA does not undo, and go back."""
     if planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)
     return call_back(state, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
 
 
 def planned(policy: Any) -> bool:
-    """Whether it is our own plan that placed a region, see `remat/regions.py`, and not the user."""
+    """Tell whether our own plan placed a region, see `remat/regions.py`, and not the user."""
     return hasattr(policy, "choose")
 
 
@@ -46,4 +47,11 @@ def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequenc
     return which, remat_of_marked(params, which)
 
 
-def_control(primitives.remat_p, remat_fwd, remat_bwd, mark_inside=remat_marked, reaches=call_reached)
+def_control(
+    primitives.remat_p,
+    remat_fwd,
+    remat_bwd,
+    mark_inside=remat_marked,
+    reaches=call_reached,
+    traits=CALL.but(cheap=False),
+)

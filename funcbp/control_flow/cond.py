@@ -25,6 +25,7 @@ from ..remat.plan import Plan, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import Traits
 
 __all__ = ["cond_bwd", "cond_fwd"]
 
@@ -32,7 +33,7 @@ __all__ = ["cond_bwd", "cond_fwd"]
 def cond_fwd(
     options: Options, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any
 ) -> tuple[Any, Any, Any]:
-    """Run the branch; each keeps its own, in places that the branches share by type."""
+    """Run the branch; each saves its own, in places that the branches share by type."""
     plans = tuple(plan_of_call(passes_of(branch, perturbed[1:], options)) for branch in cond_branches(params))
     slots, places = _shared_places([[v.aval for v in plan.saved] for plan in plans])
     fill = lambda: [_fill_places(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
@@ -46,7 +47,7 @@ def cond_fwd(
 
 
 def _shared_places(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
-    """As few slots as hold the values of any one branch; and where each branch's values go."""
+    """Find as few slots as hold the values of any one branch; and where each branch's values go."""
     slots: list[Any] = []
     places = []
     for branch in types:
@@ -118,13 +119,13 @@ def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool
 
 
 def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
-    """What a branch's walk found, its steps' numbers preceded by the branch's."""
+    """Put the branch's number before those of its entries in what its backward pass found."""
     named, watched = found
     return cts, (named, {(i, *where): seen for where, seen in watched.items()})
 
 
 def cond_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
-    """Which primals cotangents of these outputs come back to, in any branch; never the index."""
+    """Tell which primals the cotangents of these outputs come back to, in any branch; never the index."""
     return [False, *(any(r) for r in zip(*(tape.reached(outputs) for tape in tapes), strict=True))]
 
 
@@ -133,4 +134,5 @@ def cond_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, cond_of_marked(params, which)
 
 
-def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked, reaches=cond_reached)
+DEAREST = Traits(repeatable=True, inside=lambda params, costs: max(costs))
+def_control(primitives.cond_p, cond_fwd, cond_bwd, mark_inside=cond_marked, reaches=cond_reached, traits=DEAREST)

@@ -1,4 +1,4 @@
-"""Scan: a loop of a known number of steps, gone through the other way round on what its plan kept."""
+"""Scan: a loop of a known number of steps, gone through the other way round on what its plan saved."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from ..jaxpr import (
     zeros,
 )
 from ..remat import sinking
-from ..remat.hoisting import products_ahead
+from ..remat.hoisting import products_before
 from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Policy
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import Traits
 
 __all__ = ["BackwardBody", "backward_body", "perturbed_carry", "reached_steps", "scan_bwd", "scan_fwd"]
 
 
 def perturbed_carry(passes_of: Any, consts: Sequence[bool], carry: Sequence[bool], rest: Sequence[bool]) -> Passes:
-    """The passes of a loop's body, once what it perturbs of its carry is counted as perturbed going in."""
+    """Return the passes of a loop's body, once what it perturbs of its carry is counted as perturbed going in."""
     while True:
         passes = passes_of((*consts, *carry, *rest))
         grown = [a or b for a, b in zip(carry, passes.differentiable, strict=False)]
@@ -65,7 +66,7 @@ class ScanResiduals(NamedTuple):
 
 
 def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
-    """Run the loop, stacking what its plan keeps at every step; what never changes is kept once."""
+    """Run the loop, stacking what its plan saves at every step; what is loop-invariant is saved once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
     passes = perturbed_carry(lambda p: passes_of(body, p, options), *split_list(perturbed, n_consts, n_carry))
@@ -111,7 +112,7 @@ def backward_body(
     nonzero: Sequence[bool],
     outer_names: OuterNames,
 ) -> tuple[Program, BackwardBody]:
-    """The body of the loop backward: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
+    """Trace the backward body: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
 
     The cotangents of constants are sums over the steps, carried along, or, for those that it `sinks`, products that are
     left to be contracted after the loop: their factors are stacked. Carries and ys have a cotangent where it is
@@ -154,7 +155,7 @@ def backward_body(
 def scan_bwd(
     state: State, res: ScanResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
 ) -> list[Any]:
-    """Run the loop the other way round, on what was kept."""
+    """Run the loop the other way round, on what was saved."""
     passes = res.plan.passes
     _, n_consts, n_carry = scan_parts(params)
     ct_carry, ct_ys = [materialize(c) for c in ct[:n_carry]], [materialize(c) for c in ct[n_carry:]]
@@ -192,7 +193,7 @@ def scan_bwd(
 
 
 def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[int]:
-    """Where the inputs of these names stand among all of them."""
+    """Find where the inputs of these names stand among all of them."""
     starts = dict(zip(inputs, accumulate(map(len, inputs.values()), initial=0), strict=False))
     return [starts[name] + i for name in names for i in range(len(inputs[name]))]
 
@@ -223,6 +224,13 @@ def scan_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence
     return which, scan_of_marked(params, which)
 
 
+EACH_STEP = Traits(repeatable=True, inside=lambda params, costs: params["length"] * sum(costs))
 def_control(
-    primitives.scan_p, scan_fwd, scan_bwd, instead=products_ahead, mark_inside=scan_marked, reaches=scan_reached
+    primitives.scan_p,
+    scan_fwd,
+    scan_bwd,
+    instead=products_before,
+    mark_inside=scan_marked,
+    reaches=scan_reached,
+    traits=EACH_STEP,
 )

@@ -7,9 +7,8 @@ from typing import Any
 
 from ..autodiff.passes import passes_of
 from ..jaxpr import primitives, split_list, while_parts
-from ..rules.kinds import ControlRule
 from ..rules.options import Options
-from ..rules.registry import TABLE
+from ..rules.registry import def_control
 from .scan import perturbed_carry
 
 __all__ = ["while_fwd"]
@@ -32,4 +31,4 @@ def while_message(where: str) -> str:
     )
 
 
-TABLE[primitives.while_p] = ControlRule(None, while_fwd, message=while_message)
+def_control(primitives.while_p, while_fwd, None, message=while_message)

@@ -7,7 +7,7 @@ The cotangent x̄ of a value x has x's shape and dtype. Three things are told ap
 - an error: nobody has written the derivative.
 
 The cotangent of a factor of a product is itself a product: W̄ = x' δ. It travels as `Factored`, the product not yet
-carried out, until somebody needs the array. So sums of them, linear maps on them and whole loops can be gone through
+contracted, until somebody needs the array. So sums of them, linear maps on them and whole loops can be gone through
 first, and whoever wants the factors finds them.
 """
 
@@ -17,6 +17,7 @@ from .products import STACKED as STACKED
 from .products import SUMMED as SUMMED
 from .products import Factored as Factored
 from .products import Linear as Linear
+from .products import Moves as Moves
 from .products import Product as Product
 from .products import instantiate as instantiate
 from .products import materialize as materialize

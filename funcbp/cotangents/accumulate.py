@@ -12,7 +12,7 @@ from .zero import Zero
 
 
 class Cotangents:
-    """The reverse walk's environment: the cotangent of each value so far. An absent one is zero."""
+    """The environment of the backward pass: the cotangent of each value so far. An absent one is zero."""
 
     def __init__(self) -> None:
         self._of: dict[int, Any] = {}
@@ -23,7 +23,7 @@ class Cotangents:
                 self._of[index] = _sum(self._of[index], ct) if index in self._of else ct
 
     def take(self, indices: Sequence[int | None]) -> list[Any]:
-        """The cotangents of these values, which nothing will ask for again."""
+        """Remove the cotangents of these values, which nothing asks for any more, and return them."""
         return [Zero if index is None else self._of.pop(index, Zero) for index in indices]
 
     def read(self, indices: Sequence[int | None]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Lazy products: the cotangent of a factor of a product, W̄ = x' δ, as the product that nobody has carried out yet."""
+"""Lazy products: the cotangent of a factor of a product, W̄ = x' δ, as the product that nobody has contracted yet."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,12 +38,12 @@ class Product(NamedTuple):
     source: Any = None
 
     def contract(self) -> jax.Array:
-        """The product."""
+        """Make the array of the product."""
         with jx.restored(self.source):
             return _follow(self, len(self.then), self.ct, self.other)
 
     def summed(self) -> Product:
-        """The product summed over a leading axis of its factors: one larger contraction, where the rule knows how.
+        """Sum the product over a leading axis of its factors: one larger contraction, where the rule knows how.
 
         What follows is linear, so the sum may come first: the axis goes inside those of the loops that follow.
         """
@@ -52,7 +53,7 @@ class Product(NamedTuple):
         return self._replace(then=(*self.then, SUMMED)) if larger is None else larger
 
     def absorbed(self, loops: int) -> Product | None:
-        """The sum over the axis after those of the loops, as one product, where the rule has it (see `ABSORB`)."""
+        """Sum over the axis after those of the loops in one product, where the rule has it (see `ABSORB`)."""
         if self.rule not in ABSORB:
             return None
         larger: list[Product | None] = []
@@ -72,7 +73,7 @@ ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
 
 
 def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
-    """The product of these factors after the first `n` of what follows it."""
+    """Contract these factors, and do the first `n` of what follows."""
     if n == 0:
         return product.rule(ct, other, product.aval, **product.params)
     what = product.then[n - 1]
@@ -83,25 +84,40 @@ def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
     return what(_follow(product, n - 1, ct, other))
 
 
+class Moves(enum.IntEnum):
+    """How an operation moves numbers and does nothing else to them: the more a grade promises, the larger it is."""
+
+    NOT = 0  # it computes numbers
+    COPIES = 1  # a number goes to any number of places: a broadcast, a lookup
+    ONCE = 2  # a number goes to one place at most: a slice. Going back is an isometry: it keeps inner products
+    ALL = 3  # every number goes to one place: a transposition
+    STAYS = 4  # every number stays in its place: a cast, a copy
+
+
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """A linear map that follows a product: the rule of a linear operation, with all that it takes but the cotangent.
 
-    `isometric`: whether it only moves numbers to other places, and so keeps inner products.
+    `moves`: how the operation moves numbers; the map takes them back.
     """
 
     bwd: Callable[..., Any]
     res: Any
     perturbed: tuple[bool, ...]
     params: dict[str, Any]
-    isometric: bool
+    moves: Moves
+
+    @property
+    def isometric(self) -> bool:
+        """Whether it keeps inner products."""
+        return self.moves >= Moves.ONCE
 
     def __call__(self, ct: Any) -> Any:
         return self.bwd(self.res, ct, self.perturbed, **self.params)[0]
 
 
 class Factored:
-    """A cotangent as a sum of products that nobody has carried out yet.
+    """A cotangent as a sum of products that nobody has contracted yet.
 
     Attributes:
         products: the products.
@@ -116,7 +132,7 @@ class Factored:
         self._array: Any = None
 
     def materialize(self) -> jax.Array:
-        """The array, carried out once."""
+        """Make the array, once."""
         if self._array is None:
             total = self.rest
             for product in self.products:
@@ -126,7 +142,7 @@ class Factored:
         return self._array
 
     def plus(self, other: Any) -> Factored:
-        """The sum with another cotangent of the same type."""
+        """Add another cotangent of the same type."""
         products = (*other.products, *self.products) if type(other) is Factored else self.products
         rest = other.rest if type(other) is Factored else other
         if rest is not Zero and self.rest is not Zero:
@@ -134,18 +150,18 @@ class Factored:
         return Factored(products, self.rest if rest is Zero else rest, self.shape, self.dtype)
 
     def through(self, linear: Callable[[Any], Any], aval: Any) -> Factored:
-        """The cotangent of an operand of this type, `linear` being the rule of the linear operation it went into."""
+        """Go back through a linear operation with this rule, to an operand of this type."""
         rest = Zero if self.rest is Zero else linear(self.rest)
         then = [p._replace(then=(*p.then, linear)) for p in self.products]
         return Factored(then, rest, aval.shape, aval.dtype)
 
     def summed(self) -> Factored:
-        """After a loop, whose steps' factors are stacked: the sum over the steps, for what is the same in each."""
+        """Sum over the steps after a loop, whose steps' factors are stacked, for what is loop-invariant."""
         rest = Zero if self.rest is Zero else jnp.sum(self.rest, 0)
         return Factored([p.summed() for p in self.products], rest, self.shape, self.dtype)
 
     def stacked(self, length: int) -> Factored:
-        """After a loop: the steps' cotangents stacked, for what the loop went along."""
+        """Stack the steps' cotangents after a loop, for what the loop went along."""
         then = [p._replace(then=(*p.then, STACKED)) for p in self.products]
         return Factored(then, self.rest, (length, *self.shape), self.dtype)
 
@@ -164,10 +180,10 @@ jax.tree_util.register_pytree_node(Factored, _flatten, _unflatten)
 
 
 def materialize(ct: Any) -> Any:
-    """The cotangent with its products carried out; `Zero`, `None` and arrays stay as they are."""
+    """Contract the products of a cotangent; `Zero`, `None` and arrays stay as they are."""
     return ct.materialize() if type(ct) is Factored else ct
 
 
 def instantiate(ct: Any, aval: Any) -> jax.Array:
-    """The cotangent as an array: `Zero` becomes zeros of this type, and a product is carried out."""
+    """Make the cotangent an array: `Zero` becomes zeros of this type, and products are contracted."""
     return jx.zeros(jx.strong(aval)) if ct is Zero else materialize(ct)

@@ -25,18 +25,18 @@ jax.tree_util.register_pytree_node(_Zero, lambda zero: ((), None), lambda *_: Ze
 
 
 def is_differentiable(x: Any) -> bool:
-    """Whether values of this type have a cotangent: real and complex floating point, and nothing else."""
+    """Tell whether values of this type have a cotangent: real and complex floating point, and nothing else."""
     return is_inexact(x.dtype)
 
 
 @functools.cache
 def is_inexact(dtype: Any) -> bool:
-    """Whether this is a real or complex floating-point dtype."""
+    """Tell whether this is a real or complex floating-point dtype."""
     return jax.dtypes.issubdtype(dtype, np.inexact)
 
 
 def float0_zeros(x: Any) -> np.ndarray:
-    """What JAX returns as the cotangent of an integer: zeros of the type that has no bits."""
+    """Make what JAX returns as the cotangent of an integer: zeros of the type that has no bits."""
     return np.zeros(np.shape(x), jax.dtypes.float0)
 
 

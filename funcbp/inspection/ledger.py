@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autodiff.arguments import check_callable, check_scalar
+from ..autodiff.arguments import check_callable, check_scalar, holding_static, is_array, split_arguments
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
@@ -43,11 +44,13 @@ class Trace:
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __getitem__(self, key: str | int) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:
         """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
-        Of a name that several values bear, a tuple.
+        Of a name that several values bear, a tuple; of a slice, a list of rows.
         """
+        if isinstance(key, slice):
+            return self.rows[key]
         named = [r for r in (*self.inputs, *self.rows) if r.name == key]
         found = named or [r for r in self.rows if r.index == str(key)]
         if not found and isinstance(key, int):
@@ -107,18 +110,27 @@ class Trace:
         return graph.to_svg(self.inputs, self.rows)
 
 
-def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callable[..., Trace]:
-    """Both passes of a call of a scalar function, with every value, its cotangent, its rule and its line.
+def trace(
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    backward: Backward | None = None,
+) -> Callable[..., Trace]:
+    """Trace both passes of a call of a scalar function: every value, its cotangent, its rule and its line.
 
-    All floating-point arguments are differentiated with respect to, and everything is kept: this is for looking, not
-    for training. For a few cotangents inside a training loop see `cotangents`.
+    Everything is kept: this is for looking, not for training. For a few cotangents inside a training loop see
+    `cotangents`.
 
     Args:
-        loss: a function of any arguments with a scalar output.
+        f: a function of any arguments with a scalar output.
+        argnums: which positional arguments to differentiate with respect to; if None, all that have floating-point
+            leaves, those passed by keyword among them.
+        has_aux: whether `f` returns a pair (output, auxiliary data); then `value` of the trace is that pair.
         backward: the way of going backward, if not the default one.
 
     Returns:
-        A function of the loss's arguments that returns a `Trace`. `t["h1"]` is the row of the value named "h1",
+        A function of the arguments of `f` that returns a `Trace`. `t["h1"]` is the row of the value named "h1",
         `t["dense_0/kernel"]` that of a parameter, `t.at(line=12)` are those of a line of the program; `.value` and
         `.cotangent` of a row are arrays, `.of_value` and `.of_cotangent` their statistics.
 
@@ -131,51 +143,59 @@ def trace(loss: Callable[..., Any], backward: Backward | None = None) -> Callabl
         >>> t["h"].cotangent.round(3), t["w"].cotangent.round(3)
         (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
-    check_callable(loss)
-    options = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
+    check_callable(f)
+    observing = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
 
+    @functools.wraps(f)
     def traced(*args: Any, **kwargs: Any) -> Trace:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        if any(isinstance(x, jax.core.Tracer) for x in leaves):
-            raise TypeError("trace(loss)(...) shows numbers, and was called inside a jitted or mapped function.")
-        arrays = [isinstance(x, (jax.Array, np.ndarray, float, complex)) for x in leaves]
-        floats = [i for i, a in enumerate(arrays) if a and is_differentiable(jnp.asarray(leaves[i]))]
-
-        def partial(*chosen: Any) -> Any:
-            full = list(leaves)
-            for i, x in zip(floats, chosen, strict=True):
-                full[i] = x
-            args, kwargs = jax.tree.unflatten(tree, full)
-            return loss(*args, **kwargs)
-
-        value, pullback = options.vjp(partial, *(leaves[i] for i in floats))
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            raise TypeError("trace(f)(...) shows numbers, and was called inside a jitted or mapped function.")
+        parts, paths = (*args, kwargs), _paths(f, args, kwargs)
+        numbers = [i for i, part in enumerate(parts) if any(map(_is_float, jax.tree.leaves(part)))]
+        if argnums is not None:
+            split_arguments(f, argnums, args, kwargs)  # with its errors
+            numbers = [i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums)]
+        whole = lambda *parts: f(*parts[:-1], **parts[-1])
+        partial, chosen = holding_static(*split_arguments(whole, numbers, parts, {}), keep=_is_float)
+        value, pullback, *aux = observing.vjp(partial, *chosen, has_aux=has_aux)
         check_scalar(value, False)
         grads, seen = pullback.observed(jnp.ones_like(value))
-        paths, number = _paths(loss, args, kwargs), lambda x: np.asarray(jnp.asarray(x))
+        number = lambda x: np.asarray(jnp.asarray(x))
+        names = [
+            name for i in numbers for name, x in zip(paths[i], jax.tree.leaves(parts[i]), strict=True) if _is_float(x)
+        ]
         inputs = [
             Row(
                 "",
                 "input",
-                name=paths[i],
-                values=(number(leaves[i]),),
+                name=name,
+                values=(number(x),),
                 cotangents=(np.asarray(g),),
                 outputs=(s,),
             )
-            for i, g, s in zip(floats, grads, pullback.tape.inputs, strict=True)
+            for name, x, g, s in zip(
+                names, jax.tree.leaves(chosen), jax.tree.leaves(grads), pullback.tape.inputs, strict=True
+            )
         ]
-        rows = list(rows_of(options, pullback, pullback.tape, seen))
-        return Trace(value, inputs, rows, pullback.tape.outputs)
+        rows = list(rows_of(observing, pullback, pullback.tape, seen))
+        return Trace((value, aux[0]) if has_aux else value, inputs, rows, pullback.tape.outputs)
 
     return traced
 
 
-def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[str]:
-    """A path for each leaf: within the first argument its own, elsewhere preceded by the argument's name."""
+def _is_float(x: Any) -> bool:
+    return is_array(x) and is_differentiable(jax.typeof(x))
+
+
+def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[list[str]]:
+    """The paths of the leaves of each argument, and of those by keyword: within the first argument their own, elsewhere
+    preceded by the argument's name.
+    """
     try:
-        names = list(inspect.signature(loss).parameters)
+        names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
         names = []
-    paths = []
+    paths: list[list[str]] = [[] for _ in range(len(args) + 1)]
     for path, _ in jax.tree_util.tree_leaves_with_path((args, kwargs)):
         which, argument, *inner = path
         own = jax.tree_util.keystr(tuple(inner), simple=True, separator="/")
@@ -184,5 +204,6 @@ def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[str]:
         else:
             name = names[argument.idx] if argument.idx < len(names) else f"argument {argument.idx}"
         first = which.idx == 0 and argument.idx == 0
-        paths.append(own if first and own else "/".join(filter(None, (name, own))))
+        part = paths[argument.idx if which.idx == 0 else -1]
+        part.append(own if first and own else "/".join(filter(None, (name, own))))
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.arguments import check_callable, check_input, check_scalar, split_arguments
+from ..autodiff.arguments import check_callable, check_input, check_scalar, holding_static, split_arguments
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
@@ -30,18 +31,18 @@ def step_at(record: Tape, place: Sequence[int]) -> Entry:
 
 
 def gradient_watched(
-    options: Backward, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
+    backward: Backward, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
 ) -> tuple[Any, Any, Tape, dict[tuple[int, ...], Any]]:
-    """`value_and_grad`, with the record and what the walker's watch saw.
+    """`value_and_grad`, with the tape and what the observer made of its entries.
 
     Returns:
-        The value (a pair with the auxiliary data, if any), the gradient, the record, and what was seen by place.
+        The value (a pair with the auxiliary data, if any), the gradient (None for leaves that are no arrays), the tape,
+        and what was observed, by the entries' numbers.
     """
-    check_callable(loss)
-    partial, chosen = split_arguments(loss, argnums, args, kwargs)
+    partial, chosen = holding_static(*split_arguments(f, argnums, args, kwargs))
     for x in jax.tree.leaves(chosen):
         check_input(x, False, True, "grad")
-    value, pullback, *aux = options.vjp(partial, *chosen, has_aux=has_aux)
+    value, pullback, *aux = backward.vjp(partial, *chosen, has_aux=has_aux)
     check_scalar(value, False)
     grads, seen = pullback.observed(jnp.ones_like(value))
     grads = grads[0] if isinstance(argnums, int) else tuple(grads)
@@ -66,26 +67,29 @@ class Named:
 
 
 def cotangents(
-    loss: Callable[..., Any],
-    names: Sequence[str] | None = None,
-    reduce: Callable[[Any], Any] | None = None,
+    f: Callable[..., Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    *,
+    names: Sequence[str] | None = None,
+    reduce: Callable[[Any], Any] | None = None,
+    backward: Backward | None = None,
 ) -> Callable[..., Any]:
-    """The cotangents of named values, or what is made of them, beside the value and the gradient.
+    """Take out the cotangents of named values, or what is made of them, beside the value and the gradient.
 
-    They are taken from the one walk there is, so it costs little, and it runs under `jax.jit`.
+    They are taken from the one backward pass there is, so it costs little, and it runs under `jax.jit`.
 
     Args:
-        loss: a function with a scalar output, in which values are named by `funcbp.name`.
+        f: a function with a scalar output, in which values are named by `funcbp.name`.
+        argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
+        has_aux: whether `f` returns a pair (output, auxiliary data).
         names: which names; by default all.
         reduce: a function of a cotangent that returns a pytree of arrays: its norm, its histogram. Left out, the
             cotangents themselves are returned.
-        argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
-        has_aux: whether `loss` returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
 
     Returns:
-        A function with the loss's arguments that returns `(value, grads, found)`: with `has_aux`, value is a pair. In
+        A function with the arguments of `f` that returns `(value, grads, found)`: with `has_aux`, value is a pair. In
         the dict `found` a cotangent from inside a loop is stacked along a leading axis, by the loop's steps; that of a
         branch not taken is zero. A name that several values bear has a tuple, in the order they are computed in.
 
@@ -103,10 +107,12 @@ def cotangents(
         Array([5.657, 2.828, 1.414], dtype=float32)
     """
     wanted = None if names is None else tuple(names)
-    options = Backward().observing(observer=Named(wanted, reduce))
+    check_callable(f)
+    observing = (backward or Backward()).observing(observer=Named(wanted, reduce))
 
+    @functools.wraps(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
-        value, grads, record, seen = gradient_watched(options, loss, argnums, has_aux, args, kwargs)
+        value, grads, record, seen = gradient_watched(observing, f, argnums, has_aux, args, kwargs)
         check_names(wanted or (), record, "cotangents(names=...) has")
         return value, grads, _by_name(record, seen)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, split_arguments
+from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
+from ..rules.traits import Singularity, traits_of
 from .replay import Birth, replay
 from .statistics import Statistics, statistics
 
@@ -58,11 +59,7 @@ TRAPS = {
     "unfinished": Trap("max_steps reached", "The funcbp.while_loop there had not ended after max_steps, so what it "
                        "would have returned is not known. Give it more steps, or ask for it cut short: truncate=True."),
 }  # fmt: skip
-SINGULAR = {
-    "sqrt": "sqrt", "rsqrt": "sqrt", "cbrt": "sqrt", "log": "log", "log1p": "log", "log2": "log", "pow": "pow",
-    "integer_pow": "pow", "div": "division", "atan2": "division", "rem": "division",
-    "acos": "edge", "asin": "edge", "acosh": "edge", "atanh": "edge", "erf_inv": "edge",
-}  # fmt: skip
+OUTSIDE = (Singularity.ROOT, Singularity.LOG, Singularity.POWER)  # not numbers at negative arguments
 
 
 def trap_of(birth: Birth, root: Birth) -> Trap | None:
@@ -76,13 +73,13 @@ def trap_of(birth: Birth, root: Birth) -> Trap | None:
     if birth.primitive == "sub" and birth.nan and all(np.isinf(x).any() for x in birth.operands) and root is birth:
         in_softmax = any("softmax" in f or "logsumexp" in f or "attention" in f for f in through)
         return TRAPS["softmax" if in_softmax else "inf"]
-    kind = SINGULAR.get(_operation(root))
-    if root.nan and not root.backward and kind in ("sqrt", "log", "pow") and any((x < 0).any() for x in root.operands):
+    kind = traits_of(_operation(root)).singular
+    if root.nan and not root.backward and kind in OUTSIDE and any((x < 0).any() for x in root.operands):
         return TRAPS["negative"]
-    if kind == "edge":
-        return TRAPS["negative" if root.nan else "edge"]
+    if kind is Singularity.EDGE:
+        return TRAPS["negative" if root.nan else kind]
     if kind is not None and any((x == 0).any() for x in root.operands):
-        return TRAPS["norm" if kind == "sqrt" and "norm" in through else kind]
+        return TRAPS["norm" if kind is Singularity.ROOT and "norm" in through else kind]
     if not root.nan:
         return TRAPS["half" if root.result.dtype == np.float16 else "overflow"]
     return None
@@ -174,14 +171,15 @@ class Nonfinite:
 class FindNan:
     """The function that `find_nan` returns."""
 
-    def __init__(self, loss: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, options: Backward):
-        check_callable(loss)
-        self.loss, self.argnums, self.has_aux, self.options = loss, argnums, has_aux, options
-        functools.update_wrapper(self, loss, updated=())
+    def __init__(self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
+        check_callable(f)
+        self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
+        functools.update_wrapper(self, f, updated=())
 
     def _gradient(self, *args: Any, **kwargs: Any) -> Any:
-        gradient = self.options.value_and_grad(self.loss, self.argnums, has_aux=self.has_aux, allow_int=True)
-        value, grads = gradient(*args, **kwargs)
+        partial, chosen = holding_static(*split_arguments(self.f, self.argnums, args, kwargs))
+        numbers = tuple(range(len(chosen)))
+        value, grads = self.backward.value_and_grad(partial, numbers, has_aux=self.has_aux, allow_int=True)(*chosen)
         return (value[0] if self.has_aux else value), grads
 
     def whether(self, *args: Any, **kwargs: Any) -> jax.Array:
@@ -193,20 +191,25 @@ class FindNan:
         """Replay both passes equation by equation, and blame the first one."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
             raise TypeError(
-                "find_nan(loss)(...) replays the program on numbers, and was called inside a jitted or mapped "
-                "function, where there are none. Call find_nan(loss).whether(...) there, and this outside."
+                "find_nan(f)(...) replays the program on numbers, and was called inside a jitted or mapped "
+                "function, where there are none. Call find_nan(f).whether(...) there, and this outside."
             )
-        split_arguments(self.loss, self.argnums, args, kwargs)
-        leaves, tree = jax.tree.flatten((args, kwargs))
+        split_arguments(self.f, self.argnums, args, kwargs)
+        gradient = lambda args, kwargs: self._gradient(*args, **kwargs)
+        of_arrays, arrays = holding_static(gradient, (args, kwargs))
+        leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 
         def flat(*leaves: Any) -> list[Any]:
-            args, kwargs = jax.tree.unflatten(tree, leaves)
-            return [x for x in jax.tree.leaves(self._gradient(*args, **kwargs)) if _is_float(x)]
+            return [x for x in jax.tree.leaves(of_arrays(*jax.tree.unflatten(tree, leaves))) if _is_float(x)]
 
         outs = replay(jax.make_jaxpr(flat)(*leaves), leaves)
         births = [out.birth for out in outs if out.birth is not None]
-        bad = [path for path, x in _paths(self.loss, args, kwargs) if _is_float(x) and not jnp.isfinite(x).all()]
+        bad = [
+            path
+            for path, x in _paths(self.f, args, kwargs)
+            if is_array(x) and _is_float(x) and not jnp.isfinite(x).all()
+        ]
         return Nonfinite(min(births, key=lambda b: b.root.order) if births else None, bad)
 
 
@@ -214,10 +217,10 @@ def _is_float(x: Any) -> bool:
     return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
 
 
-def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any]]:
     """The arguments' arrays by path, as in `params/dense_0/kernel`."""
     try:
-        named = inspect.signature(loss).bind(*args, **kwargs).arguments
+        named = inspect.signature(f).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         named = {f"argument {i}": x for i, x in enumerate(args)} | kwargs
     leaves = jax.tree_util.tree_leaves_with_path(dict(named))
@@ -225,18 +228,18 @@ def _paths(loss: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, 
 
 
 def find_nan(
-    loss: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, backward: Backward | None = None
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
 ) -> FindNan:
-    """The first equation, forward and then backward, whose result is not finite although its operands were.
+    """Find the first equation, forward and then backward, whose result is not finite although its operands were.
 
     Only what matters is blamed: an infinity that never reaches the value or the gradient (a mask of -inf before a
     softmax, `1/x` behind a `where`) is as intended. A nan made of infinities is blamed on the equation that made the
     first of them; infinities written into the program or passed to it are taken as meant.
 
     Args:
-        loss: a function with a scalar output.
+        f: a function with a scalar output.
         argnums: which arguments are differentiated with respect to, as in `jax.grad`.
-        has_aux: whether `loss` returns a pair (output, auxiliary data).
+        has_aux: whether `f` returns a pair (output, auxiliary data).
         backward: the way of going backward, if not the default one.
 
     Returns:
@@ -253,4 +256,4 @@ def find_nan(
         >>> found.operation, found.backward, found.trap
         ('sqrt', True, 'where over a bad branch')
     """
-    return FindNan(loss, argnums, has_aux, backward or Backward())
+    return FindNan(f, argnums, has_aux, backward or Backward())

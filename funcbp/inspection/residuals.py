@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import as_value, split_arguments
+from ..autodiff.arguments import as_value, check_callable, divided, is_array, split_arguments
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import SavedIndex
 from ..autodiff.transformations import Backward
@@ -25,6 +25,7 @@ from ..remat.graph import bytes_of, kept_bytes
 from ..remat.plan import Plan, plan_of_call
 from ..remat.policies import POLICIES
 from ..remat.regions import in_regions
+from ..rules.cost import is_cheap
 from .live import Live, live_bytes
 
 __all__ = ["Residual", "Residuals", "residuals"]
@@ -141,9 +142,9 @@ def _short(line: str) -> str:
 
 
 def residuals(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, backward: Backward | None = None
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
 ) -> Callable[..., Residuals]:
-    """What is kept between the two passes of a gradient, with the reasons: the plan in writing.
+    """Report what is kept between the two passes of a gradient, with the reasons: the plan in writing.
 
     The function is traced as under `jit`; nothing is computed. What the backward pass itself stores on its way, such as
     the factors of products that are summed after a loop (`remat.sinking.Deferral`), is not kept between the passes and
@@ -152,7 +153,8 @@ def residuals(
     Args:
         f: a function of pytrees of arrays to a pytree of arrays.
         argnums: which arguments are differentiated with respect to, as in `grad`.
-        backward: the options; left out, those of the module's functions.
+        has_aux: whether `f` returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function with the arguments of `f` that returns a `Residuals`: a table in a terminal and a notebook.
@@ -164,14 +166,16 @@ def residuals(
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
     """
-    options = (backward or Backward()).options
+    check_callable(f)
+    backward = backward or Backward()
+    options = backward.options
 
     @functools.wraps(f)
     def report(*args: Any, **kwargs: Any) -> Residuals:
         split_arguments(f, argnums, args, kwargs)  # with its errors
         numbers = {i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums)}
         leaves, tree = jax.tree_util.tree_flatten_with_path(args)
-        chosen = [path[0].idx in numbers for path, _ in leaves]
+        chosen = [path[0].idx in numbers and is_array(x) for path, x in leaves]
         arrays = [i for i, (_, x) in enumerate(leaves) if chosen[i] or isinstance(x, (jax.Array, np.ndarray))]
         values = [as_value(leaves[i][1]) for i in arrays]
 
@@ -179,7 +183,11 @@ def residuals(
             full = [x for _, x in leaves]
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
-            return jax.tree.leaves(f(*jax.tree.unflatten(tree, full), **kwargs))
+            args = list(jax.tree.unflatten(tree, full))
+            first = argnums if isinstance(argnums, int) else argnums[0]
+            args[first] = backward.marked(args[first])
+            out = f(*args, **kwargs)
+            return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
 
         run = in_regions(flat, options.policy) if options.outside_loops else flat
         program = jx.trace(run, [jax.typeof(v) for v in values])
@@ -304,7 +312,7 @@ def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
     dear: dict[Any, str] = {}
     for eqn in eqns:
         before = next((dear[v] for v in eqn.invars if not jx.is_literal(v) and v in dear), "")
-        name = before if jx.is_cheap(eqn) else eqn.primitive.name
+        name = before if is_cheap(eqn) else eqn.primitive.name
         if name:
             dear |= dict.fromkeys((v for v in eqn.outvars if v not in fates), name)
     return dear
@@ -321,4 +329,4 @@ def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
         return "outside loops all that is read is kept"
     if eqn is None:
         return "the state before the step"
-    return "narrower than what it is made of" if jx.is_cheap(eqn) else f"{eqn.primitive.name} is not run again"
+    return "narrower than what it is made of" if is_cheap(eqn) else f"{eqn.primitive.name} is not run again"

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..rules.traits import traits_of
+
 __all__ = ["Statistics", "statistics"]
 
-BOUNDS = {"tanh": (-1.0, 1.0), "logistic": (0.0, 1.0), "erf": (-1.0, 1.0)}
 NEAR = 0.01  # of the range: closer to a bound than that is saturated
 
 
@@ -52,8 +53,9 @@ def statistics(x: Any, primitive: str | None = None) -> Statistics:
     mean, low, high = (f(finite) if finite.size else np.nan for f in (np.mean, np.min, np.max))
     size = max(1, x.size)
     saturated = None
-    if primitive in BOUNDS:
-        low_bound, high_bound = BOUNDS[primitive]
+    bounds = traits_of(primitive).bounds
+    if bounds is not None:
+        low_bound, high_bound = bounds
         near = NEAR * (high_bound - low_bound)
         saturated = float(((numbers < low_bound + near) | (numbers > high_bound - near)).sum() / size)
     with np.errstate(all="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,40 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable
+from ..autodiff.arguments import check_callable, divided, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
+from ..rules.cost import flops
 
-__all__ = ["Operation", "Summary", "flops_of", "summary"]
-
-FREE = frozenset(
-    """broadcast_in_dim reshape transpose squeeze slice dynamic_slice dynamic_update_slice concatenate pad rev gather
-    convert_element_type bitcast_convert_type copy copy_p device_put name stop_gradient optimization_barrier iota
-    sharding_constraint split stack unstack tile select_n random_bits random_seed random_wrap random_unwrap random_split
-    random_fold_in threefry2x32 feedback real imag eq ne lt le gt ge and or not xor argmax argmin""".split()
-)
-
-
-def flops_of(eqn: Any) -> int:
-    """Floating-point operations of one equation without programs inside: multiplications and additions count one each.
-
-    A contraction costs 2 per term of its sums, a convolution likewise; reductions and scatters 1 per element that goes
-    in, elementwise operations 1 per element that comes out; moving, choosing and comparing numbers is free.
-    """
-    name, ins, outs = eqn.primitive.name, [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-    if name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        return 2 * math.prod(outs[0].shape) * math.prod(ins[0].shape[i] for i in contract)
-    if name == "conv_general_dilated":
-        kernel = eqn.params["dimension_numbers"].rhs_spec
-        terms = math.prod(ins[1].shape) // ins[1].shape[kernel[0]]
-        return 2 * math.prod(outs[0].shape) * terms
-    if name in FREE or not any(is_differentiable(t) for t in outs if hasattr(t, "dtype")):
-        return 0
-    if name.startswith(("reduce", "cum", "arg", "scatter")):
-        size = ins[-1 if name.startswith("scatter") else 0]
-        return math.prod(size.shape)
-    return sum(math.prod(t.shape) for t in outs)
+__all__ = ["Operation", "Summary", "summary"]
 
 
 class Operation(NamedTuple):
@@ -101,42 +74,68 @@ class Summary:
         return str(self)
 
 
-def summary(f: Callable[..., Any], *args: Any) -> Summary:
-    """The operations of a function and of its backward pass, with shapes, FLOPs and what is kept between the two.
+def summary(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
+) -> Callable[..., Summary]:
+    """Count the operations of a function and of its backward pass, with shapes, FLOPs and what is kept between the two.
 
     Nothing is computed: the programs are traced and their equations counted, those of a loop as often as it runs. What
     the backward pass computes again counts as backward.
 
     Args:
-        f: a function of pytrees of arrays; all floating-point arrays of the first argument are differentiated with
-            respect to.
-        *args: its arguments, or `jax.ShapeDtypeStruct`s in their place.
+        f: a function of pytrees of arrays to a pytree of arrays.
+        argnums: which arguments are differentiated with respect to, as in `grad`: all their floating-point arrays.
+        has_aux: whether `f` returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
 
     Returns:
-        A `Summary`.
+        A function with the arguments of `f`, or `jax.ShapeDtypeStruct`s in their place, that returns a `Summary`.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
         >>> layer = lambda w, x: x @ w
         >>> like = jax.ShapeDtypeStruct
-        >>> s = bp.summary(layer, like((8, 4), jnp.float32), like((2, 8), jnp.float32))
+        >>> s = bp.summary(layer)(like((8, 4), jnp.float32), like((2, 8), jnp.float32))
         >>> s.parameters, s.forward, s.backward, s.residuals
         (32, 128, 128, 64)
     """
     check_callable(f)
-    types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(_typed, args))
+    backward = backward or Backward()
 
-    def pullback_of(*args: Any) -> Any:
-        return Backward().vjp(lambda first: f(first, *args[1:]), args[0])
+    @functools.wraps(f)
+    def count(*args: Any, **kwargs: Any) -> Summary:
+        whole = lambda args, kwargs: f(*args, **kwargs)
+        of_arrays, arrays = holding_static(whole, (args, kwargs), keep=_is_typed)
+        types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(_typed, arrays))
 
-    def both(*args: Any) -> Any:
-        out, pullback = pullback_of(*args)
-        ct = jax.tree.map(lambda y: jnp.ones(y.shape, y.dtype) if is_differentiable(y) else float0_zeros(y), out)
-        return out, [g for g in jax.tree.leaves(pullback(ct)) if is_differentiable(g)]
+        def pullback_of(args: Any, kwargs: Any) -> Any:
+            partial, chosen = split_arguments(lambda *args: of_arrays(args, kwargs), argnums, args, {})
+            return backward.vjp(partial, *chosen, has_aux=has_aux)[:2]
 
-    out, pullback = jax.eval_shape(pullback_of, *types)
+        def forward(args: Any, kwargs: Any) -> Any:
+            out = of_arrays(args, kwargs)
+            return divided(f, out)[0] if has_aux else out
+
+        def both(args: Any, kwargs: Any) -> Any:
+            out, pullback = pullback_of(args, kwargs)
+            ct = jax.tree.map(lambda y: jnp.ones(y.shape, y.dtype) if is_differentiable(y) else float0_zeros(y), out)
+            return out, [g for g in jax.tree.leaves(pullback(ct)) if is_differentiable(g)]
+
+        out, pullback = jax.eval_shape(pullback_of, *types)
+        kept = sum(
+            math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(pullback) if hasattr(x.dtype, "itemsize")
+        )
+        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(split_arguments(f, argnums, types[0], {})[1]))
+        output = ", ".join(f"{y.dtype}{list(y.shape)}" for y in jax.tree.leaves(out))
+        return Summary(_rows_of(forward, both, types), parameters, kept, output)
+
+    return count
+
+
+def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
+    """The operations of the forward pass, and of the program that has both passes."""
     rows: dict[Any, list[Any]] = {}
-    for program, column in ((jax.make_jaxpr(f)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):
+    for program, column in ((jax.make_jaxpr(forward)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):
         for o in _operations(program):
             eqn, times, line, scope = o.eqn, o.times, o.line, o.scope
             rule = scope.split("/")[-1].rstrip(")").split("(")[-1]
@@ -144,13 +143,14 @@ def summary(f: Callable[..., Any], *args: Any) -> Summary:
             shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
             row = rows.setdefault((name, line), [name, shape, 0, 0, 0, line, scope])
             row[2] += times if column == 3 else 0
-            row[column] += times * flops_of(eqn)
+            row[column] += times * flops(eqn)
     for row in rows.values():  # the second program has both passes
         row[4] = max(0, row[4] - row[3])
-    kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(pullback) if hasattr(x.dtype, "itemsize"))
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(types[0]))
-    output = ", ".join(f"{y.dtype}{list(y.shape)}" for y in jax.tree.leaves(out))
-    return Summary([Operation(*row) for row in rows.values()], parameters, kept, output)
+    return [Operation(*row) for row in rows.values()]
+
+
+def _is_typed(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct) or is_array(x)
 
 
 def _typed(x: Any) -> Any:
@@ -163,7 +163,7 @@ def _counted(inside: jx.Inside) -> Sequence[Any]:
         case jx.Kind.WHILE:
             return inside.programs[1:]
         case jx.Kind.COND:
-            return [max(inside.programs, key=lambda p: sum(o.times * flops_of(o.eqn) for o in _operations(p)))]
+            return [max(inside.programs, key=lambda p: sum(o.times * flops(o.eqn) for o in _operations(p)))]
         case jx.Kind.OTHER:
             return ()
         case _:

@@ -57,7 +57,7 @@ def _shown(x: Any) -> Any:
 
 
 def rows_of(
-    options: Backward,
+    backward: Backward,
     pullback: Pullback,
     record: Tape,
     seen: dict[Any, Any],
@@ -68,13 +68,13 @@ def rows_of(
     """The rows of a program.
 
     Args:
-        options, pullback, seen: of the backward pass; what `Everything` saw in it.
+        backward, pullback, seen: of the backward pass; what `Everything` saw in it.
         record: the program's tape.
         around: its place.
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
     """
-    kinds = options.coverage()
+    kinds = backward.coverage()
     for step in record.entries:
         place = (*around, step.number)
         inside = step.tapes
@@ -87,7 +87,7 @@ def rows_of(
         yield Row(
             index=".".join(map(str, place)),
             primitive=step.primitive,
-            kind=_kind(options, kinds, step) if derivable else NO_DERIVATIVE,
+            kind=_kind(backward, kinds, step) if derivable else NO_DERIVATIVE,
             rule=step.rule.name if derivable else "",
             name=step.params["name"] if step.primitive == "name" else "",
             scope=_scope(jx.scope(step.source)),
@@ -109,11 +109,11 @@ def rows_of(
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
         for i, tape in enumerate(inside):
             if step.primitive != "cond":
-                yield from rows_of(options, pullback, tape, seen, place, ran, written)
+                yield from rows_of(backward, pullback, tape, seen, place, ran, written)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(options, pullback, tape, seen, (*place, i), before & chosen, written)
+                yield from rows_of(backward, pullback, tape, seen, (*place, i), before & chosen, written)
 
 
 def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int]) -> Iterator[Row]:
@@ -148,9 +148,9 @@ def _scope(scope: str) -> str:
     return "/".join(part for part in scope.split("/") if not part.startswith("jit("))
 
 
-def _kind(options: Backward, kinds: dict[str, str], step: Entry) -> str:
+def _kind(backward: Backward, kinds: dict[str, str], step: Entry) -> str:
     """Where a step's rule is from."""
-    if any(step.rule is rule for rule in options.options.rules.values()):
+    if any(step.rule is rule for rule in backward.options.rules.values()):
         return "replaced"
     return kinds.get(step.primitive, "hand-written")
 

@@ -8,12 +8,6 @@ reads programs; the file to open first.
 
 from jax.extend.core import primitives as primitives
 
-from .cost import CHEAP as CHEAP
-from .cost import REPEATABLE as REPEATABLE
-from .cost import flops as flops
-from .cost import inner as inner
-from .cost import is_cheap as is_cheap
-from .cost import is_repeatable as is_repeatable
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_remat as bind_remat
@@ -42,6 +36,7 @@ from .interpreter import as_function as as_function
 from .interpreter import call_jaxpr as call_jaxpr
 from .interpreter import cond_branches as cond_branches
 from .interpreter import equations as equations
+from .interpreter import inner as inner
 from .interpreter import inside_of as inside_of
 from .interpreter import programs_of as programs_of
 from .interpreter import run as run

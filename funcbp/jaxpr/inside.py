@@ -133,7 +133,7 @@ def _loop_apart(eqn: Any, saved: Callable[[Any], bool]) -> tuple[Any, Any, list[
 
 @weakref_cache
 def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
-    """The program with one more input after each of `which`, the mirror that the input is marked with."""
+    """The program with one more input after each of `which`, the feedback weight that the input is marked with."""
 
     def marked(*args: Any) -> list[Any]:
         rest = iter(args)
@@ -150,7 +150,7 @@ def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
 
 
 def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
-    """The parameters of a scan with one more operand after each of `which`, its mirror."""
+    """The parameters of a scan with one more operand after each of `which`, its feedback weight."""
     body, n_consts, n_carry = scan_parts(params)
     new = dict(params, jaxpr=_marked(body, tuple(which)))
     more = sum(which[:n_consts])
@@ -170,13 +170,13 @@ def while_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, 
 
 
 def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
-    """The parameters of a cond with one more operand after each of `which`, its mirror."""
+    """The parameters of a cond with one more operand after each of `which`, its feedback weight."""
     branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
     return dict(params, branches=branches)
 
 
 def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
-    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its mirror."""
+    """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its feedback weight."""
     return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
 
 

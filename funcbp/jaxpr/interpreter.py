@@ -93,6 +93,11 @@ def inside_of(eqn: Any) -> Inside:
     return Inside.of(eqn.params, [v.aval for v in eqn.invars])
 
 
+def inner(eqn: Any) -> list[Any]:
+    """The equations of the programs inside an equation."""
+    return [e for program in inside_of(eqn).programs for e in program.eqns]
+
+
 CALLED = ("jaxpr", "call_jaxpr", "call")  # the parameters that calls have their program in
 
 

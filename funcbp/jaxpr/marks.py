@@ -9,7 +9,9 @@ from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps
 from jax.extend.core import Primitive
 
-feedback_p = Primitive("feedback")  # for JAX the identity of its first operand; for our recording, see `mirrors.py`
+feedback_p = Primitive(
+    "feedback"
+)  # for JAX the identity of its first operand; for our recording, see `autodiff/feedback.py`
 
 
 feedback_p.def_impl(lambda w, b: w)

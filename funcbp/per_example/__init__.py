@@ -4,10 +4,11 @@ Every function takes a loss of one example, `loss(params, example)`, a scalar, a
 batch)`: `params` is any pytree of floating-point arrays, and the batch a pytree of arrays with one leading axis, of
 examples. W̄_n is the gradient of example n. A batch's gradient is the mean of its examples' gradients.
 
-The walk leaves the cotangents of weights as factors: inputs and deltas. Their norms, sums and inner products follow
-from those, so private training, weighting or the noise scale cost about as much as one gradient (see `pairs.py` for
-the formula, and `ways` for which way each parameter goes). That holds for any model: weights used many times, loops
-over time or layers, convolutions, lookups; what is no product, like the gradient of a bias, is an array per example.
+The backward pass leaves the cotangents of weights as factors: inputs and deltas. Their norms, sums and inner products
+follow from those, so private training, weighting or the noise scale cost about as much as one gradient (see `pairs.py`
+for the formula, and `methods` for how each parameter is dealt with). That holds for any model: weights used many times,
+loops over time or layers, convolutions, lookups; what is no product, like the gradient of a bias, is an array per
+example.
 
 Examples that interact have no gradients of their own. What can be found out is refused: a loss that returns more than
 one number, a mean over a named axis of examples, and, by `of_batch`, a loss over a batch that is neither the mean nor
@@ -23,7 +24,7 @@ from .interaction import of_batch as of_batch
 from .products import cosines as cosines
 from .products import factors as factors
 from .products import gram as gram
-from .products import ways as ways
+from .products import methods as methods
 from .statistics import Moments as Moments
 from .statistics import NoiseScale as NoiseScale
 from .statistics import grads as grads

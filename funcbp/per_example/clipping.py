@@ -15,7 +15,6 @@ __all__ = ["Clipping", "clipped_grad", "norms", "weighted_grad"]
 
 Array = jax.Array
 Loss = Callable[[Any, Any], Any]
-_DEFAULT = Backward()
 
 
 class Clipping(NamedTuple):
@@ -40,16 +39,18 @@ def norms(
     squared: bool = False,
     per_leaf: bool = False,
     with_grad: bool = False,
-    backward: Backward = _DEFAULT,
+    has_aux: bool = False,
+    backward: Backward | None = None,
 ) -> Callable[[Any, Any], Any]:
-    """The norm of each example's gradient, ‖W̄_n‖.
+    """Compute the norm of each example's gradient, ‖W̄_n‖.
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
         squared: the squares of the norms.
         per_leaf: a norm for each leaf of the parameters.
         with_grad: also the mean of the gradients, from the same pass.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns an array of shape (n,), or a tree of them like the parameters; or
@@ -70,10 +71,10 @@ def norms(
     """
 
     def of(params: Any, batch: Any) -> Any:
-        found = backpropagate(loss, params, batch, backward=backward, sums=with_grad)
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=with_grad)
         finish = (lambda a: a) if squared else jnp.sqrt
         out = found.map(lambda leaf: finish(leaf.squared_norms())) if per_leaf else finish(found.squared_norms())
-        return (out, found.mean()) if with_grad else out
+        return found.returned(out, found.mean()) if with_grad else found.returned(out)
 
     return of
 
@@ -83,9 +84,10 @@ def weighted_grad(
     weight: Callable[[Array, Array], Array],
     *,
     divide_by: float | None = None,
-    backward: Backward = _DEFAULT,
-) -> Callable[..., tuple[Any, Clipping]]:
-    """The sum of the examples' gradients, each with a weight that may depend on its norm and its loss.
+    has_aux: bool = False,
+    backward: Backward | None = None,
+) -> Callable[..., tuple[Any, ...]]:
+    """Sum the examples' gradients, each with a weight that may depend on its norm and its loss.
 
     It is Σ_n c_n W̄_n / N with c = weight(norms, losses): the deltas are scaled by c_n / N, and contracted once.
 
@@ -93,7 +95,8 @@ def weighted_grad(
         loss: the loss of one example, `loss(params, example)`, a scalar.
         weight: from the norms and the losses, each of shape (n,), to c, of shape (n,).
         divide_by: N; the size of the batch if left out.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)`, or `(params, batch, mask)` with a factor for each example that is 0 for those
@@ -108,12 +111,12 @@ def weighted_grad(
         Array([4.5, 6. ], dtype=float32)
     """
 
-    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, Clipping]:
-        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         n = jnp.sqrt(found.squared_norms())
         scales = weight(n, found.outputs)
         gradient = found.map(lambda leaf: leaf.weighted_sum(_divided(scales, mask, divide_by)))
-        return gradient, Clipping(found.outputs, n, scales, _fraction([scales], mask))
+        return found.returned(gradient, Clipping(found.outputs, n, scales, _fraction([scales], mask)))
 
     return of
 
@@ -124,9 +127,10 @@ def clipped_grad(
     *,
     per_leaf: bool = False,
     divide_by: float | None = None,
-    backward: Backward = _DEFAULT,
-) -> Callable[..., tuple[Any, Clipping]]:
-    """The mean of the examples' gradients, each clipped to a norm: Σ_n min(1, C / ‖W̄_n‖) W̄_n / N.
+    has_aux: bool = False,
+    backward: Backward | None = None,
+) -> Callable[..., tuple[Any, ...]]:
+    """Average the examples' gradients, each clipped to a norm: Σ_n min(1, C / ‖W̄_n‖) W̄_n / N.
 
     One forward and one backward pass: the norms come from the factors, the deltas are scaled and contracted once. With
     noise of standard deviation σ C / N added to each element (`optax.add_noise`), it is the gradient of differentially
@@ -137,7 +141,8 @@ def clipped_grad(
         max_norm: C, positive; with `per_leaf`, a number for all leaves or a tree of numbers like the parameters.
         per_leaf: clip each leaf by its own norm.
         divide_by: N; the size of the batch if left out. Under Poisson sampling, the expected size.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)`, or `(params, batch, mask)` with a factor for each example that is 0 for those
@@ -156,17 +161,20 @@ def clipped_grad(
     """
     clip = lambda norm, bound: jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
     if not per_leaf:
-        return weighted_grad(loss, lambda n, _: clip(n, max_norm), divide_by=divide_by, backward=backward)
+        return weighted_grad(
+            loss, lambda n, _: clip(n, max_norm), divide_by=divide_by, has_aux=has_aux, backward=backward
+        )
 
-    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, Clipping]:
-        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         one_for_all = jax.tree_util.all_leaves([max_norm])
         bounds = [max_norm] * len(found.leaves) if one_for_all else found.tree.flatten_up_to(max_norm)
         all_norms = [jnp.sqrt(leaf.squared_norms()) for leaf in found.leaves]
         scales = [clip(n, bound) for n, bound in zip(all_norms, bounds, strict=True)]
         sums = [leaf.weighted_sum(_divided(c, mask, divide_by)) for leaf, c in zip(found.leaves, scales, strict=True)]
         tree = lambda leaves: jax.tree.unflatten(found.tree, leaves)
-        return tree(sums), Clipping(found.outputs, tree(all_norms), tree(scales), _fraction(scales, mask))
+        clipping = Clipping(found.outputs, tree(all_norms), tree(scales), _fraction(scales, mask))
+        return found.returned(tree(sums), clipping)
 
     return of
 

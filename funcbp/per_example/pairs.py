@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import STACKED, SUMMED, Product
+from ..cotangents import STACKED, SUMMED, Moves, Product
 from ..rules.contraction import conv_right, dot_general_left, dot_general_right
 from ..rules.indexing import gather_left
 from ..rules.inlined import Moved, contracted
@@ -124,14 +124,12 @@ class Layout(NamedTuple):
 
     def moved(self, linear: Any) -> Layout:
         """The layout after an isometry. A transposition leaves it plain; others are done when the product is placed."""
-        opened = isinstance(linear, Moved)
-        name = linear.primitive.name if opened else linear.bwd.__name__.removesuffix("_bwd")
-        if name in ("convert_element_type", "copy", "copy_p", "name"):
+        if linear.moves is Moves.STAYS:
             return self
-        if name != "transpose" or self.then:
+        if "permutation" not in linear.params or self.then:
             return self._replace(then=(*self.then, linear))
         order = [int(a) for a in linear.params["permutation"]]
-        to = np.argsort(order).tolist() if opened else order  # a rule goes the other way than its operation
+        to = np.argsort(order).tolist() if isinstance(linear, Moved) else order  # a rule goes the other way
         group, inputs, units = (tuple(to[a] for a in axes) for axes in self[:3])
         return Layout(group, inputs, units, tuple(self.sizes[a] for a in np.argsort(to)))
 

@@ -1,4 +1,4 @@
-"""The factors of the examples' gradients, the inner products between them, and which way each parameter goes."""
+"""The factors of the examples' gradients, the inner products between them, and the method for each parameter."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import jax.numpy as jnp
 from ..autodiff.transformations import Backward
 from .examples import backpropagate, inner_products, jacobian_rows
 
-__all__ = ["cosines", "factors", "gram", "ways"]
+__all__ = ["cosines", "factors", "gram", "methods"]
 
 Array = jax.Array
 Loss = Callable[[Any, Any], Any]
-_DEFAULT = Backward()
 
 
-def factors(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], dict[str, tuple[Array, Array]]]:
-    """The factors of each weight's gradients: `{path: (inputs, deltas)}`.
+def factors(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+    """Take out the factors of each weight's gradients: `{path: (inputs, deltas)}`.
 
     For a weight W[i,o], W̄_n = Σ_p inputs[n,p,i] deltas[n,p,o]: p runs over the positions that the example shares the
     weight over (1 in a dense layer of a network that sees one vector per example). A stack of layers, or a convolution
     with groups of channels, has an axis g of groups before p. The inputs of an embedding are the numbers of its rows,
-    integers without the axis i. A weight used several times in one way has the positions of all uses.
+    integers without the axis i. A weight used several times alike has the positions of all uses.
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns a dict. Parameters whose cotangents are no products (biases), or
@@ -42,19 +42,20 @@ def factors(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
         {'kernel': ((5, 1, 2), (5, 1, 3))}
     """
 
-    def of(params: Any, batch: Any) -> dict[str, tuple[Array, Array]]:
-        found = backpropagate(loss, params, batch, backward=backward)
-        return {leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs}
+    def of(params: Any, batch: Any) -> Any:
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
+        return found.returned({leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs})
 
     return of
 
 
-def gram(f: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], Array]:
-    """The Gram matrix of the per-example gradients, J J': all inner products ⟨W̄_n, W̄_m⟩, over all parameters.
+def gram(f: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+    """Compute the Gram matrix of the per-example gradients, J J': all inner products ⟨W̄_n, W̄_m⟩, over all parameters.
 
     Args:
         f: `f(params, example)`: a scalar, or an array, whose elements then have a row each.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns an array of shape (n, n); or, where f returns arrays with k
@@ -67,20 +68,21 @@ def gram(f: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], Arra
                [1., 5.]], dtype=float32)
     """
 
-    def of(params: Any, batch: Any) -> Array:
-        rows, k = jacobian_rows(f, params, batch, backward)
+    def of(params: Any, batch: Any) -> Any:
+        rows, k = jacobian_rows(f, params, batch, backward or Backward(), has_aux)
         matrix = inner_products(rows, rows)
-        return matrix if k is None else matrix.reshape(len(matrix) // k, k, len(matrix) // k, k)
+        return rows.returned(matrix if k is None else matrix.reshape(len(matrix) // k, k, len(matrix) // k, k))
 
     return of
 
 
-def cosines(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], Array]:
-    """The cosines between the gradients of all pairs of examples: shape (n, n); 0 where a gradient is zero.
+def cosines(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+    """Compute the cosines between the gradients of all pairs of examples: shape (n, n); 0 where a gradient is zero.
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns an array of shape (n, n).
@@ -92,18 +94,20 @@ def cosines(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
                [0.6, 1. ]], dtype=float32)
     """
 
-    def of(params: Any, batch: Any) -> Array:
-        found = backpropagate(loss, params, batch, backward=backward)
+    def of(params: Any, batch: Any) -> Any:
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
         matrix = inner_products(found, found)
         n = jnp.sqrt(jnp.diagonal(matrix))
         scale = n[:, None] * n[None, :]
-        return jnp.where(scale > 0, matrix / jnp.where(scale > 0, scale, 1), 0)
+        return found.returned(jnp.where(scale > 0, matrix / jnp.where(scale > 0, scale, 1), 0))
 
     return of
 
 
-def ways(loss: Loss, *, sums: bool = True, backward: Backward = _DEFAULT) -> Callable[[Any, Any], dict[str, str]]:
-    """Which way each parameter goes: `{path: way}`, without computing anything.
+def methods(
+    loss: Loss, *, sums: bool = True, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], dict[str, str]]:
+    """Say by which method each parameter goes: `{path: method}`, without computing anything.
 
     `"factors"`: norms come from the factors. `"products"`: the products are made, because that is cheaper, or for the
     reason given after it; those of a convolution from patches, or, `"direct"`, by a convolution for each example.
@@ -112,7 +116,8 @@ def ways(loss: Loss, *, sums: bool = True, backward: Backward = _DEFAULT) -> Cal
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
         sums: whether a sum is asked for too, as in `clipped_grad`; in `norms` alone it is not.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)`, which may be types (`jax.ShapeDtypeStruct`), that returns a dict.
@@ -120,7 +125,7 @@ def ways(loss: Loss, *, sums: bool = True, backward: Backward = _DEFAULT) -> Cal
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
         >>> loss = lambda p, x: jnp.sum(x @ p["kernel"] + p["bias"])
-        >>> bp.per_example.ways(loss)({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, jnp.ones((5, 2)))
+        >>> bp.per_example.methods(loss)({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, jnp.ones((5, 2)))
         {'bias': 'array', 'kernel': 'factors'}
     """
 
@@ -128,8 +133,8 @@ def ways(loss: Loss, *, sums: bool = True, backward: Backward = _DEFAULT) -> Cal
         out: dict[str, str] = {}
 
         def look(params: Any, batch: Any) -> None:
-            found = backpropagate(loss, params, batch, backward=backward, sums=sums)
-            out.update((leaf.path, leaf.way) for leaf in found.leaves)
+            found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=sums)
+            out.update((leaf.path, leaf.method) for leaf in found.leaves)
 
         jax.eval_shape(look, params, batch)
         return out

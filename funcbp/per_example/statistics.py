@@ -15,7 +15,6 @@ __all__ = ["Moments", "NoiseScale", "grads", "moments", "noise_scale"]
 
 Array = jax.Array
 Loss = Callable[[Any, Any], Any]
-_DEFAULT = Backward()
 
 
 class Moments(NamedTuple):
@@ -34,8 +33,10 @@ class NoiseScale(NamedTuple):
     squared_norm: Array
 
 
-def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEFAULT) -> Callable[[Any, Any], Any]:
-    """The gradient of each example, made: what `jax.vmap(jax.grad(loss), (None, 0))` returns.
+def grads(
+    loss: Loss, *, max_bytes: int | None = None, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
+    """Make the gradient of each example: what `jax.vmap(jax.grad(loss), (None, 0))` returns.
 
     Convolutions are made from patches by one batched matrix product, not by a mapped convolution.
 
@@ -43,7 +44,8 @@ def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEF
         loss: the loss of one example, `loss(params, example)`, a scalar.
         max_bytes: how many bytes may be in use at a time beside the result: the batch is gone through in chunks that
             are as large as this allows, at least one example.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns a tree like the parameters, each leaf with a leading axis n.
@@ -56,9 +58,17 @@ def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEF
 
     def of(params: Any, batch: Any) -> Any:
         made = lambda leaf: leaf.arrays(direct=False)
-        run = lambda batch: backpropagate(loss, params, batch, backward=backward).map(made)
+
+        def run(batch: Any) -> Any:
+            found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
+            return found.returned(found.map(made))
+
         n = batch_size(batch)
-        chunk = n if max_bytes is None else max(1, max_bytes // max(1, _bytes_of_one(loss, params, batch, backward)))
+        chunk = (
+            n
+            if max_bytes is None
+            else max(1, max_bytes // max(1, _bytes_of_one(loss, params, batch, backward or Backward(), has_aux)))
+        )
         if chunk >= n:
             return run(batch)
         whole = n // chunk * chunk
@@ -72,8 +82,8 @@ def grads(loss: Loss, *, max_bytes: int | None = None, backward: Backward = _DEF
     return of
 
 
-def moments(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], Moments]:
-    """Mean, variance and signal-to-noise ratio of the per-example gradients, element by element.
+def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+    """Compute mean, variance and signal-to-noise ratio of the per-example gradients, element by element.
 
     mean = Σ_n W̄_n / N,   variance = Σ_n (W̄_n - mean)² / (N - 1),   snr = |mean| / √variance.
 
@@ -81,7 +91,8 @@ def moments(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns `Moments`. For one example the variance is nan.
@@ -95,8 +106,8 @@ def moments(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
     Source: F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
     """
 
-    def of(params: Any, batch: Any) -> Moments:
-        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+    def of(params: Any, batch: Any) -> Any:
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         n = batch_size(batch)
         squares, mean = [leaf.sum_of_squares() for leaf in found.leaves], jax.tree.leaves(found.mean())
         variance = [
@@ -104,13 +115,14 @@ def moments(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any]
             for q, m in zip(squares, mean, strict=True)
         ]
         snr = [jnp.abs(m.astype(v.dtype)) / jnp.sqrt(v) for m, v in zip(mean, variance, strict=True)]
-        return Moments(*(jax.tree.unflatten(found.tree, leaves) for leaves in (mean, variance, snr)))
+        moments = Moments(*(jax.tree.unflatten(found.tree, leaves) for leaves in (mean, variance, snr)))
+        return found.returned(moments)
 
     return of
 
 
-def noise_scale(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, Any], NoiseScale]:
-    """The simple noise scale: the batch size at which noise and gradient are of one size.
+def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+    """Estimate the simple noise scale: the batch size at which noise and gradient are of one size.
 
     With ḡ the mean of the N gradients and m = Σ_n ‖W̄_n‖² / N,
 
@@ -121,7 +133,8 @@ def noise_scale(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, 
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
-        backward: the rules to go backward by.
+        has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         A function of `(params, batch)` that returns a `NoiseScale`. The batch must have at least two examples.
@@ -138,24 +151,25 @@ def noise_scale(loss: Loss, *, backward: Backward = _DEFAULT) -> Callable[[Any, 
     Source: S. McCandlish, J. Kaplan, D. Amodei, "An empirical model of large-batch training", 2018, appendix A.1.
     """
 
-    def of(params: Any, batch: Any) -> NoiseScale:
+    def of(params: Any, batch: Any) -> Any:
         n = batch_size(batch)
         if n < 2:
             raise ValueError("The noise scale compares examples with each other: it needs a batch of at least two.")
-        found = backpropagate(loss, params, batch, backward=backward, sums=True)
+        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         m = jnp.mean(found.squared_norms())
         big = sum(jnp.sum(jnp.square(g.astype(m.dtype))) for g in jax.tree.leaves(found.mean()))
         trace, squared_norm = (m - big) * (n / (n - 1)), (n * big - m) / (n - 1)
-        return NoiseScale(trace / squared_norm, trace, squared_norm)
+        return found.returned(NoiseScale(trace / squared_norm, trace, squared_norm))
 
     return of
 
 
-def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward) -> int:
+def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward, has_aux: bool) -> int:
     """About how many bytes the gradients and their factors take for one example."""
 
     def look(params: Any, batch: Any) -> Any:
-        found = backpropagate(loss, params, jax.tree.map(lambda a: jnp.asarray(a)[:1], batch), backward=backward)
+        one = jax.tree.map(lambda a: jnp.asarray(a)[:1], batch)
+        found = backpropagate(loss, params, one, backward=backward, has_aux=has_aux)
         made = [leaf.arrays(direct=False) for leaf in found.leaves]
         return [leaf.factors() for leaf in found.leaves if leaf.pairs], made
 

@@ -1,4 +1,4 @@
-"""A budget: the least work done again that fits into a number of bytes, by an integer program on the same graph."""
+"""A budget: the least recomputation that fits into a number of bytes, by an integer program on the same graph."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..rules.cost import is_repeatable, work
 from .cut import NEVER, narrowest
 from .graph import Graph, bytes_of, graph_of, kept_bytes, read_for
 from .policies import Policy
@@ -19,20 +20,20 @@ __all__ = ["Budget", "cheapest"]
 
 @dataclass(frozen=True, repr=False)
 class Budget(Policy):
-    """What a loop may keep for its backward pass, at most: the plan with the least work to do again that fits.
+    """What a loop may save for its backward pass, at most: the plan with the least recomputation that fits.
 
     What is counted is what one loop stacks over all its steps, in bytes; a loop inside another one is counted with what
-    it hands to the outer loop, and by itself. What is there anyway (the loop's own inputs, what is the same at every
-    step) is not counted. Work is counted in floating-point operations; contractions, inner loops and sorts may be done
-    again, random draws, collectives, callbacks and custom calls are not. The plan is exact: a small integer program.
+    it hands to the outer loop, and by itself. What is available (the loop's own inputs, what is the same at every step)
+    is not counted. Work is counted in floating-point operations; contractions, inner loops and sorts may be repeated,
+    random draws, collectives, callbacks and custom calls are not. The plan is exact: a small integer program.
 
     Args:
         bytes: the most bytes a loop may stack.
         fraction: the same as a fraction of what the policy `"needed"` stacks. One of the two is given.
 
     Raises:
-        ValueError: neither or both are given, or one that is not positive; and, when a loop is differentiated, a budget
-            that cannot be met: the message says by how much, and what the smallest is.
+        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a loop is
+            differentiated, a budget that cannot be met: the message says by how much, and what the smallest is.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
@@ -52,19 +53,21 @@ class Budget(Policy):
                 f"A Budget is given as bytes=... or as fraction=..., one of the two and positive, and was "
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
+        if self.fraction is not None and self.fraction > 1:
+            raise ValueError(f"A Budget's fraction is of all that is needed, at most 1, and was {self.fraction!r}.")
 
     def __repr__(self) -> str:
         given = f"bytes={self.bytes}" if self.bytes is not None else f"fraction={self.fraction}"
         return f"Budget({given})"
 
     def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
-        """The least work to do again that fits; of a body that runs so many times."""
+        """Choose the least recomputation that fits, of a body that runs so many times."""
         graph = graph_of(forward, needed, available)
         if not graph.values:
             return []
         limit = self.bytes / steps if self.bytes is not None else self.fraction * bytes_of(needed)  # type: ignore[operator]
-        again = [bool(eqns) and all(map(jx.is_repeatable, eqns)) for eqns in graph.makers]
-        smallest = kept_bytes(narrowest(graph, [0 if a else NEVER for a in again]))
+        repeatable = [bool(eqns) and all(map(is_repeatable, eqns)) for eqns in graph.makers]
+        smallest = kept_bytes(narrowest(graph, [0 if a else NEVER for a in repeatable]))
         if smallest > limit:
             where = jx.user_line(jx.current_source())
             raise ValueError(
@@ -73,35 +76,35 @@ class Budget(Policy):
                 f"({steps:,} × {_size(smallest)}): {_size((smallest - limit) * steps)} are missing. "
                 f"The smallest budget is Budget(bytes={smallest * steps})."
             )
-        costs = [float(sum(map(jx.flops, eqns))) if a else NEVER for a, eqns in zip(again, graph.makers, strict=True)]
+        costs = [float(sum(map(work, eqns))) if a else NEVER for a, eqns in zip(repeatable, graph.makers, strict=True)]
         chosen = cheapest(graph, costs, limit)
         read = read_for(forward, needed, {*chosen, *available})
         return [v for v in chosen if v in read]
 
 
 def cheapest(graph: Graph, costs: Sequence[float | None], limit: float) -> list[Any]:
-    """The values to keep, of no more bytes than `limit`, for which what is made again costs least.
+    """Choose the values to save, of no more bytes than `limit`, for which what is recomputed costs least.
 
-    The integer program, with available(v), again(e), kept(v) in {0, 1}:
+    The integer program, with available(v), repeated(e), kept(v) in {0, 1}:
 
-        min Σ cost(e) again(e)   with   Σ bytes(v) kept(v) ≤ limit,
-        kept(v) ≥ available(v) - again(maker of v),   again(e) ≤ available(v) for all v that e reads.
+        min Σ cost(e) repeated(e)   with   Σ bytes(v) kept(v) ≤ limit,
+        kept(v) ≥ available(v) - repeated(maker of v),   repeated(e) ≤ available(v) for all v that e reads.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
     n, m = len(graph.values), len(graph.makers)
-    kept, available, again = np.arange(n), n + np.arange(n), 2 * n + np.arange(m)
+    kept, available, repeated = np.arange(n), n + np.arange(n), 2 * n + np.arange(m)
     reads = np.array([(e, i) for e, places in enumerate(graph.reads) for i in places], int).reshape(-1, 2)
     ones = lambda rows, columns, size, sign: coo_array((np.full(len(rows), sign), (rows, columns)), (size, 2 * n + m))
-    makes = ones(kept, kept, n, 1.0) - ones(kept, available, n, 1.0) + ones(kept, again[graph.maker], n, 1.0)
+    makes = ones(kept, kept, n, 1.0) - ones(kept, available, n, 1.0) + ones(kept, repeated[graph.maker], n, 1.0)
     edge = np.arange(len(reads))
-    needs = ones(edge, available[reads[:, 1]], len(reads), 1.0) - ones(edge, again[reads[:, 0]], len(reads), 1.0)
+    needs = ones(edge, available[reads[:, 1]], len(reads), 1.0) - ones(edge, repeated[reads[:, 0]], len(reads), 1.0)
     total = sum(c for c in costs if c is not NEVER) or 1.0
     work = np.array([0.0 if c is NEVER else c / total for c in costs])
     lower, upper = np.zeros(2 * n + m), np.ones(2 * n + m)
     lower[available[graph.needed]] = 1
-    upper[again] = [c is not NEVER for c in costs]
+    upper[repeated] = [c is not NEVER for c in costs]
     share = np.concatenate([graph.widths, np.zeros(n + m)]) / limit
     constraints = [LinearConstraint(share[None], -np.inf, 1 + 1e-9), *(LinearConstraint(a, 0) for a in (makes, needs))]
     # of plans that cost the same, the one with fewer bytes; all in numbers that the solver does not take for nothing

@@ -1,4 +1,4 @@
-"""The minimum cut: the fewest bytes from which all that is needed can be computed again."""
+"""The minimum cut: the fewest bytes from which all that is needed can be recomputed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from .. import jaxpr as jx
-from ..jaxpr import Program
+from ..jaxpr import Program, primitives
+from ..rules.cost import is_cheap
 from .graph import Graph, graph_of, read_for
 
 __all__ = ["NEVER", "Choose", "minimum_cut", "narrowest", "permitted"]
 
 Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
-NEVER = None  # the cost of what is not made again
+NEVER = None  # the cost of what is not recomputed
 
 
 def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
-    """The values to keep for which bytes plus costs of what is made again are least.
+    """Choose the values to save for which bytes plus costs of what is recomputed are least.
 
-    Flow comes from every maker's cost, without bound where it is not made again, and goes through the values it makes,
+    Flow comes from every maker's cost, without bound where it is not recomputed, and goes through the values it makes,
     as wide as they have bytes, into what reads them and what is needed. The narrowest cut is the answer. Of several,
-    the one nearest to what is needed: it leaves the least to make again.
+    the one nearest to what is needed: it leaves the least to recompute.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
@@ -48,22 +48,22 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
 
 
 def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
-    """Keep the fewest bytes from which all that is needed can be computed again cheaply.
+    """Choose the fewest bytes from which all that is needed can be recomputed cheaply.
 
-    A step's inputs, and the results of contractions, loops, sorts and draws, are not made again: see `jaxpr.is_cheap`.
+    A step's inputs, and the results of contractions, loops, sorts and draws, are not recomputed: see `rules.cost`.
     """
     graph = graph_of(forward, needed, available)
-    return narrowest(graph, [0 if eqns and all(map(jx.is_cheap, eqns)) else NEVER for eqns in graph.makers])
+    return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
 def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
-    """Of the results that a `jax.checkpoint` policy approves of, those that are needed.
+    """Make a choice of those results that a `jax.checkpoint` policy approves of and that are needed.
 
     Args:
         saved: whether the policy approves of an equation's results.
-        cut: whether approved results that can be had again cheaply are kept only where that is narrower. Contractions
-            of which the policy approves, and names where it does not approve of the named value itself, are never made
-            again; what it does not approve of is never kept.
+        cut: whether approved results that can be recomputed cheaply are saved only where that is narrower. Contractions
+            of which the policy approves, and names where it does not approve of the named value itself, are never
+            recomputed; what it does not approve of is never saved.
     """
 
     def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
@@ -75,9 +75,10 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
         graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
-        again = lambda eqn: jx.is_cheap(eqn) and (eqn.primitive.name != "name" or eqn.invars[0] in also)
+        recomputable = lambda eqn: is_cheap(eqn) and (eqn.primitive is not primitives.name_p or eqn.invars[0] in also)
         costs = [
-            NEVER if a and not all(map(again, eqns)) else 0 for a, eqns in zip(approved, graph.makers, strict=True)
+            NEVER if a and not all(map(recomputable, eqns)) else 0
+            for a, eqns in zip(approved, graph.makers, strict=True)
         ]
         widths = np.where([approved[e] for e in graph.maker], graph.widths, np.inf)
         return narrowest(graph._replace(widths=widths), costs)

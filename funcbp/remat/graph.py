@@ -1,7 +1,7 @@
 """The graph on which a plan is a cut: values, what makes each, and how many bytes each has.
 
-value v    wide as its bytes; available if kept or made again
-maker e    an equation, or an input of the body; made again at a cost, if all that it reads is available
+value v    wide as its bytes; available if saved or recomputed
+maker e    an equation, or an input of the body; repeated at a cost, if all that it reads is available
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["Graph", "bytes_of", "graph_of", "kept_bytes", "read_for"]
 
 
 def bytes_of(variables: Sequence[Any]) -> int:
-    """How many bytes these values have together."""
+    """Count the bytes of these values together."""
     return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
 
 
 def kept_bytes(variables: Sequence[Any]) -> int:
-    """How many bytes these values have together when they are kept, where masks are kept as bits."""
+    """Count the bytes of these values together when they are saved, where masks are saved as bits."""
     return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
 
 
 def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
-    """All values that are read when the targets are computed from the given values and the inputs."""
+    """Collect all values that are read when the targets are computed from the given values and the inputs."""
     read = {v for v in targets if not jx.is_literal(v)}
     for eqn in reversed(program.eqns):
         if any(v in read and v not in given for v in eqn.outvars):
@@ -57,7 +57,7 @@ class Graph(NamedTuple):
 
 
 def graph_of(forward: Program, needed: list[Any], available: set[Any]) -> Graph:
-    """The graph between the inputs of a program and what is needed of it, without the values that are there anyway."""
+    """Build the graph between the inputs of a program and what is needed of it, without what is available."""
     read = read_for(forward, needed, available) - available - set(forward.constvars)
     place: dict[Any, int] = {}
     maker_of: dict[Any, int] = {}

@@ -1,4 +1,4 @@
-"""Products of what a loop goes over with its constants, carried out before the loop: one large product."""
+"""Hoisting: products of what a loop goes over with its constants, contracted before the loop as one large product."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
+from ..rules.cost import is_cheap
 from ..rules.options import Options
+from ..rules.traits import traits_of
 from . import sinking
 from .graph import bytes_of
 from .sinking import Deferral
 
-__all__ = ["products_ahead"]
+__all__ = ["products_before"]
 
 
-def products_ahead(options: Options, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
-    """A scan with x W carried out for all its steps before it, where that pays; None where it pays for no product.
+def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+    """Contract x W for all steps of a scan before it, where that pays; None where it pays for no product.
 
-    A product can go ahead where one operand follows from what the loop goes over, the other from its constants, and
+    A product can be hoisted where one operand follows from what the loop goes over, the other from its constants, and
     neither from the carry. Its gradient then is one product after the loop, by the rule of the product itself. What
     has a rule of the user's stays, as that may see each step: a clipped cotangent is another one for all steps at once.
     """
@@ -29,11 +31,11 @@ def products_ahead(options: Options, params: dict[str, Any]) -> Callable[..., li
     divided = _divided(body, *how) if params["length"] > 1 else None
     if divided is None:
         return None
-    ahead, rest = divided
+    hoisted, rest = divided
 
     def run(*primals: Any) -> list[Any]:
         consts, init, xs = primals[:n_consts], primals[n_consts : n_consts + n_carry], primals[n_consts + n_carry :]
-        products = jax.vmap(lambda *xs: ahead(*consts, *xs))(*xs)
+        products = jax.vmap(lambda *xs: hoisted(*consts, *xs))(*xs)
         carry, ys = jx.bind_scan(rest, consts, init, [*xs, *products], params, params["reverse"])
         return [*carry, *ys]
 
@@ -44,7 +46,7 @@ def products_ahead(options: Options, params: dict[str, Any]) -> Callable[..., li
 def _divided(
     body: Any, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program] | None:
-    """(constants, x) -> products, and the body with those as more inputs; None where no product should go ahead."""
+    """Divide a body: (constants, x) -> products, and the rest, with those as inputs; None if none is hoisted."""
     if not any(when.pays(width, 0) for width in _widths(body)):  # nearly always, and without tracing
         return None
     program = jx.inlined(jx.trace(jx.as_function(body), jx.in_avals(body), "body"))
@@ -56,31 +58,32 @@ def _divided(
 
 
 def _widths(body: Any) -> Iterator[int]:
-    """The bytes of the operands of products, of those in compiled calls too."""
+    """Yield the bytes of the operands of products, of those in compiled calls too."""
     eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
-    return (bytes_of([v]) for eqn in eqns if eqn.primitive.name == "dot_general" for v in eqn.invars)
+    return (bytes_of([v]) for eqn in eqns if eqn.primitive is jx.primitives.dot_general_p for v in eqn.invars)
 
 
 def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[Any]:
-    """The products that should go ahead."""
-    steady = {*program.invars[:n_consts], *program.constvars}
+    """Find the products that should be hoisted."""
+    invariant = {*program.invars[:n_consts], *program.constvars}
     early = set(program.invars[n_consts + n_carry :])
     found = []
     for eqn in program.eqns:
-        name, read = eqn.primitive.name, [v for v in eqn.invars if not jx.is_literal(v)]
-        movable = jx.is_cheap(eqn) and name not in ("name", "feedback", *stays)
-        if movable and all(v in steady for v in read):
-            steady.update(eqn.outvars)
-        elif movable and all(v in steady or v in early for v in read):
+        read = [v for v in eqn.invars if not jx.is_literal(v)]
+        replaced = eqn.primitive.name in stays
+        movable = is_cheap(eqn) and not replaced and not traits_of(eqn.primitive).mark
+        if movable and all(v in invariant for v in read):
+            invariant.update(eqn.outvars)
+        elif movable and all(v in invariant or v in early for v in read):
             early.update(eqn.outvars)
-        elif name == "dot_general" and name not in stays and len(read) == 2:
-            weights, inputs = ([v for v in read if v in these] for these in (steady, early))
-            if weights and inputs and when.pays(bytes_of(weights), bytes_of(_made(program, eqn, steady))):
+        elif eqn.primitive is jx.primitives.dot_general_p and not replaced and len(read) == 2:
+            weights, inputs = ([v for v in read if v in these] for these in (invariant, early))
+            if weights and inputs and when.pays(bytes_of(weights), bytes_of(_made(program, eqn, invariant))):
                 found.append(eqn)
     return found
 
 
-def _made(program: jx.Program, product: Any, steady: set[Any]) -> list[Any]:
-    """What is made at each step on the way to a product, itself included: a one-hot row, an activation."""
+def _made(program: jx.Program, product: Any, invariant: set[Any]) -> list[Any]:
+    """List what is made at each step on the way to a product, itself included: a one-hot row, an activation."""
     way = program.between(program.invars, product.outvars).eqns
-    return [v for eqn in way for v in eqn.outvars if v not in steady]
+    return [v for eqn in way for v in eqn.outvars if v not in invariant]

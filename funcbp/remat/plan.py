@@ -5,9 +5,9 @@ A body that arrives as a jaxpr is recorded once, abstractly, which gives its two
     forward:  inputs -> outputs, candidates        (all that the rules would like to keep)
     backward: candidates, cotangents -> cotangents
 
-A `Plan` decides which values of the forward program are kept. What is there anyway (inputs that do not have to be
-stored, values that are the same in every step of a loop) is not kept again, and what no equation of the backward
-program reads is not kept at all. Whatever is needed and not kept is computed again from what is.
+A `Plan` decides which values of the forward program are saved. What is available (inputs that do not have to be stored)
+is not, values that are the same in every step of a loop are saved once, and what no equation of the backward program
+reads is not saved at all. Whatever is needed and not saved is recomputed from what is.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Passes:
             the inputs, what the backward pass found), `Zero` allowed on both sides.
         perturbed: which inputs are perturbed.
         differentiable: which outputs a perturbed input reaches.
-        factored: whether the inputs' cotangents are handed out as products not carried out.
+        factored: whether the inputs' cotangents are handed out as products not yet contracted.
         tape: the entries of the forward pass.
-        recompute: the forward program as it is computed again: its further inputs are `stacks`.
+        recompute: the forward program as it is recomputed: its further inputs are `stacks`.
         stacks: what is saved in the loops of a region by the user's policy, values of the forward program.
     """
 
@@ -62,14 +62,14 @@ class Passes:
         self._made: dict[Any, Any] = {}
 
     def saving(self, saved: Callable[[Any], bool]) -> Passes:
-        """The same passes, where the loops of the forward program stack what is to be saved in them."""
-        forward, again, stacks = jx.loops_apart(self.forward, saved)
+        """Return the same passes, where the loops of the forward program stack what is to be saved in them."""
+        forward, recompute, stacks = jx.loops_apart(self.forward, saved)
         other = Passes(forward, self.backward_pass, self.perturbed, self.differentiable, self.factored, self.tape)
-        other.recompute, other.stacks = again, stacks
+        other.recompute, other.stacks = recompute, stacks
         return other
 
     def made(self, key: Any, make: Callable[[], Made]) -> Made:
-        """What was made of this body before under this key, or a new one. A program made again is compiled again."""
+        """Return what was made of this body under this key, or make it. A program made anew would be compiled anew."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -79,7 +79,7 @@ OuterNames = tuple[tuple[str, Any], ...] | None
 
 
 def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
-    """The backward program of a body for outputs with these nonzero cotangents.
+    """Trace the backward program of a body for outputs with these nonzero cotangents.
 
     Its inputs are (*candidates, *nonzero cotangents, *named cotangents from outside); its outputs are the leaves of
     (cotangents of the inputs, what the backward pass found), whose structure is the second thing returned.
@@ -98,7 +98,7 @@ def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames
 
 
 def with_names(outer_names: OuterNames, values: Sequence[Any]) -> dict[str, Any] | None:
-    """The named cotangents, by name; None in a rehearsal."""
+    """Return the named cotangents, by name; None in a rehearsal."""
     return None if outer_names is None else {name: v for (name, _), v in zip(outer_names, values, strict=True)}
 
 
@@ -107,7 +107,7 @@ class Residuals(NamedTuple):
 
     Attributes:
         plan: what is kept, and the backward program.
-        available: the inputs that are there anyway and are read.
+        available: the inputs that need not be saved and are read.
         hoisted: what is the same in every step of a loop.
         saved: what is kept.
     """
@@ -129,7 +129,7 @@ class Plan:
         passes: the body.
         make: from which output cotangents are nonzero and which named ones are given to (backward program, anything),
             the program's inputs being (*candidates, *others).
-        available_inputs: which inputs are there anyway when the backward program runs.
+        available_inputs: which inputs the backward program can read without their being saved.
         loop_invariant: which inputs are the same in every step of a loop; what follows from them alone is kept once.
         choose: which values to keep: (forward, needed, available) -> variables of the forward program, `available`
             being the values that need not be kept; all that is needed, if left out.
@@ -189,14 +189,14 @@ class Plan:
         self._backward[passes.differentiable, None] = self._join(full), info
 
     def _bits(self, change: Callable[[Any], Any], values: Sequence[Any], types: Sequence[Any]) -> Program:
-        """A program that changes the packed ones of these values, and hands the others through."""
+        """Trace a program that changes the packed ones of these values, and hands the others through."""
         f = lambda *xs: [change(x) if v in self.packed else x for v, x in zip(values, xs, strict=True)]
         return jx.trace(f, types, "bits")
 
     def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
-        """The backward program, on what was kept, for outputs with these nonzero cotangents; and what `make` said.
+        """Return the backward program, on what was saved, for these nonzero cotangents; and what `make` said.
 
-        Its inputs are (*free, *once, *kept, *others).
+        Its inputs are (*available, *hoisted, *saved, *others).
         """
         key = (tuple(nonzero), outer_names)
         if key not in self._backward:
@@ -205,28 +205,28 @@ class Plan:
         return self._backward[key]
 
     def _needed(self, backward: Program) -> list[Any]:
-        """The candidates that a backward program reads, each once, without constants."""
+        """List the candidates that a backward program reads, each once, without constants."""
         used = backward.pruned()[1]
         constants = set(self.passes.forward.constvars)
         needed = (v for v, u in zip(self.passes.candidates, used, strict=False) if u and not jx.is_literal(v))
         return [v for v in dict.fromkeys(needed) if v not in constants]
 
     def _join(self, backward: Program) -> Program:
-        """First compute again what was not kept, then go backward."""
+        """Join two programs: recompute what was not saved, then go backward."""
         candidates, invars = self.passes.candidates, self.passes.forward.invars
         n_others = len(backward.invars) - len(candidates)
         backward, used = backward.pruned([False] * len(candidates) + [True] * n_others)
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         outer_names = [*(invars[i] for i in self.available_inputs), *self.hoisted, *self.saved]
-        again = self._recompute.between(outer_names, needed)
+        recompute = self._recompute.between(outer_names, needed)
         if self.packed:
             types = [jx.packed(v.aval) if v in self.packed else v.aval for v in outer_names]
-            again = self._bits(jx.unpack, outer_names, types).then(again, range(len(outer_names)))
-        return again.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
+            recompute = self._bits(jx.unpack, outer_names, types).then(recompute, range(len(outer_names)))
+        return recompute.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
 
 
 def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
-    """The plan of a body that runs once: its inputs are there anyway when the backward pass comes."""
+    """Plan a body that runs once: its inputs are available when the backward pass comes."""
     available_inputs = [True] * len(passes.in_types)
     return passes.made(
         key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose)
@@ -234,7 +234,7 @@ def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None
 
 
 def _following(program: Program, known: set[Any]) -> set[Any]:
-    """All values of a program that follow from the known ones and the constants alone."""
+    """Collect all values of a program that follow from the known ones and the constants alone."""
     known = {*known, *program.constvars}
     for eqn in program.eqns:
         if not eqn.effects and all(jx.is_literal(v) or v in known for v in eqn.invars):

@@ -1,8 +1,8 @@
-"""Which values are kept between the passes, and which are computed again: the policies.
+"""Which values are saved between the passes, and which are recomputed: the policies.
 
-A policy is told the forward program of a body, the values that its backward pass reads, and those that are available
-anyway; it says which to keep. Whatever is read and not kept is computed again. A function of these three is a policy;
-so is a subclass of `Policy`, which may also say how it stands to what is decided beside it.
+A policy is told the forward program of a body, the values that its backward pass reads, and those that are available;
+it says which to save. Whatever is read and not saved is recomputed. A function of these three is a policy; so is a
+subclass of `Policy`, which may also say how it stands to what is decided beside it.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class Policy:
     narrows: bool = True
 
     def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
-        """The variables of `forward` to keep.
+        """Choose the variables of `forward` to save.
 
         Args:
             forward: the forward program of a body.
             needed: variables of it that the backward pass reads.
-            available: variables that need not be kept: they are there when the backward pass comes.
+            available: variables that need not be saved: the backward pass can read them.
             steps: how often the body runs.
         """
         raise NotImplementedError(f"{type(self).__name__} is a policy without `choose`.")
 
     def for_body(self, steps: int = 1) -> Choose:
-        """The choice for a body that runs so many times."""
+        """Return the choice for a body that runs so many times."""
         return lambda forward, needed, available: self.choose(forward, needed, available, steps)
 
     def for_region(self, regions: int) -> Choose:
-        """The choice for one of so many regions outside loops, whose inputs are there anyway."""
+        """Return the choice for one of so many regions outside loops, whose inputs are available."""
         return self.for_body(regions)
 
 
 @dataclass(frozen=True)
 class MinCut(Policy):
-    """The fewest bytes from which the rest can be computed again cheaply."""
+    """The fewest bytes from which the rest can be recomputed cheaply."""
 
     sinks = True
 
@@ -66,7 +66,7 @@ class MinCut(Policy):
 
 @dataclass(frozen=True)
 class SaveAll(Policy):
-    """Everything the backward pass reads; nothing is computed again."""
+    """Everything the backward pass reads; nothing is recomputed."""
 
     packs, sinks, narrows = False, True, False
 
@@ -76,7 +76,7 @@ class SaveAll(Policy):
 
 @dataclass(frozen=True)
 class RecomputeAll(Policy):
-    """The inputs of each step; everything is computed again."""
+    """The inputs of each step; everything is recomputed."""
 
     narrows = False
 
@@ -84,11 +84,14 @@ class RecomputeAll(Policy):
         return [v for v in forward.invars if v in read_for(forward, needed, set()) and v not in available]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FunctionPolicy(Policy):
     """A policy that somebody wrote as a function `(forward, needed, available) -> variables to keep`."""
 
     function: Callable[[Program, list[Any], set[Any]], list[Any]]
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", None) or repr(self.function)
 
     def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
         return list(self.function(forward, needed, available))
@@ -98,7 +101,7 @@ POLICIES: dict[str, Policy] = {"min_cut": MinCut(), "needed": SaveAll(), "inputs
 
 
 def policy_of(residuals: Any) -> Policy:
-    """The policy that `Backward(residuals=...)` asks for: by name, a `Policy`, or a function.
+    """Find the policy that `Backward(residuals=...)` asks for: by name, a `Policy`, or a function.
 
     Raises:
         ValueError: it is none of these.

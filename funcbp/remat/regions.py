@@ -1,7 +1,7 @@
 """The plan outside loops: a straight-line program is cut into regions, each planned like the body of a loop.
 
-A region keeps its inputs, which are results of the one before, and what its plan says; going back, it computes the rest
-again when its cotangents have arrived, behind a barrier. Stretches of equations that repeat, such as ten equal layers
+A region saves its inputs, which are results of the one before, and what its plan says; going back, it recomputes the
+rest when its cotangents have arrived, behind a barrier. Stretches of equations that repeat, such as ten equal layers
 in a Python loop, are found, and each copy is the same region: planned once, all alike.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..rules.cost import is_cheap
 from .cut import Choose
 from .policies import Policy
 
@@ -37,7 +38,7 @@ class AutoRegion(NamedTuple):
 
     @property
     def choose(self) -> Choose:
-        """What to keep; the inputs are there anyway."""
+        """What to save; the inputs are available."""
         return self.policy.for_region(self.regions)
 
 
@@ -57,7 +58,7 @@ class Region(NamedTuple):
 
 
 def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[..., list[Any]]:
-    """The same function from arrays to a list of arrays, run region by region."""
+    """Make the same function from arrays to a list of arrays, run region by region."""
 
     def run(*args: Any) -> list[Any]:
         types = [jax.typeof(x) for x in args]
@@ -84,23 +85,23 @@ class _Opening(jx.Visitor):
     enters = jx.Kind.JIT
 
     def opens(self, eqn: Any) -> jx.Inside | None:
-        return None if jx.is_cheap(eqn) else super().opens(eqn)
+        return None if is_cheap(eqn) else super().opens(eqn)
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
 
 
 def regions_of(program: Program) -> list[Region]:
-    """A program cut into regions: the copies of repeated stretches, and pieces of about equal size of what is between.
+    """Cut a program into regions: the copies of repeated stretches, and pieces of about equal size of what is between.
 
-    A cut goes where the fewest bytes cross it, best after a value that is not made again. The last piece runs as it is:
+    A cut goes where the fewest bytes cross it, best after a value that is not recomputed. The last piece runs as it is:
     it is gone back through at once, so nothing of it waits.
     """
     eqns = program.eqns
     crossing = _crossing(program)
     stretches = _repeats(program, crossing)
     made = np.array([sum(_bytes(v) for v in eqn.outvars) for eqn in eqns], float)
-    heavy = sum(not jx.is_cheap(eqn) for eqn in eqns)
+    heavy = sum(not is_cheap(eqn) for eqn in eqns)
     piece = made.sum() / max(1.0, np.sqrt(heavy))
     last_read = _last_read(program)
     regions: list[Region] = []
@@ -108,7 +109,7 @@ def regions_of(program: Program) -> list[Region]:
     for start, period, copies in [*stretches, (len(eqns), 1, 0)]:
         for a, b in _pieces(at, start, made, crossing, piece):
             inputs, outputs = _ends(program, a, b, last_read)
-            planned = b < len(eqns) and any(not jx.is_cheap(e) for e in eqns[a:b])
+            planned = b < len(eqns) and any(not is_cheap(e) for e in eqns[a:b])
             regions.append(Region(jx.part(program, a, b, inputs, outputs), inputs, outputs, planned))
         begins = range(start, start + copies * period, period)
         # the copies hand out the same of what they make, what any of them is asked for
@@ -133,19 +134,19 @@ def _made(program: Program, start: int, stop: int) -> list[Any]:
 
 
 def _last_read(program: Program) -> dict[Any, int]:
-    """The last equation that reads each value; the program's outputs are read at the very end."""
+    """Find the last equation that reads each value; the program's outputs are read at the very end."""
     last = {v: i for i, eqn in enumerate(program.eqns) for v in eqn.invars if not jx.is_literal(v)}
     return last | {v: len(program.eqns) for v in program.outvars if not jx.is_literal(v)}
 
 
 def _places(program: Program, start: int, length: int, last_read: dict[Any, int]) -> list[int]:
-    """Which of the values made in a stretch are read after it."""
+    """List which of the values made in a stretch are read after it."""
     stop = start + length
     return [p for p, v in enumerate(_made(program, start, stop)) if last_read.get(v, -1) >= stop]
 
 
 def _ends(program: Program, start: int, stop: int, last_read: dict[Any, int]) -> tuple[list[Any], list[Any]]:
-    """What a stretch reads from outside, in the order of first reading, and what is read of it after."""
+    """List what a stretch reads from outside, in the order of first reading, and what is read of it after."""
     made = _made(program, start, stop)
     inside = set(made)
     read = [v for eqn in program.eqns[start:stop] for v in eqn.invars if not jx.is_literal(v) and v not in inside]
@@ -153,8 +154,8 @@ def _ends(program: Program, start: int, stop: int, last_read: dict[Any, int]) ->
 
 
 def _crossing(program: Program) -> np.ndarray:
-    """For each place between equations, the bytes made before and read after it; a little more where it is better not
-    to cut, after what can be made again.
+    """Count the bytes made before and read after each place between equations; a little more where it is better not
+    to cut, after what can be recomputed.
     """
     n, last_read = len(program.eqns), _last_read(program)
     step = np.zeros(n + 2)
@@ -162,14 +163,14 @@ def _crossing(program: Program) -> np.ndarray:
         for v in eqn.outvars:
             stop = last_read.get(v, i)
             if stop > i:
-                width = _bytes(v) * (1.01 if jx.is_cheap(eqn) else 1.0)
+                width = _bytes(v) * (1.01 if is_cheap(eqn) else 1.0)
                 step[i + 1] += width
                 step[stop + 1] -= width
     return np.cumsum(step)[: n + 1]
 
 
 def _pieces(start: int, stop: int, made: np.ndarray, crossing: np.ndarray, piece: float) -> list[tuple[int, int]]:
-    """A stretch cut into pieces that make about `piece` bytes each."""
+    """Cut a stretch into pieces that make about `piece` bytes each."""
     out, at = [], start
     while at < stop:
         sizes = np.cumsum(made[at:stop])
@@ -189,11 +190,11 @@ def _pieces(start: int, stop: int, made: np.ndarray, crossing: np.ndarray, piece
 
 
 def _repeats(program: Program, crossing: np.ndarray) -> list[tuple[int, int, int]]:
-    """Stretches that repeat, as (start, period, copies), none overlapping another, in order."""
+    """Find stretches that repeat, as (start, period, copies), none overlapping another, in order."""
     eqns = program.eqns
     numbers: dict[Any, int] = {}
     kinds = np.array([numbers.setdefault(jx.signature(program, i), len(numbers)) for i in range(len(eqns))], int)
-    heavy = np.array([not jx.is_cheap(e) for e in eqns], bool)
+    heavy = np.array([not is_cheap(e) for e in eqns], bool)
     found: list[tuple[int, int, int]] = []
     free = np.ones(len(eqns), bool)
     candidates: list[tuple[int, int, int]] = []
@@ -213,7 +214,7 @@ def _repeats(program: Program, crossing: np.ndarray) -> list[tuple[int, int, int
 
 
 def _copies(program: Program, start: int, stop: int, period: int, crossing: np.ndarray) -> tuple[int, int]:
-    """Where in a stretch of equations of the same kinds the copies begin, so that fewest bytes cross; and how many."""
+    """Find where in a stretch of the same equations the copies begin, so that fewest bytes cross; and how many."""
     offsets = range(start, min(start + period, stop - 2 * period + 1))
     for a in sorted(offsets, key=lambda a: (crossing[a + period], a)):
         first, copies = _wiring(program, a, period), 1
@@ -225,7 +226,7 @@ def _copies(program: Program, start: int, stop: int, period: int, crossing: np.n
 
 
 def _wiring(program: Program, start: int, period: int) -> list[Any]:
-    """What each equation of a stretch reads: which input, by order of first reading, or what was made where inside."""
+    """List what each equation of a stretch reads: which input, by order of first reading, or what it made where."""
     where: dict[Any, Any] = {}
     inputs = 0
     out = []

@@ -13,7 +13,7 @@ __all__ = ["HOIST", "NEVER", "SINK", "Deferral"]
 
 @dataclass(frozen=True)
 class Deferral:
-    """When products with a loop's constant are carried out outside the loop, all steps' at once.
+    """When products with a loop's constant are contracted outside the loop, all steps' at once.
 
     In the loop each step's gradient reads and writes the whole sum W̄ += x' δ, however small its own product is: for a
     batch of one, two operations per number moved. After the loop, each step has stored x and δ, and the sum is written
@@ -30,14 +30,14 @@ class Deferral:
     at_least: int = 2**18
 
     def worth(self, ct: Any) -> bool:
-        """Whether to wait until after the loop with this cotangent of one of its constants."""
+        """Tell whether to wait until after the loop with this cotangent of one of its constants."""
         if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
             return False
         summed = math.prod(ct.shape) * ct.dtype.itemsize
         return self.pays(summed, sum(x.size * x.dtype.itemsize for p in ct.products for x in (p.ct, p.other)))
 
     def pays(self, constant: int, stacked: int) -> bool:
-        """Whether it pays for a constant of so many bytes, where each step stacks so many."""
+        """Tell whether it pays for a constant of so many bytes, where each step stacks so many."""
         return constant >= self.at_least and constant >= self.times * stacked
 
 

@@ -1,12 +1,14 @@
 """The rules of backpropagation: one per operation, one file per family. See `contract.py` for what a rule is."""
 
-from ..cotangents import Zero, unbroadcast
+from ..cotangents import Moves, Zero, unbroadcast
 from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
 from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
+from .elementwise import tanh_from_input
 from .kinds import Rule
 from .registry import (
     TABLE,
     UNSUPPORTED,
+    bilinear_rule,
     coverage,
     def_bilinear,
     def_body,
@@ -19,8 +21,11 @@ from .registry import (
     def_tangent,
     def_unsupported,
     def_zero,
+    elementwise_rule,
+    linear_rule,
     rule,
 )
+from .traits import Singularity, Traits, def_traits, traits_of
 
 __all__ = [
     "INPUTS",
@@ -30,8 +35,12 @@ __all__ = [
     "TYPES",
     "UNSUPPORTED",
     "MissingRuleError",
+    "Moves",
     "Rule",
+    "Singularity",
+    "Traits",
     "Zero",
+    "bilinear_rule",
     "contraction",
     "coverage",
     "def_bilinear",
@@ -43,16 +52,21 @@ __all__ = [
     "def_nondiff",
     "def_rule",
     "def_tangent",
+    "def_traits",
     "def_unsupported",
     "def_zero",
     "elementwise",
+    "elementwise_rule",
     "indexing",
     "linalg",
+    "linear_rule",
     "placement",
     "reduction",
     "rule",
     "shape",
     "sorting",
+    "tanh_from_input",
+    "traits_of",
     "unbroadcast",
     "unsupported",
 ]

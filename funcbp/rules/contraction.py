@@ -6,6 +6,7 @@ net = x W, these are x̄ = δ W' and W̄ = x' δ, the two products of the textbo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jax import lax
 
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
-from .registry import BILINEAR, def_bilinear, def_rule
+from .registry import def_bilinear, def_rule
+from .traits import DEAR
 
 
 def dot_general_left(
@@ -74,7 +76,14 @@ def _dot_general_summed(product: Product) -> Product:
     return product._replace(ct=jnp.moveaxis(product.ct, 0, place), params=params)
 
 
-def_bilinear(primitives.dot_general_p, dot_general_left, dot_general_right)
+def dot_general_flops(eqn: Any) -> int:
+    """A multiplication and an addition for each term of each sum."""
+    (x_contract, _), _ = eqn.params["dimension_numbers"]
+    x, z = eqn.invars[0].aval, eqn.outvars[0].aval
+    return 2 * math.prod(z.shape) * math.prod(x.shape[c] for c in x_contract)
+
+
+def_bilinear(primitives.dot_general_p, dot_general_left, dot_general_right, traits=DEAR.but(flops=dot_general_flops))
 ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_general_summed})
 
 
@@ -196,7 +205,14 @@ def _conv_right_summed(product: Product) -> Product | None:
     return product._replace(ct=merge(product.ct, z_spec[0]), other=merge(product.other, x_spec[0]))
 
 
-def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right)
+def conv_flops(eqn: Any) -> int:
+    """A multiplication and an addition for each tap of the kernel and each output."""
+    w, z = eqn.invars[1].aval, eqn.outvars[0].aval
+    channels = w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(z.shape) * (math.prod(w.shape) // max(channels, 1))
+
+
+def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right, traits=DEAR.but(flops=conv_flops))
 ABSORB[conv_right] = _conv_right_summed
 
 
@@ -266,5 +282,18 @@ def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any
     return (x if perturbed[1] else aval_of(x)), (y if perturbed[0] else aval_of(y)), group_sizes
 
 
-def_rule(primitive("ragged_dot_general_p"), ragged_dot_general_bwd, save=ragged_dot_general_save)
-BILINEAR.add(primitive("ragged_dot_general_p"))
+def ragged_dot_general_flops(eqn: Any) -> int:
+    """A multiplication and an addition for each row of x, each number of y's that it meets, and no other."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (_, y_contract), (_, y_batch) = numbers.dot_dimension_numbers
+    x, y = (v.aval for v in eqn.invars[:2])
+    met = {*y_contract, *y_batch, *numbers.rhs_group_dimensions}
+    return 2 * math.prod(x.shape) * math.prod(n for j, n in enumerate(y.shape) if j not in met)
+
+
+def_rule(
+    primitive("ragged_dot_general_p"),
+    ragged_dot_general_bwd,
+    save=ragged_dot_general_save,
+    traits=DEAR.but(linear=(0, 1), flops=ragged_dot_general_flops),
+)

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero, is_differentiable, unbroadcast
+from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
 from ..jaxpr import primitive, primitives
 from .contract import OUTPUT, TYPES
-from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero
+from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, rule
+from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Singularity, Traits, free, results
 
 
 def is_complex(x: Any) -> bool:
@@ -228,25 +229,35 @@ def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     return [low_bar, x_bar, back(lax.lt(highs, x), high) if perturbed[2] else None]
 
 
+def horner(eqn: Any) -> int:
+    """A multiplication and an addition for each coefficient but one."""
+    return 2 * (len(eqn.invars) - 2) * results(eqn)
+
+
 def clamp_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
     low, x, high = primals
     return (low if perturbed[0] or perturbed[1] else jax.typeof(low)), x, high
 
 
-def_rule(primitives.add_p, add_bwd, save=TYPES)
-def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES)
-def_rule(primitives.sub_p, sub_bwd, save=TYPES)
-def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False)
-def_rule(primitives.div_p, div_bwd, save=div_save)
-def_rule(primitives.rem_p, rem_bwd, save=types_or_both)
-def_rule(primitive("polynomial_p"), polynomial_bwd, save=polynomial_save)
-def_rule(primitives.pow_p, pow_bwd, save=pow_save)
-def_rule(primitives.max_p, extremum(lax.max))
-def_rule(primitives.min_p, extremum(lax.min))
-def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save)
-def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save)
-def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct))
-def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save)
+SCALED, QUOTIENT = ELEMENTWISE.but(linear=(0,), scales=(0,)), ELEMENTWISE.but(singular=Singularity.DIVISION)
+ROOT, LOG, POWER, EDGE = (
+    ELEMENTWISE.but(singular=s) for s in (Singularity.ROOT, Singularity.LOG, Singularity.POWER, Singularity.EDGE)
+)
+
+def_rule(primitives.add_p, add_bwd, save=TYPES, traits=ELEMENTWISE)
+def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES, traits=ELEMENTWISE)
+def_rule(primitives.sub_p, sub_bwd, save=TYPES, traits=ELEMENTWISE)
+def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False, traits=ELEMENTWISE.but(scales=(0, 1)))
+def_rule(primitives.div_p, div_bwd, save=div_save, traits=QUOTIENT.but(linear=(0,), scales=(0,)))
+def_rule(primitives.rem_p, rem_bwd, save=types_or_both, traits=QUOTIENT)
+def_rule(primitive("polynomial_p"), polynomial_bwd, save=polynomial_save, traits=ELEMENTWISE.but(flops=horner))
+def_rule(primitives.pow_p, pow_bwd, save=pow_save, traits=POWER)
+def_rule(primitives.max_p, extremum(lax.max), traits=ELEMENTWISE)
+def_rule(primitives.min_p, extremum(lax.min), traits=ELEMENTWISE)
+def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save, traits=STRUCTURAL.but(moves=Moves.ONCE))
+def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save, traits=ELEMENTWISE)
+def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct), traits=SCALED)
+def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=POWER)
 def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
 
 
@@ -255,7 +266,7 @@ def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> l
     return [unbroadcast(ct, types[0]), None]
 
 
-def_rule(primitives.nextafter_p, nextafter_bwd, save=TYPES)
+def_rule(primitives.nextafter_p, nextafter_bwd, save=TYPES, traits=ELEMENTWISE)
 def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x))
 
 
@@ -272,7 +283,12 @@ def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     return [lax.complex(ct / size, lax.full_like(ct, 0)) * lax.conj(x)]
 
 
-def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (*primals, z) if is_complex(primals[0]) else primals)
+def_rule(
+    primitives.abs_p,
+    abs_bwd,
+    save=lambda primals, z, *_: (*primals, z) if is_complex(primals[0]) else primals,
+    traits=ELEMENTWISE,
+)
 
 # --- exponentials, logarithms, roots ----------------------------------------------------------------------------------
 
@@ -280,11 +296,14 @@ def_rule(primitives.abs_p, abs_bwd, save=lambda primals, z, *_: (*primals, z) if
 def_elementwise(primitives.exp_p, lambda z, **_: z, save=OUTPUT)
 def_elementwise(primitives.exp2_p, lambda z, **_: lax.mul(lax.full_like(z, np.log(2)), z), save=OUTPUT)
 def_elementwise(primitives.expm1_p, lambda x, **_: lax.exp(x))  # z + 1 would cancel where z is near -1
-def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5), z), save=OUTPUT)
+def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5), z), save=OUTPUT, traits=ROOT)
 def_elementwise(
-    primitives.rsqrt_p, lambda x, z, **_: lax.div(lax.mul(lax.full_like(z, -0.5), z), x), save=lambda p, z, *_: (*p, z)
+    primitives.rsqrt_p,
+    lambda x, z, **_: lax.div(lax.mul(lax.full_like(z, -0.5), z), x),
+    save=lambda p, z, *_: (*p, z),
+    traits=ROOT,
 )
-def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT)
+def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT, traits=ROOT)
 
 
 def log_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
@@ -302,9 +321,9 @@ def log1p_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = N
     return [lax.div(ct, lax.add(res[0], lax.full_like(res[0], 1)))]
 
 
-def_rule(primitives.log_p, log_bwd)
-def_rule(primitive("log2_p"), log2_bwd)
-def_rule(primitives.log1p_p, log1p_bwd)
+def_rule(primitives.log_p, log_bwd, traits=LOG)
+def_rule(primitive("log2_p"), log2_bwd, traits=LOG)
+def_rule(primitives.log1p_p, log1p_bwd, traits=LOG)
 
 # --- trigonometric and hyperbolic -------------------------------------------------------------------------------------
 
@@ -330,9 +349,26 @@ def tanh_slope(y: Any, **_: Any) -> Any:
     return one_minus_square(y)
 
 
-def logistic_slope(x: Any, **_: Any) -> Any:
-    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had."""
+def tanh_from_input_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    """y = tanh x:  x̄ = ȳ sech² x = ȳ 4 σ'(2x), exact in the tails. Keeps x, which `tanh_slope` does without."""
+    (x,) = res
+    return [lax.mul(ct, lax.mul(lax.full_like(x, 4), logistic_slope(lax.mul(lax.full_like(x, 2), x))))]
+
+
+@jax.custom_jvp
+def logistic_slope(x: Any) -> Any:
+    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had.
+
+    Its own derivative is -σ'(x) tanh(x/2), in which nothing cancels near 0.
+    """
     return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+
+
+@logistic_slope.defjvp
+def _logistic_slope_tangent(primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    slope = logistic_slope(x)
+    return slope, lax.mul(lax.mul(lax.neg(slope), lax.tanh(lax.mul(lax.full_like(x, 0.5), x))), dx)
 
 
 def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
@@ -348,18 +384,19 @@ def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
     return lax.add(one, *other) if other else one
 
 
-def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT)
-def_elementwise(primitives.logistic_p, logistic_slope)
+def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
+tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: tanh_from_input})`
+def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
 def_named("logaddexp", logaddexp_tangent)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
-def_elementwise(primitives.asin_p, lambda x, **_: lax.rsqrt(one_minus_square(x)))
-def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.rsqrt(one_minus_square(x))))
+def_elementwise(primitives.asin_p, lambda x, **_: lax.rsqrt(one_minus_square(x)), traits=EDGE)
+def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.rsqrt(one_minus_square(x))), traits=EDGE)
 def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
 def_elementwise(primitives.cosh_p, lambda x, **_: lax.sinh(x))
 def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(x), lax.full_like(x, 1))))
-def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x))
+def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x), traits=EDGE)
 
 
 def atan_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
@@ -372,8 +409,8 @@ def atanh_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[An
     return [lax.div(ct, one_minus_square(res[0]))]
 
 
-def_rule(primitives.atan_p, atan_bwd)
-def_rule(primitives.atanh_p, atanh_bwd)
+def_rule(primitives.atan_p, atan_bwd, traits=ELEMENTWISE)
+def_rule(primitives.atanh_p, atanh_bwd, traits=EDGE)
 
 
 def acosh_slope(x: Any, **_: Any) -> Any:
@@ -392,7 +429,7 @@ def atan2_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def_rule(primitives.atan2_p, atan2_bwd)
+def_rule(primitives.atan2_p, atan2_bwd, traits=QUOTIENT)
 
 # --- special functions ------------------------------------------------------------------------------------------------
 
@@ -446,36 +483,43 @@ def _no_derivative(what: str) -> Any:
     return raise_
 
 
-def_elementwise(primitives.erf_p, erf_slope)
+def_elementwise(primitives.erf_p, erf_slope, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
 def_elementwise(primitives.erfc_p, lambda x, **_: lax.neg(erf_slope(x)))
-def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT)
-def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x))
-def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x))
+def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT, traits=EDGE)
+def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x), traits=DEAR)
+def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x), traits=DEAR)
 def_elementwise(
     primitives.polygamma_p,
     _no_derivative("polygamma with respect to its order"),
     lambda m, x, **_: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
+    traits=DEAR,
 )
 def_elementwise(
     primitives.zeta_p,
     _no_derivative("zeta with respect to its exponent"),
     lambda s, q, **_: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
+    traits=DEAR,
 )
-def_elementwise(primitives.igamma_p, lambda a, x, **_: lax.igamma_grad_a(a, x), igamma_slope)
+def_elementwise(primitives.igamma_p, lambda a, x, **_: lax.igamma_grad_a(a, x), igamma_slope, traits=DEAR)
 def_elementwise(
     primitives.igammac_p,
     lambda a, x, **_: lax.neg(lax.igamma_grad_a(a, x)),
     lambda a, x, **_: lax.neg(igamma_slope(a, x)),
+    traits=DEAR,
 )
 def_elementwise(
-    primitives.bessel_i0e_p, lambda x, z, **_: lax.bessel_i1e(x) - lax.sign(x) * z, save=lambda p, z, *_: (*p, z)
+    primitives.bessel_i0e_p,
+    lambda x, z, **_: lax.bessel_i1e(x) - lax.sign(x) * z,
+    save=lambda p, z, *_: (*p, z),
+    traits=DEAR,
 )
-def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z))
+def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z), traits=DEAR)
 def_elementwise(
     primitives.regularized_incomplete_beta_p,
     _no_derivative("the incomplete beta function with respect to a"),
     _no_derivative("the incomplete beta function with respect to b"),
     betainc_slope,
+    traits=DEAR,
 )
 
 
@@ -494,9 +538,13 @@ def_rule(primitives.random_gamma_p, random_gamma_bwd, save=lambda primals, z, *_
 # --- complex numbers --------------------------------------------------------------------------------------------------
 
 # JAX's convention: a cotangent is the transpose of the derivative, not its conjugate transpose.
-def_linear(primitives.real_p, lambda ct, x: lax.complex(ct, lax.full_like(ct, 0)))
-def_linear(primitives.imag_p, lambda ct, x: lax.complex(lax.full_like(ct, 0), lax.neg(ct)))
-def_linear(primitives.conj_p, lambda ct, x, *, input_dtype: lax.conj(ct) if is_complex(x) else lax.real(ct))
+def_linear(primitives.real_p, lambda ct, x: lax.complex(ct, lax.full_like(ct, 0)), traits=STRUCTURAL)
+def_linear(primitives.imag_p, lambda ct, x: lax.complex(lax.full_like(ct, 0), lax.neg(ct)), traits=STRUCTURAL)
+def_linear(
+    primitives.conj_p,
+    lambda ct, x, *, input_dtype: lax.conj(ct) if is_complex(x) else lax.real(ct),
+    traits=STRUCTURAL,
+)
 
 
 def complex_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
@@ -508,7 +556,7 @@ def complex_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def_rule(primitives.complex_p, complex_bwd, save=TYPES)
+def_rule(primitives.complex_p, complex_bwd, save=TYPES, traits=STRUCTURAL)
 
 # --- types ------------------------------------------------------------------------------------------------------------
 
@@ -522,23 +570,24 @@ def convert_back(ct: Any, x: Any, **params: Any) -> Any:
     return lax.convert_element_type(ct, x.dtype)
 
 
-def_linear(primitives.convert_element_type_p, convert_back, isometric=True)
-def_linear(primitives.reduce_precision_p, lambda ct, x, **params: lax.reduce_precision(ct, **params))
-def_linear(primitive("copy_p"), lambda ct, x: ct, isometric=True)
+def_linear(primitives.convert_element_type_p, convert_back, Moves.STAYS)
+def_linear(primitives.reduce_precision_p, lambda ct, x, **params: lax.reduce_precision(ct, **params), traits=SCALED)
+def_linear(primitive("copy_p"), lambda ct, x: ct, Moves.STAYS)
 
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
 
-def_zero(
-    primitives.rng_uniform_p,
-    primitives.sign_p,
-    primitives.floor_p,
-    primitives.ceil_p,
-    primitives.round_p,
-    primitives.stop_gradient_p,
-)
-NO_DERIVATIVE = """
+STEP = ELEMENTWISE.but(step=True)
+def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, traits=STEP)
+def_zero(primitives.stop_gradient_p, traits=STRUCTURAL)
+def_zero(primitives.rng_uniform_p, traits=Traits(flops=free))
+PREDICATES = """
     eq ne lt le gt ge eq_to lt_to le_to is_finite and or xor not shift_left shift_right_logical shift_right_arithmetic
-    population_count clz mulhi iota axis_index platform_index bitcast_convert_type threefry2x32 rng_bit_generator
-    random_bits random_seed random_split random_fold_in random_wrap random_unwrap random_clone after_all create_token
+    population_count clz mulhi
 """
-def_nondiff(*(primitive(f"{name}_p") for name in NO_DERIVATIVE.split()))
+def_nondiff(*(primitive(f"{name}_p") for name in PREDICATES.split()), traits=ELEMENTWISE)
+def_nondiff(primitives.iota_p, primitives.bitcast_convert_type_p, traits=STRUCTURAL)
+DRAWN_OR_TOLD = """
+    axis_index platform_index threefry2x32 rng_bit_generator random_bits random_seed random_split random_fold_in
+    random_wrap random_unwrap random_clone after_all create_token
+"""
+def_nondiff(*(primitive(f"{name}_p") for name in DRAWN_OR_TOLD.split()), traits=Traits(flops=free))

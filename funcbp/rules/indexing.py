@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..cotangents import ABSORB, Factored, Product, Zero
+from ..cotangents import ABSORB, Factored, Moves, Product, Zero
 from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
 from .contract import TYPES
 from .registry import def_rule
+from .traits import DEAR, free, operand
 
 
 def keep_indices(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
@@ -56,16 +57,21 @@ def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> li
     ]
 
 
+READ, WRITTEN = DEAR.but(flops=free, linear=(0,)), DEAR.but(flops=free)
+COMBINED = DEAR.but(flops=lambda eqn: operand(eqn, 2))  # one operation for each update
+
 def_rule(
     primitives.dynamic_slice_p,
     dynamic_slice_bwd,
     save=lambda p, *_: (jax.typeof(p[0]), tuple(p[1:])),
     factors=dynamic_slice_factors,
+    traits=READ.but(moves=Moves.ONCE),
 )
 def_rule(
     primitives.dynamic_update_slice_p,
     dynamic_update_slice_bwd,
     save=lambda p, *_: ((jax.typeof(p[0]), jax.typeof(p[1])), tuple(p[2:])),
+    traits=WRITTEN,
 )
 
 
@@ -290,11 +296,13 @@ def scatter_bwd(
     return [x_bar, None, u_bar]
 
 
-def_rule(primitives.gather_p, gather_bwd, save=keep_indices, factors=gather_factors)
+def_rule(
+    primitives.gather_p, gather_bwd, save=keep_indices, factors=gather_factors, traits=READ.but(moves=Moves.COPIES)
+)
 ABSORB[gather_left] = _gather_summed
-def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices_of_updates)
-def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updates)
-def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save)
-def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
-def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z))
-def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save)
+def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices_of_updates, traits=COMBINED)
+def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updates, traits=COMBINED)
+def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save, traits=COMBINED)
+def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z), traits=COMBINED)
+def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z), traits=COMBINED)
+def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save, traits=WRITTEN)

@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from ..cotangents import ABSORB, Factored, Product, Zero
-from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, primitive, primitives, trace
-
-MOVES = {
-    *(primitives.convert_element_type_p, primitives.reshape_p, primitives.squeeze_p, primitives.transpose_p),
-    *(primitives.rev_p, primitive("copy_p")),
-}
+from ..cotangents import ABSORB, Factored, Moves, Product, Zero
+from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, primitives, trace
+from .traits import traits_of
 
 
 class Moved(NamedTuple):
@@ -27,7 +23,15 @@ class Moved(NamedTuple):
 
     primitive: Any
     params: dict[str, Any]
-    isometric: bool = True
+
+    @property
+    def isometric(self) -> bool:
+        """Whether it keeps inner products."""
+        return self.moves >= Moves.ALL
+
+    @property
+    def moves(self) -> Moves:
+        return traits_of(self.primitive).moves
 
     def __call__(self, x: Any) -> Any:
         return self.primitive.bind(x, **self.params)
@@ -83,7 +87,8 @@ def _end(program: Program, v: Any, from_ct: set[Any]) -> tuple[Any, list[Moved]]
         if eqn.primitive is primitives.dot_general_p:
             one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1
             return (eqn, then[::-1]) if one_sided and v.aval.size else None
-        if eqn.primitive not in MOVES or len(eqn.invars) > 1:
+        several = eqn.primitive.multiple_results or len(eqn.invars) > 1
+        if several or traits_of(eqn.primitive).moves < Moves.ALL:
             return None
         then.append(Moved(eqn.primitive, eqn.params))
         v = eqn.invars[0]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from .. import jaxpr as jx
-from ..cotangents import Factored, Linear, is_differentiable, materialize
+from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
 from .contract import INPUTS, MissingRuleError, Save
 from .options import Options
 
@@ -217,15 +217,15 @@ class LinearRule(Rule):
     """Linear in the first operand, and keeps no numbers: a product not yet contracted goes through it as it is.
 
     Attributes:
-        isometric: whether it only moves numbers to other places.
+        moves: how it moves numbers, if that is all it does.
     """
 
-    isometric: bool = False
+    moves: Moves = Moves.NOT
 
     def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
         if type(ct[0]) is not Factored:
             return super().backward(state, entry, res, ct)
-        linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.isometric)  # type: ignore[arg-type]
+        linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.moves)  # type: ignore[arg-type]
         return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]
 
 

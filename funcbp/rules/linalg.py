@@ -20,9 +20,10 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Zero
-from ..jaxpr import primitives
+from ..jaxpr import primitive, primitives
 from .elementwise import is_complex
 from .registry import def_linear, def_rule, def_tangent
+from .traits import DEAR, Traits, def_traits, free, operand
 
 
 def T(x: Any) -> Any:
@@ -231,12 +232,24 @@ def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv:
     return [s, u, vt], [ds, du, H(dv)]
 
 
-def_tangent(primitives.cholesky_p, cholesky_tangent)
-def_tangent(primitives.eigh_p, eigh_tangent)
-def_tangent(primitives.eig_p, eig_tangent)
-def_tangent(primitives.lu_p, lu_tangent)
-def_tangent(primitives.qr_p, qr_tangent)
-def_tangent(primitives.svd_p, svd_tangent)
+def cubic(times: float) -> Traits:
+    """A factorization of (m, n) matrices takes about `times` m n min(m, n) operations."""
+
+    def count(eqn: Any) -> int:
+        return int(times * operand(eqn) * min(eqn.invars[0].aval.shape[-2:]))
+
+    return DEAR.but(flops=count)
+
+
+# The numbers are those of G. Golub and C. Van Loan, Matrix computations (2013), with the factors made explicitly.
+def_tangent(primitives.cholesky_p, cholesky_tangent, traits=cubic(1 / 3))
+def_tangent(primitives.eigh_p, eigh_tangent, traits=cubic(9))
+def_tangent(primitives.eig_p, eig_tangent, traits=cubic(25))
+def_tangent(primitives.lu_p, lu_tangent, traits=cubic(2 / 3))
+def_tangent(primitives.qr_p, qr_tangent, traits=cubic(4 / 3))
+def_tangent(primitives.svd_p, svd_tangent, traits=cubic(21))
+def_traits(cubic(4 / 3), primitives.householder_product_p)
+def_traits(DEAR.but(flops=free), primitive("lu_pivots_to_permutation_p"))
 
 # --- solves -----------------------------------------------------------------------------------------------------------
 
@@ -287,8 +300,28 @@ def solve_save(primals: Any, x: Any, perturbed: Any, params: Any) -> Any:
     return *primals[:-1], (x if any(perturbed[:-1]) else None)
 
 
-def_rule(primitives.triangular_solve_p, triangular_solve_bwd, save=solve_save)
-def_rule(primitives.tridiagonal_solve_p, tridiagonal_solve_bwd, save=solve_save)
+def triangular_solve_flops(eqn: Any) -> int:
+    """Each unknown takes a multiplication and an addition for each one before it, half as many as there are."""
+    return operand(eqn, 1) * eqn.invars[0].aval.shape[-1]
+
+
+def tridiagonal_solve_flops(eqn: Any) -> int:
+    """The Thomas algorithm: eight operations for each unknown."""
+    return 8 * operand(eqn, 3)
+
+
+def_rule(
+    primitives.triangular_solve_p,
+    triangular_solve_bwd,
+    save=solve_save,
+    traits=DEAR.but(linear=(1,), flops=triangular_solve_flops),
+)
+def_rule(
+    primitives.tridiagonal_solve_p,
+    tridiagonal_solve_bwd,
+    save=solve_save,
+    traits=DEAR.but(linear=(3,), flops=tridiagonal_solve_flops),
+)
 
 # --- Fourier transforms -----------------------------------------------------------------------------------------------
 
@@ -313,4 +346,11 @@ def fft_back(ct: Any, x: Any, *, fft_type: Any, fft_lengths: Any) -> Any:
     return lax.fft(ct, kind, fft_lengths)
 
 
-def_linear(primitives.fft_p, fft_back)
+def fft_flops(eqn: Any) -> int:
+    """5 n log₂ n operations for each transform of n numbers, as is the custom."""
+    n = math.prod(eqn.params["fft_lengths"])
+    longest = max(operand(eqn), math.prod(eqn.outvars[0].aval.shape))
+    return int(5 * longest * math.log2(n)) if n > 1 else 0
+
+
+def_linear(primitives.fft_p, fft_back, traits=DEAR.but(flops=fft_flops))

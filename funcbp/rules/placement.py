@@ -8,10 +8,11 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Zero
+from ..cotangents import Moves, Zero
 from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of
 from .contract import TYPES
 from .registry import def_linear, def_rule
+from .traits import STRUCTURAL, Traits, free
 
 
 def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:
@@ -27,14 +28,20 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
     return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
 
 
-def_linear(primitives.name_p, lambda ct, x, **_: ct, isometric=True)
-def_linear(feedback_p, lambda ct, w: ct, isometric=True)  # the recording gives w its mirror instead: see mirrors.py
+# Where a value lies is a question of the whole program: none of these is done again, and the marks stay where they are.
+PLACED, MARK = Traits(flops=free), STRUCTURAL.but(mark=True)
+
+def_linear(primitives.name_p, lambda ct, x, **_: ct, Moves.STAYS, traits=MARK)
+def_linear(feedback_p, lambda ct, w: ct, Moves.STAYS, traits=MARK)  # the recording gives w its feedback weight instead
 def_linear(
     primitives.sharding_constraint_p,
     lambda ct, x, **params: primitives.sharding_constraint_p.bind(ct, **params),
-    isometric=True,
+    Moves.ALL,
+    traits=PLACED,
 )
-def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, isometric=True)
-def_linear(primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), isometric=True)
-def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES)
-def_rule(primitives.device_put_p, device_put_bwd, save=TYPES)
+def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, Moves.ALL, traits=PLACED)
+def_linear(
+    primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), Moves.ALL, traits=PLACED
+)
+def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
+def_rule(primitives.device_put_p, device_put_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

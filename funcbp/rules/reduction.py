@@ -13,6 +13,7 @@ from jax import lax
 
 from ..jaxpr import dilated, primitives, reducer, sharding_of
 from .registry import def_body, def_linear, def_nondiff, def_rule
+from .traits import DEAR, REDUCTION, def_traits, free, operand, results
 
 
 def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:
@@ -181,21 +182,31 @@ def keep_second(primals: Any, *_: Any) -> Any:
     return (primals[1],)
 
 
-def_linear(primitives.reduce_sum_p, reduce_sum_back)
-def_rule(primitives.reduce_max_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z))
-def_rule(primitives.reduce_min_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z))
-def_rule(primitives.reduce_prod_p, reduce_prod_bwd)
-def_linear(primitives.cumsum_p, cumsum_back)
-def_body(primitives.reduce_p, reduce_body)
-def_body(primitives.cumprod_p, cumulative(lax.mul))
-def_body(primitives.cummax_p, cumulative(lax.max))
-def_body(primitives.cummin_p, cumulative(lax.min))
-def_body(primitives.cumlogsumexp_p, cumulative(jnp.logaddexp))
-def_linear(primitives.reduce_window_sum_p, reduce_window_sum_back)
-def_rule(primitives.reduce_window_max_p, pooling_bwd(primitives.ge_p))
-def_rule(primitives.reduce_window_min_p, pooling_bwd(primitives.le_p))
-def_rule(primitives.select_and_scatter_add_p, select_and_scatter_add_bwd, save=keep_second)
-def_rule(primitives.select_and_gather_add_p, select_and_gather_add_bwd, save=keep_second)
+def windowed(eqn: Any) -> int:
+    """One operation for each number of each window."""
+    return results(eqn) * math.prod(eqn.params["window_dimensions"])
+
+
+CUMULATIVE, WINDOWED = DEAR.but(flops=operand), DEAR.but(flops=windowed)
+
+def_linear(primitives.reduce_sum_p, reduce_sum_back, traits=REDUCTION)
+def_rule(primitives.reduce_max_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z), traits=REDUCTION)
+def_rule(primitives.reduce_min_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z), traits=REDUCTION)
+def_rule(primitives.reduce_prod_p, reduce_prod_bwd, traits=CUMULATIVE)
+def_linear(primitives.cumsum_p, cumsum_back, traits=CUMULATIVE)
+def_body(primitives.reduce_p, reduce_body, traits=CUMULATIVE)
+def_body(primitives.cumprod_p, cumulative(lax.mul), traits=CUMULATIVE)
+def_body(primitives.cummax_p, cumulative(lax.max), traits=CUMULATIVE)
+def_body(primitives.cummin_p, cumulative(lax.min), traits=CUMULATIVE)
+def_body(primitives.cumlogsumexp_p, cumulative(jnp.logaddexp), traits=CUMULATIVE)
+def_linear(primitives.reduce_window_sum_p, reduce_window_sum_back, traits=WINDOWED)
+def_rule(primitives.reduce_window_max_p, pooling_bwd(primitives.ge_p), traits=WINDOWED)
+def_rule(primitives.reduce_window_min_p, pooling_bwd(primitives.le_p), traits=WINDOWED)
+def_rule(primitives.select_and_scatter_add_p, select_and_scatter_add_bwd, save=keep_second, traits=CUMULATIVE)
+def_rule(primitives.select_and_gather_add_p, select_and_gather_add_bwd, save=keep_second, traits=DEAR.but(flops=free))
+def_traits(WINDOWED, primitives.reduce_window_p)
 def_nondiff(
-    primitives.argmax_p, primitives.argmin_p, primitives.reduce_and_p, primitives.reduce_or_p, primitives.reduce_xor_p
+    *(primitives.argmax_p, primitives.argmin_p, primitives.reduce_and_p, primitives.reduce_or_p),
+    primitives.reduce_xor_p,
+    traits=REDUCTION,
 )

@@ -7,16 +7,17 @@ from typing import Any
 
 import jax
 
-from ..cotangents import Factored, Product, Zero, unbroadcast
+from ..cotangents import Factored, Moves, Product, Zero, unbroadcast
 from ..jaxpr import aval_of, current_source, public_names
 from .contract import INPUTS, TYPES, Save
 from .kinds import BodyRule, ControlRule, LinearRule, NonDifferentiableRule, Rule, TangentRule, ZeroRule
+from .traits import DEAR, ELEMENTWISE, STRUCTURAL, UNKNOWN, Traits, describe
 
 __all__ = [
-    "BILINEAR",
     "NAMED",
     "TABLE",
     "UNSUPPORTED",
+    "bilinear_rule",
     "coverage",
     "def_bilinear",
     "def_body",
@@ -29,11 +30,13 @@ __all__ = [
     "def_tangent",
     "def_unsupported",
     "def_zero",
+    "elementwise_rule",
+    "enter",
+    "linear_rule",
     "rule",
 ]
 
 TABLE: dict[Any, Rule] = {}
-BILINEAR: set[Any] = set()  # the primitives linear in each of two operands
 
 
 def rule(
@@ -56,89 +59,24 @@ def rule(
     return Rule(bwd, fwd, save)
 
 
-def def_rule(
-    primitive: Any,
-    bwd: Callable[..., Sequence[Any]],
-    fwd: Any = None,
-    save: Save | None = None,
-    factors: Any = None,
-) -> None:
-    """Enter a rule in the table. A primitive that this JAX does not have is passed as None and skipped."""
-    if primitive is not None:
-        TABLE[primitive] = Rule(bwd, fwd, save, factors=factors)
+# --- rules as values --------------------------------------------------------------------------------------------------
 
 
-def def_control(
-    primitive: Any,
-    fwd: Callable[..., Any],
-    bwd: Callable[..., Any],
-    instead: Any = None,
-    mark_inside: Any = None,
-    reaches: Any = None,
-) -> None:
-    """A rule that differentiates the programs inside an operation, by the walker it is given."""
-    if primitive is not None:
-        TABLE[primitive] = ControlRule(bwd, fwd, instead=instead, mark_inside=mark_inside, reaches=reaches)
+def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwise") -> Rule:
+    """A rule for an elementwise operation by its partial derivatives: x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back over broadcast axes.
 
+    Args:
+        *partials: for each operand a function of what `save` keeps (the primals, or the output), or None where no
+            derivative exists.
+        save: what to keep.
+        name: of the operation, for tracebacks and name scopes.
 
-def def_tangent(primitive: Any, tangent: Callable[..., Any]) -> None:
-    """A rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
-
-    It is linear in the tangents (None for an unperturbed primal, and for an output without one); the walk transposes
-    it.
+    Example:
+        >>> import jax, funcbp as bp
+        >>> smooth = bp.rules.elementwise_rule(lambda x, **_: 1 / (1 + x**2))
+        >>> bp.Backward(rules={jax.lax.sign_p: smooth}).grad(jax.numpy.sign)(1.0)
+        Array(0.5, dtype=float32, weak_type=True)
     """
-    if primitive is not None:
-        TABLE[primitive] = TangentRule(fwd=tangent)
-
-
-NAMED: dict[str, Callable[..., Any]] = {}
-
-
-def def_named(name: str, tangent: Callable[..., Any]) -> None:
-    """A rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
-
-    `tangent(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an unperturbed
-    primal.
-    """
-    NAMED[name] = tangent
-
-
-UNSUPPORTED: dict[str, str] = {}
-
-
-def def_unsupported(reason: str, *names: str) -> None:
-    """Primitives, by name, that have no derivative here, and why."""
-    UNSUPPORTED.update(dict.fromkeys(names, reason))
-
-
-def def_body(primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]]) -> None:
-    """An operation that is differentiated as the program `body(params)`, which is run in its place."""
-    if primitive is not None:
-        TABLE[primitive] = BodyRule(body=body)
-
-
-def def_zero(*primitives: Any) -> None:
-    """Operations with a floating-point output whose derivative is zero almost everywhere, or is defined as zero."""
-    for p in primitives:
-        if p is not None:
-            TABLE[p] = ZeroRule()
-
-
-def def_nondiff(*primitives: Any) -> None:
-    """Operations whose outputs are integers, booleans or keys: no cotangent exists."""
-    for p in primitives:
-        if p is not None:
-            TABLE[p] = NonDifferentiableRule()
-
-
-def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None:
-    """An elementwise operation by its partial derivatives: x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back over broadcast axes.
-
-    Each of `partials` is a function of what `save` keeps (the primals, or the output), or None where no derivative
-    exists.
-    """
-    if primitive is None:
-        return
 
     def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
         types, saved = res
@@ -151,33 +89,41 @@ def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS) -> None
     def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
 
-    bwd.__name__ = f"{primitive}_bwd"
-    def_rule(primitive, bwd, save=keep)
+    bwd.__name__, keep.__name__ = f"{name}_bwd", save.__name__
+    return Rule(bwd, save=keep)
 
 
-def def_linear(primitive: Any, transpose: Callable[..., Any], isometric: bool = False) -> None:
-    """An operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers.
+def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
+    """A rule for an operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers.
 
-    `isometric`: whether x̄ has the numbers of z̄, in other places (and perhaps rounded), and zeros elsewhere.
+    Args:
+        transpose: the transposed map.
+        moves: how the operation moves numbers, if that is all it does.
+        name: of the operation, for tracebacks and name scopes.
     """
-    if primitive is None:
-        return
 
     def bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
         return [transpose(ct, types[0], **params), *(None for _ in types[1:])]
 
-    bwd.__name__ = f"{primitive}_bwd"
-    TABLE[primitive] = LinearRule(bwd, save=TYPES, isometric=isometric)
+    bwd.__name__ = f"{name}_bwd"
+    return LinearRule(bwd, save=TYPES, moves=moves)
 
 
-def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., Any], factored: bool = True) -> None:
-    """An operation linear in each of two operands: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
+def bilinear_rule(
+    left: Callable[..., Any], right: Callable[..., Any], factored: bool = True, name: str = "bilinear"
+) -> Rule:
+    """A rule for an operation linear in each of two operands: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
-    An operand is kept only where the other one is perturbed. The cotangents are handed on as `Factored` products, to be
-    carried out when somebody needs the array, or, with `factored=False`, as arrays.
+    An operand is kept only where the other one is perturbed.
+
+    Args:
+        left, right: the cotangents of the operands.
+        factored: whether they are handed on as `Factored` products, to be carried out when somebody needs the array,
+            or as arrays.
+        name: of the operation, for tracebacks and name scopes.
     """
 
-    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    def other_operands(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         x, y = primals
         return (x if perturbed[1] else jax.typeof(x), y if perturbed[0] else jax.typeof(y))
 
@@ -199,9 +145,124 @@ def def_bilinear(primitive: Any, left: Callable[..., Any], right: Callable[..., 
             product(right, x, aval_of(y)) if perturbed[1] else Zero,
         ]
 
-    bwd.__name__ = f"{primitive}_bwd"
-    def_rule(primitive, bwd, save=keep)
-    BILINEAR.add(primitive)
+    bwd.__name__ = f"{name}_bwd"
+    return Rule(bwd, save=other_operands)
+
+
+# --- entries of the table ---------------------------------------------------------------------------------------------
+
+# All skip a primitive that is None, which is one that this JAX does not have. `traits` says what else is known of the
+# primitive (see `traits.py`); left out, it is what holds for its family, or what was said of it before.
+
+
+def enter(primitive: Any, rule: Rule, traits: Traits | None = None, family: Traits = UNKNOWN) -> None:
+    """Enter a rule of any kind in the table, and what is known of its primitive."""
+    if primitive is not None:
+        TABLE[primitive] = rule
+        describe(primitive, traits, family)
+
+
+def def_rule(
+    primitive: Any,
+    bwd: Callable[..., Sequence[Any]],
+    fwd: Any = None,
+    save: Save | None = None,
+    factors: Any = None,
+    traits: Traits | None = None,
+) -> None:
+    """A rule as a pair, see `contract.py`. Of its primitive nothing is assumed."""
+    enter(primitive, Rule(bwd, fwd, save, factors=factors), traits)
+
+
+def def_control(
+    primitive: Any,
+    fwd: Callable[..., Any],
+    bwd: Callable[..., Any] | None,
+    instead: Any = None,
+    mark_inside: Any = None,
+    reaches: Any = None,
+    message: Callable[[str], str] | None = None,
+    traits: Traits | None = None,
+) -> None:
+    """A rule that differentiates the programs inside an operation, by the options it is given."""
+    rule = ControlRule(bwd, fwd, message=message, instead=instead, mark_inside=mark_inside, reaches=reaches)
+    enter(primitive, rule, traits)
+
+
+def def_tangent(primitive: Any, tangent: Callable[..., Any], traits: Traits | None = None) -> None:
+    """A rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
+
+    It is linear in the tangents (None for an unperturbed primal, and for an output without one); the backward pass
+    transposes it.
+    """
+    enter(primitive, TangentRule(fwd=tangent), traits)
+
+
+def def_body(
+    primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]], traits: Traits | None = None
+) -> None:
+    """An operation that is differentiated as the program `body(params)`, which is run in its place."""
+    enter(primitive, BodyRule(body=body), traits)
+
+
+def def_zero(*primitives: Any, traits: Traits | None = None) -> None:
+    """Operations with a floating-point output whose derivative is zero almost everywhere, or is defined as zero."""
+    for p in primitives:
+        enter(p, ZeroRule(), traits)
+
+
+def def_nondiff(*primitives: Any, traits: Traits | None = None) -> None:
+    """Operations whose outputs are integers, booleans or keys: no cotangent exists."""
+    for p in primitives:
+        enter(p, NonDifferentiableRule(), traits)
+
+
+def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS, traits: Traits | None = None) -> None:
+    """An elementwise operation by its partial derivatives, see `elementwise_rule`. It is cheap and repeatable."""
+    enter(primitive, elementwise_rule(*partials, save=save, name=f"{primitive}"), traits, ELEMENTWISE)
+
+
+def def_linear(
+    primitive: Any, transpose: Callable[..., Any], moves: Moves = Moves.NOT, traits: Traits | None = None
+) -> None:
+    """An operation linear in its first operand, see `linear_rule`. It is repeatable, and cheap if it moves numbers."""
+    described = lambda t: t.but(linear=(0,), moves=moves)
+    family = described(STRUCTURAL if moves else DEAR)
+    enter(primitive, linear_rule(transpose, moves, f"{primitive}"), traits and described(traits), family)
+
+
+def def_bilinear(
+    primitive: Any,
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+    factored: bool = True,
+    traits: Traits | None = None,
+) -> None:
+    """An operation linear in each of two operands, see `bilinear_rule`. It is repeatable."""
+    described = lambda t: t.but(linear=(0, 1))
+    enter(
+        primitive, bilinear_rule(left, right, factored, f"{primitive}"), traits and described(traits), described(DEAR)
+    )
+
+
+NAMED: dict[str, Callable[..., Any]] = {}
+
+
+def def_named(name: str, tangent: Callable[..., Any]) -> None:
+    """A rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
+
+    `tangent(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an unperturbed
+    primal.
+    """
+    NAMED[name] = tangent
+
+
+UNSUPPORTED: dict[str, str] = {}
+
+
+def def_unsupported(reason: str, *names: str) -> None:
+    """Primitives, by name, that have no derivative here, and why."""
+    UNSUPPORTED.update(dict.fromkeys(names, reason))
 
 
 def coverage(borrow: bool = False) -> dict[str, str]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from ..cotangents import Zero, instantiate
+from ..cotangents import Moves, Zero, instantiate
 from ..jaxpr import primitive, primitives, sharding_of
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
+from .traits import STRUCTURAL, Traits, free
 
 
 def broadcast_back(ct: Any, x: Any, *, shape: Any, broadcast_dimensions: Any, sharding: Any = None) -> Any:
@@ -99,20 +100,27 @@ def unstack_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, axi
     return [lax.concatenate([lax.expand_dims(instantiate(c, part), (axis,)) for c in ct], axis)]
 
 
-def_rule(primitives.broadcast_in_dim_p, broadcast_in_dim_bwd, save=TYPES)
-def_linear(primitives.reshape_p, reshape_back, isometric=True)
-def_linear(primitives.squeeze_p, squeeze_back, isometric=True)
+JOINED, PADDED = STRUCTURAL.but(moves=Moves.ALL), STRUCTURAL.but(moves=Moves.ONCE)
+
+def_rule(
+    primitives.broadcast_in_dim_p,
+    broadcast_in_dim_bwd,
+    save=TYPES,
+    traits=STRUCTURAL.but(linear=(0,), moves=Moves.COPIES),
+)
+def_linear(primitives.reshape_p, reshape_back, Moves.ALL)
+def_linear(primitives.squeeze_p, squeeze_back, Moves.ALL)
 def_linear(
     primitives.transpose_p,
     lambda ct, x, *, permutation: lax.transpose(ct, tuple(np.argsort(permutation).tolist())),
-    isometric=True,
+    Moves.ALL,
 )
-def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions), isometric=True)
-def_linear(primitives.slice_p, slice_back, isometric=True)
-def_rule(primitive("split_p"), split_bwd, save=TYPES)
-def_rule(primitives.concatenate_p, concatenate_bwd, save=TYPES)
-def_rule(primitives.pad_p, pad_bwd, save=TYPES)
-def_linear(primitive("tile_p"), tile_back)
-def_rule(primitive("stack_p"), stack_bwd, save=TYPES)
-def_rule(primitive("unstack_p"), unstack_bwd, save=TYPES)
-def_zero(primitive("empty_p"), primitive("empty2_p"))
+def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions), Moves.ALL)
+def_linear(primitives.slice_p, slice_back, Moves.ONCE)
+def_rule(primitive("split_p"), split_bwd, save=TYPES, traits=JOINED.but(linear=(0,)))
+def_rule(primitives.concatenate_p, concatenate_bwd, save=TYPES, traits=JOINED)
+def_rule(primitives.pad_p, pad_bwd, save=TYPES, traits=PADDED)
+def_linear(primitive("tile_p"), tile_back, Moves.COPIES)
+def_rule(primitive("stack_p"), stack_bwd, save=TYPES, traits=JOINED)
+def_rule(primitive("unstack_p"), unstack_bwd, save=TYPES, traits=JOINED.but(linear=(0,)))
+def_zero(primitive("empty_p"), primitive("empty2_p"), traits=Traits(flops=free))

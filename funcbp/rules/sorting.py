@@ -11,6 +11,7 @@ from jax import lax
 from ..cotangents import Zero
 from ..jaxpr import primitives, zeros
 from .registry import def_rule
+from .traits import DEAR, free
 
 
 def put_along(ct: Any, places: Any, axis: int, x: Any) -> Any:
@@ -54,8 +55,13 @@ def top_k_bwd(
     return [put_along(ct[0], places, x.ndim - 1 if axis is None else axis, x)]
 
 
-def_rule(primitives.sort_p, sort_bwd, fwd=sort_fwd)
-def_rule(primitives.top_k_p, top_k_bwd, save=lambda primals, outs, *_: (jax.typeof(primals[0]), outs[1]))
+def keep_places(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    return jax.typeof(primals[0]), outs[1]
+
+
+SORTED = DEAR.but(flops=free)
+def_rule(primitives.sort_p, sort_bwd, fwd=sort_fwd, traits=SORTED)
+def_rule(primitives.top_k_p, top_k_bwd, save=keep_places, traits=SORTED)
 
 
 def approx_top_k_bwd(
@@ -66,4 +72,4 @@ def approx_top_k_bwd(
     return [put_along(ct[0], places, reduction_dimension % x.ndim, x)]
 
 
-def_rule(primitives.approx_top_k_p, approx_top_k_bwd, save=lambda primals, outs, *_: (jax.typeof(primals[0]), outs[1]))
+def_rule(primitives.approx_top_k_p, approx_top_k_bwd, save=keep_places, traits=SORTED)

@@ -9,7 +9,7 @@ from jax import lax
 from ..jaxpr import current_source, primitives, user_line
 from .contract import MissingRuleError
 from .kinds import BodyRule
-from .registry import TABLE, def_unsupported
+from .registry import def_unsupported, enter
 
 AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a reduce_window select_and_scatter"
 AS_JAX += " pmax pmin"
@@ -65,4 +65,4 @@ def psum_message(where: str) -> str:
     return f"funcbp has no derivative for {where} over devices: {ACROSS_DEVICES}"
 
 
-TABLE[primitives.psum_p] = BodyRule(body=psum_body, message=psum_message)
+enter(primitives.psum_p, BodyRule(body=psum_body, message=psum_message))

@@ -2,9 +2,6 @@
 
 from .check import assert_gradients as assert_gradients
 from .check import check as check
-from .gradients import LeafCheck as LeafCheck
-from .gradients import compare_gradients as compare_gradients
-from .gradients import without_rules as without_rules
 from .report import Finding as Finding
 from .report import LeafReport as LeafReport
 from .report import Report as Report

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autodiff import transformations as backward
+from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
@@ -31,14 +31,15 @@ TOLERANCE = 20.0
 def check(
     f: Callable[..., Any],
     *args: Any,
-    wrt: int | Sequence[int] | None = None,
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    backward: Backward | None = None,
+    vjp: Callable[..., Any] | None = None,
     order: int = 1,
     samples: int = 2,
-    vjp: Callable[..., Any] = backward.vjp,
     seed: int = 0,
     tolerance: float = TOLERANCE,
     complex_step: bool = False,
-    has_aux: bool = False,
     **kwargs: Any,
 ) -> Report:
     """Check a derivative, leaf by leaf, in float64 whatever the inputs.
@@ -55,16 +56,18 @@ def check(
     Args:
         f: a function of `args` and `kwargs`; its output is a pytree of real, complex or integer arrays of any shape.
         args: pytrees of arrays; other leaves (functions, strings) are held fixed.
-        wrt: which positional arguments to differentiate with respect to; all that have floating-point leaves if None.
+        argnums: which positional arguments to differentiate with respect to; all that have floating-point leaves if
+            None.
+        has_aux: whether `f` returns a pair (output, auxiliary data).
+        backward: the way of going backward under test, if not the default one.
+        vjp: in its place anybody's reverse mode, called as `jax.vjp` is: JAX's, yours. A function that carries its
+            derivative with it (`jax.custom_vjp`) is tested by any of them.
         order: 1 to check the gradient, 2 to check the gradient's own derivative too.
         samples: how many random cotangents (and directions of each leaf), at least 2.
-        vjp: the derivative under test, called as `jax.vjp` is: funcbp's, another `Backward`'s, JAX's, yours. A function
-            that carries its derivative with it (`jax.custom_vjp`) is tested by any of them.
         seed: of the random numbers.
         tolerance: in units of what the reference can tell, see above.
         complex_step: whether to compute the complex step too. It is shown and never decides: it is silently wrong where
             `f` takes an absolute value or a conjugate.
-        has_aux: whether `f` returns a pair (output, auxiliary data).
         kwargs: passed to `f`, not differentiated.
 
     Returns:
@@ -78,13 +81,14 @@ def check(
         >>> import jax.numpy as jnp, funcbp as bp
         >>> from funcbp.testing import check
         >>> loss = lambda params, x: jnp.mean(jnp.tanh(x @ params["kernel"]) ** 2)
-        >>> report = check(loss, {"kernel": jnp.ones((3, 2)) / 4}, jnp.ones((5, 3)), wrt=0)
+        >>> report = check(loss, {"kernel": jnp.ones((3, 2)) / 4}, jnp.ones((5, 3)), argnums=0)
         >>> [(leaf.path, leaf.verdict) for leaf in report.leaves]
         [('kernel', 'ok')]
 
     Source: C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982, for the extrapolated differences.
     """
-    numbers = _checked_arguments(f, args, wrt, order, samples, tolerance)
+    numbers = _checked_arguments(f, args, argnums, order, samples, tolerance)
+    vjp = derivative_of(backward, vjp)
     with borrowed_rules() as borrowed:
         report = _check(Subject(f, args, kwargs, numbers, has_aux), order, samples, vjp, seed, tolerance, complex_step)
     return replace(report, notes=(*report.notes, *borrowed))
@@ -191,8 +195,15 @@ def borrowed_rules() -> Iterator[list[str]]:
             said.append(str(w.message))
 
 
+def derivative_of(backward: Backward | None, vjp: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The reverse mode under test, called as `jax.vjp` is."""
+    if backward is not None and vjp is not None:
+        raise TypeError("check takes backward=, a funcbp.Backward, or vjp=, anybody's reverse mode: one of the two.")
+    return vjp or (backward or Backward()).vjp
+
+
 def _checked_arguments(
-    f: Any, args: tuple[Any, ...], wrt: int | Sequence[int] | None, order: int, samples: int, tolerance: float
+    f: Any, args: tuple[Any, ...], argnums: int | Sequence[int] | None, order: int, samples: int, tolerance: float
 ) -> list[int]:
     if not callable(f):
         raise TypeError(f"check needs a function to differentiate, and got {f!r} of type {type(f).__name__}.")
@@ -205,15 +216,15 @@ def _checked_arguments(
     has_floats = lambda x: any(
         is_array(v) and is_differentiable(jax.typeof(jnp.asarray(v))) for v in jax.tree.leaves(x)
     )
-    if wrt is None:
+    if argnums is None:
         return [i for i, x in enumerate(args) if has_floats(x)]
     try:
-        numbers = [operator.index(i) for i in ([wrt] if not isinstance(wrt, Sequence) else wrt)]  # type: ignore[arg-type]
+        numbers = [operator.index(i) for i in ([argnums] if not isinstance(argnums, Sequence) else argnums)]  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"wrt is the number of a positional argument, or several, and was {wrt!r}.") from None
+        raise TypeError(f"argnums is the number of a positional argument, or several, and was {argnums!r}.") from None
     for i in numbers:
         if not -len(args) <= i < len(args):
-            raise ValueError(f"wrt={wrt!r} asks for positional argument {i}, and there are {len(args)}.")
+            raise ValueError(f"argnums={argnums!r} asks for positional argument {i}, and there are {len(args)}.")
     return [i % len(args) for i in numbers]
 
 
@@ -318,12 +329,12 @@ def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafR
 
     def gradient(by: Callable[..., Any]) -> Subject:
         def cotangents(*args: Any, **kwargs: Any) -> list[Any]:
-            values = wide.values_of(tuple(args[i] for i in wide.wrt))
+            values = wide.values_of(tuple(args[i] for i in wide.argnums))
             _, pullback = wide.pull(by, values)
             full = pullback(wide.outputs.arrays(jnp.asarray(ct, wide.outputs.dtype), conjugate=True))
             return [full[i] for i in wide.float_ids]
 
-        return Subject(cotangents, wide.args, wide.kwargs, wide.wrt, False, wide.names)
+        return Subject(cotangents, wide.args, wide.kwargs, wide.argnums, False, wide.names)
 
     ours = gradient(setting.vjp)
     theirs = ours

@@ -141,7 +141,7 @@ class _Recalling(jx.Visitor):
 
 
 def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
-    """The equation whose own derivative is wrong: the first that going backward through the record meets.
+    """The equation whose own derivative is wrong: the first that the backward pass meets.
 
     The function runs once more on its values, so one that branches on them in Python is no different. Each equation
     that ran is differentiated alone, on the values it had, by the derivative under test and by `jax.vjp`. A function

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff import transformations as backward
 from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
+from ..autodiff.transformations import Backward
 from ..cotangents import Zero, is_differentiable, materialize
 from .check import check
 from .subject import first_line
@@ -35,7 +35,7 @@ class Claim(NamedTuple):
 def check_rule(
     op_or_primitive: Any,
     *args: Any,
-    options: backward.Backward | None = None,
+    backward: Backward | None = None,
     order: int = 2,
     numeric: bool = True,
     **params: Any,
@@ -52,7 +52,7 @@ def check_rule(
         op_or_primitive: a primitive (`jax.lax.tanh_p`) with `params` the parameters of its equation, or an operation
             (`jax.lax.tanh`, `funcbp.ops.logistic`) with `params` its keyword arguments.
         args: its operands.
-        walker: the `Backward` whose rule is meant; the default one if left out.
+        backward: the way of going backward whose rule is meant, if not the default one.
         order: 2 to check the second order too, 1 for an operation that can be differentiated once.
         numeric: whether the operands are such that differences are a reference (no kinks, no infinities).
         params: see above.
@@ -71,7 +71,6 @@ def check_rule(
         >>> all(c.holds is not False for c in claims)
         True
     """
-    options = options or backward.Backward()
     if hasattr(op_or_primitive, "bind"):
         apply = lambda *xs: op_or_primitive.bind(*xs, **params)
         name = str(op_or_primitive)
@@ -81,7 +80,7 @@ def check_rule(
     else:
         raise TypeError(f"check_rule needs a primitive or a function, and got {op_or_primitive!r}.")
     apply.__name__ = name
-    subject = _Rule(apply, args, options)
+    subject = _Rule(apply, args, backward or Backward())
     claims: list[Claim] = []
     for claim in (
         _primal_unchanged,
@@ -114,8 +113,8 @@ def check_rule(
 class _Rule:
     """One operation on given operands, recorded."""
 
-    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], options: backward.Backward):
-        self.apply, self.options = apply, options
+    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward):
+        self.apply, self.backward = apply, backward
         self.args = [jnp.asarray(x) for x in args]
         self.floats = [i for i, x in enumerate(self.args) if is_differentiable(x)]
         self.types = [jax.typeof(x) for x in self.args]
@@ -149,7 +148,7 @@ class _Rule:
         return jnp.asarray(numbers, y.dtype)
 
     def record(self, args: Sequence[Any], perturbed: Sequence[bool]) -> tuple[Any, list[Any], list[Any]]:
-        tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.options.options)
+        tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.backward.options)
         return tape, outs, kept
 
     def back(self, args: Sequence[Any], cts: Sequence[Any], perturbed: Sequence[bool] | None = None) -> list[Any]:
@@ -159,7 +158,7 @@ class _Rule:
         return [c for c, p in zip(self.backward_pass(tape, kept, cts), chosen, strict=True) if p]
 
     def backward_pass(self, tape: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
-        return [materialize(c) for c in backward_pass(BackwardState(self.options.options), tape, kept, cts)]
+        return [materialize(c) for c in backward_pass(BackwardState(self.backward.options), tape, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]
@@ -213,7 +212,8 @@ def _linear(rule: _Rule) -> Claim:
     mix = [x if x is Zero else 2 * x + y for x, y in zip(rule.cts, rule.others, strict=True)]
     one, other, both = (rule.back(rule.args, c) for c in (rule.cts, rule.others, mix))
     total = [b if a is Zero else (2 * a if b is Zero else 2 * a + b) for a, b in zip(one, other, strict=True)]
-    return _claim(text, _all_close(both, total), "bwd(2a + b) is not 2 bwd(a) + bwd(b)")
+    same = _all_close(both, total)
+    return _claim(text, same, f"bwd(2a + b) is {'' if same else 'not '}2 bwd(a) + bwd(b)")
 
 
 def _zero_in_zero_out(rule: _Rule) -> Claim:
@@ -230,15 +230,13 @@ def _zero_in_zero_out(rule: _Rule) -> Claim:
     return _claim(text, True)
 
 
-def structural_claims(
-    f: Callable[..., Any], args: Sequence[Any], options: backward.Backward | None = None
-) -> list[Claim]:
+def structural_claims(f: Callable[..., Any], args: Sequence[Any], backward: Backward | None = None) -> list[Claim]:
     """What can be read off the programs of the two passes of an operation, without running them.
 
     Args:
         f: a function of `args` whose output is a pytree of arrays.
         args: its operands, arrays.
-        walker: the `Backward` whose rules are meant; the default one if left out.
+        backward: the way of going backward whose rules are meant, if not the default one.
 
     Returns:
         Two claims: unperturbed inputs cost nothing, and what is kept is what is read.
@@ -249,7 +247,7 @@ def structural_claims(
         >>> [c.holds for c in structural_claims(jnp.multiply, (jnp.ones(3), jnp.ones(3)))]
         [True, True]
     """
-    rule = _Rule(f, args, options or backward.Backward())
+    rule = _Rule(f, args, backward or Backward())
     return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
 
 
@@ -307,7 +305,8 @@ def _under_jit(rule: _Rule) -> Claim:
     text = "the same under jit"
     eager = _filled(rule.back(rule.args, rule.cts), rule)
     compiled = jax.jit(lambda args: _filled(rule.back(args, rule.cts), rule))(rule.args)
-    return _claim(text, _all_close(compiled, eager), "jit(bwd) differs from bwd")
+    same = _all_close(compiled, eager)
+    return _claim(text, same, "jit(bwd) equals bwd" if same else "jit(bwd) differs from bwd")
 
 
 def _filled(cts: Sequence[Any], rule: _Rule) -> list[Any]:
@@ -323,7 +322,8 @@ def _under_vmap(rule: _Rule) -> Claim:
         return _claim(text, None, f"the operation does not map: {first_line(error)}")
     one = _filled(rule.back(rule.args, rule.cts), rule)
     mapped = jax.vmap(lambda *args: _filled(rule.back(args, rule.cts), rule))(*stacked)
-    return _claim(text, _all_close([m[1] for m in mapped], one), "vmap(bwd) differs from bwd")
+    same = _all_close([m[1] for m in mapped], one)
+    return _claim(text, same, "vmap(bwd) equals bwd" if same else "vmap(bwd) differs from bwd")
 
 
 def _under_jvp(rule: _Rule) -> Claim:
@@ -396,7 +396,7 @@ def _first(got: np.ndarray, wanted: np.ndarray) -> str:
 
 def _numbers(rule: _Rule, order: int) -> list[Claim]:
     """The first and second order against `check`'s witnesses, and the second against JAX's where both are rules."""
-    report = check(rule.apply, *rule.args, wrt=rule.floats, vjp=rule.options.vjp, order=order)
+    report = check(rule.apply, *rule.args, argnums=rule.floats, backward=rule.backward, order=order)
     out = []
     for n in range(1, order + 1):
         wrong = [leaf for leaf in report.leaves if leaf.order == n and leaf.verdict == "wrong"]

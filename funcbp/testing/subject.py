@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..autodiff.arguments import divided
 from ..cotangents import float0_zeros, is_differentiable
 
 CHUNK = 2**20  # numbers handled at a time
@@ -100,18 +101,18 @@ class Subject:
         f: Callable[..., Any],
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        wrt: Sequence[int],
+        argnums: Sequence[int],
         has_aux: bool,
         names: Sequence[str] | None = None,
     ):
         self.f, self.args, self.kwargs, self.has_aux = f, tuple(args), dict(kwargs), has_aux
-        self.wrt, self.names = tuple(wrt), names or argument_names(f, len(args))
-        leaves, self.tree = jax.tree.flatten(tuple(args[i] for i in self.wrt))
+        self.argnums, self.names = tuple(argnums), names or argument_names(f, len(args))
+        leaves, self.tree = jax.tree.flatten(tuple(args[i] for i in self.argnums))
         leaves = [jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) and is_array(x) else x for x in leaves]
         self._places = [i for i, x in enumerate(leaves) if is_array(x)]
         self._leaves = leaves
         self.values = [leaves[i] for i in self._places]
-        with_paths = jax.tree.leaves_with_path(tuple(args[i] for i in self.wrt))
+        with_paths = jax.tree.leaves_with_path(tuple(args[i] for i in self.argnums))
         self.paths = [self._path(with_paths[i][0]) for i in self._places]
         self.types = [jax.typeof(jnp.asarray(v)) for v in self.values]
         self.float_ids = [i for i, t in enumerate(self.types) if is_differentiable(t)]
@@ -125,15 +126,15 @@ class Subject:
 
     def _path(self, keys: tuple[Any, ...]) -> str:
         argument, inside = keys[0].idx, jax.tree_util.keystr(keys[1:], simple=True, separator="/")
-        if inside and len(self.wrt) == 1:
+        if inside and len(self.argnums) == 1:
             return inside
-        name = self.names[self.wrt[argument]]
+        name = self.names[self.argnums[argument]]
         return f"{name}/{inside}" if inside else name
 
     def wide(self) -> Subject:
         """The same function of the same numbers in float64, to be used with 64-bit types switched on."""
         args, kwargs = jax.tree.map(widened, (self.args, self.kwargs))
-        return Subject(self.f, args, kwargs, self.wrt, self.has_aux, self.names)
+        return Subject(self.f, args, kwargs, self.argnums, self.has_aux, self.names)
 
     # calling it
 
@@ -155,16 +156,14 @@ class Subject:
         for place, v in zip(self._places, jax.tree.leaves(chosen), strict=True):
             leaves[place] = v
         args = list(self.args)
-        for i, x in zip(self.wrt, jax.tree.unflatten(self.tree, leaves), strict=True):
+        for i, x in zip(self.argnums, jax.tree.unflatten(self.tree, leaves), strict=True):
             args[i] = x
         return self.f(*args, **self.kwargs)
 
     def outputs_of(self, chosen: tuple[Any, ...]) -> tuple[list[Any], Any]:
         out = self.function(*chosen)
         if self.has_aux:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise TypeError(f"With has_aux=True, {name_of(self.f)} must return a pair (output, aux).")
-            out = out[0]
+            out = divided(self.f, out)[0]
         leaves, tree = jax.tree.flatten(out)
         leaves = [jnp.asarray(y) if isinstance(y, (bool, int, float, complex)) else y for y in leaves]
         for y in leaves:

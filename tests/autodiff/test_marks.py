@@ -144,15 +144,15 @@ def test_convolution():
 
 
 def test_an_embedding_tied_to_the_read_out():
-    table, mirror, ids = normal(7, 4), normal(7, 4), jnp.array([1, 3, 3])
+    table, weight, ids = normal(7, 4), normal(7, 4), jnp.array([1, 3, 3])
 
     def loss(table):
-        table = bp.feedback(table, mirror)
+        table = bp.feedback(table, weight)
         return jnp.sum((table[ids] @ table.T) ** 2)
 
     h = table[ids]
     delta = 2 * h @ table.T
-    close(bp.grad(loss)(table), (delta.T @ h).at[ids].add(delta @ mirror))
+    close(bp.grad(loss)(table), (delta.T @ h).at[ids].add(delta @ weight))
 
 
 def test_a_penalty_on_marked_weights_is_that_of_the_weights():
@@ -204,15 +204,15 @@ def check_model(loss, params, x):
     grads = bp.grad(loss)(params, x)
     marked = bp.grad(lambda p, b, x: loss(bp.feedback(p, b), x))
     close(marked(params, params, x), grads)
-    mirrors = bp.credit.feedback_alignment(jax.random.key(1), params)
-    other = marked(params, mirrors, x)
+    weights = bp.credit.feedback_weights(jax.random.key(1), params)
+    other = marked(params, weights, x)
     pairs = zip(*map(jax.tree.leaves, (grads, other)), strict=True)
     changed = [not np.allclose(a, b) for a, b in pairs if a.ndim >= 2 and abs(a).max() > 1e-9]
     assert sum(changed) == len(changed) - 1  # all weights but those of the last layer
 
 
 def test_wrong_shapes_and_structures_are_errors():
-    with pytest.raises(ValueError, match=r"feedback at layer/kernel has shape \(2, 3\), and the value it mirrors"):
+    with pytest.raises(ValueError, match=r"feedback at layer/kernel has shape \(2, 3\), and the value it stands for"):
         bp.feedback({"layer": {"kernel": jnp.ones((3, 2))}}, {"layer": {"kernel": jnp.ones((2, 3))}})
     with pytest.raises(ValueError, match=r"structure|key|Dict"):
         bp.feedback({"a": jnp.ones(2)}, {"b": jnp.ones(2)})

@@ -362,6 +362,43 @@ def test_a_rule_can_be_replaced():
     assert backward == bp.Backward(rules={lax.sign_p: straight_through}) != bp.Backward()
 
 
+def test_options_print_as_what_makes_them():
+    double = bp.rule(lambda res, ct, perturbed, **_: (2 * ct,), save=bp.rules.NOTHING)
+    assert repr(bp.Backward()) == "Backward()"
+    assert repr(bp.Backward(residuals=bp.Budget(fraction=0.3), on_missing="jax")) == (
+        "Backward(residuals=Budget(fraction=0.3), on_missing='jax')"
+    )
+    assert repr(bp.Backward(rules={jnp.sin: double})) == "Backward(rules={sin: rule(bwd=<lambda>, save=NOTHING)})"
+    weights = {"w": x23, "b": None}
+    assert repr(bp.Backward(feedback=weights)) == "Backward(feedback={'w': float64[2,3], 'b': None})"
+    assert repr(bp.rules.TABLE[lax.tanh_p]).startswith("rule(bwd=tanh_bwd, ")
+    assert repr(bp.rules.TABLE[lax.dot_general_p]) == "rule(bwd=dot_general_bwd, save=other_operands)"
+    pullback = bp.vjp(lambda x: jnp.sum(jnp.tanh(x)), x23)[1]
+    assert repr(pullback) == "Pullback(float64[] -> float64[2, 3]; 2 entries, 48 bytes saved)"
+
+
+def test_options_are_replaced_and_joined():
+    double = bp.rule(lambda res, ct, perturbed, **_: (2 * ct,), save=bp.rules.NOTHING)
+    edit = lambda ct, cts: 3 * ct
+    a, b = bp.Backward(rules={lax.sin_p: double}, residuals="inputs"), bp.Backward(edits={"h": edit})
+    assert a.replace(rules={}) == bp.Backward(residuals="inputs")
+    assert a.replace(residuals="min_cut") == bp.Backward(rules={lax.sin_p: double}) != a
+    assert a | b == b | a == bp.Backward(rules={lax.sin_p: double}, edits={"h": edit}, residuals="inputs")
+    f = lambda x: jnp.sin(bp.name(5 * x, "h"))
+    assert (a | b).grad(f)(0.7) == 5 * 3 * 2
+    assert a | a == a | bp.Backward() == a
+    with pytest.raises(ValueError, match=r"has residuals='inputs', the other residuals='needed': which holds\?"):
+        a | bp.Backward(residuals="needed")
+    with pytest.raises(ValueError, match=r"Both backward passes have edits for 'h': which holds\?"):
+        b | bp.Backward(edits={"h": lambda ct, cts: ct})
+    with pytest.raises(ValueError, match=r"Both backward passes have rules for sin: which holds\?"):
+        a | bp.Backward(rules={lax.sin_p: bp.rule(lambda res, ct, perturbed, **_: (ct,))})
+    with pytest.raises(TypeError, match="unsupported operand"):
+        a | {}
+    assert bp.Backward(feedback={"w": x23}) != bp.Backward(feedback={"w": x23 + 0}) != bp.Backward()
+    assert bp.Backward(feedback={"w": x23}) == bp.Backward(feedback={"w": x23})
+
+
 def test_a_wrong_rule_is_named():
     wrong = bp.rule(lambda res, ct, perturbed, **_: (ct[0],), save=bp.rules.NOTHING)
     with pytest.raises(

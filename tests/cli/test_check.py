@@ -30,7 +30,7 @@ def module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "argv, code, said",
     [
-        (["my_functions:loss", "--args", "float64[3]", "[1.0, 2.0, 3.0]", "--wrt", "0"], 0, "ok"),
+        (["my_functions:loss", "--args", "float64[3]", "[1.0, 2.0, 3.0]", "--argnums", "0"], 0, "ok"),
         (["my_functions:bad", "--args", "0.5"], 1, "culprit: the custom_vjp rule of bad"),
         (["my_functions:of_params", "--args", "my_functions:params", "--order", "2"], 0, "(2nd)"),
         (["my_functions:bad", "--args", "0.5", "--json"], 1, '"ok": false'),

@@ -164,8 +164,9 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
     assert main(["train", "iris", "--network", "mlp:4", "--activation", "tanh"]) == 1
     out, err = capsys.readouterr()
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip().startswith("dense_")}
-    expected = {"dense_0/bias": "WRONG", "dense_0/kernel": "WRONG", "dense_1/bias": "ok", "dense_1/kernel": "ok"}
+    expected = {"dense_0/bias": "wrong", "dense_0/kernel": "wrong", "dense_1/bias": "ok", "dense_1/kernel": "ok"}
     assert verdicts == expected
+    assert "The culprit: the custom_vjp rule of" in out and "wrong" in out.partition("The culprit")[2]
     assert "The gradient is WRONG, so nothing was trained." in err
     assert not list(Path("runs/iris-mlp-4").iterdir())
 
@@ -208,7 +209,7 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "compare_gradients", interrupted)
+    monkeypatch.setattr(train_command, "check", interrupted)
     assert main(["train", "iris"]) == 130
     assert "Interrupted before there was anything to keep." in capsys.readouterr().err
 

@@ -22,34 +22,93 @@ def loss(params, x):
     return jnp.sum(x**2)
 
 
-# --- mirror trees -----------------------------------------------------------------------------------------------------
+# --- feedback weights -------------------------------------------------------------------------------------------------
 
 
-def test_mirror_trees_have_arrays_for_weights_and_none_for_the_rest():
-    for mirrors in (
-        credit.feedback_alignment(KEY, PARAMS),
-        credit.uniform_sign(PARAMS),
-        credit.batchwise_sign(KEY, PARAMS),
-        credit.fixed_sign(credit.feedback_alignment(KEY, PARAMS), PARAMS),
+def test_feedback_weights_are_arrays_for_weights_and_none_for_the_rest():
+    random = credit.feedback_weights(KEY, PARAMS)
+    for weights in (
+        random,
+        credit.feedback_alignment(KEY, PARAMS).feedback,
+        credit.uniform_sign(PARAMS).feedback,
+        credit.batchwise_sign(KEY, PARAMS).feedback,
+        credit.fixed_sign(random, PARAMS).feedback,
     ):
-        assert mirrors["dense_1"]["bias"] is None
-        assert mirrors["dense_1"]["kernel"].shape == (4, 4)
-        assert mirrors["dense_1"]["kernel"].dtype == jnp.float64
-    mirrors = credit.feedback_alignment(KEY, PARAMS)
-    assert not np.allclose(mirrors["dense_0"]["kernel"], mirrors["dense_1"]["kernel"])
+        assert weights["dense_1"]["bias"] is None
+        assert weights["dense_1"]["kernel"].shape == (4, 4)
+        assert weights["dense_1"]["kernel"].dtype == jnp.float64
+    assert not np.allclose(random["dense_0"]["kernel"], random["dense_1"]["kernel"])
 
 
-def test_sign_concordant_mirrors_have_the_signs_of_the_weights():
+def test_sign_concordant_feedback_has_the_signs_of_the_weights():
     w = PARAMS["dense_0"]["kernel"]
-    uniform = credit.uniform_sign(PARAMS)["dense_0"]["kernel"]
+    uniform = credit.uniform_sign(PARAMS).feedback["dense_0"]["kernel"]
     np.testing.assert_allclose(uniform, np.sign(w) / 2)
-    one, other = (credit.batchwise_sign(jax.random.key(i), PARAMS)["dense_0"]["kernel"] for i in range(2))
+    one, other = (credit.batchwise_sign(jax.random.key(i), PARAMS).feedback["dense_0"]["kernel"] for i in range(2))
     np.testing.assert_array_equal(np.sign(one), np.sign(w))
     assert not np.allclose(one, other)
 
 
-def test_kolen_pollack_brings_weights_and_mirrors_together():
-    w, b = PARAMS, credit.feedback_alignment(KEY, PARAMS)
+def by_hand(b):
+    """The gradient with the deltas going through b, layer by layer."""
+    h, layers = [X], list(PARAMS)
+    for layer in layers:
+        h.append(jnp.tanh(h[-1] @ PARAMS[layer]["kernel"] + PARAMS[layer]["bias"][None]))
+    delta, grads = 2 * h[-1] * (1 - h[-1] ** 2), {}
+    for i in reversed(range(3)):
+        grads[layers[i]] = {"kernel": h[i].T @ delta, "bias": delta.sum(0)}
+        delta = delta @ b[layers[i]]["kernel"].T * (1 - h[i] ** 2)
+    return grads
+
+
+def test_a_backward_pass_goes_back_through_its_feedback_weights():
+    backward = credit.feedback_alignment(KEY, PARAMS)
+    want = by_hand(backward.feedback)
+    close = lambda got: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, want)
+    close(backward.grad(loss)(PARAMS, X))
+    close(jax.jit(lambda p: backward.vjp(lambda p: loss(p, X), p)[1])(PARAMS)(jnp.array(1.0))[0])
+    close(bp.grad(lambda p: loss(bp.feedback(p, backward.feedback), X))(PARAMS))
+    close(backward.grad(lambda x, p: loss(p, x), 1)(X, PARAMS))
+    close(bp.cotangents(loss, backward=backward)(PARAMS, X)[1])
+    close(jax.tree.map(lambda g: g.sum(0), bp.per_example.grads(one_loss, backward=backward)(PARAMS, X)))
+    t = bp.trace(loss, backward=backward)(PARAMS, X)
+    np.testing.assert_allclose(t["dense_0/kernel"].cotangent, want["dense_0"]["kernel"], rtol=1e-12)
+    np.testing.assert_allclose(
+        backward.jacrev(loss)(PARAMS, X)["dense_0"]["kernel"], want["dense_0"]["kernel"], rtol=1e-12
+    )
+
+
+def test_feedback_weights_are_kept_between_the_passes():
+    kept = lambda backward: {v.name for v in bp.residuals(loss, backward=backward)(PARAMS, X).values}
+    assert "constant" in kept(credit.feedback_alignment(KEY, PARAMS)) - kept(bp.Backward())
+
+
+def one_loss(params, x):
+    return loss(params, x[None])
+
+
+def test_schemes_are_backward_passes_that_join():
+    key, surrogate = jax.random.key(0), credit.triangular()
+    weights = credit.feedback_weights(key, PARAMS)
+    schemes = [
+        credit.feedback_alignment(key, PARAMS), credit.uniform_sign(PARAMS), credit.fixed_sign(weights, PARAMS),
+        credit.batchwise_sign(key, PARAMS), credit.direct_feedback({"h0": jnp.eye(4)}, error="h2"),
+        credit.straight_through(), credit.spikes(surrogate), bp.optim.sigmoid_prime_offset(),
+    ]  # fmt: skip
+    assert all(type(scheme) is bp.Backward for scheme in schemes)
+    stepped = lambda p, x: jnp.sum(jnp.round(jnp.tanh(x @ p["kernel"])) @ p["out"])
+    params = {"kernel": normal(0, 4, 3), "out": normal(1, 3, 2)}
+    both = bp.Backward(feedback={"kernel": None, "out": normal(2, 3, 2)}) | credit.straight_through()
+    slope = 1 - jnp.tanh(X @ params["kernel"]) ** 2
+    want = X.T @ (jnp.ones((5, 2)) @ normal(2, 3, 2).T * slope)
+    np.testing.assert_allclose(both.grad(stepped)(params, X)["kernel"], want, rtol=1e-12)
+    assert credit.straight_through() | credit.straight_through(lax.floor_p) == credit.straight_through()
+    with pytest.raises(ValueError, match=r"has feedback={.*float64\[4,4\].*}, the other .*: which holds\?"):
+        credit.feedback_alignment(key, PARAMS) | credit.uniform_sign(PARAMS)
+
+
+def test_kolen_pollack_brings_weights_and_feedback_weights_together():
+    w, b = PARAMS, credit.feedback_weights(KEY, PARAMS)
     gap = w["dense_0"]["kernel"] - b["dense_0"]["kernel"]
     for i in range(3):
         w, b = credit.kolen_pollack(w, b, jax.tree.map(lambda x, i=i: normal(i, *x.shape), PARAMS), decay=0.25)
@@ -96,11 +155,11 @@ def test_direct_feedback_leaves_the_unused_products_out():
 
 
 def test_straight_through():
-    rules = bp.Backward(rules=credit.straight_through())
+    rules = credit.straight_through()
     x = jnp.array([0.3, 1.7, -2.2])
     for step in (jnp.round, jnp.floor, jnp.ceil, jnp.sign):
         np.testing.assert_allclose(rules.grad(lambda x, step=step: jnp.sum(step(x) * x))(x), step(x) + x)
-    only = bp.Backward(rules=credit.straight_through(lax.floor_p))
+    only = credit.straight_through(lax.floor_p)
     np.testing.assert_array_equal(only.grad(lambda x: jnp.sum(jnp.round(x)))(x), 0)
 
 
@@ -159,7 +218,7 @@ UNITS = {
 @pytest.mark.parametrize("how", ["plain", "jit", "scan"])
 def test_a_plain_comparison_gets_the_surrogate(unit, how):
     f, sign = UNITS[unit]
-    options = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    options = credit.spikes(credit.triangular(0.5))
     x, t, c = jnp.array([0.2, 0.9, 1.3, 5.0]), jnp.full(4, 1.0), jnp.array([1.0, 2.0, 3.0, 4.0])
     run = {"plain": f, "jit": jax.jit(f), "scan": lambda x, t: lax.scan(lambda _, a: (None, f(*a)), None, (x, t))[1]}
     grads = options.grad(lambda x, t: jnp.sum(c * run[how](x, t)), (0, 1))(x, t)
@@ -227,14 +286,14 @@ def test_what_stops_a_spikes_cotangent_is_named(what, f):
 
 
 def test_a_comparison_that_only_chooses_is_left_alone():
-    options = bp.Backward(rules=credit.spikes(credit.straight()))
+    options = credit.spikes(credit.straight())
     x = jnp.array([-1.0, 2.0])
     np.testing.assert_array_equal(options.grad(lambda x: jnp.sum(jnp.where(x > 0, x, 0 * x)))(x), [0, 1])
     np.testing.assert_array_equal(options.grad(lambda x: jnp.sum(jax.nn.relu(x)))(x), [0, 1])
 
 
 def test_a_spiking_unit_over_time_learns_its_slope():
-    options = bp.Backward(rules=credit.spikes(credit.fast_sigmoid(slope=1.0)))
+    options = credit.spikes(credit.fast_sigmoid(slope=1.0))
 
     def count(slope, current):
         def step(v, i):
@@ -265,18 +324,24 @@ def angle(a, b):
     return np.degrees(np.arccos(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)))
 
 
+@bp.rule
+def doubled(res, ct, perturbed, **params):
+    """y = tanh(x): x̄ = 2 ȳ."""
+    return (2 * ct,)
+
+
+ALIGNED = {
+    "feedback": credit.feedback_alignment(KEY, PARAMS),
+    "edits": credit.direct_feedback({"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}, error="h2"),
+    "feedback and edits": credit.feedback_alignment(KEY, PARAMS) | bp.Backward(edits={"h1": lambda ct, cts: ct**3}),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["mirrors", "edits"])
+@pytest.mark.parametrize("scheme", ALIGNED)
 def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
-    true = bp.grad(loss)(PARAMS, X)
-    if scheme == "mirrors":
-        mirrors = credit.feedback_alignment(KEY, PARAMS)
-        other = bp.grad(lambda p: loss(bp.feedback(p, mirrors), X))(PARAMS)
-        found = credit.alignment(loss, mirrors)(PARAMS, X)
-    else:
-        options = credit.direct_feedback({"h0": normal(30, 4, 4), "h1": normal(31, 4, 4)}, error="h2")
-        other = options.grad(loss)(PARAMS, X)
-        found = credit.alignment(loss, backward=options)(PARAMS, X)
+    true, other = bp.grad(loss)(PARAMS, X), ALIGNED[scheme].grad(loss)(PARAMS, X)
+    found = credit.alignment(loss, backward=ALIGNED[scheme])(PARAMS, X)
     for layer in PARAMS:
         for leaf in PARAMS[layer]:
             a, b, got = other[layer][leaf], true[layer][leaf], found[layer][leaf]
@@ -290,14 +355,21 @@ def test_alignment_is_angle_and_ratio_to_the_gradient(scheme):
 def test_alignment_runs_the_forward_pass_once():
     calls = []
     counted = lambda params, x: (calls.append(1), loss(params, x))[1]
-    credit.alignment(counted, credit.feedback_alignment(KEY, PARAMS))(PARAMS, X)
-    credit.alignment(counted, backward=bp.Backward(edits={"h1": lambda ct, cts: -ct}))(PARAMS, X)
-    assert len(calls) == 2
+    for scheme in ALIGNED.values():
+        credit.alignment(counted, backward=scheme)(PARAMS, X)
+    assert len(calls) == len(ALIGNED)
 
 
-def test_alignment_wants_one_of_two():
-    with pytest.raises(TypeError, match="one of the two"):
-        credit.alignment(loss)
+def test_alignment_of_replaced_rules_is_to_the_true_gradient():
+    """tanh taken for twice the identity: far from tanh, the gradient of the first layer has another direction."""
+    backward = bp.Backward(rules={lax.tanh_p: doubled})
+    square = lambda x, w: (jnp.sum(jnp.tanh(x @ w) ** 2), "aux")
+    found = credit.alignment(square, (1, 0), True, backward=backward)(3 * X, normal(0, 4, 4))
+    x, w = 3 * X, normal(0, 4, 4)
+    y = jnp.tanh(x @ w)
+    other, true = 4 * y, 2 * y * (1 - y**2)
+    np.testing.assert_allclose(found[0].angle, angle(x.T @ other, x.T @ true))
+    np.testing.assert_allclose(found[1].ratio, np.linalg.norm(other @ w.T) / np.linalg.norm(true @ w.T))
 
 
 # --- edits that cannot be ---------------------------------------------------------------------------------------------

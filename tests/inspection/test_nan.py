@@ -162,7 +162,7 @@ def test_whether_under_jit_and_not_the_replay():
     find = bp.find_nan(lambda x: total(jnp.sqrt(x)))
     assert jax.jit(find.whether)(f64(0, 1))
     assert not jax.jit(find.whether)(f64(2, 1))
-    with pytest.raises(TypeError, match=r"Call find_nan\(loss\).whether\(...\) there, and this outside"):
+    with pytest.raises(TypeError, match=r"Call find_nan\(f\).whether\(...\) there, and this outside"):
         jax.jit(lambda x: bool(find(x)))(f64(0, 1))
 
 

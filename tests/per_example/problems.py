@@ -10,6 +10,7 @@ import pytest
 
 import funcbp as bp
 from funcbp.per_example import examples
+from funcbp.per_example import leaf as leaves
 
 TOLERANCE = 1e-10
 N = 3
@@ -38,27 +39,27 @@ def flat(gradients):
 
 
 @contextlib.contextmanager
-def preferring(way):
-    """Choose one of the ways, whatever it costs."""
+def preferring(method):
+    """Choose one of the methods, whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examples, "_cheapest", lambda *_: way)
-        patch.setattr(examples, "_cost_between", lambda *_: 0 if way == "factors" else np.inf)
+        patch.setattr(leaves, "cheapest", lambda *_: method)
+        patch.setattr(leaves, "cost_between", lambda *_: 0 if method == "factors" else np.inf)
         yield
 
 
 def everything(loss, params, batch, by=("factors", "products")):
-    """All that a leaf can be asked, each way; and the same from `vmap(jax.grad)`."""
+    """All that a leaf can be asked, by each method; and the same from `vmap(jax.grad)`."""
     c = jnp.arange(1.0, examples.batch_size(batch) + 1)
 
-    def asked(leaf, way):
-        with preferring(way):
-            again = examples.Leaf(leaf.path, leaf.aval, leaf.ct, leaf.n)
+    def asked(leaf, method):
+        with preferring(method):
+            again = leaves.Leaf(leaf.path, leaf.aval, leaf.ct, leaf.n)
             first = again.inner_products(again), again.weighted_sum(c), again.squared_norms()
             return *first, again.weighted_sum(c), again.sum_of_squares(), again.arrays()
 
     def ours(params, batch):
         found = examples.backpropagate(loss, params, batch, backward=bp.Backward())
-        return [[asked(leaf, way) for leaf in found.leaves] for way in by]
+        return [[asked(leaf, method) for leaf in found.leaves] for method in by]
 
     def theirs(params, batch):
         out = []

@@ -39,9 +39,9 @@ def test_models(name, libraries):
     loss = lambda params, example: model.loss(params, *(a[None] for a in example))
     batch = model.problem.data(1)
     assert_close(*everything(loss, model.params, batch))
-    ways = bp.per_example.ways(loss)(model.params, batch).values()
-    assert set(MODELS[name]) <= set(ways)
-    assert not any(":" in way for way in ways)  # nothing had to be made for want of a better way
+    methods = bp.per_example.methods(loss)(model.params, batch).values()
+    assert set(MODELS[name]) <= set(methods)
+    assert not any(":" in method for method in methods)  # nothing had to be made for want of a better one
 
 
 def test_our_own_networks_keep_their_factors():
@@ -51,8 +51,8 @@ def test_our_own_networks_keep_their_factors():
     loss = lambda params, example: bp.ops.squared_error(net.apply(params, example[0]), example[1])
     batch = normal(1, N, 3), normal(2, N, 2)
     assert_close(*everything(loss, params, batch))
-    ways = bp.per_example.ways(loss)(params, batch)
-    assert ways == {
+    methods = bp.per_example.methods(loss)(params, batch)
+    assert methods == {
         "dense_0/bias": "array",
         "dense_0/kernel": "factors",
         "dense_1/bias": "array",

@@ -119,7 +119,7 @@ def test_ways_of_using_a_weight(loss):
     assert_close(*everything(loss, W, x))
     if WAYS[loss]:
         with preferring("factors"):
-            assert WAYS[loss] in bp.per_example.ways(loss)(W, x)[""]
+            assert WAYS[loss] in bp.per_example.methods(loss)(W, x)[""]
 
 
 CONVOLUTIONS = {
@@ -152,16 +152,16 @@ def convolved(w, x):
 
 def test_a_convolution_goes_the_way_that_costs_less():
     """Patches are many bytes for few operations where there are few units; but a direct way of few channels is slow."""
-    way = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.ways(convolved)(
+    method = lambda size, inputs, units, kernel=3, dtype=jnp.float32: bp.per_example.methods(convolved)(
         jax.ShapeDtypeStruct((kernel, kernel, inputs, units), dtype),
         jax.ShapeDtypeStruct((8, size, size, inputs), dtype),
     )[""]
-    assert way(32, 16, 16, 9) == way(16, 16, 16) == "direct"
-    assert way(28, 1, 6, 5) == way(32, 3, 8) == "products"  # few channels
-    assert way(32, 3, 32) == way(16, 32, 64) == "products"  # many units
-    assert way(16, 64, 64, 1) == "products"  # no more in patches than in the image
-    assert way(2, 256, 256) == "factors"
-    assert way(32, 16, 16, 9, jnp.float64) == "products"
+    assert method(32, 16, 16, 9) == method(16, 16, 16) == "direct"
+    assert method(28, 1, 6, 5) == method(32, 3, 8) == "products"  # few channels
+    assert method(32, 3, 32) == method(16, 32, 64) == "products"  # many units
+    assert method(16, 64, 64, 1) == "products"  # no more in patches than in the image
+    assert method(2, 256, 256) == "factors"
+    assert method(32, 16, 16, 9, jnp.float64) == "products"
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_lookups_of_the_same_row(how):
 
     assert_close(*everything(loss, W, tokens))
     with preferring("factors"):
-        assert bp.per_example.ways(loss)(W, tokens)[""] == "factors"
+        assert bp.per_example.methods(loss)(W, tokens)[""] == "factors"
 
 
 def test_a_row_that_does_not_exist_has_no_gradient():
@@ -204,4 +204,4 @@ def test_a_row_that_does_not_exist_has_no_gradient():
     rows = [jnp.zeros((4, 4)).at[i].set(2 * (W[i] + 1)) for i in (0, 3)]  # by hand; -5 does not exist either
     assert_close(bp.per_example.grads(loss)(W, tokens), jnp.stack([rows[0], jnp.zeros((4, 4)), rows[1]]))
     with preferring("factors"):
-        assert bp.per_example.ways(loss)(W, tokens)[""] == "factors"
+        assert bp.per_example.methods(loss)(W, tokens)[""] == "factors"

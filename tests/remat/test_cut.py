@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from funcbp import jaxpr as jx
 from funcbp.remat.cut import minimum_cut
 from funcbp.remat.graph import bytes_of
+from funcbp.rules.cost import is_cheap
 
 from .programs import made_again
 
@@ -18,6 +18,6 @@ def test_the_cut_is_the_smallest_without_dear_equations(program):
         bytes_of(kept)
         for n in range(len(values) + 1)
         for kept in itertools.combinations(values, n)
-        if (again := made_again(program, kept, needed, there)) is not None and all(map(jx.is_cheap, again))
+        if (again := made_again(program, kept, needed, there)) is not None and all(map(is_cheap, again))
     )
     assert bytes_of(minimum_cut(program, needed, there)) == least

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import funcbp as bp
 from funcbp import jaxpr as jx
+from funcbp import remat
 from funcbp.remat.cut import permitted
 
 from .programs import W, X
@@ -26,6 +27,47 @@ def region(x):
 def kept_by(policy, **options):
     report = bp.residuals(jax.checkpoint(region, policy=policy), backward=bp.Backward(**options))(X)
     return sorted(v.name for v in report.values if v.fate == "kept" and v.inside)
+
+
+def cheap_is_recomputed(forward, needed, available):
+    """Keep what contractions make and the inputs that are read; compute elementwise results again."""
+    read = remat.read_for(forward, needed, set())
+    chosen = [v for eqn in forward.eqns if not remat.is_cheap(eqn) for v in eqn.outvars if v in read]
+    return chosen + [v for v in forward.invars if v in read and v not in available]
+
+
+class CheapIsRecomputed(remat.Policy):
+    """The same as a class, which also hears how often the body runs."""
+
+    steps = 0
+
+    def choose(self, forward, needed, available, steps=1):
+        CheapIsRecomputed.steps = steps
+        return cheap_is_recomputed(forward, needed, available)
+
+
+@pytest.mark.parametrize("policy", [cheap_is_recomputed, CheapIsRecomputed()], ids=["function", "class"])
+def test_a_policy_of_ones_own(policy):
+    """In each of 7 steps the carry (3, 4) and the product (3, 4) are kept; exp and tanh are computed again."""
+    f = lambda x, w: lax.scan(lambda c, _: (jnp.tanh(jnp.exp(-c @ w)), None), x, None, 7)[0].sum()
+    x, w = jnp.linspace(-1, 1, 12).reshape(3, 4), 0.1 * jnp.ones((4, 4))
+    backward = bp.Backward(residuals=policy)
+    np.testing.assert_allclose(backward.grad(f, (0, 1))(x, w)[1], jax.grad(f, 1)(x, w), rtol=1e-12)
+    report = bp.residuals(f, (0, 1), backward=backward)(x, w)
+    kept = sorted((v.name, v.steps, v.bytes) for v in report.values if v.fate == "kept")
+    assert kept == [("carry 0", 7, 96), ("dot_general", 7, 96)]
+    assert {v.name for v in report.values if v.fate == "computed again"} == {"exp", "tanh"}
+    if isinstance(policy, remat.Policy):
+        assert policy.steps == 7
+    else:
+        assert report.policy == repr(backward.options.policy) == "cheap_is_recomputed"
+        assert repr(backward) == "Backward(residuals=cheap_is_recomputed)"
+
+
+def test_a_policy_without_a_choice_says_so():
+    empty = type("Empty", (remat.Policy,), {})
+    with pytest.raises(NotImplementedError, match="Empty is a policy without `choose`"):
+        bp.Backward(residuals=empty()).grad(lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 3)[0])(1.0)
 
 
 def test_a_users_policy_is_honoured():

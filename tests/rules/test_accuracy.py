@@ -75,6 +75,27 @@ def test_tails(name):
     assert max(errors) <= 4, dict(zip(x.tolist(), errors, strict=True))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tanh_from_its_input(sign):
+    """By the rule that keeps the input, tanh is exact far out too, where 1 - y² is not."""
+    exact = bp.Backward(rules={jnp.tanh: bp.rules.tanh_from_input})
+    x = sign * np.float32([1e-12, 1e-3, 0.5, 2, 8, 17, 40])
+    wide = x.astype(np.float64)
+    sech2 = 1 / np.cosh(wide) ** 2
+    first = jax.vmap(exact.grad(jnp.tanh))(x)
+    second = jax.vmap(exact.grad(exact.grad(jnp.tanh)))(x)
+    assert max(map(ulps, first, sech2)) <= 4
+    assert max(map(ulps, second, -2 * np.tanh(wide) * sech2)) <= 4
+    assert ulps(bp.grad(jnp.tanh)(x[4]), sech2[4]) > 1e5
+
+
+@pytest.mark.parametrize("x", [1e-12, -1e-6, 1e-3])
+def test_logistic_does_not_cancel_near_zero(x):
+    """The second derivative of the logistic at a tiny x is -x/8."""
+    want = -np.tanh(np.float64(np.float32(x)) / 2) / (2 * np.cosh(np.float64(x) / 2)) ** 2
+    assert ulps(bp.grad(bp.grad(jax.nn.sigmoid))(np.float32(x)), want) <= 4
+
+
 def test_logaddexp_at_infinity():
     """Equal shares at equal infinities, and all to the larger where one is infinite."""
     inf = np.inf

@@ -55,7 +55,7 @@ def test_a_missing_rule_can_be_borrowed(monkeypatch):
     with pytest.warns(UserWarning, match=r"JAX's derivative of `erf` is borrowed"):
         got = bp.Backward(on_missing="jax").grad(f)(x)
     assert jnp.allclose(got, jax.grad(f)(x), rtol=1e-14)
-    report = bp.check(f, x, vjp=bp.Backward(on_missing="jax").vjp)
+    report = bp.check(f, x, backward=bp.Backward(on_missing="jax"))
     assert report.ok and "JAX's derivative of `erf` is borrowed" in str(report)
     assert "erf" not in bp.coverage()
     assert bp.Backward(on_missing="jax").coverage()["erf"] == "borrowed"

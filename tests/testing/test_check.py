@@ -53,12 +53,12 @@ def test_a_right_gradient():
         assert r.verdict == "ok" and r.dtype == "float32"
         assert r.error < 1e-9 and r.reference_error < 1e-9 and r.against_jax < 1e-12 and r.dot < 1e-12
         assert r.own_ulps < 10 and r.jax_ulps < 10
-    assert [r.path for r in check(network, PARAMS, INPUT, wrt=0).leaves] == ["dense_0/bias", "dense_0/kernel"]
-    assert [r.path for r in check(network, PARAMS, INPUT, wrt=-1).leaves] == ["x"]
+    assert [r.path for r in check(network, PARAMS, INPUT, argnums=0).leaves] == ["dense_0/bias", "dense_0/kernel"]
+    assert [r.path for r in check(network, PARAMS, INPUT, argnums=-1).leaves] == ["x"]
 
 
 def test_a_wrong_gradient_says_what_where_and_whose_fault():
-    report = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp, seed=3)
+    report = check(network, PARAMS, INPUT, argnums=0, backward=WRONG, seed=3)
     text = str(report)
     assert not report.ok and report.worst.verdict == "wrong"
     kernel = leaf(report, "dense_0/kernel")
@@ -67,12 +67,12 @@ def test_a_wrong_gradient_says_what_where_and_whose_fault():
     assert "`tanh`" in report.culprit and "test_check.py" in report.culprit and "(network)" in report.culprit
     for part in ("dense_0/kernel", "WRONG", "seed 3", "culprit", "called again", "jit equals eager"):
         assert part in text
-    again = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp, seed=3)
+    again = check(network, PARAMS, INPUT, argnums=0, backward=WRONG, seed=3)
     assert str(again) == text
 
 
 def test_the_report_as_json_and_html():
-    report = check(network, PARAMS, INPUT, wrt=0, vjp=WRONG.vjp)
+    report = check(network, PARAMS, INPUT, argnums=0, backward=WRONG)
     data = json.loads(report.to_json())
     assert data["ok"] is False and data["leaves"][0]["path"] == "dense_0/bias" and "tanh" in data["culprit"]
     page = report._repr_html_()
@@ -81,13 +81,13 @@ def test_the_report_as_json_and_html():
 
 @pytest.mark.slow
 def test_the_worst_leaf_is_the_gravest():
-    report = check(lambda a, b: jnp.tanh(a) + jnp.sin(b), X, X, vjp=WRONG.vjp)
+    report = check(lambda a, b: jnp.tanh(a) + jnp.sin(b), X, X, backward=WRONG)
     assert report.worst.path == "a" and leaf(report, "b").verdict == "ok"
 
 
 def test_the_equation_is_named_inside_a_loop_and_a_function_with_its_own_rule():
     looped = lambda x: lax.scan(lambda c, u: (jnp.tanh(c * u), c), x[0], x)
-    assert "`tanh`" in check(looped, X, vjp=WRONG.vjp).culprit
+    assert "`tanh`" in check(looped, X, backward=WRONG).culprit
 
     @jax.custom_vjp
     def my_square(x):
@@ -115,7 +115,7 @@ def test_the_equation_is_named_where_python_branches_on_values():
     with pytest.raises(jax.errors.ConcretizationTypeError):
         jax.make_jaxpr(f)(X)
     assert "custom_vjp rule of" in (culprit := check(f, X).culprit) and "my_cube" in culprit and ".f)" in culprit
-    culprit = check(lambda x: jnp.tanh(x) if x[0] > 0 else x, X, vjp=WRONG.vjp).culprit
+    culprit = check(lambda x: jnp.tanh(x) if x[0] > 0 else x, X, backward=WRONG).culprit
     assert "`tanh`" in culprit and "test_check.py" in culprit
 
 
@@ -197,7 +197,7 @@ def test_casts_are_pointed_out_with_their_line():
     f = lambda x: jnp.sum(jnp.sin(x.astype(np.float32)))
     report = check(f, X)
     assert report.ok and any("float32" in n and "test_check.py" in n for n in report.notes)
-    assert not check(lambda x: jnp.sum(jnp.tanh(x.astype(np.float32))), X, vjp=WRONG.vjp).ok
+    assert not check(lambda x: jnp.sum(jnp.tanh(x.astype(np.float32))), X, backward=WRONG).ok
 
 
 def test_second_order():
@@ -207,8 +207,8 @@ def test_second_order():
 
     flat = bp.Backward(rules={lax.sin_p: bp.rule(cosine_forgotten)})
     f = lambda x: jnp.sum(jnp.sin(x))
-    assert check(f, X, vjp=flat.vjp).ok
-    report = check(f, X, vjp=flat.vjp, order=2)
+    assert check(f, X, backward=flat).ok
+    report = check(f, X, backward=flat, order=2)
     assert [(r.order, r.verdict) for r in report.leaves] == [(1, "ok"), (2, "stopped gradient")]
     assert check(lambda x, y: jnp.sum(jnp.tanh(x) * y**2), X, X + 1, order=2).ok
 
@@ -240,7 +240,7 @@ def test_error_in_the_own_dtype_is_shown_beside_jax():
         )
 
     backward = bp.Backward(rules={lax.tanh_p: bp.rule(sloppy, save=bp.rules.OUTPUT)})
-    (r,) = check(jnp.tanh, X.astype(np.float32), vjp=backward.vjp).leaves
+    (r,) = check(jnp.tanh, X.astype(np.float32), backward=backward).leaves
     assert r.own_ulps > 1e3 and r.jax_ulps < 10
 
 
@@ -308,8 +308,8 @@ def test_another_value_than_the_functions():
         (lambda: check(jnp.sin, X, samples=0), ValueError, "samples is a whole number"),
         (lambda: check(jnp.sin, X, samples=1), ValueError, "samples is a whole number of at least 2, and was 1"),
         (lambda: check(jnp.sin, X, tolerance=-1), ValueError, "tolerance is a positive number"),
-        (lambda: check(jnp.sin, X, wrt=2), ValueError, "positional argument 2, and there are 1"),
-        (lambda: check(jnp.sin, X, wrt="x"), TypeError, "number of a positional argument"),
+        (lambda: check(jnp.sin, X, argnums=2), ValueError, "positional argument 2, and there are 1"),
+        (lambda: check(jnp.sin, X, argnums="x"), TypeError, "number of a positional argument"),
         (lambda: check(lambda i: i, jnp.arange(3)), ValueError, "no argument has a floating-point leaf"),
         (lambda: check(lambda x: "text", X), TypeError, "returned 'text' of type str, which is no array"),
         (lambda: check(lambda x: x, X, has_aux=True), TypeError, r"must return a pair \(output, aux\)"),
@@ -332,7 +332,7 @@ def test_an_error_in_the_function_is_the_users():
 def test_assert_gradients_raises_with_the_table():
     assert assert_gradients(jnp.tanh, X).ok
     with pytest.raises(AssertionError, match=r"(?s)leaf +type +verdict.*culprit: `tanh`"):
-        assert_gradients(jnp.tanh, X, vjp=WRONG.vjp)
+        assert_gradients(jnp.tanh, X, backward=WRONG)
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_models_as_functions():
     assert report.ok and len(report.leaves) == 2
     eqx = pytest.importorskip("equinox")
     mlp = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0), dtype=np.float32)
-    report = check(lambda m, x: m(x), mlp, X.astype(np.float32), wrt=0)
+    report = check(lambda m, x: m(x), mlp, X.astype(np.float32), argnums=0)
     assert report.ok and len(report.leaves) == 4
 
 
@@ -413,7 +413,7 @@ report = check(f, w, jnp.ones(3), order=2)
 assert report.ok and report.leaves[0].dtype == "float32" and report.leaves[0].reference_error < 1e-10, report
 rule = bp.rules.TABLE[jax.lax.tanh_p]
 wrong = dataclasses.replace(rule, bwd=lambda *a, **k: [c * 1.001 for c in rule.bwd(*a, **k)])
-assert not check(f, w, jnp.ones(3), vjp=bp.Backward(rules={jax.lax.tanh_p: wrong}).vjp).ok
+assert not check(f, w, jnp.ones(3), backward=bp.Backward(rules={jax.lax.tanh_p: wrong})).ok
 assert check(lambda x: x * 2, 0.3).ok and check(jnp.sin, np.array([0.1, 0.2])).ok
 stuck = lambda x: jax.lax.scan(lambda c, u: (c + u * u, c), jnp.zeros((), np.float32), x)[0]
 report = check(stuck, jnp.ones(3))

@@ -310,5 +310,5 @@ def test_a_factor_on_one_leaf_of_a_float32_network(trial):
     x, y = make(5, 4), make(5, 2)
     for factors in ((1.001, 1.01, 1.1, 1.0), (2.0, -1.0, 0.0, 1.0)):
         factors = np.roll(factors, trial)
-        report = check(mlp_loss, params, x, y, wrt=0, vjp=scaled(factors), seed=trial)
+        report = check(mlp_loss, params, x, y, argnums=0, vjp=scaled(factors), seed=trial)
         assert [r.verdict for r in report.leaves] == ["ok" if a == 1 else "wrong" for a in factors], report

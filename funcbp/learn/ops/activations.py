@@ -1,21 +1,18 @@
-"""Activation functions, each with its backward pass written under it.
+"""Activation functions, each with its derivative written under it.
 
-Every function f is elementwise (softmax aside) and comes as three lines: y = f(x); what is kept, the smallest thing
-from which the derivative can be had; and x̄ = ȳ f'(x) in terms of it. A residual that is the output costs nothing in a
-network, because the next layer keeps its input anyway.
+Every function f is elementwise (softmax aside) and comes as two lines: y = f(x), and its tangent rule ẏ = f'(x) ẋ. That
+rule is linear in ẋ, and an elementwise one is its own transpose: read backward it is x̄ = f'(x) ȳ. So the one rule,
+carried by `jax.custom_jvp`, serves forward and reverse mode, ours and JAX's, to any order.
 
-| function | keeps | at the kink |
-|---|---|---|
-| identity | nothing | |
-| logistic, tanh, softplus, softmax | the output | |
-| elu | the output | derivative α at 0, as `jax.nn.elu` |
-| relu | a boolean mask | derivative 0 at 0, as `jax.nn.relu` |
-| leaky_relu | a boolean mask | derivative 1 at 0, as `jax.nn.leaky_relu` |
-| swish, mish, gelu, gaussian | the input | |
+f' is had from the input, and exact wherever f' is a normal number of the dtype: from an output that is rounded to 1,
+the slope of logistic or tanh cannot be had. What a unit keeps for the backward pass is f'(x), as large as its input;
+rectifiers keep one boolean per unit, softmax its output. Conventions at kinks are JAX's:
 
-The pairs are carried by `jax.custom_vjp`, so `jax.grad` uses them too. The price is JAX's: functions carried this way
-have no forward mode, so `jax.jvp` of them raises. Both halves are differentiable operations, so derivatives of their
-derivatives exist to any order, by reverse mode and by `jax.jvp` of a gradient.
+| function | derivative at the kink |
+|---|---|
+| relu | 0 at 0, as `jax.nn.relu` |
+| leaky_relu | 1 at 0, as `jax.nn.leaky_relu` |
+| elu | α at 0, as `jax.nn.elu` |
 
 Inputs are real floating-point arrays of any shape; outputs have their shape and dtype.
 """
@@ -29,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from ...rules.elementwise import logistic_slope
 
 Array = jax.Array
 
@@ -52,9 +51,9 @@ def identity(x: Any) -> Any:
     return x
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def logistic(x: Any) -> Array:
-    """The logistic function, y = 1 / (1 + e^(-x)). Backward, x̄ = ȳ y (1 - y): it keeps its output.
+    """The logistic function, y = 1 / (1 + e^(-x)). Backward, x̄ = ȳ σ(x) σ(-x).
 
     Args:
         x: net input, any shape, floating point.
@@ -69,26 +68,20 @@ def logistic(x: Any) -> Array:
 
     Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
-    return logistic_fwd(x)[0]
+    return lax.logistic(x)
 
 
-def logistic_fwd(x: Array) -> tuple[Array, Array]:
-    """y = logistic(x); keeps y."""
-    y = lax.logistic(x)
-    return y, y
+def logistic_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ σ(x) σ(-x), which is ẋ y (1 - y) without the difference that vanishes where y is near 1."""
+    return dx * logistic_slope(x)
 
 
-def logistic_bwd(y: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ y (1 - y)."""
-    return (ct * y * (1 - y),)
+logistic.defjvps(logistic_tangent)
 
 
-logistic.defvjp(logistic_fwd, logistic_bwd)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def tanh(x: Any) -> Array:
-    """The hyperbolic tangent, y = tanh x. Backward, x̄ = ȳ (1 - y) (1 + y): it keeps its output.
+    """The hyperbolic tangent, y = tanh x. Backward, x̄ = ȳ sech² x.
 
     Args:
         x: net input, any shape, floating point.
@@ -103,24 +96,18 @@ def tanh(x: Any) -> Array:
 
     Source: Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
     """
-    return tanh_fwd(x)[0]
+    return jnp.tanh(x)
 
 
-def tanh_fwd(x: Array) -> tuple[Array, Array]:
-    """y = tanh(x); keeps y."""
-    y = jnp.tanh(x)
-    return y, y
+def tanh_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ sech² x = ẋ 4 σ(2x) σ(-2x), which is ẋ (1 - y²) without the difference that vanishes where y is near ±1."""
+    return dx * (4 * logistic_slope(2 * x))
 
 
-def tanh_bwd(y: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ (1 - y) (1 + y), which near y = ±1 is more exact than ȳ (1 - y²)."""
-    return (ct * (1 - y) * (1 + y),)
+tanh.defjvps(tanh_tangent)
 
 
-tanh.defvjp(tanh_fwd, tanh_bwd)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def relu(x: Any) -> Array:
     """The rectifier, y = max(x, 0). Backward, x̄ = ȳ where x > 0 and 0 elsewhere: it keeps one boolean per unit.
 
@@ -140,23 +127,18 @@ def relu(x: Any) -> Array:
 
     Source: V. Nair, G. Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
     """
-    return relu_fwd(x)[0]
+    return jnp.maximum(x, 0)
 
 
-def relu_fwd(x: Array) -> tuple[Array, Array]:
-    """y = relu(x); keeps the mask x > 0."""
-    return jnp.maximum(x, 0), x > 0
+def relu_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ where x > 0, 0 elsewhere."""
+    return jnp.where(x > 0, dx, 0)
 
 
-def relu_bwd(on: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ where the unit was on, 0 elsewhere."""
-    return (jnp.where(on, ct, 0),)
+relu.defjvps(relu_tangent)
 
 
-relu.defvjp(relu_fwd, relu_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Array:
     """The leaky rectifier, y = x for x ≥ 0 and s x for x < 0. Backward, x̄ = ȳ or s ȳ: it keeps one boolean per unit.
 
@@ -177,38 +159,28 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Array:
 
     Source: A. Maas, A. Hannun, A. Ng, "Rectifier nonlinearities improve neural network acoustic models", 2013.
     """
-    return leaky_relu_fwd(x, negative_slope)[0]
+    return jnp.where(x >= 0, x, negative_slope * x)
 
 
-def leaky_relu_fwd(x: Array, negative_slope: float) -> tuple[Array, Array]:
-    """y = leaky_relu(x); keeps the mask x ≥ 0."""
-    on = x >= 0
-    return jnp.where(on, x, negative_slope * x), on
+@leaky_relu.defjvp
+def leaky_relu_tangent(negative_slope: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """ẏ = ẋ where x ≥ 0, s ẋ elsewhere."""
+    (x,), (dx,) = primals, tangents
+    return leaky_relu(x, negative_slope), jnp.where(x >= 0, dx, negative_slope * dx)
 
 
-def leaky_relu_bwd(negative_slope: float, on: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ where x ≥ 0, s ȳ elsewhere."""
-    return (jnp.where(on, ct, negative_slope * ct),)
-
-
-leaky_relu.defvjp(leaky_relu_fwd, leaky_relu_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def elu(x: Any, alpha: float = 1.0) -> Array:
-    """The exponential linear unit, y = x for x > 0 and α (e^x - 1) otherwise. It keeps its output.
+    """The exponential linear unit, y = x for x > 0 and α (e^x - 1) otherwise. Backward, x̄ = ȳ or ȳ α e^x.
 
-    Backward, x̄ = ȳ where y > 0 and ȳ (y + α) elsewhere, because there α e^x = y + α. The derivative at 0 is α.
+    The derivative at 0 is α.
 
     Args:
         x: net input, any shape, floating point.
-        alpha: α, a Python number of at least 0: the output tends to -α.
+        alpha: α, a Python number: the output tends to -α.
 
     Returns:
         Values above -α, of the shape and dtype of `x`.
-
-    Raises:
-        ValueError: `alpha` is negative; then the output does not tell on which side of 0 its input was.
 
     Example:
         >>> import jax.numpy as jnp
@@ -219,28 +191,19 @@ def elu(x: Any, alpha: float = 1.0) -> Array:
     Source: D.-A. Clevert, T. Unterthiner, S. Hochreiter, "Fast and accurate deep network learning by exponential linear
     units (ELUs)", 2015.
     """
-    return elu_fwd(x, alpha)[0]
+    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
-def elu_fwd(x: Array, alpha: float) -> tuple[Array, Array]:
-    """y = elu(x); keeps y."""
-    if alpha < 0:
-        raise ValueError(f"elu needs an alpha of at least 0, and got {alpha}.")
-    y = jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
-    return y, y
+@elu.defjvp
+def elu_tangent(alpha: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """ẏ = ẋ where x > 0, ẋ α e^x elsewhere, which from the output would be α + y and vanish where y is near -α."""
+    (x,), (dx,) = primals, tangents
+    return elu(x, alpha), dx * jnp.where(x > 0, 1, alpha * jnp.exp(jnp.where(x > 0, 0, x)))
 
 
-def elu_bwd(alpha: float, y: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ where y > 0, ȳ (y + α) elsewhere."""
-    return (jnp.where(y > 0, ct, ct * (y + alpha)),)
-
-
-elu.defvjp(elu_fwd, elu_bwd)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def softplus(x: Any) -> Array:
-    """The smooth rectifier, y = log(1 + e^x). Backward, x̄ = ȳ logistic(x) = ȳ (1 - e^(-y)): it keeps its output.
+    """The smooth rectifier, y = log(1 + e^x). Backward, x̄ = ȳ logistic(x).
 
     Args:
         x: net input, any shape, floating point.
@@ -256,26 +219,20 @@ def softplus(x: Any) -> Array:
     Source: C. Dugas, Y. Bengio, F. Bélisle, C. Nadeau, R. Garcia, "Incorporating second-order functional knowledge for
     better option pricing", 2000.
     """
-    return softplus_fwd(x)[0]
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def softplus_fwd(x: Array) -> tuple[Array, Array]:
-    """y = softplus(x); keeps y."""
-    y = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return y, y
+def softplus_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ logistic(x)."""
+    return dx * logistic(x)
 
 
-def softplus_bwd(y: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ (1 - e^(-y)), the logistic of x in terms of y = log(1 + e^x)."""
-    return (ct * -jnp.expm1(-y),)
+softplus.defjvps(softplus_tangent)
 
 
-softplus.defvjp(softplus_fwd, softplus_bwd)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def swish(x: Any) -> Array:
-    """Swish, also called SiLU: y = x s with s = logistic(x). Backward, x̄ = ȳ s (1 + x (1 - s)): it keeps its input.
+    """Swish, also called SiLU: y = x s with s = logistic(x). Backward, x̄ = ȳ s (1 + x (1 - s)).
 
     Args:
         x: net input, any shape, floating point.
@@ -290,25 +247,20 @@ def swish(x: Any) -> Array:
 
     Source: P. Ramachandran, B. Zoph, Q. Le, "Searching for activation functions", 2017.
     """
-    return swish_fwd(x)[0]
+    return x * lax.logistic(x)
 
 
-def swish_fwd(x: Array) -> tuple[Array, Array]:
-    """y = swish(x); keeps x."""
-    return x * lax.logistic(x), x
+def swish_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ s (1 + x (1 - s)), where 1 - s is had without cancellation as logistic(-x)."""
+    return dx * (logistic(x) * (1 + x * logistic(-x)))
 
 
-def swish_bwd(x: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ s (1 + x (1 - s)), where 1 - s is had without cancellation as logistic(-x)."""
-    return (ct * lax.logistic(x) * (1 + x * lax.logistic(-x)),)
+swish.defjvps(swish_tangent)
 
 
-swish.defvjp(swish_fwd, swish_bwd)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def mish(x: Any) -> Array:
-    """Mish: y = x w with w = tanh(softplus(x)). Backward, x̄ = ȳ (w + x (1 - w²) logistic(x)): it keeps its input.
+    """Mish: y = x w with w = tanh(softplus(x)). Backward, x̄ = ȳ (w + x (1 - w²) logistic(x)).
 
     Args:
         x: net input, any shape, floating point.
@@ -323,29 +275,24 @@ def mish(x: Any) -> Array:
 
     Source: D. Misra, "Mish: a self regularized non-monotonic activation function", 2019.
     """
-    return mish_fwd(x)[0]
+    return x * jnp.tanh(softplus(x))
 
 
-def mish_fwd(x: Array) -> tuple[Array, Array]:
-    """y = mish(x); keeps x."""
-    return x * jnp.tanh(softplus_fwd(x)[0]), x
+def mish_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = ẋ (w + x (1 - w²) s), the product rule and the chain rule through tanh and softplus."""
+    z = softplus(x)
+    return dx * (tanh(z) + x * (4 * logistic_slope(2 * z) * logistic(x)))
 
 
-def mish_bwd(x: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ (w + x (1 - w²) s), the product rule and the chain rule through tanh and softplus."""
-    w = jnp.tanh(softplus_fwd(x)[0])
-    return (ct * (w + x * ((1 - w) * (1 + w) * lax.logistic(x))),)
+mish.defjvps(mish_tangent)
 
 
-mish.defvjp(mish_fwd, mish_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def gelu(x: Any, approximate: bool = True) -> Array:
-    """The Gaussian error linear unit, y = x Φ(x), with Φ the normal distribution function. It keeps its input.
+    """The Gaussian error linear unit, y = x Φ(x), with Φ the normal distribution function.
 
     Backward, x̄ = ȳ (Φ(x) + x φ(x)) with the normal density φ. With `approximate`, as in `jax.nn.gelu`, Φ(x) is replaced
-    by (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), and φ by its derivative.
+    by (1 + tanh u) / 2 = logistic(2u) with u = √(2/π) (x + 0.044715 x³), and φ by its derivative.
 
     Args:
         x: net input, any shape, floating point.
@@ -361,48 +308,41 @@ def gelu(x: Any, approximate: bool = True) -> Array:
 
     Source: D. Hendrycks, K. Gimpel, "Gaussian error linear units (GELUs)", 2016.
     """
-    return gelu_fwd(x, approximate)[0]
+    return x * _normal_cdf(x, approximate)
 
 
-def gelu_fwd(x: Array, approximate: bool) -> tuple[Array, Array]:
-    """y = gelu(x); keeps x."""
-    return x * _normal_cdf(x, approximate), x
+@gelu.defjvp
+def gelu_tangent(approximate: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """ẏ = ẋ (Φ(x) + x φ(x))."""
+    (x,), (dx,) = primals, tangents
+    return gelu(x, approximate), dx * (_normal_cdf(x, approximate) + x * _normal_density(x, approximate))
 
 
-def gelu_bwd(approximate: bool, x: Array, ct: Array) -> tuple[Array]:
-    """x̄ = ȳ (Φ(x) + x φ(x))."""
-    return (ct * (_normal_cdf(x, approximate) + x * _normal_density(x, approximate)),)
+def _normal_cdf(x: Any, approximate: bool) -> Array:
+    """Φ(x); the approximation written so that 1 + tanh u does not vanish far to the left."""
+    return logistic(_gelu_net_input(_near(x))) if approximate else 0.5 * lax.erfc(-math.sqrt(0.5) * x)
 
 
-gelu.defvjp(gelu_fwd, gelu_bwd)
-
-
-def _normal_cdf(x: Array, approximate: bool) -> Array:
-    if approximate:
-        return 0.5 * (1 + jnp.tanh(_gelu_net_input(_near(x))))
-    return 0.5 * lax.erfc(-math.sqrt(0.5) * x)
-
-
-def _normal_density(x: Array, approximate: bool) -> Array:
+def _normal_density(x: Any, approximate: bool) -> Array:
     x = _near(x)
     if approximate:
-        t = jnp.tanh(_gelu_net_input(x))
-        return 0.5 * math.sqrt(2 / math.pi) * (1 - t) * (1 + t) * (1 + 3 * 0.044715 * x * x)
+        return 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x) * logistic_slope(_gelu_net_input(x))
     return math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * x * x)
 
 
 def _gelu_net_input(x: Array) -> Array:
-    return math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    """2u."""
+    return 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
 
 
-def _near(x: Array) -> Array:
-    """x within ±40: beyond, the density is 0 and tanh is ±1 to the last bit, and the powers of x would overflow."""
+def _near(x: Any) -> Array:
+    """x within ±40: beyond, the density is 0 and Φ is 0 or 1 to the last bit, and the powers of x would overflow."""
     return jnp.clip(x, -40, 40)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def gaussian(x: Any) -> Array:
-    """The Gaussian function, y = e^(-x²). Backward, x̄ = -2 x y ȳ: it keeps its input, whose sign the output forgets.
+    """The Gaussian function, y = e^(-x²). Backward, x̄ = -2 x y ȳ.
 
     Args:
         x: net input, any shape, floating point.
@@ -417,25 +357,20 @@ def gaussian(x: Any) -> Array:
 
     Source: D. Broomhead, D. Lowe, "Multivariable functional interpolation and adaptive networks", 1988.
     """
-    return gaussian_fwd(x)[0]
+    return jnp.exp(-x * x)
 
 
-def gaussian_fwd(x: Array) -> tuple[Array, Array]:
-    """y = gaussian(x); keeps x."""
-    return jnp.exp(-x * x), x
+def gaussian_tangent(dx: Array, y: Array, x: Array) -> Array:
+    """ẏ = -2 x y ẋ."""
+    return dx * (-2 * (x * y))
 
 
-def gaussian_bwd(x: Array, ct: Array) -> tuple[Array]:
-    """x̄ = -2 x y ȳ."""
-    return (ct * (-2 * (x * jnp.exp(-x * x))),)
+gaussian.defjvps(gaussian_tangent)
 
 
-gaussian.defvjp(gaussian_fwd, gaussian_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax(x: Any, axis: int = -1) -> Array:
-    """Positive numbers that sum to 1, y_k = e^(x_k) / Σ_l e^(x_l). It keeps its output.
+    """Positive numbers that sum to 1, y_k = e^(x_k) / Σ_l e^(x_l).
 
     Backward, x̄_k = y_k (ȳ_k - Σ_l ȳ_l y_l): each unit is driven by how much better than average it does.
 
@@ -454,20 +389,21 @@ def softmax(x: Any, axis: int = -1) -> Array:
 
     Source: J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
     """
-    return softmax_fwd(x, axis)[0]
-
-
-def softmax_fwd(x: Array, axis: int) -> tuple[Array, Array]:
-    """y = softmax(x); keeps y."""
-    largest = lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
+    largest = jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
     unnormalized = jnp.exp(x - largest)
-    y = unnormalized / jnp.sum(unnormalized, axis, keepdims=True)
-    return y, y
+    return unnormalized / jnp.sum(unnormalized, axis, keepdims=True)
 
 
-def softmax_bwd(axis: int, y: Array, ct: Array) -> tuple[Array]:
-    """x̄ = y (ȳ - Σ ȳ y)."""
-    return (y * (ct - jnp.sum(ct * y, axis, keepdims=True)),)
+@softmax.defjvp
+def softmax_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """ẏ = y (ċ - Σ ċ y), with ċ how far ẋ is above the largest unit's. It is symmetric: x̄ = y (ȳ - Σ ȳ y)."""
+    (x,), (dx,) = primals, tangents
+    y, above = softmax(x, axis), above_largest(x, dx, axis)
+    return y, y * (above - jnp.sum(above * y, axis, keepdims=True))
 
 
-softmax.defvjp(softmax_fwd, softmax_bwd)
+def above_largest(x: Any, dx: Array, axis: int) -> Array:
+    """ẋ less the largest unit's: softmax does not see the shift, and nothing cancels after it where one y is near 1."""
+    top = x == jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
+    count = jnp.sum(top, axis, keepdims=True, dtype=dx.dtype)
+    return dx - jnp.sum(jnp.where(top, dx, 0), axis, keepdims=True) / count

@@ -2,9 +2,7 @@
 
 b..: any leading axes (examples, time)    i: inputs    j: output units
 
-The pair is carried by `jax.custom_vjp`, so `jax.grad` uses it too. The price is JAX's: functions carried this way have
-no forward mode, so `jax.jvp` of them raises. Both halves are differentiable operations, so derivatives of their
-derivatives exist to any order, by reverse mode and by `jax.jvp` of a gradient.
+The three sums of its backward pass are what the rules of a product and of a broadcast say, so no rule is written here.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...jaxpr import sharding_of
-
 
 def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
     """The net input of a layer of units: a matrix product and a bias.
@@ -25,7 +21,7 @@ def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
 
         x̄[b,i] = Σ_j δ[b,j] W[i,j]        W̄[i,j] = Σ_b x[b,i] δ[b,j]        β̄[j] = Σ_b δ[b,j]
 
-    The layer keeps x and W. Products of bfloat16 or float16 numbers are added up in float32 and rounded once.
+    The layer keeps x and W. Products of bfloat16 or float16 numbers are added up in float32, forward and backward.
 
     Args:
         x: inputs, shape (batch..., in), floating point; any number of leading axes, none included.
@@ -55,78 +51,27 @@ def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
             f"shape {x.shape}."
         )
     if bias is None:
-        return _linear(*_common_dtype(x, kernel))
+        return _product(*_common_dtype(x, kernel))
     bias = jnp.asarray(bias)
     if bias.shape != kernel.shape[1:]:
         raise ValueError(
             f"dense needs a bias of shape {kernel.shape[1:]} for a kernel of shape {kernel.shape}, and got shape "
             f"{bias.shape}."
         )
-    return _affine(*_common_dtype(x, kernel, bias))
-
-
-@jax.custom_vjp
-def _linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return linear_fwd(x, kernel)[0]
-
-
-def linear_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """net = x W; keeps x and W."""
-    return _product(x, kernel).astype(x.dtype), (x, kernel)
-
-
-def linear_bwd(res: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x̄ = δ W', and W̄ = x' δ, added up over the leading axes b.."""
-    x, kernel = res
-    last, leading = x.ndim - 1, tuple(range(x.ndim - 1))
-    x_bar = _contract(delta, kernel, (last,), (1,), sharding_of(x))
-    kernel_bar = _contract(x, delta, leading, leading, sharding_of(kernel))
-    return x_bar.astype(x.dtype), kernel_bar.astype(kernel.dtype)
-
-
-_linear.defvjp(linear_fwd, linear_bwd)
-
-
-@jax.custom_vjp
-def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return affine_fwd(x, kernel, bias)[0]
-
-
-def affine_fwd(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """net = x W + β; keeps x and W."""
+    x, kernel, bias = _common_dtype(x, kernel, bias)
     net = _product(x, kernel)
-    return (net + _like_last_axis(bias.astype(net.dtype), net)).astype(x.dtype), (x, kernel)
-
-
-def affine_bwd(res: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As for the product; the bias met every example, so its cotangent is the sum of the deltas over b.."""
-    bias_bar = jnp.sum(delta, axis=tuple(range(delta.ndim - 1)), dtype=_accumulator(delta.dtype)).astype(delta.dtype)
-    return *linear_bwd(res, delta), bias_bar
-
-
-_affine.defvjp(affine_fwd, affine_bwd)
+    wide = _accumulator(net.dtype)  # in which the deltas of a bias are added up
+    return (net.astype(wide) + lax.broadcast_in_dim(bias.astype(wide), net.shape, (net.ndim - 1,))).astype(net.dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _contract(x, kernel, (x.ndim - 1,), (0,))
-
-
-def _contract(
-    a: jax.Array, b: jax.Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], sharding: Any = None
-) -> jax.Array:
-    dims = ((a_axes, b_axes), ((), ()))
-    dtype = _accumulator(a.dtype)
-    return lax.dot_general(a, b, dims, preferred_element_type=dtype, out_sharding=sharding)
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _accumulator(dtype: Any) -> Any:
     """float32 for the narrow floating types, otherwise the type itself."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.float32 if narrow else dtype
-
-
-def _like_last_axis(bias: jax.Array, net: jax.Array) -> jax.Array:
-    return lax.broadcast_in_dim(bias, net.shape, (net.ndim - 1,))
 
 
 def _common_dtype(*arrays: jax.Array) -> list[jax.Array]:

@@ -1,6 +1,6 @@
 """Fahlman's two errors: one that leaves small ones alone, and one that makes large ones larger.
 
-Indices and carriers as in `losses`.
+Each has its derivative written under it, as the losses of `losses`.
 """
 
 from __future__ import annotations
@@ -38,26 +38,25 @@ def dead_zone_error(predictions: Any, targets: Any, width: float = 0.1) -> Array
     return _dead_zone(y, t, jnp.asarray(width).astype(y.dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _dead_zone(y: Array, t: Array, width: Array) -> Array:
-    return dead_zone_fwd(y, t, width)[0]
+    error = _outside(y - t, width)
+    return 0.5 * jnp.sum(jnp.where(error == 0, 0, error * error - width * width))
 
 
-def dead_zone_fwd(y: Array, t: Array, width: Array) -> tuple[Array, tuple[Array, Array]]:
-    """E = ½ Σ max((y - t)² - width², 0); keeps y - t where it counts, and 0 elsewhere."""
-    error = y - t
-    error = jnp.where(jnp.abs(error) >= width, error, 0)
-    return 0.5 * jnp.sum(jnp.where(error == 0, 0, error * error - width * width)), (error, width)
+@_dead_zone.defjvp
+def dead_zone_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Ė = Σ (y - t) (ẏ - ṫ) - width · (width's tangent), over the errors outside the dead zone."""
+    (y, t, width), (dy, dt, dwidth) = primals, tangents
+    error = _outside(y - t, width)
+    count = jnp.sum(jnp.where(error == 0, 0, jnp.ones_like(error)))
+    return _dead_zone(y, t, width), jnp.sum(error * (dy - dt)) - width * count * dwidth
 
 
-def dead_zone_bwd(res: tuple[Array, Array], ct: Array) -> tuple[Array, Array, Array]:
-    """ȳ = E̅ (y - t), t̄ = -ȳ outside the dead zone; width's is -E̅ width for each error outside."""
-    error, width = res
-    y_bar = ct * error
-    return y_bar, -y_bar, -ct * width * jnp.sum(jnp.where(error == 0, 0, jnp.ones_like(error)))
+def _outside(error: Array, width: Array) -> Array:
+    """The error where it counts, and 0 elsewhere."""
+    return jnp.where(jnp.abs(error) >= width, error, 0)
 
-
-_dead_zone.defvjp(dead_zone_fwd, dead_zone_bwd)
 
 LARGEST = 17.0  # what his program takes for an error of ±1, where the logarithm is infinite
 
@@ -88,30 +87,25 @@ def hyper_error(predictions: Any, targets: Any) -> Array:
     return _hyper(*_same_shape("hyper_error", predictions, targets))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _hyper(y: Array, t: Array) -> Array:
-    return hyper_fwd(y, t)[0]
-
-
-def hyper_fwd(y: Array, t: Array) -> tuple[Array, Array]:
-    """E = Σ (1 + d) ln(1 + d) + (1 - d) ln(1 - d); keeps d = y - t."""
     d = y - t
-    return jnp.sum(_x_log_x(1 + d) + _x_log_x(1 - d)), d
+    return jnp.sum(_x_log_x(1 + d) + _x_log_x(1 - d))
+
+
+@_hyper.defjvp
+def hyper_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Ė = Σ ln((1 + d) / (1 - d)) (ẏ - ṫ), the logarithm ±17 from |d| = 0.9999999 on."""
+    (y, t), (dy, dt) = primals, tangents
+    d = y - t
+    far = jnp.abs(d) > 0.9999999
+    inner = jnp.where(far, 0, d)
+    slope = jnp.where(far, LARGEST * jnp.sign(d), jnp.log1p(inner) - jnp.log1p(-inner))
+    return _hyper(y, t), jnp.sum(slope * (dy - dt))
 
 
 def _x_log_x(x: Array) -> Array:
     return jnp.where(x <= 0, 0, x * jnp.log(jnp.where(x <= 0, 1, x)))
-
-
-def hyper_bwd(d: Array, ct: Array) -> tuple[Array, Array]:
-    """ȳ = E̅ ln((1 + d) / (1 - d)), ±17 E̅ from |d| = 0.9999999 on; t̄ = -ȳ."""
-    far = jnp.abs(d) > 0.9999999
-    inner = jnp.where(far, 0, d)
-    y_bar = ct * jnp.where(far, LARGEST * jnp.sign(d), jnp.log1p(inner) - jnp.log1p(-inner))
-    return y_bar, -y_bar
-
-
-_hyper.defvjp(hyper_fwd, hyper_bwd)
 
 
 def _same_shape(name: str, predictions: Any, targets: Any) -> tuple[Array, Array]:

@@ -1,10 +1,9 @@
-"""Losses, each with its backward pass written under it.
+"""Losses, each with its derivative written under it.
 
 b..: the examples    j: output units    k: classes    y: predictions or labels    t: targets    p: probabilities
 
-The pairs are carried by `jax.custom_vjp`, so `jax.grad` uses them too. The price is JAX's: functions carried this way
-have no forward mode, so `jax.jvp` of them raises. Both halves are differentiable operations, so derivatives of their
-derivatives exist to any order, by reverse mode and by `jax.jvp` of a gradient.
+A tangent rule Ė = Σ ∂E/∂y ẏ, carried by `jax.custom_jvp`, is linear in ẏ; read backward it is ȳ = Ē ∂E/∂y. So the one
+rule serves forward and reverse mode, ours and JAX's, to any order.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from .activations import softplus_fwd
+from .activations import above_largest, logistic, softplus
 
 Array = jax.Array
 
 
 def squared_error(predictions: Any, targets: Any, reduction: str | None = "sum") -> Array:
-    """Half the squared error, E = ½ Σ_j (t_j - y_j)². Backward, ȳ = E̅ (y - t), and t̄ = -ȳ: it keeps y - t.
+    """Half the squared error, E = ½ Σ_j (t_j - y_j)². Backward, ȳ = E̅ (y - t), and t̄ = -ȳ.
 
     Args:
         predictions: y, shape (batch..., units), floating point.
@@ -60,42 +60,37 @@ def squared_error(predictions: Any, targets: Any, reduction: str | None = "sum")
     raise ValueError(f'squared_error needs a reduction of "sum", "mean" or None, and got {reduction!r}.')
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _half_square(y: Array, t: Array) -> Array:
-    return half_square_fwd(y, t)[0]
-
-
-def half_square_fwd(y: Array, t: Array) -> tuple[Array, Array]:
-    """E = ½ Σ_j (y_j - t_j)²; keeps y - t."""
     error = y - t
-    return 0.5 * jnp.sum(error * error, axis=-1), error
+    return 0.5 * jnp.sum(error * error, axis=-1)
 
 
-def half_square_bwd(error: Array, ct: Array) -> tuple[Array, Array]:
-    """ȳ_j = E̅ (y_j - t_j), t̄_j = -ȳ_j."""
-    y_bar = jnp.expand_dims(ct, -1) * error
-    return y_bar, -y_bar
+@_half_square.defjvp
+def half_square_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Ė = Σ_j (y_j - t_j) (ẏ_j - ṫ_j)."""
+    (y, t), (dy, dt) = primals, tangents
+    return _half_square(y, t), jnp.sum((y - t) * (dy - dt), axis=-1)
 
 
-_half_square.defvjp(half_square_fwd, half_square_bwd)
-
-
-def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1) -> Array:
+def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
     """The cross-entropy of softmax(logits) against probabilities, E = -Σ_k y_k log p_k.
 
     Backward, logits' cotangent is E̅ (p Σ_k y_k - y), which is E̅ (p - y) for labels that sum to 1; that of the labels is
-    -E̅ log p. It keeps y and log p. A class of label 0 contributes 0, whatever its probability.
+    -E̅ log p. A class of label 0 contributes 0, whatever its probability.
 
     Args:
         logits: net inputs, any shape with an axis of classes, floating point.
         labels: y, of the same shape: a probability for each class, such as a one-hot code.
         axis: the axis of classes.
+        where: which classes there are, booleans of the shape of `logits`; or which examples count, of that shape
+            without `axis`. An example without classes has the loss 0. All if None.
 
     Returns:
         One number per example: the shape of `logits` without `axis`.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes do not fit together.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,40 +102,41 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1) -> Array:
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_same_shape("softmax_cross_entropy", logits, labels)
-    return _cross_entropy(logits, labels.astype(logits.dtype), axis)
+    labels, exists = labels.astype(logits.dtype), _classes("softmax_cross_entropy", where, logits, axis)
+    return _cross_entropy(logits, labels if exists is None else jnp.where(exists, labels, 0), exists, axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cross_entropy(logits: Array, labels: Array, axis: int) -> Array:
-    return cross_entropy_fwd(logits, labels, axis)[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _cross_entropy(logits: Array, labels: Array, exists: Array | None, axis: int) -> Array:
+    log_p = log_probabilities(logits, exists, axis)
+    return -jnp.sum(jnp.where(labels == 0, 0, labels * log_p), axis)
 
 
-def cross_entropy_fwd(logits: Array, labels: Array, axis: int) -> tuple[Array, tuple[Array, Array]]:
-    """E = -Σ_k y_k log p_k; keeps log p and y."""
-    log_p = jax.nn.log_softmax(logits, axis)
-    return -jnp.sum(jnp.where(labels == 0, 0, labels * log_p), axis), (log_p, labels)
+@functools.partial(_cross_entropy.defjvp, symbolic_zeros=True)  # 0 log p is nan where a class is impossible
+def cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Ė = Σ_k (p_k Σ_l y_l - y_k) ẋ_k - log p_k ẏ_k; the first bracket as p_k Σ_{l≠k} y_l - y_k (1 - p_k)."""
+    (logits, labels, exists), (dx, dy, _) = primals, tangents
+    log_p = log_probabilities(logits, exists, axis)
+    change = jnp.zeros_like(logits)
+    if not isinstance(dx, SymbolicZero):
+        p, less_one = _p_and_less_one(log_p, exists)
+        change += (p * (jnp.sum(labels, axis, keepdims=True) - labels) + less_one * labels) * dx
+    if not isinstance(dy, SymbolicZero):
+        change -= (log_p if exists is None else jnp.where(exists, log_p, 0)) * dy
+    return _cross_entropy(logits, labels, exists, axis), jnp.sum(change, axis)
 
 
-def cross_entropy_bwd(axis: int, res: tuple[Array, Array], ct: Array) -> tuple[Array, Array]:
-    """logits: E̅ (p Σ_k y_k - y); labels: -E̅ log p."""
-    log_p, labels = res
-    ct = jnp.expand_dims(ct, axis)
-    return ct * (jnp.exp(log_p) * jnp.sum(labels, axis, keepdims=True) - labels), -ct * log_p
-
-
-_cross_entropy.defvjp(cross_entropy_fwd, cross_entropy_bwd)
-
-
-def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int = -1) -> Array:
+def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
     """The cross-entropy of softmax(logits) against the numbers of the right classes, E = -log p_c.
 
-    Backward, logits' cotangent is E̅ (p - 1_c), with 1_c the one-hot code of c. It keeps p and c. A label that is no
-    class gives nan.
+    Backward, logits' cotangent is E̅ (p - 1_c), with 1_c the one-hot code of c. A label that is no class gives nan.
 
     Args:
         logits: net inputs, any shape with an axis of classes, floating point.
         labels: c, integers from 0 to the number of classes less 1, the shape of `logits` without `axis`.
         axis: the axis of classes.
+        where: which classes there are, booleans of the shape of `logits`; or which examples count, of that shape
+            without `axis`. An example without classes has the loss 0. All if None.
 
     Returns:
         One number per example, the shape of `labels`.
@@ -170,29 +166,25 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
             f"{name} needs labels of shape {expected} for logits of shape {logits.shape}, classes along axis {axis}, "
             f"and got shape {labels.shape}."
         )
-    return _class_cross_entropy(logits, labels, axis)
+    exists = _classes(name, where, logits, axis)
+    loss = _class_cross_entropy(logits, labels, exists, axis)
+    return loss if exists is None else jnp.where(jnp.any(exists, axis), loss, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _class_cross_entropy(logits: Array, labels: Array, axis: int) -> Array:
-    return class_cross_entropy_fwd(logits, labels, axis)[0]
-
-
-def class_cross_entropy_fwd(logits: Array, labels: Array, axis: int) -> tuple[Array, tuple[Array, Array]]:
-    """E = -log p_c; keeps p and c."""
-    log_p = jax.nn.log_softmax(logits, axis)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _class_cross_entropy(logits: Array, labels: Array, exists: Array | None, axis: int) -> Array:
+    log_p = log_probabilities(logits, exists, axis)
     chosen = jnp.sum(jnp.where(_is_class(labels, logits, axis), log_p, 0), axis)
-    exists = (labels >= 0) & (labels < logits.shape[axis])
-    return jnp.where(exists, -chosen, jnp.nan), (jnp.exp(log_p), labels)
+    return jnp.where((labels >= 0) & (labels < logits.shape[axis]), -chosen, jnp.nan)
 
 
-def class_cross_entropy_bwd(axis: int, res: tuple[Array, Array], ct: Array) -> tuple[Array, None]:
-    """logits: E̅ (p - 1_c); the class numbers have no derivative."""
-    p, labels = res
-    return jnp.expand_dims(ct, axis) * (p - _is_class(labels, p, axis).astype(p.dtype)), None
-
-
-_class_cross_entropy.defvjp(class_cross_entropy_fwd, class_cross_entropy_bwd)
+@_class_cross_entropy.defjvp
+def class_cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Ė = Σ_k (p_k - 1_c) ẋ_k; the class numbers have no derivative."""
+    (logits, labels, exists), (dx, *_) = primals, tangents
+    p, less_one = _p_and_less_one(log_probabilities(logits, exists, axis), exists)
+    slope = jnp.where(_is_class(labels, logits, axis), less_one, p)
+    return _class_cross_entropy(logits, labels, exists, axis), jnp.sum(slope * dx, axis)
 
 
 def _is_class(labels: Array, logits: Array, axis: int) -> Array:
@@ -200,11 +192,66 @@ def _is_class(labels: Array, logits: Array, axis: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, logits.shape, axis) == jnp.expand_dims(labels.astype(jnp.int32), axis)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def log_probabilities(x: Array, exists: Array | None, axis: int) -> Array:
+    """log p_k = x_k - log Σ_l e^(x_l), over the classes that exist; exact where p_k is near 1 too.
+
+    With the largest class m apart, log Σ_l e^(x_l) = x_m + log1p(Σ_{l≠m} e^(x_l - x_m)).
+    """
+    present = x if exists is None else jnp.where(exists, x, -jnp.inf)
+    largest = jnp.max(present, axis, keepdims=True, initial=-jnp.inf)
+    if exists is not None:
+        largest = jnp.where(jnp.any(exists, axis, keepdims=True), largest, 0)
+    top = present == largest
+    others = jnp.sum(jnp.where(top, 0, jnp.exp(present - largest)), axis, keepdims=True)
+    ties = jnp.maximum(jnp.sum(top, axis, keepdims=True, dtype=x.dtype) - 1, 0)
+    return x - largest - jnp.log1p(others + ties)
+
+
+@log_probabilities.defjvp
+def log_probabilities_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The tangent is ċ - Σ ċ p, with ċ how far ẋ is above the largest class's."""
+    (x, exists), (dx, _) = primals, tangents
+    log_p = log_probabilities(x, exists, axis)
+    p, _ = _p_and_less_one(log_p, exists)
+    above = above_largest(x if exists is None else jnp.where(exists, x, -jnp.inf), dx, axis)
+    return log_p, above - jnp.sum(above * p, axis, keepdims=True)
+
+
+def _p_and_less_one(log_p: Array, exists: Array | None) -> tuple[Array, Array]:
+    """p, and p - 1 without cancellation; where there is no class, 0 and -1."""
+    log_p = log_p if exists is None else jnp.where(exists, log_p, -jnp.inf)
+    return jnp.exp(log_p), expm1(log_p)
+
+
+@jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """e^x - 1 with the derivative e^x, which JAX has as (e^x - 1) + 1: 0 far to the left."""
+    return jnp.expm1(x)
+
+
+expm1.defjvps(lambda dx, y, x: dx * jnp.exp(x))
+
+
+def _classes(name: str, where: Any, logits: Array, axis: int) -> Array | None:
+    """Which classes exist, in the shape of the logits; None for all."""
+    if where is None:
+        return None
+    where = jnp.asarray(where, bool)
+    where = where if where.ndim == logits.ndim else jnp.expand_dims(where, axis)
+    if where.ndim != logits.ndim or any(w not in (1, n) for w, n in zip(where.shape, logits.shape, strict=True)):
+        raise ValueError(
+            f"{name} needs a where of the shape of its logits, {logits.shape}, or of that without the axis of classes, "
+            f"and got {where.shape}."
+        )
+    return jnp.broadcast_to(where, logits.shape)
+
+
 def logistic_cross_entropy(logits: Any, labels: Any) -> Array:
     """The cross-entropy of logistic units, elementwise: E = -y log p - (1 - y) log(1 - p) with p = logistic(x).
 
     It is computed as E = y softplus(-x) + (1 - y) softplus(x), which loses no digits in the tails. Backward,
-    x̄ = E̅ (p - y) and ȳ = -E̅ x. It keeps x and y. `optax.sigmoid_binary_cross_entropy` computes the same.
+    x̄ = E̅ (p - y) and ȳ = -E̅ x. `optax.sigmoid_binary_cross_entropy` computes the same.
 
     Args:
         logits: net inputs x, any shape, floating point.
@@ -229,23 +276,15 @@ def logistic_cross_entropy(logits: Any, labels: Any) -> Array:
     return _unit_cross_entropy(logits, labels.astype(logits.dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _unit_cross_entropy(x: Array, y: Array) -> Array:
-    return unit_cross_entropy_fwd(x, y)[0]
+    return y * softplus(-x) + (1 - y) * softplus(x)
 
 
-def unit_cross_entropy_fwd(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    """E = y softplus(-x) + (1 - y) softplus(x); keeps x and y."""
-    return y * softplus_fwd(-x)[0] + (1 - y) * softplus_fwd(x)[0], (x, y)
-
-
-def unit_cross_entropy_bwd(res: tuple[Array, Array], ct: Array) -> tuple[Array, Array]:
-    """x̄ = E̅ (p - y), written (1 - y) p - y (1 - p) so that nothing cancels in the tails; ȳ = -E̅ x."""
-    x, y = res
-    return ct * ((1 - y) * lax.logistic(x) - y * lax.logistic(-x)), -ct * x
-
-
-_unit_cross_entropy.defvjp(unit_cross_entropy_fwd, unit_cross_entropy_bwd)
+_unit_cross_entropy.defjvps(
+    lambda dx, e, x, y: ((1 - y) * logistic(x) - y * logistic(-x)) * dx,  # p - y, of which nothing cancels in the tails
+    lambda dy, e, x, y: -x * dy,
+)
 
 
 def _check_same_shape(name: str, logits: Array, labels: Array) -> None:

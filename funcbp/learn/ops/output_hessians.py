@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...curvature.quantities import OUTPUT_HESSIANS, OutputHessian, identity_basis
+from ...curvature.output_hessian import OUTPUT_HESSIANS, OutputHessian, identity_basis
 from .losses import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error
 
 Array = jax.Array

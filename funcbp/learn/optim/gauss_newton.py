@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ...autodiff.arguments import without_aux
 from ...autodiff.transformations import Backward
-from ...curvature.quantities import ggn
+from ...curvature.gauss_newton import ggn
+from ...curvature.output_hessian import of_loss
 
 Array = jax.Array
-_DEFAULT = Backward()
 
 
 def conjugate_gradients(product: Callable[[Any], Any], b: Any) -> Any:
@@ -29,7 +30,8 @@ def gauss_newton(
     *,
     solve: Callable[[Callable[[Any], Any], Any], Any] = conjugate_gradients,
     batch: Any = None,
-    backward: Backward = _DEFAULT,
+    has_aux: bool = False,
+    backward: Backward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The Gauss-Newton step, -η (G + λ I)⁻¹ ḡ, with G = Σ_n J_n' H_n J_n / N never made.
 
@@ -44,7 +46,8 @@ def gauss_newton(
         damping: λ.
         solve: `solve(product, b)`, the solver; JAX's conjugate gradients if left out. Lineax has others.
         batch: the batch (x, y), where it is the same for all updates; otherwise pass `batch=` to `update`.
-        backward: the rules to go backward by.
+        has_aux: whether the model returns a pair (output, auxiliary data); of the latter no use is made.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         An optax transformation. `update(gradients, state, params, batch=(x, y))` makes no use of the gradients, which
@@ -65,7 +68,9 @@ def gauss_newton(
     Source: C. Bishop, "Neural networks for pattern recognition", 1995; J. Martens, "Deep learning via Hessian-free
     optimization", 2010, for the solution by conjugate gradients.
     """
+    model = without_aux(model) if has_aux else model
     fixed, at = batch, ggn(model, loss, backward=backward)
+    slope = of_loss(backward or Backward()).grad(loss)
 
     def update(gradients: Any, state: Any, params: Any = None, *, batch: Any = None, **_: Any) -> tuple[Any, Any]:
         data = fixed if batch is None else batch
@@ -77,7 +82,7 @@ def gauss_newton(
         x, y = data
         g = at(params, x, y)
         z = g.model.outputs
-        gradient = g.model.vjp(jax.vmap(backward.grad(loss))(z, y) / len(z))
+        gradient = g.model.vjp(jax.vmap(slope)(z, y) / len(z))
         damped = lambda v: jax.tree.map(lambda a, b: a + jnp.asarray(damping, b.dtype) * b, g(v), v)
         step = solve(damped, gradient)
         return jax.tree.map(lambda s: -jnp.asarray(learning_rate, s.dtype) * s, step), state

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from ...autodiff.arguments import without_aux
 from ...autodiff.transformations import Backward
 from ...per_example.examples import Examples, inner_products, jacobian_rows
 
 Array = jax.Array
-_DEFAULT = Backward()
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -39,13 +39,14 @@ def levenberg_marquardt(
     method: str = "auto",
     max_tries: int = 15,
     batch: Any = None,
-    backward: Backward = _DEFAULT,
+    has_aux: bool = False,
+    backward: Backward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Levenberg-Marquardt for V = Σ e²: the step is -(J'J + μ I)⁻¹ J'e.
 
     If V would grow, μ is multiplied by the factor and the step computed again from the same J; once V falls, the step
     is taken and μ divided by it. For small μ this is Gauss-Newton's step, for large μ a short one of gradient descent:
-    J'e is the gradient that backpropagation computes, and J comes from the same walk, once for each output.
+    J'e is the gradient that backpropagation computes, and J comes from the same pass, once for each output.
 
     With fewer residuals than parameters the same step is J'(J J' + μ I)⁻¹ e. Then J is not made: J J' is the Gram
     matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted
@@ -58,7 +59,8 @@ def levenberg_marquardt(
         method: `"primal"`: solve for the parameters; `"dual"`: solve for the residuals; `"auto"`: the smaller one.
         max_tries: how many dampings to try in an update; if none lets V fall, the parameters stay.
         batch: the batch, where it is the same for all updates; otherwise pass `batch=` to `update`.
-        backward: the rules to go backward by.
+        has_aux: whether `residuals` returns a pair (output, auxiliary data); of the latter no use is made.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         An optax transformation with a `LevenbergMarquardtState`. `update(gradients, state, params, batch=...)` makes no
@@ -85,7 +87,8 @@ def levenberg_marquardt(
     """
     if method not in ("auto", "primal", "dual"):
         raise ValueError(f'method is "auto", "primal" or "dual", and was {method!r}.')
-    fixed = batch
+    fixed, backward = batch, backward or Backward()
+    residuals = without_aux(residuals) if has_aux else residuals
 
     def init(params: Any) -> LevenbergMarquardtState:
         real = jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params)))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ...rules import OUTPUT, Rule, rule
+from ...autodiff.transformations import Backward
+from ...rules import OUTPUT, rule
 from .. import ops
 from .base import leafwise, needed, number, zeros
 
@@ -111,7 +112,7 @@ def _inputs_per_unit(tree: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), [beside[key] for key in keys])
 
 
-def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
+def sigmoid_prime_offset(offset: float = 0.1) -> Backward:
     """Fahlman's cure for flat spots: the derivative of the logistic taken to be y (1 - y) + offset.
 
     A unit that saturates on the wrong side then still learns. It is a rule for the backward pass, no property of the
@@ -121,12 +122,11 @@ def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
         offset: what is added.
 
     Returns:
-        Rules for `bp.Backward(rules=...)`.
+        A `Backward` with these rules.
 
     Example:
         >>> import jax, funcbp as bp
-        >>> backward = bp.Backward(rules=bp.optim.sigmoid_prime_offset(0.1))
-        >>> print(f"{backward.grad(jax.nn.sigmoid)(0.0):.2f}")
+        >>> print(f"{bp.optim.sigmoid_prime_offset(0.1).grad(jax.nn.sigmoid)(0.0):.2f}")
         0.35
 
     Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
@@ -137,4 +137,4 @@ def sigmoid_prime_offset(offset: float = 0.1) -> dict[Any, Rule]:
         return (ct * (y * (1 - y) + offset),)
 
     offset_rule = rule(logistic_offset_bwd, save=OUTPUT)
-    return {lax.logistic_p: offset_rule, ops.logistic: offset_rule}
+    return Backward(rules={lax.logistic_p: offset_rule, ops.logistic: offset_rule})

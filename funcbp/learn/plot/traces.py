@@ -9,6 +9,7 @@ import numpy as np
 from ...inspection.ledger import Trace
 from ...inspection.render.graph import lines_of, nodes_and_edges, positions
 from ...inspection.rows import Row
+from ...rules.traits import traits_of
 from .canvas import new_axes
 
 __all__ = ["gradient_flow", "graph", "histograms", "saturation"]
@@ -69,8 +70,8 @@ def gradient_flow(trace: Trace, ax: Any = None) -> Any:
 def _units(trace: Trace) -> list[Row]:
     """The rows of activations: named values if there are any; otherwise results of bounded and rectifying units."""
     named = [r for r in trace.rows if r.primitive == "name" and r.value is not None]
-    units = ("tanh", "logistic", "erf", "max")
-    return named or [r for r in trace.rows if r.primitive in units and r.value is not None]
+    is_unit = lambda r: r.primitive == "max" or traits_of(r.primitive).bounds is not None
+    return named or [r for r in trace.rows if is_unit(r) and r.value is not None]
 
 
 def histograms(trace: Trace, ax: Any = None, of: str = "cotangent", bins: int = 60) -> Any:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import AGREES, COMPUTED, MEMORY, Comparison, Picture, Reproduction
@@ -37,7 +36,7 @@ def learn(n: int, m: int, setting: Setting, trials: int, most: int, seed: int) -
         y = net.apply(params, x)
         return setting.loss(y, t), stopping.forty_twenty_forty(y, t)
 
-    backward = Backward(rules=optim.sigmoid_prime_offset(0.1)) if setting.offset else None
+    backward = optim.sigmoid_prime_offset(0.1) if setting.offset else None
     init = uniform_weights(net, x, setting.reach)
     return run_trials(error, init, setting.optimizer, seed=seed, trials=trials, most=most, backward=backward)
 

@@ -31,7 +31,7 @@ SCALES = {0.1: "-", 1.0: "--"}
 def singular_values(initializer: Any, width: int, scale: float, seed: int) -> np.ndarray:
     """The singular values of ∂y_l/∂y_{l-1} for five tanh layers, at a random input from N(0, scale²): (layers, width).
 
-    The Jacobian is that of funcbp: a row for every unit, by one vectorised walk.
+    The Jacobian is that of funcbp: a row for every unit, by one vectorised pass.
     """
     layer = nets.mlp([width, width], output=ops.tanh, initializer=initializer)
     key, drawn = jax.random.split(jax.random.key(seed))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import NONE, SECONDARY, Comparison, Picture, Reproduction
@@ -69,7 +68,7 @@ def learn(method: Method, points: int, trials: int, most: int, seed: int) -> Out
         net = method.net.apply(params, x)
         return method.loss(net, t), stopping.forty_twenty_forty(jax.nn.sigmoid(net), t)
 
-    backward = Backward(rules=optim.sigmoid_prime_offset(0.1)) if method.offset else None
+    backward = optim.sigmoid_prime_offset(0.1) if method.offset else None
     init = uniform_weights(method.net, x, method.reach)
     return run_trials(error, init, method.optimizer, seed=seed, trials=trials, most=most, backward=backward)
 

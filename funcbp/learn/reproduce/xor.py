@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...autodiff.transformations import Backward
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import AGREES, Comparison, Picture, Reproduction
@@ -38,7 +37,7 @@ def learn(trials: int, most: int, seed: int) -> Outcome:
         trials=trials,
         most=most,
         restart_at=RESTART,
-        backward=Backward(rules=optim.sigmoid_prime_offset(0.1)),
+        backward=optim.sigmoid_prime_offset(0.1),
     )
 
 

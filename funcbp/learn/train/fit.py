@@ -16,6 +16,7 @@ import optax
 from jax import P
 from jax.sharding import Mesh
 
+from ...autodiff.arguments import checked, without_aux
 from ...autodiff.transformations import Backward
 from ...inspection import find_nan
 from . import loop
@@ -106,6 +107,7 @@ def fit(
     resume: bool = False,
     mesh: Mesh | None = None,
     layout: str | Layout | Mapping[str, P] | None = None,
+    has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Fit:
     """Learn from examples: w ← w + step(Ē), with Ē the gradient of the loss on an example, a batch, or all of them.
@@ -146,7 +148,8 @@ def fit(
         mesh: the devices, with axes out of `data`, `fsdp` and `tensor`: `train.make_mesh({"data": 4, "tensor": 2})`.
         layout: where the parameters live on it: `"data"`, `"fsdp"`, `"tensor"`, patterns of paths and their `jax.P`, or
             a function of path, shape and axes. By default the last of these that the mesh has an axis for.
-        backward: a `funcbp.Backward` with options.
+        has_aux: whether `loss` returns a pair (loss, auxiliary data); of the latter no use is made.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         How it ended: parameters, history, and why.
@@ -173,7 +176,7 @@ def fit(
     rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
     learner = Learner(
-        loss,
+        without_aux(loss) if has_aux else loss,
         optimizer,
         "stream" if streams else mode,
         1 if mode == "online" else batch_size,
@@ -201,7 +204,7 @@ def fit(
         source = itertools.repeat(put(data))
     out = drive(
         learner,
-        jax.tree.map(jnp.asarray, params),
+        jax.tree.map(lambda x: jnp.asarray(checked(x)), params),
         key,
         source,
         put(validation) if validation is not None else None,
@@ -235,7 +238,7 @@ def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
     batch, loss = batch_of(jax.tree.map(lambda a: a[bad[0]], items)), learner.loss
     if "key" in loop.parameters(loss):
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
-    found = find_nan(loss)(params, batch)
+    found = find_nan(loss, backward=learner.backward)(params, batch)
     return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None)
 
 

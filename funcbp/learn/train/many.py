@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ...autodiff.arguments import without_aux
 from ...autodiff.transformations import Backward
 from . import loop
 from .checkpoint import Store, store_of
@@ -45,6 +46,7 @@ def fit_many(
     checkpoint: str | Path | Store | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Fit:
     """Train many networks at once, in one compiled loop: `fit` over seeds, learning rates, and any other number.
@@ -63,7 +65,7 @@ def fit_many(
             and the stopping rules that have a parameter of its name.
         mode, epochs, batch_size, replacement, validation, score, correct, restart: as for `fit`.
         stop: rules as for `fit`, or functions of numbers that `over` names, which return one.
-        progress, checkpoint, resume, backward: as for `fit`.
+        progress, checkpoint, resume, has_aux, backward: as for `fit`.
         mesh: devices to divide the members over, along all axes.
 
     Returns:
@@ -85,6 +87,7 @@ def fit_many(
         >>> many.reason
         ['epochs', 'learned', 'diverged']
     """
+    loss = without_aux(loss) if has_aux else loss
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
     rules, names = rules_of(stop)
     keys, params = _members(params, key, over)

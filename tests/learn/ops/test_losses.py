@@ -208,3 +208,126 @@ def test_logistic_cross_entropy_labels_may_be_integers():
     assert ops.logistic_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).dtype == jnp.float64
     with pytest.raises(ValueError, match=r"one shape, and got \(2,\) and \(3,\)"):
         ops.logistic_cross_entropy(jnp.zeros(2), jnp.zeros(3))
+
+
+# --- forward mode, and the tails --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["softmax", "classes", "logistic", "squares", "dead zone", "hyper"])
+def test_forward_mode_is_the_reverse_mode(loss):
+    x = normal(0, (4, 3)) / 4
+    labels = jax.nn.softmax(normal(1, (4, 3)))
+    f = {
+        "softmax": lambda x: jnp.sum(ops.softmax_cross_entropy(x, labels)),
+        "classes": lambda x: jnp.sum(ops.softmax_cross_entropy_with_integer_labels(x, jnp.array([0, 1, 2, 0]))),
+        "logistic": lambda x: jnp.sum(ops.logistic_cross_entropy(x, labels)),
+        "squares": lambda x: ops.squared_error(x, labels),
+        "dead zone": lambda x: ops.dead_zone_error(x, labels),
+        "hyper": lambda x: ops.hyper_error(x, labels),
+    }[loss]
+    np.testing.assert_allclose(jax.jacfwd(f)(x), jax.grad(f)(x), rtol=1e-12, atol=1e-15)
+    want = jax.jacfwd(jax.jacfwd(f))(x)
+    for hessian in (jax.hessian(f), bp.jacrev(bp.grad(f)), jax.jacfwd(bp.grad(f))):
+        np.testing.assert_allclose(hessian(x), want, rtol=1e-11, atol=1e-13)
+
+
+GAPS = np.float32([2, 8, 17, 20, 40, 80])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "softmax, unsure", "classes", "classes, masked"])
+@grads
+def test_a_sure_answer_leaves_the_exact_rest(loss, grad):
+    """With logits g and 0, E = log(1 + e^-g), and its slopes are -e^-g / (1 + e^-g) and the opposite; from p - 1, 0."""
+    target = jnp.array([1.0, 0.0], jnp.float32)
+    f = {
+        "softmax": lambda x: ops.softmax_cross_entropy(x, target),
+        "softmax, unsure": lambda x: ops.softmax_cross_entropy(x[::-1], target[::-1]),
+        "classes": lambda x: ops.softmax_cross_entropy_with_integer_labels(x, jnp.array(0)),
+        "classes, masked": lambda x: ops.softmax_cross_entropy_with_integer_labels(
+            jnp.concatenate([x, jnp.array([99.0], jnp.float32)]), jnp.array(0), where=jnp.array([True, True, False])
+        ),
+    }[loss]
+    wide = GAPS.astype(np.float64)
+    share = np.exp(-wide) / (1 + np.exp(-wide))
+    x = jnp.stack([GAPS, jnp.zeros_like(GAPS)], -1)
+    np.testing.assert_allclose(jax.vmap(f)(x), np.log1p(np.exp(-wide)), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(grad(f))(x), np.stack([-share, share], -1), rtol=1e-6)
+    curvature = jax.vmap(grad(lambda x: grad(f)(x)[0]))(x)  # ∂²E/∂x_0² = p_0 p_1
+    second = share / (1 + np.exp(-wide))
+    np.testing.assert_allclose(curvature, np.stack([second, -second], -1), rtol=1e-6)
+    wrong = jax.vmap(grad(lambda x: grad(f)(-x)[1]))(x)  # the wrong answer, as sure
+    np.testing.assert_allclose(wrong, np.stack([second, -second], -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev, bp.jacrev], ids=["forward", "reverse", "funcbp"])
+def test_a_saturated_softmax_has_its_exact_slopes(mode):
+    wide = GAPS.astype(np.float64)
+    slope = np.exp(-wide) / (1 + np.exp(-wide)) ** 2
+    got = jax.vmap(mode(ops.softmax))(jnp.stack([GAPS, jnp.zeros_like(GAPS)], -1))
+    np.testing.assert_allclose(
+        got, np.stack([np.stack([slope, -slope], -1), np.stack([-slope, slope], -1)], -1), rtol=1e-5
+    )
+
+
+# --- where, as in optax -----------------------------------------------------------------------------------------------
+
+MASKS = {
+    "classes": np.array([[1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]], bool),
+    "examples": np.array([1, 0, 1], bool),
+    "a column": np.array([[1], [0], [1]], bool),
+}
+
+
+@pytest.mark.parametrize("jacobian", [bp.jacrev, jax.jacrev, jax.jacfwd], ids=["funcbp", "jax", "forward"])
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("kind", ["probabilities", "numbers"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_where(jacobian, axis, kind, mask):
+    """The values are optax's; the slopes p Σ y - y over the classes there are, example by example."""
+    where, x = MASKS[mask], np.array(normal(0, (3, 4)))
+    exists = np.broadcast_to(where if where.ndim == 2 else where[:, None], x.shape)
+    y = np.array(jax.nn.softmax(normal(1, (3, 4)))) if kind == "probabilities" else np.eye(4)[[3, 0, 1]]
+    e = np.where(exists, np.exp(x), 0)
+    p, y = e / np.maximum(e.sum(-1, keepdims=True), 1e-300), np.where(exists, y, 0)
+    want = p * y.sum(-1, keepdims=True) - y
+
+    name = "softmax_cross_entropy" + "_with_integer_labels" * (kind == "numbers")
+    target = np.argmax(np.eye(4)[[3, 0, 1]], -1) if kind == "numbers" else y
+    turn = (lambda a: a.T) if axis == 0 else (lambda a: a)
+    args = jnp.asarray(turn(x)), jnp.asarray(turn(target)), axis, jnp.asarray(turn(where))
+    np.testing.assert_allclose(getattr(ops, name)(*args), getattr(optax.losses, name)(*args), rtol=1e-12)
+    slopes = np.asarray(jacobian(getattr(ops, name))(*args))  # one axis of examples, then the logits'
+    own = np.stack([turn(slopes[n])[n] for n in range(3)])
+    np.testing.assert_allclose(own, want, rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(slopes.sum(0), turn(want), rtol=1e-11, atol=1e-15)
+
+
+def test_what_is_masked_may_be_nan():
+    """In neither pass, of either argument, does a class or example that is left out matter."""
+    x, y = jnp.array([[1.0, 2.0, jnp.nan], [jnp.nan] * 3]), jnp.array([[1.0, 0, 0], [0, 1, 0]])
+    where = jnp.array([[True, True, False], [False, False, False]])
+    loss, grads = jax.value_and_grad(lambda *a: jnp.sum(ops.softmax_cross_entropy(*a, where=where)), (0, 1))(x, y)
+    p = np.exp([1, 2]) / np.exp([1, 2]).sum()
+    np.testing.assert_allclose(loss, -np.log(p[0]))
+    np.testing.assert_allclose(grads[0], [[p[0] - 1, p[1], 0], [0, 0, 0]], rtol=1e-12)
+    np.testing.assert_allclose(grads[1], [[*-np.log(p), 0], [0, 0, 0]], rtol=1e-12)
+
+
+def test_a_masked_label_is_as_in_optax():
+    """The right class is measured against those there are: E = log Σ e^(x_l) - x_c, without c in the sum."""
+    x, where = jnp.array([1.0, 2.0, 99.0], jnp.float32), jnp.array([True, True, False])
+    args = x, jnp.array(2)
+    ours, theirs = ops.softmax_cross_entropy_with_integer_labels, optax.losses.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_allclose(ours(*args, where=where), theirs(*args, where=where), rtol=1e-6)
+    p = np.exp([1, 2]) / np.exp([1, 2]).sum()
+    for grad in (jax.grad, bp.grad):
+        np.testing.assert_allclose(grad(ours)(*args, where=where), [*p, -1], rtol=1e-6)
+
+
+def test_where_refuses_another_shape():
+    for loss, target in [
+        (ops.softmax_cross_entropy, jnp.ones((2, 3))),
+        (ops.softmax_cross_entropy_with_integer_labels, jnp.zeros(2, jnp.int32)),
+    ]:
+        with pytest.raises(ValueError, match=r"where of the shape of its logits, \(2, 3\), .* and got \(1, 4\)"):
+            loss(jnp.ones((2, 3)), target, where=jnp.ones(4, bool)[None])

@@ -313,7 +313,7 @@ def test_what_is_missing_is_said(optimizer, message):
 
 
 def test_sigmoid_prime_offset():
-    backward = bp.Backward(rules=optim.sigmoid_prime_offset(0.1))
+    backward = optim.sigmoid_prime_offset(0.1)
     for x in (0.0, 3.0, -40.0):
         y = jax.nn.sigmoid(x)
         for logistic in (jax.nn.sigmoid, bp.ops.logistic):

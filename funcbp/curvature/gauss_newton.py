@@ -1,0 +1,113 @@
+"""Products with the Gauss-Newton matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..autodiff.transformations import Backward
+from .linear_map import Linearised, linearise
+from .output_hessian import OutputHessian, output_hessian
+
+__all__ = ["GaussNewton", "ggn", "ggn_vp"]
+
+Array = jax.Array
+Model = Callable[[Any, Any], Any]
+Loss = Callable[[Array, Any], Array]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["model", "targets"], meta_fields=["hessian"])
+@dataclasses.dataclass(frozen=True)
+class GaussNewton:
+    """The Gauss-Newton matrix at a point, as a function `v -> G v`; the model's linearisation is kept. A pytree.
+
+    Attributes:
+        model: the model's linearisation, its outputs with a leading axis of examples.
+        targets: what the loss compares with.
+        hessian: of the loss.
+    """
+
+    model: Linearised
+    targets: Any
+    hessian: OutputHessian
+
+    def __call__(self, v: Any) -> Any:
+        """G v, for v a tree like the parameters."""
+        z = self.model.outputs
+        u = jax.vmap(self.hessian.product)(z, self.targets, self.model.jvp(v))
+        return self.model.vjp(u / len(z))
+
+
+def ggn(
+    model: Model, loss: Loss, *, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any, Any], Any]:
+    """Make the Gauss-Newton matrix at a point, with the model linearised once: for solvers, which multiply many times.
+
+    Args:
+        model: `model(params, x)`, the output for one example, an array.
+        loss: `loss(z, y)`, a scalar, convex in z.
+        has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of `(params, x, y)`, x and y with a leading axis of examples, that returns a `GaussNewton`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> model = lambda w, x: jnp.array([w @ x])
+        >>> x, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.zeros((2, 1))
+        >>> g = bp.curvature.ggn(model, bp.ops.squared_error)(jnp.zeros(2), x, y)
+        >>> solution, _ = jax.scipy.sparse.linalg.cg(g, jnp.array([1.0, 1.0]))
+        >>> print(jnp.round(jnp.abs(solution), 4))
+        [1. 0.]
+
+    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+    """
+
+    hessian = output_hessian(loss, backward or Backward())
+
+    def of(params: Any, x: Any, y: Any) -> Any:
+        batched = lambda params: jax.vmap(model, (None, 0))(params, x)
+        found = linearise(batched, has_aux=has_aux, backward=backward)(params)
+        if has_aux:
+            return GaussNewton(found[0], y, hessian), found[1]
+        return GaussNewton(found, y, hessian)
+
+    return of
+
+
+def ggn_vp(
+    model: Model, loss: Loss, *, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any, Any, Any], Any]:
+    """Multiply the Gauss-Newton matrix with a vector, G v = Σ_n J_n' H_n J_n v / N.
+
+    Args:
+        model: `model(params, x)`, the output for one example, an array.
+        loss: `loss(z, y)`, a scalar, convex in z.
+        has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of `(params, x, y, v)`, x and y with a leading axis of examples and v a tree like the parameters,
+        that returns a tree like the parameters. For many products at one point see `ggn`.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> model = lambda w, x: jnp.array([w @ x])
+        >>> x, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.zeros((2, 1))
+        >>> bp.curvature.ggn_vp(model, bp.ops.squared_error)(jnp.zeros(2), x, y, jnp.array([1.0, 0.0]))
+        Array([1., 1.], dtype=float32)
+
+    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+    """
+    at = ggn(model, loss, has_aux=has_aux, backward=backward)
+
+    def of(params: Any, x: Any, y: Any, v: Any) -> Any:
+        found = at(params, x, y)
+        return (found[0](v), found[1]) if has_aux else found(v)
+
+    return of

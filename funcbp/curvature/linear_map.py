@@ -1,0 +1,70 @@
+"""A function near a point, as a linear map in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..autodiff.pullback import Pullback
+from ..autodiff.transformations import Backward
+
+__all__ = ["Linearised", "linearise"]
+
+
+class Linearised(NamedTuple):
+    """A function near a point, as a linear map in both directions. A pytree: it crosses `jit`.
+
+    `jvp(v)` is J v: our backward pass is linear in the cotangent, so going backward through it goes forward. The
+    forward pass is not run again for either.
+
+    Attributes:
+        outputs: the value at the point.
+        forward, backward: pullbacks, of the backward pass and of the function.
+    """
+
+    outputs: Any
+    forward: Pullback
+    backward: Pullback
+
+    def jvp(self, v: Any) -> Any:
+        """J v: from a tree like the parameters to one like the outputs."""
+        return self.forward(v)[0]
+
+    def vjp(self, u: Any) -> Any:
+        """J' u: from a tree like the outputs to one like the parameters."""
+        return self.backward(u)[0]
+
+
+def linearise(f: Callable[..., Any], *, has_aux: bool = False, backward: Backward | None = None) -> Callable[..., Any]:
+    """Linearise a function near a point: a linear map in both directions, to be used many times.
+
+    It needs no forward mode, so it also goes through functions that have none, such as `jax.custom_vjp` pairs.
+
+    Args:
+        f: `f(params, *args)`, any pytree of arrays.
+        has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of `(params, *args)` that returns a `Linearised`, with respect to the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> square = bp.curvature.linearise(lambda w: w**2)(jnp.array([1.0, 3.0]))
+        >>> square.jvp(jnp.array([1.0, 1.0]))
+        Array([2., 6.], dtype=float32)
+    """
+
+    backward = backward or Backward()
+    transpose = backward.replace(rules={}, edits={}, feedback=None)  # the pullback is linear, and goes forward as it is
+
+    def of(params: Any, *args: Any) -> Any:
+        outputs, pullback, *aux = backward.vjp(lambda params: f(params, *args), params, has_aux=has_aux)
+        _, forward = transpose.vjp(lambda u: pullback(u)[0], jax.tree.map(jnp.zeros_like, outputs))
+        found = Linearised(outputs, forward, pullback)
+        return (found, *aux) if has_aux else found
+
+    return of

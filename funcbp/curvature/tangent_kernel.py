@@ -1,0 +1,46 @@
+"""The neural tangent kernel."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..autodiff.transformations import Backward
+from ..per_example.examples import inner_products, jacobian_rows
+
+__all__ = ["ntk"]
+
+
+def ntk(f: Callable[[Any, Any], Any], *, has_aux: bool = False, backward: Backward | None = None) -> Callable[..., Any]:
+    """Compute the empirical neural tangent kernel: J(x) J(x')', the inner products of the outputs' gradients.
+
+    Args:
+        f: `f(params, x)`, the output for one example: a scalar, or an array of k elements.
+        has_aux: whether `f` returns a pair (output, auxiliary data); that of x is returned too,
+            last.
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of `(params, x)`, or `(params, x, other)`, each with a leading axis of examples, that returns an
+        array of shape (n, m), or (n, k, m, k).
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> bp.curvature.ntk(lambda w, x: w @ x)(jnp.zeros(2), jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 1.0]]))
+        Array([[2.]], dtype=float32)
+
+    Source: A. Jacot, F. Gabriel, C. Hongler, "Neural tangent kernel: convergence and generalization in neural
+    networks", 2018.
+    """
+
+    def of(params: Any, x: Any, other: Any = None) -> Any:
+        rows = functools.partial(jacobian_rows, f, params, backward=backward or Backward(), has_aux=has_aux)
+        ours, k = rows(x)
+        theirs = ours if other is None else rows(other)[0]
+        matrix = inner_products(ours, theirs)
+        if k is not None:
+            matrix = matrix.reshape(matrix.shape[0] // k, k, matrix.shape[1] // k, k)
+        return ours.returned(matrix)
+
+    return of

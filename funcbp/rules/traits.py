@@ -1,0 +1,141 @@
+"""What is known of a primitive beside its derivative, in one place: the `def_*` line of a primitive gives both.
+
+Who plans, counts, searches or explains asks `traits_of(primitive)`, and keeps no list of names of his own. Of a
+primitive that nobody has described, nothing is assumed: it is neither cheap nor repeatable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..cotangents import Moves, is_differentiable
+
+__all__ = [
+    "CALL",
+    "DEAR",
+    "ELEMENTWISE",
+    "REDUCTION",
+    "STRUCTURAL",
+    "TRAITS",
+    "UNKNOWN",
+    "Singularity",
+    "Traits",
+    "def_traits",
+    "describe",
+    "free",
+    "operand",
+    "results",
+    "traits_of",
+]
+
+
+class Singularity(enum.StrEnum):
+    """Where an operation or its derivative is infinite, or not a number; by what the nan finder's advice is filed."""
+
+    ROOT = "sqrt"
+    LOG = "log"
+    POWER = "pow"
+    DIVISION = "division"
+    EDGE = "edge"  # of the domain
+
+
+# --- counts of floating-point operations ------------------------------------------------------------------------------
+
+
+def results(eqn: Any) -> int:
+    """One operation for each floating-point number that comes out."""
+    types = (v.aval for v in eqn.outvars if hasattr(v.aval, "dtype"))
+    return sum(math.prod(t.shape) for t in types if is_differentiable(t))
+
+
+def operand(eqn: Any, i: int = 0) -> int:
+    """One operation for each number of operand i that is combined into a floating-point result."""
+    return math.prod(eqn.invars[i].aval.shape) if results(eqn) else 0
+
+
+def free(eqn: Any) -> int:
+    """No operation: numbers are moved, chosen, compared or drawn."""
+    return 0
+
+
+# --- traits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a primitive. All that is said of costs and repetition holds where it holds of the programs
+    inside an equation, too.
+
+    Attributes:
+        cheap: whether computing it again costs little: elementwise, structural, or a plain reduction.
+        repeatable: whether it gives the same numbers when computed again: no draw, collective, callback.
+        flops: `flops(eqn)`, how many floating-point operations an equation takes; left out, that of the programs
+            inside it, or else its `results`.
+        inside: `inside(params, costs)`, what the programs inside cost together, of what each of them costs.
+        linear: the operands that it is linear in, each while the others are held.
+        scales: the operands of which each number of the result is a multiple (rounded, perhaps) while the others are
+            held.
+        moves: how it moves the numbers of its operands (of the linear ones, if these are given), if that is all it
+            does, but for rounding them.
+        singular: where it, or its derivative, is not finite.
+        bounds: what its result lies between.
+        step: whether it is a step function that follows its operand, such as rounding: its slope is zero.
+        mark: whether it only says something of a value to those who look for it: its name, its feedback weight.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> bp.rules.traits_of(jax.lax.log_p).singular
+        <Singularity.LOG: 'log'>
+    """
+
+    cheap: bool = False
+    repeatable: bool = False
+    flops: Callable[[Any], int] | None = None
+    inside: Callable[[dict[str, Any], Sequence[float]], float] = lambda params, costs: sum(costs)
+    linear: tuple[int, ...] = ()
+    scales: tuple[int, ...] = ()
+    moves: Moves = Moves.NOT
+    singular: Singularity | None = None
+    bounds: tuple[float, float] | None = None
+    step: bool = False
+    mark: bool = False
+
+    def but(self, **changes: Any) -> Traits:
+        """The same but for these."""
+        return dataclasses.replace(self, **changes)
+
+
+ELEMENTWISE = Traits(cheap=True, repeatable=True)
+STRUCTURAL = Traits(cheap=True, repeatable=True, flops=free)
+REDUCTION = Traits(cheap=True, repeatable=True, flops=operand)
+DEAR = Traits(repeatable=True)  # contractions, special functions, factorizations
+CALL = Traits(cheap=True, repeatable=True)  # if all that is inside is
+
+UNKNOWN = Traits()
+TRAITS: dict[Any, Traits] = {}  # by primitive, and by its name
+
+
+def describe(primitive: Any, traits: Traits | None, family: Traits) -> None:
+    """Enter the traits of a primitive; left out, those of its family, unless others are known: they outlast a rule."""
+    for key in (primitive, primitive.name):
+        if traits is not None:
+            TRAITS[key] = traits
+        else:
+            TRAITS.setdefault(key, family)
+
+
+def def_traits(traits: Traits, *primitives: Any) -> None:
+    """The traits of primitives that have no rule. Those that this JAX does not have are passed as None and skipped."""
+    for p in primitives:
+        if p is not None:
+            describe(p, traits, traits)
+
+
+def traits_of(primitive: Any) -> Traits:
+    """What is known of a primitive, or of the one of this name. Of an unknown one nothing is assumed."""
+    return TRAITS.get(primitive, UNKNOWN)

@@ -1,0 +1,193 @@
+"""One interface: the same options under the same names, looked at and checked in the same way."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import funcbp as bp
+from funcbp import credit, curvature, optim, per_example, testing
+
+OLD = {"walker", "wrt", "options", "value_and_grad", "way"}
+LOOKING = [bp.trace, bp.cotangents, bp.find_nan, bp.residuals, bp.summary, credit.alignment]
+PER_EXAMPLE = [
+    per_example.norms, per_example.clipped_grad, per_example.weighted_grad, per_example.grads, per_example.moments,
+    per_example.noise_scale, per_example.factors, per_example.gram, per_example.cosines, per_example.methods,
+]  # fmt: skip
+CURVATURE = [
+    curvature.linearise, curvature.ggn, curvature.ggn_vp, curvature.diag_ggn, curvature.kfac_factors, curvature.ntk,
+]  # fmt: skip
+TRAINING = [bp.fit, bp.fit_many, optim.levenberg_marquardt, optim.gauss_newton]
+name_of = lambda f: f.__name__
+
+
+@pytest.mark.parametrize("f", LOOKING, ids=name_of)
+def test_what_looks_takes_a_function_and_then_its_arguments(f):
+    names = list(inspect.signature(f).parameters)
+    assert names[:3] == ["f", "argnums", "has_aux"] and "backward" in names
+
+
+@pytest.mark.parametrize("f", [bp.check, *PER_EXAMPLE, *CURVATURE, *TRAINING], ids=name_of)
+def test_what_runs_a_model_takes_backward_and_has_aux(f):
+    names = set(inspect.signature(f).parameters)
+    assert {"backward", "has_aux"} <= names and not names & OLD
+    assert f is not bp.check or "argnums" in names
+
+
+def test_a_rule_is_checked_of_a_backward_pass():
+    assert "backward" in inspect.signature(testing.check_rule).parameters
+
+
+# --- what the options do ----------------------------------------------------------------------------------------------
+
+DOUBLE = bp.Backward(rules={lax.tanh_p: bp.rule(lambda res, ct, p, **_: (2 * ct,), save=bp.rules.NOTHING)})
+W, X = jnp.array([0.3, -0.2]), jnp.array([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]])
+
+
+def model(w, x):
+    return jnp.tanh(x @ w)
+
+
+def both(x, w):
+    """The same with its auxiliary data, the parameters second."""
+    return jnp.sum(bp.name(model(w, x), "y")), {"rows": x}
+
+
+def test_what_looks_goes_backward_as_it_is_told():
+    """With tanh' taken to be 2, the gradient of Σ tanh(x w) is 2 Σ x."""
+    options = dict(argnums=1, has_aux=True, backward=DOUBLE)
+    want, value = 2 * X.sum(0), jnp.tanh(X @ W).sum()
+    t = bp.trace(both, **options)(X, W)
+    np.testing.assert_allclose(t["w"].cotangent, want)
+    assert [row.name for row in t.inputs] == ["w"] and t.value[1]["rows"] is X
+    (got, aux), grads, found = bp.cotangents(both, **options)(X, W)
+    np.testing.assert_allclose(got, value)
+    np.testing.assert_allclose(grads, want)
+    np.testing.assert_allclose(found["y"], jnp.ones(3))
+    assert aux["rows"].shape == (3, 2)
+    assert not bp.find_nan(both, **options)(X, W)
+    broken = bp.Backward(edits={"y": lambda ct, cts: ct * jnp.inf})
+    assert bp.find_nan(both, 1, True, backward=broken)(X, W).backward
+    kept = lambda **o: bp.residuals(both, **o)(X, W).total + bp.summary(both, **o)(X, W).residuals
+    assert kept(**options) < kept(argnums=1, has_aux=True)  # nothing of tanh
+    assert bp.summary(both, **options)(X, W).parameters == 2
+    assert bp.summary(both, (0, 1), True)(X, W).parameters == 8
+    found = credit.alignment(both, **options)(X, W)
+    np.testing.assert_allclose(found.ratio, np.linalg.norm(want) / np.linalg.norm((1 - jnp.tanh(X @ W) ** 2) @ X))
+
+
+def test_check_takes_a_backward_pass_or_a_reverse_mode():
+    f = lambda x, w: both(x, w)[0]
+    assert bp.check(f, X, W, argnums=1).ok and bp.check(both, X, W, argnums=1, has_aux=True).ok
+    assert not bp.check(f, X, W, argnums=1, backward=DOUBLE).ok
+    assert bp.check(f, X, W, argnums=1, vjp=jax.vjp).ok
+    with pytest.raises(TypeError, match=r"backward=, a funcbp.Backward, or vjp=, .*: one of the two"):
+        bp.check(f, X, W, backward=DOUBLE, vjp=jax.vjp)
+
+
+def test_hessian_products_are_called_as_jvp_is():
+    f = lambda w: (jnp.sum(w**3), w)
+    product, aux = bp.hvp(f, (W,), (jnp.ones(2),), has_aux=True)
+    np.testing.assert_allclose(product, 6 * W)
+    np.testing.assert_array_equal(aux, W)
+    assert list(inspect.signature(bp.hvp).parameters)[:3] == ["f", "primals", "tangents"]
+    assert not hasattr(curvature, "hvp")
+
+
+def with_aux(f):
+    return lambda *args: (f(*args), args[1] if not isinstance(args[1], tuple) else args[1][0])
+
+
+def test_auxiliary_data_come_last():
+    loss = lambda w, x: model(w, x) ** 2
+    for f in PER_EXAMPLE:
+        more = {per_example.clipped_grad: (0.1,), per_example.weighted_grad: (lambda norms, losses: norms,)}.get(f, ())
+        plain, found = f(loss, *more)(W, X), f(with_aux(loss), *more, has_aux=True)(W, X)
+        if f is per_example.methods:
+            assert found == plain
+            continue
+        *values, aux = found
+        np.testing.assert_array_equal(aux, X)
+        jax.tree.map(np.testing.assert_allclose, plain if len(values) > 1 else (plain,), tuple(values))
+    rows, y = lambda w, x: model(w, x)[None], jnp.ones((3, 1))
+    for f, *more in (
+        (curvature.ggn_vp, X, y, W), (curvature.diag_ggn, X, y), (curvature.kfac_factors, X, y), (curvature.ntk, X)
+    ):  # fmt: skip
+        loss = () if f is curvature.ntk else (bp.ops.squared_error,)
+        plain, (found, aux) = f(rows, *loss)(W, *more), f(with_aux(rows), *loss, has_aux=True)(W, *more)
+        jax.tree.map(np.testing.assert_allclose, plain, found)
+        np.testing.assert_array_equal(aux, X)
+    matrix, aux = curvature.ggn(with_aux(rows), bp.ops.squared_error, has_aux=True)(W, X, y)
+    np.testing.assert_allclose(matrix(W), curvature.ggn_vp(rows, bp.ops.squared_error)(W, X, y, W))
+
+
+def test_the_models_edits_are_not_made_in_its_loss():
+    """A name of the model is none of the loss's, and J v is the transpose of the edited J'."""
+    rows, y = lambda w, x: bp.name(model(w, x)[None], "y"), jnp.ones((3, 1))
+    double = bp.Backward(edits={"y": lambda ct, cts: 2 * ct})
+    for loss in (bp.ops.squared_error, lambda z, y: jnp.sum((z - y) ** 4)):
+        got = curvature.ggn_vp(rows, loss, backward=double)(W, X, y, W)
+        np.testing.assert_allclose(got, 4 * curvature.ggn_vp(rows, loss)(W, X, y, W), rtol=1e-12)
+
+
+def test_training_leaves_auxiliary_data_out():
+    loss = lambda w, batch: (jnp.mean((batch * w - 2 * batch) ** 2), batch)
+    options = dict(optimizer=optax.sgd(0.1), mode="batch", epochs=50, has_aux=True)
+    np.testing.assert_allclose(bp.fit(loss, jnp.array(0.0), jnp.ones(3), **options).params, 2, rtol=1e-3)
+    many = bp.fit_many(loss, jnp.zeros(2), jnp.ones(3), key=jax.random.key(0), **options)
+    np.testing.assert_allclose(many.params, [2, 2], rtol=1e-3)
+    line = lambda w, x: (w * x - 2 * x, x)
+    optimizer = optim.levenberg_marquardt(line, mu=1e-6, has_aux=True)
+    w = jnp.array(0.0)
+    np.testing.assert_allclose(optimizer.update(None, optimizer.init(w), w, batch=jnp.ones(3))[0], 2, rtol=1e-5)
+    newton = optim.gauss_newton(with_aux(lambda w, x: jnp.stack([w * x])), bp.ops.squared_error, has_aux=True)
+    update, _ = newton.update(None, newton.init(w), w, batch=(jnp.ones(3), 2 * jnp.ones((3, 1))))
+    np.testing.assert_allclose(update, 2, rtol=2e-3)
+
+
+# --- models with leaves that are no arrays ----------------------------------------------------------------------------
+
+
+@jax.tree_util.register_pytree_node_class
+class Layer:
+    """As an Equinox module: its activation function is a leaf."""
+
+    def __init__(self, w, activation):
+        self.w, self.activation = w, activation
+
+    def tree_flatten(self):
+        return (self.w, self.activation), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_models_with_other_leaves_are_looked_at_as_they_are():
+    layer, loss = Layer(W, jnp.tanh), lambda layer, x: jnp.sum(layer.activation(x @ layer.w))
+    want = jax.grad(lambda w: loss(Layer(w, jnp.tanh), X))(W)
+    _, grads, _ = bp.cotangents(loss)(layer, X)
+    np.testing.assert_allclose(grads.w, want)
+    assert grads.activation is None
+    assert bp.check(loss, layer, X).ok
+    assert not bp.find_nan(loss)(layer, X)
+    assert bp.find_nan(loss)(Layer(W.at[0].set(jnp.nan), jnp.tanh), X).arguments
+    np.testing.assert_allclose(bp.trace(loss)(layer, X)["0"].cotangent, want)
+    assert bp.summary(loss)(layer, X).parameters == 2
+    assert bp.residuals(loss)(layer, X).values
+
+
+def test_where_gradients_are_for_learning_one_message_says_how():
+    layer, loss = Layer(W, jnp.tanh), lambda layer, x: jnp.sum(layer.activation(x @ layer.w))
+    for run in (
+        lambda: bp.grad(loss)(layer, X),
+        lambda: bp.vjp(loss, layer, X),
+        lambda: per_example.norms(loss)(layer, X),
+        lambda: bp.fit(loss, layer, X, optimizer=optax.sgd(0.1)),
+    ):
+        with pytest.raises(TypeError, match=r"is not a valid JAX type.*eqx\.partition\(model, eqx\.is_inexact_array\)"):
+            run()

@@ -233,7 +233,7 @@ def test_a_check_sees_a_wrong_rule_inside(loop):
     f = lambda x: loop(lambda c, _: (jnp.sin(c), None), x, jnp.ones(3))[0]
     wrong = bp.rule(lambda x, ct, perturbed, **_: (2 * ct * jnp.cos(x[0]),))
     assert bp.check(f, 1.0).ok
-    assert not bp.check(f, 1.0, vjp=bp.Backward(rules={lax.sin_p: wrong}).vjp).ok
+    assert not bp.check(f, 1.0, backward=bp.Backward(rules={lax.sin_p: wrong})).ok
 
 
 @LOOPS

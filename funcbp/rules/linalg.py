@@ -1,8 +1,8 @@
 """Linear algebra: factorisations, solves and Fourier transforms.
 
 The derivative of a factorisation is easiest to state along a direction: from dA follow dL, dQ, dR, dw, dV. Each rule
-below is such a tangent rule, linear in dA; the walk transposes it, as it does the user's own `custom_jvp` rules. Solves
-are written backward.
+below is such a tangent rule, linear in dA; the backward pass transposes it, as it does the user's own `custom_jvp`
+rules. Solves are written backward.
 
 Sources: M. Giles, Collected matrix derivative results for forward and reverse mode algorithmic differentiation (2008);
 I. Murray, Differentiation of the Cholesky decomposition (2016); F. de Hoog, R. Anderssen, M. Lukas, Differentiation of

@@ -53,7 +53,8 @@ def scan(
         >>> print(f"{bp.grad(f)(1.0):.5f}")
         0.00370
 
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
+    References:
+        A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
     how: dict[str, Any] = dict(length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose)
     if snapshots is None:
@@ -101,7 +102,8 @@ def while_loop(
         >>> print(f"{bp.grad(newton)(4.0):.4f}")
         0.2500
 
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
+    References:
+        A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
     _check_positive("max_steps", max_steps)
     if snapshots is None:

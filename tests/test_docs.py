@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -75,6 +76,31 @@ def test_the_readme_shows_the_backward_pass_as_it_is():
 def test_docstring_examples():
     result = run(DOCTESTS, *MODULES)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+SECTIONS_OF_DOCSTRINGS = ["Args", "Attributes", "Returns", "Raises", "Example", "References"]
+
+
+def layout_faults(source):
+    """Yield what departs from the one layout: sections in another order, by other names, or on their title's line."""
+    nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
+    for text in filter(None, map(ast.get_docstring, nodes)):
+        found = re.findall(r"^([A-Z]\w+):$", text, re.M)
+        if found != [s for s in SECTIONS_OF_DOCSTRINGS if s in found]:
+            yield found
+        yield from re.findall(rf"^(?:Sources?|{'|'.join(SECTIONS_OF_DOCSTRINGS)}): .*", text, re.M)
+
+
+def test_docstrings_have_one_layout():
+    files = (ROOT / "funcbp").rglob("*.py")
+    faults = {p.name: found for p in files if (found := list(layout_faults(p.read_text())))}
+    assert faults == {}
+
+
+def test_another_layout_is_found():
+    assert list(layout_faults('"""One.\n\nSource: somebody."""')) == ["Source: somebody."]
+    assert list(layout_faults('"""One.\n\nRaises:\n    a: b.\n\nArgs:\n    c: d.\n"""')) == [["Raises", "Args"]]
+    assert list(layout_faults('"""One.\n\nArgs:\n    c: d.\n\nReferences:\n    E.\n"""')) == []
 
 
 # --- what the documents name ------------------------------------------------------------------------------------------

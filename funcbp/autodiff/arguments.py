@@ -47,7 +47,7 @@ PARTITION = (
 
 
 def is_array(x: Any) -> bool:
-    """Whether this is an array or a number to JAX."""
+    """Tell whether this is an array or a number to JAX."""
     try:
         jax.typeof(x)
     except TypeError:
@@ -123,7 +123,7 @@ def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
-    """What `f` returned with `has_aux`: its output, and the auxiliary data."""
+    """Divide what `f` returned with `has_aux`: its output, and the auxiliary data."""
     if not isinstance(out, tuple) or len(out) != 2:
         raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
     return out

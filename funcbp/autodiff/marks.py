@@ -59,7 +59,7 @@ def feedback(w: Any, b: Any) -> Any:
         >>> w_bar.ravel(), x_bar.ravel()
         (Array([3., 4.], dtype=float32), Array([10., 20.], dtype=float32))
 
-    Source:
+    References:
         T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic feedback weights support error
         backpropagation for deep learning" (2016).
     """

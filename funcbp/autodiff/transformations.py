@@ -182,7 +182,7 @@ class Backward:
         return other
 
     def marked(self, primal: Any) -> Any:
-        """The first argument that is differentiated, with its feedback weights if there are any."""
+        """Give the first argument that is differentiated its feedback weights, if there are any."""
         return primal if self.feedback is None else feedback(primal, self.feedback)
 
     def __eq__(self, other: object) -> bool:
@@ -400,7 +400,8 @@ class Backward:
             >>> bp.hvp(lambda x: jnp.sum(x**3), (x,), (v,))
             Array([6., 0.], dtype=float32)
 
-        Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
+        References:
+            B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
         """
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
         _, *found = jax.jvp(self.grad(f, argnums, has_aux), tuple(primals), tuple(tangents), has_aux=has_aux)
@@ -456,7 +457,7 @@ def _shown(value: Any) -> str:
 
 
 def _same_weights(a: Any, b: Any) -> bool:
-    """Whether two trees of feedback weights are the same arrays: nobody compares numbers, which may be tracers."""
+    """Tell whether two trees of feedback weights are the same arrays, not of the same numbers, which may be tracers."""
     (x, tree), (y, other) = jax.tree.flatten(a), jax.tree.flatten(b)
     return bool(tree == other) and all(p is q for p, q in zip(x, y, strict=True))  # type: ignore[operator]
 

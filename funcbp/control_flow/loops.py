@@ -28,10 +28,10 @@ def scan(
     *,
     snapshots: int | None = None,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan`, whose backward pass stores no more than `snapshots` states.
+    """Run `jax.lax.scan` with a backward pass that stores no more than `snapshots` states.
 
     Reversing T steps with S snapshots runs each of them at most r times more, with the smallest r for which
-    C(S + r, S) ≥ T; the ys and xs are there anyway. With T = 1000 and S = 10, r is 4, and all of it 3.64 sweeps
+    C(S + r, S) ≥ T; the ys and xs are not counted. With T = 1000 and S = 10, r is 4, and all of it 3.64 sweeps
     forward, the first one included. Differentiable by `funcbp` and by `jax.grad`; a second time in forward mode
     (`funcbp.hvp`).
 
@@ -53,7 +53,8 @@ def scan(
         >>> print(f"{bp.grad(f)(1.0):.5f}")
         0.00370
 
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
+    References:
+        A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
     how: dict[str, Any] = dict(length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose)
     if snapshots is None:
@@ -71,11 +72,11 @@ def while_loop(
     snapshots: int | None = None,
     truncate: bool = False,
 ) -> Any:
-    """`jax.lax.while_loop` of at most `max_steps` steps, that can be differentiated backward.
+    """Run `jax.lax.while_loop` for at most `max_steps` steps, so that it can be differentiated backward.
 
     The number of steps need not be known before it runs. The sweep forward stores snapshots where reversing `max_steps`
     steps would want them; going back, the stretch after the last of them that was reached is reversed by the schedule
-    for the number of steps it has. No step is run more than r + 1 times again, with C(snapshots + r, snapshots) ≥
+    for the number of steps it has. No step is rerun more than r + 1 times, with C(snapshots + r, snapshots) ≥
     max_steps.
 
     Args:
@@ -101,7 +102,8 @@ def while_loop(
         >>> print(f"{bp.grad(newton)(4.0):.4f}")
         0.2500
 
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
+    References:
+        A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
     _check_positive("max_steps", max_steps)
     if snapshots is None:
@@ -130,7 +132,7 @@ def while_loop(
 
 
 def _with_snapshots(plain: Callable[..., Any], args: tuple[Any, ...], **own: int) -> Any:
-    """What a function that is one loop of JAX's returns, of the same loop with snapshots."""
+    """Run a function that is one loop of JAX's as the same loop with snapshots."""
     leaves, tree = jax.tree.flatten(args)
     leaves = [jnp.asarray(x) for x in leaves]
     flat = lambda *leaves: plain(*jax.tree.unflatten(tree, leaves))

@@ -1,7 +1,7 @@
-"""Loops with snapshots: the sweep forward stores a few states, and the way back runs the steps between them again.
+"""Loops with snapshots: the sweep forward stores a few states, and the way back reruns the steps between them.
 
 The schedule is in `schedule.py`. A step is gone back through as the body of any loop is, by the caller's options; what
-it reads of its forward pass is computed again from the state before it.
+it reads of its forward pass is recomputed from the state before it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Loop(NamedTuple):
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Loop:
-        """The loop that an equation with these parameters is."""
+        """Read the loop that an equation with these parameters is."""
         scans = "length" in params
         steps = params["length"] if scans else params["max_steps"]
         how = steps, min(params["snapshots"], steps), scans and params["reverse"]
@@ -64,16 +64,16 @@ class Loop(NamedTuple):
         return cls(body, jx.while_condition(params), n_cond, n_consts, len(jx.out_avals(body)), *how)
 
     def split(self, operands: Sequence[Any]) -> list[list[Any]]:
-        """The constants of the condition, those of the body, the state, the xs."""
+        """Split operands into the constants of the condition, those of the body, the state, the xs."""
         return split_list(operands, self.n_cond, self.n_consts, self.n_state)
 
     def numbers(self) -> Any:
-        """The steps' numbers, in the order of the xs."""
+        """Number the steps, in the order of the xs."""
         numbers = np.arange(self.steps, dtype=np.int32)
         return jnp.asarray(numbers[::-1] if self.reverse else numbers)
 
     def advance(self) -> tuple[Program, list[bool]]:
-        """The program of a step's next state alone, and which of the body's inputs it has."""
+        """Cut out the program of a step's next state alone; and tell which of the body's inputs it has."""
         body = jx.trace(jx.as_function(self.body), jx.in_avals(self.body), "body")
         keep = [self.n_consts <= i < self.n_consts + self.n_state for i in range(len(body.invars))]
         return body.with_outputs(body.outvars[: self.n_state]).pruned(keep)
@@ -129,7 +129,7 @@ def loop_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
 
 
 def _plan(loop: Loop, passes: Passes) -> Plan:
-    """The plan of a step: its inputs are there when it is gone back through, and nothing else.
+    """Plan a step: its inputs are available when it is gone back through, and nothing else.
 
     The factors of products are stacked where they are asked for, unless only the run tells how many steps there are.
     """
@@ -139,7 +139,7 @@ def _plan(loop: Loop, passes: Passes) -> Plan:
 
 
 def _storing(loop: Loop, stored_types: Sequence[Any]) -> Program:
-    """A step that also stores the state it starts from, where the schedule says so.
+    """Trace a step that also stores the state it starts from, where the schedule says so.
 
     (*constants, *state, *stored, t, *x) -> (*state, *stored, *y); or, where there is a condition, with t as a part of
     the state: (*constants, t, *state, *stored) -> (t + 1, *state, *stored).
@@ -169,7 +169,7 @@ def _storing(loop: Loop, stored_types: Sequence[Any]) -> Program:
 
 
 def _holds(loop: Loop, step: Program) -> Program:
-    """The loop's condition, as one of (*its constants, t, *state, *stored)."""
+    """Trace the loop's condition, as one of (*its constants, t, *state, *stored)."""
     condition = jx.as_function(loop.condition)
     holds = lambda *args: condition(*args[: loop.n_cond], *args[loop.n_cond + 1 :][: loop.n_state])
     types = [*jx.in_avals(loop.condition)[: loop.n_cond], *(v.aval for v in step.invars[loop.n_consts :])]
@@ -227,7 +227,7 @@ def loop_bwd(
 def _reversal(
     loop: Loop, res: LoopResiduals, nonzero: Sequence[bool], outer_names: OuterNames, tree: Any, types: Sequence[Any]
 ) -> Program:
-    """The whole way back, as a program: -> (*sums for constants, *ct of the first state, *stacks)."""
+    """Trace the whole way back, a program: -> (*sums for constants, *ct of the first state, *stacks)."""
     passes = res.plan.passes
     step, (summed, _) = res.plan.backward(nonzero, outer_names)
     advance, used = passes.made("advance", loop.advance)
@@ -251,7 +251,7 @@ def _reversal(
             return lax.fori_loop(start, stop, one, state)
 
         def store_more(stack: Any, t: Any) -> Any:
-            """Snapshots between the last one and step t, while there is room."""
+            """Store snapshots between the last one and step t, while there is room."""
 
             def store(stack: Any) -> Any:
                 places, taken, stored = stack
@@ -301,7 +301,7 @@ def _reversal(
 
 
 def loop_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
-    """Which primals cotangents of these outputs come back to; never the constants of a condition."""
+    """Tell which primals cotangents of these outputs come back to; never the constants of a condition."""
     loop = Loop.of(params)
     return [*([False] * loop.n_cond), *reached_steps(tapes[0], outputs, loop.n_consts, loop.n_state)]
 
@@ -326,7 +326,7 @@ def transposed(
 def reversal_message(where: str) -> str:
     return (
         f"Reverse-mode differentiation does not go through {where} a second time: this is the way back through a loop "
-        "of funcbp.while_loop, or of funcbp.scan with snapshots=..., and how often it runs which step again is decided "
+        "of funcbp.while_loop, or of funcbp.scan with snapshots=..., and how often it reruns which step is decided "
         "when it runs. Take the second derivative in forward mode, with funcbp.hvp or jax.jacfwd of the gradient."
     )
 

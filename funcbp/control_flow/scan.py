@@ -213,7 +213,7 @@ def reached_steps(tape: Any, outputs: Sequence[bool], n_consts: int, n_carry: in
 
 
 def scan_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
-    """Which primals cotangents of these outputs come back to."""
+    """Tell which primals cotangents of these outputs come back to."""
     return reached_steps(tapes[0], outputs, *scan_parts(params)[1:])
 
 

@@ -22,7 +22,7 @@ __all__ = ["Action", "binomials", "first_snapshots", "schedule", "steps_to_next"
 
 @functools.cache
 def binomials(snapshots: int, steps: int) -> np.ndarray:
-    """β(s, r) = C(s + r, s) for s ≤ snapshots, until two snapshots suffice; no more than `steps` + 1 is told apart."""
+    """Tabulate β(s, r) = C(s + r, s) for s ≤ snapshots, until two suffice; no more than `steps` + 1 is told apart."""
     rows = max(2, math.isqrt(2 * steps) + 2)
     return np.array(
         [[min(math.comb(s + r, s), steps + 1) for r in range(rows)] for s in range(snapshots + 1)], np.int32
@@ -30,7 +30,7 @@ def binomials(snapshots: int, steps: int) -> np.ndarray:
 
 
 def steps_to_next(table: Any, steps: Any, places: Any) -> Any:
-    """How many steps on the next snapshot goes, to reverse `steps` ≥ 2 of them with `places` ≥ 2 for states.
+    """Find how many steps on the next snapshot goes, to reverse `steps` ≥ 2 of them with `places` ≥ 2 for states.
 
     Args:
         table: the binomials, in NumPy or JAX, where the result then is.

@@ -85,7 +85,7 @@ def feedback_alignment(key: jax.Array, params: Any, draw: Draw = unit_gain) -> B
         >>> bool(jnp.all(w0_bar == backward.feedback["w1"].T))
         True
 
-    Source:
+    References:
         T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, "Random synaptic feedback weights support error
         backpropagation for deep learning" (2016).
     """
@@ -107,9 +107,9 @@ def uniform_sign(params: Any, size: float | None = None) -> Backward:
         >>> bp.credit.uniform_sign({"kernel": jnp.array([[0.3, -0.2]])}, size=1.0).feedback["kernel"]
         Array([[ 1., -1.]], dtype=float32)
 
-    Source:
-        Q. Liao, J. Z. Leibo, T. Poggio, "How important is weight symmetry in backpropagation?" (2016);
-        T. H. Moskovitz, A. Litwin-Kumar, L. F. Abbott, "Feedback alignment in deep convolutional networks" (2018).
+    References:
+        Q. Liao, J. Z. Leibo, T. Poggio, "How important is weight symmetry in backpropagation?" (2016); T. H. Moskovitz,
+        A. Litwin-Kumar, L. F. Abbott, "Feedback alignment in deep convolutional networks" (2018).
     """
     signs = lambda w: jnp.sign(w) * jnp.asarray(size or w.shape[-1] ** -0.5, w.dtype)
     return Backward(feedback=jax.tree.map(lambda w: signs(w) if _is_weight(w) else None, params))
@@ -131,7 +131,7 @@ def fixed_sign(magnitudes: Any, params: Any) -> Backward:
         >>> bp.credit.fixed_sign({"kernel": jnp.array([[2.0, 3.0]])}, params).feedback["kernel"]
         Array([[ 2., -3.]], dtype=float32)
 
-    Source:
+    References:
         As `uniform_sign`.
     """
     signed = lambda r, w: None if r is None else jnp.abs(r) * jnp.sign(w)
@@ -154,7 +154,7 @@ def batchwise_sign(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Backw
         >>> bp.credit.batchwise_sign(jax.random.key(0), {"kernel": jnp.array([[0.3, -0.2]])}).feedback["kernel"] > 0
         Array([[ True, False]], dtype=bool)
 
-    Source:
+    References:
         As `uniform_sign`.
     """
     return fixed_sign(feedback_weights(key, params, draw), params)
@@ -183,7 +183,7 @@ def kolen_pollack(params: Any, weights: Any, updates: Any, decay: float) -> tupl
         >>> w["kernel"], b["kernel"]
         (Array([[1.4]], dtype=float32), Array([[3.2]], dtype=float32))
 
-    Source:
+    References:
         J. F. Kolen, J. B. Pollack, "Backpropagation without weight transport" (1994); M. Akrout, C. Wilson,
         P. C. Humphreys, T. Lillicrap, D. B. Tweed, "Deep learning without weight transport" (2019).
     """
@@ -222,7 +222,7 @@ def weight_mirror(
         >>> bool(jnp.allclose(b, w, atol=0.2))
         True
 
-    Source:
+    References:
         M. Akrout, C. Wilson, P. C. Humphreys, T. Lillicrap, D. B. Tweed, "Deep learning without weight transport"
         (2019).
     """
@@ -252,7 +252,7 @@ def direct_feedback(weights: Mapping[str, Any], error: str) -> Backward:
         >>> bp.credit.direct_feedback({"h": jnp.array([[5.0, 7.0]])}, error="out").grad(loss)(w0)
         Array([[5., 7.]], dtype=float32)
 
-    Source:
+    References:
         A. Nøkland, "Direct feedback alignment provides learning in deep neural networks" (2016).
     """
     edit = lambda b: lambda ct, cts: (cts[error] @ b).astype(ct.dtype)

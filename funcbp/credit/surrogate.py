@@ -50,7 +50,7 @@ def straight_through(*primitives: Any) -> Backward:
         >>> bp.credit.straight_through().grad(lambda x: jnp.round(x) ** 2)(1.7)
         Array(4., dtype=float32, weak_type=True)
 
-    Source:
+    References:
         Y. Bengio, N. Léonard, A. Courville, "Estimating or propagating gradients through stochastic neurons for
         conditional computation" (2013).
     """
@@ -91,7 +91,7 @@ def spikes(derivative: Callable[[Any], Any]) -> Backward:
         >>> backward.grad(unit)(jnp.array(1.25)), bp.grad(unit)(jnp.array(1.25))
         (Array(0.75, dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
 
-    Source:
+    References:
         E. O. Neftci, H. Mostafa, F. Zenke, "Surrogate gradient learning in spiking neural networks" (2019).
     """
 

@@ -54,7 +54,8 @@ def diag_ggn(
         >>> bp.curvature.diag_ggn(model, bp.ops.squared_error)(jnp.zeros(2), x, y)
         Array([1., 2.], dtype=float32)
 
-    Source: F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
+    References:
+        F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
     """
 
     kind = "exact" if samples is None else "monte_carlo"
@@ -113,8 +114,10 @@ def kfac_factors(
         (Array([[1., 1.],
                [1., 2.]], dtype=float32), Array([[1.]], dtype=float32))
 
-    Source: J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015;
-    R. Eschenhagen and others, "Kronecker-factored approximate curvature for modern neural network architectures", 2023.
+    References:
+        J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015;
+        R. Eschenhagen and others, "Kronecker-factored approximate curvature for modern neural network architectures",
+        2023.
     """
     if kind not in ("exact", "monte_carlo", "empirical"):
         raise ValueError(f'kind is "exact", "monte_carlo" or "empirical", and was {kind!r}.')

@@ -65,7 +65,8 @@ def ggn(
         >>> print(jnp.round(jnp.abs(solution), 4))
         [1. 0.]
 
-    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+    References:
+        N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
 
     hessian = output_hessian(loss, backward or Backward())
@@ -102,7 +103,8 @@ def ggn_vp(
         >>> bp.curvature.ggn_vp(model, bp.ops.squared_error)(jnp.zeros(2), x, y, jnp.array([1.0, 0.0]))
         Array([1., 1.], dtype=float32)
 
-    Source: N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+    References:
+        N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
     at = ggn(model, loss, has_aux=has_aux, backward=backward)
 

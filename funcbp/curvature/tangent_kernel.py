@@ -30,8 +30,9 @@ def ntk(f: Callable[[Any, Any], Any], *, has_aux: bool = False, backward: Backwa
         >>> bp.curvature.ntk(lambda w, x: w @ x)(jnp.zeros(2), jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 1.0]]))
         Array([[2.]], dtype=float32)
 
-    Source: A. Jacot, F. Gabriel, C. Hongler, "Neural tangent kernel: convergence and generalization in neural
-    networks", 2018.
+    References:
+        A. Jacot, F. Gabriel, C. Hongler, "Neural tangent kernel: convergence and generalization in neural networks",
+        2018.
     """
 
     def of(params: Any, x: Any, other: Any = None) -> Any:

@@ -93,7 +93,7 @@ def _operation(birth: Birth) -> str:
 
 
 def _zero_times_infinity(birth: Birth) -> bool:
-    """Whether the nan is 0 · ∞, or 0 / 0 which is the same before it was carried out."""
+    """Whether the nan is 0 · ∞, or 0 / 0 which is the same, undivided."""
     zero = any((x == 0).any() for x in birth.operands)
     infinite = any(np.isinf(x).any() for x in birth.operands)
     return zero and (infinite or birth.primitive in ("div", "pow"))

@@ -67,7 +67,8 @@ def norms(
         >>> bp.per_example.norms(loss)(jnp.array([1.0, 0.0]), batch)
         Array([15.,  0.], dtype=float32)
 
-    Source: I. Goodfellow, "Efficient per-example gradient computations", 2015.
+    References:
+        I. Goodfellow, "Efficient per-example gradient computations", 2015.
     """
 
     def of(params: Any, batch: Any) -> Any:
@@ -156,8 +157,9 @@ def clipped_grad(
         >>> print(gradient, found.norms, found.clipped)
         [1.5 2. ] [15.  0.] 0.5
 
-    Source: M. Abadi and others, "Deep learning with differential privacy", 2016; X. Li and others, "Large language
-    models can be strong differentially private learners", 2022, for clipping without making the gradients.
+    References:
+        M. Abadi and others, "Deep learning with differential privacy", 2016; X. Li and others, "Large language models
+        can be strong differentially private learners", 2022, for clipping without making the gradients.
     """
     clip = lambda norm, bound: jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
     if not per_leaf:

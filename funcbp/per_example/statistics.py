@@ -103,7 +103,8 @@ def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
         >>> print(found.mean, found.variance, f"{found.snr:.3f}")
         2.0 2.0 1.414
 
-    Source: F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
+    References:
+        F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
     """
 
     def of(params: Any, batch: Any) -> Any:
@@ -148,7 +149,8 @@ def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None 
         >>> print(found.trace, found.squared_norm, f"{found.scale:.4f}")
         2.0 3.0 0.6667
 
-    Source: S. McCandlish, J. Kaplan, D. Amodei, "An empirical model of large-batch training", 2018, appendix A.1.
+    References:
+        S. McCandlish, J. Kaplan, D. Amodei, "An empirical model of large-batch training", 2018, appendix A.1.
     """
 
     def of(params: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A backward rule that somebody else wrote, inlined: the products at its end are left to be carried out.
+"""A backward rule that somebody else wrote, inlined: the products at its end are left to be contracted.
 
 A layer whose pair is carried by `jax.custom_vjp` computes W̄ = x' δ inside its own `bwd`. The rule is traced, and where
 an output is a contraction of something that follows from the cotangent with something that does not, perhaps moved to

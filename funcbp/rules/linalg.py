@@ -1,12 +1,13 @@
 """Linear algebra: factorisations, solves and Fourier transforms.
 
 The derivative of a factorisation is easiest to state along a direction: from dA follow dL, dQ, dR, dw, dV. Each rule
-below is such a tangent rule, linear in dA; the walk transposes it, as it does the user's own `custom_jvp` rules. Solves
-are written backward.
+below is such a tangent rule, linear in dA; the backward pass transposes it, as it does the user's own `custom_jvp`
+rules. Solves are written backward.
 
-Sources: M. Giles, Collected matrix derivative results for forward and reverse mode algorithmic differentiation (2008);
-I. Murray, Differentiation of the Cholesky decomposition (2016); F. de Hoog, R. Anderssen, M. Lukas, Differentiation of
-matrix functionals using triangular factorization (2011).
+References:
+    M. Giles, Collected matrix derivative results for forward and reverse mode algorithmic differentiation (2008);
+    I. Murray, Differentiation of the Cholesky decomposition (2016); F. de Hoog, R. Anderssen, M. Lukas, Differentiation
+    of matrix functionals using triangular factorization (2011).
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def _complement_tangent(q: Any, dq: Any) -> Any:
 
     with Q₁ = (B; C), B n by n, and Z = C (B - 1)⁻¹,  dQ₂ = dQ₁ Z* - (Q₁ + Q₂ Z) (dC - Z dB)*.
 
-    Source: arXiv:2409.13374, equations 32 and 33.
+    References:
+        arXiv:2409.13374, equations 32 and 33.
     """
     n = dq.shape[-1]
     thin, rest = q[..., :, :n], q[..., :, n:]

@@ -118,7 +118,7 @@ def bilinear_rule(
 
     Args:
         left, right: the cotangents of the operands.
-        factored: whether they are handed on as `Factored` products, to be carried out when somebody needs the array,
+        factored: whether they are handed on as `Factored` products, to be contracted when somebody needs the array,
             or as arrays.
         name: of the operation, for tracebacks and name scopes.
     """

@@ -85,7 +85,8 @@ def check(
         >>> [(leaf.path, leaf.verdict) for leaf in report.leaves]
         [('kernel', 'ok')]
 
-    Source: C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982, for the extrapolated differences.
+    References:
+        C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982, for the extrapolated differences.
     """
     numbers = _checked_arguments(f, args, argnums, order, samples, tolerance)
     vjp = derivative_of(backward, vjp)

@@ -78,7 +78,8 @@ def slopes(minus: Any, middle: Any, plus: Any, steps: Any, resolution: Any) -> S
         >>> bool(abs(s.central - 1) < 1e-13), bool(s.error < 1e-11)
         (True, True)
 
-    Source: C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
+    References:
+        C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
     """
     minus, middle, plus, steps = (np.asarray(a, np.float64) for a in (minus, middle, plus, steps))
     with np.errstate(all="ignore"):

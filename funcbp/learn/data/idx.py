@@ -3,7 +3,8 @@
 A file is: two zero bytes; a byte for the type; a byte for the number of axes; the size of each axis, four bytes, most
 significant first; and the numbers, the last axis running fastest, also most significant byte first. It may be gzipped.
 
-Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998.
+References:
+    Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998.
 """
 
 from __future__ import annotations

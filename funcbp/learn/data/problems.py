@@ -37,8 +37,9 @@ def encoder(n: int, *, inputs: Pair = (0, 1), targets: Pair = (0, 1)) -> Problem
         >>> x.tolist()[0], t.tolist()[0]
         ([1.0, 0.0, 0.0], [1.0, -1.0, -1.0])
 
-    Source: D. Ackley, G. Hinton, T. Sejnowski, "A learning algorithm for Boltzmann machines", 1985; S. Fahlman, "An
-    empirical study of learning speed in back-propagation networks", 1988.
+    References:
+        D. Ackley, G. Hinton, T. Sejnowski, "A learning algorithm for Boltzmann machines", 1985; S. Fahlman, "An
+        empirical study of learning speed in back-propagation networks", 1988.
     """
     on = np.eye(_at_least(1, "An encoder", "units", n), dtype=bool)
     return _as_values(on, inputs), _as_values(on, targets)
@@ -60,7 +61,8 @@ def parity(n: int, *, inputs: Pair = (0, 1), targets: Pair = (0, 1)) -> Problem:
         >>> data.parity(3)[1].ravel().tolist()
         [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning internal representations by error propagation", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning internal representations by error propagation", 1986.
     """
     on = _patterns(_at_least(1, "Parity", "inputs", n))
     return _as_values(on, inputs), _as_values(on.sum(1, keepdims=True) % 2 == 1, targets)
@@ -102,7 +104,8 @@ def symmetry(n: int = 6, *, inputs: Pair = (0, 1), targets: Pair = (0, 1)) -> Pr
         >>> len(t), int(t.sum())
         (64, 8)
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     on = _patterns(_at_least(1, "Symmetry", "inputs", n))
     return _as_values(on, inputs), _as_values(np.all(on == on[:, ::-1], axis=1, keepdims=True), targets)
@@ -129,8 +132,9 @@ def t_c(*, inputs: Pair = (0, 1), targets: Pair = (0, 1)) -> Problem:
                [0, 1, 0, 0],
                [0, 0, 0, 0]])
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning internal representations by error propagation", 1986; on a
-    4 x 4 grid in H. Braun, T. Ragg, "ENZO: evolution of neural networks", 1996.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning internal representations by error propagation", 1986; on a 4 x 4
+        grid in H. Braun, T. Ragg, "ENZO: evolution of neural networks", 1996.
     """
     ts, cs = (_placements(np.array([[pixel == "#" for pixel in row] for row in letter])) for letter in (T, C))
     is_t = np.arange(len(ts) + len(cs))[:, None] < len(ts)
@@ -156,8 +160,9 @@ def two_spirals(n: int = 97, *, targets: Pair = (0, 1)) -> Problem:
         >>> x[:2].tolist(), t[:2].tolist()
         ([[0.0, 6.5], [0.0, -6.5]], [[1.0], [0.0]])
 
-    Source: the generator of A. Wieland, in the CMU neural network benchmark collection; K. Lang, M. Witbrock, "Learning
-    to tell two spirals apart", 1988.
+    References:
+        The generator of A. Wieland, in the CMU neural network benchmark collection; K. Lang, M. Witbrock, "Learning to
+        tell two spirals apart", 1988.
     """
     if not 1 <= n <= 104:
         raise DataError(f"A spiral has 1 to 104 points, after which its radius is 0, and {n} were asked for.")
@@ -188,7 +193,8 @@ def sine(n: int = 41, *, periods: float = 1.0, amplitude: float = 1.0, offset: f
         >>> x.ravel().tolist(), t.ravel().round(3).tolist()
         ([-1.0, -0.5, 0.0, 0.5, 1.0], [-0.0, -1.0, 0.0, 1.0, 0.0])
 
-    Source: M. Hagan, M. Menhaj, "Training feedforward networks with the Marquardt algorithm", 1994.
+    References:
+        M. Hagan, M. Menhaj, "Training feedforward networks with the Marquardt algorithm", 1994.
     """
     x = np.linspace(-1, 1, _at_least(2, "A curve", "points", n))[:, None]
     return x.astype(np.float32), (offset + amplitude * np.sin(periods * math.pi * x)).astype(np.float32)
@@ -212,8 +218,9 @@ def sinc(n: int = 41, dimensions: int = 1, *, reach: float = 10.0) -> Problem:
         >>> x.shape, t.shape, float(t.max())
         ((121, 2), (121, 1), 1.0)
 
-    Source: in two dimensions, with n = 11 and reach = 10, J. Jang, "ANFIS: adaptive-network-based fuzzy inference
-    system", 1993.
+    References:
+        In two dimensions, with n = 11 and reach = 10, J. Jang, "ANFIS: adaptive-network-based fuzzy inference system",
+        1993.
     """
     _at_least(2, "A curve", "points", n)
     axis = np.linspace(-reach, reach, n)

@@ -46,10 +46,11 @@ def load(name: str, seed: int = 0) -> Dataset:
         >>> digits.x_train.shape, digits.image_shape
         ((1257, 64), (8, 8, 1))
 
-    Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", 1998 (digits); W. Wolberg, W. Street,
-    O. Mangasarian, "Breast cancer Wisconsin (diagnostic)", 1995; R. Fisher, "The use of multiple measurements in
-    taxonomic problems", 1936 (iris); M. Forina et al., "Wine", 1991; B. Efron et al., "Least angle regression", 2004
-    (diabetes).
+    References:
+        E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", 1998 (digits); W. Wolberg, W. Street,
+        O. Mangasarian, "Breast cancer Wisconsin (diagnostic)", 1995; R. Fisher, "The use of multiple measurements in
+        taxonomic problems", 1936 (iris); M. Forina et al., "Wine", 1991; B. Efron et al., "Least angle regression",
+        2004 (diabetes).
     """
     if name not in SETS:
         raise DataError(f"There is no data set {name!r}; there are {', '.join(SETS)}.")

@@ -56,7 +56,8 @@ def convnet(
         >>> params["conv_1"]["kernel"].shape, net.apply(params, jnp.zeros((5, 64))).shape
         ((3, 3, 16, 32), (5, 10))
 
-    Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
+    References:
+        Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
     image_shape, channels, hidden = tuple(image_shape), tuple(channels), tuple(hidden)
     check_sizes("convnet's image", image_shape, 3)

@@ -70,7 +70,8 @@ def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float3
         >>> nets.xavier_uniform(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    References:
+        X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
     """
     return _within(key, shape, dtype, _ratio(6, sum(fans(shape))))
 
@@ -92,7 +93,8 @@ def xavier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
         >>> nets.xavier_normal(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    References:
+        X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
     """
     return _normal(key, shape, dtype, _ratio(2, sum(fans(shape))))
 
@@ -114,7 +116,8 @@ def he_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
         >>> nets.he_uniform(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", 2015.
+    References:
+        K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", 2015.
     """
     return _within(key, shape, dtype, _ratio(6, fans(shape)[0]))
 
@@ -136,7 +139,8 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
         >>> nets.he_normal(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", 2015.
+    References:
+        K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", 2015.
     """
     return _normal(key, shape, dtype, _ratio(2, fans(shape)[0]))
 
@@ -158,7 +162,8 @@ def lecun_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
         >>> nets.lecun_uniform(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
+    References:
+        Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
     """
     return _within(key, shape, dtype, _ratio(3, fans(shape)[0]))
 
@@ -180,7 +185,8 @@ def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32)
         >>> nets.lecun_normal(jax.random.key(0), (2, 3)).shape
         (2, 3)
 
-    Source: Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
+    References:
+        Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
     """
     return _normal(key, shape, dtype, _ratio(1, fans(shape)[0]))
 
@@ -205,7 +211,8 @@ def uniform(low: float, high: float) -> Initializer:
         >>> bool(abs(weights).max() <= 0.3)
         True
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     if not low < high:
         raise ValueError(f"uniform needs low < high, and got low={low} and high={high}.")

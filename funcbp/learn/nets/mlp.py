@@ -46,7 +46,8 @@ def mlp(
         >>> params["dense_0"]["kernel"].shape, params["dense_1"]["bias"].shape
         ((2, 2), (1,))
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     sizes = list(sizes)
     check_sizes("mlp", sizes, 2)
@@ -94,7 +95,8 @@ def autoencoder(
         >>> net.apply(net.init(jax.random.key(0), jnp.zeros(8)), jnp.zeros((2, 8))).shape
         (2, 8)
 
-    Source: D. Ackley, G. Hinton, T. Sejnowski, "A learning algorithm for Boltzmann machines", 1985.
+    References:
+        D. Ackley, G. Hinton, T. Sejnowski, "A learning algorithm for Boltzmann machines", 1985.
     """
     sizes = list(sizes)
     check_sizes("autoencoder", sizes, 2)

@@ -46,7 +46,8 @@ def shortcut_mlp(
         >>> nets.count(net.init(jax.random.key(0), jnp.zeros(2)))
         138
 
-    Source: K. Lang, M. Witbrock, "Learning to tell two spirals apart", 1988.
+    References:
+        K. Lang, M. Witbrock, "Learning to tell two spirals apart", 1988.
     """
     sizes = list(sizes)
     check_sizes("shortcut_mlp", sizes, 2)

@@ -46,7 +46,8 @@ def identity(x: Any) -> Any:
         >>> ops.identity(3.0)
         3.0
 
-    Source: B. Widrow, M. Hoff, "Adaptive switching circuits", 1960.
+    References:
+        B. Widrow, M. Hoff, "Adaptive switching circuits", 1960.
     """
     return x
 
@@ -66,7 +67,8 @@ def logistic(x: Any) -> Array:
         >>> print(f"{ops.logistic(0.3775):.6f}")
         0.593270
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     return lax.logistic(x)
 
@@ -94,7 +96,8 @@ def tanh(x: Any) -> Array:
         >>> print(f"{ops.tanh(0.5):.6f}")
         0.462117
 
-    Source: Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
+    References:
+        Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998.
     """
     return jnp.tanh(x)
 
@@ -125,7 +128,8 @@ def relu(x: Any) -> Array:
         >>> ops.relu(jnp.array([-1.0, 0.0, 2.0]))
         Array([0., 0., 2.], dtype=float32)
 
-    Source: V. Nair, G. Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
+    References:
+        V. Nair, G. Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
     """
     return jnp.maximum(x, 0)
 
@@ -157,7 +161,8 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Array:
         >>> ops.leaky_relu(jnp.array([-1.0, 2.0]), 0.25)
         Array([-0.25,  2.  ], dtype=float32)
 
-    Source: A. Maas, A. Hannun, A. Ng, "Rectifier nonlinearities improve neural network acoustic models", 2013.
+    References:
+        A. Maas, A. Hannun, A. Ng, "Rectifier nonlinearities improve neural network acoustic models", 2013.
     """
     return jnp.where(x >= 0, x, negative_slope * x)
 
@@ -188,8 +193,9 @@ def elu(x: Any, alpha: float = 1.0) -> Array:
         >>> print(ops.elu(jnp.array([-1.0, 2.0])))
         [-0.63212055  2.        ]
 
-    Source: D.-A. Clevert, T. Unterthiner, S. Hochreiter, "Fast and accurate deep network learning by exponential linear
-    units (ELUs)", 2015.
+    References:
+        D.-A. Clevert, T. Unterthiner, S. Hochreiter, "Fast and accurate deep network learning by exponential linear
+        units (ELUs)", 2015.
     """
     return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
@@ -216,8 +222,9 @@ def softplus(x: Any) -> Array:
         >>> print(f"{ops.softplus(0.0):.6f}")
         0.693147
 
-    Source: C. Dugas, Y. Bengio, F. Bélisle, C. Nadeau, R. Garcia, "Incorporating second-order functional knowledge for
-    better option pricing", 2000.
+    References:
+        C. Dugas, Y. Bengio, F. Bélisle, C. Nadeau, R. Garcia, "Incorporating second-order functional knowledge for
+        better option pricing", 2000.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -245,7 +252,8 @@ def swish(x: Any) -> Array:
         >>> print(f"{ops.swish(1.0):.6f}")
         0.731059
 
-    Source: P. Ramachandran, B. Zoph, Q. Le, "Searching for activation functions", 2017.
+    References:
+        P. Ramachandran, B. Zoph, Q. Le, "Searching for activation functions", 2017.
     """
     return x * lax.logistic(x)
 
@@ -273,7 +281,8 @@ def mish(x: Any) -> Array:
         >>> print(f"{ops.mish(1.0):.6f}")
         0.865098
 
-    Source: D. Misra, "Mish: a self regularized non-monotonic activation function", 2019.
+    References:
+        D. Misra, "Mish: a self regularized non-monotonic activation function", 2019.
     """
     return x * jnp.tanh(softplus(x))
 
@@ -306,7 +315,8 @@ def gelu(x: Any, approximate: bool = True) -> Array:
         >>> print(f"{ops.gelu(1.0):.6f} {ops.gelu(1.0, approximate=False):.6f}")
         0.841192 0.841345
 
-    Source: D. Hendrycks, K. Gimpel, "Gaussian error linear units (GELUs)", 2016.
+    References:
+        D. Hendrycks, K. Gimpel, "Gaussian error linear units (GELUs)", 2016.
     """
     return x * _normal_cdf(x, approximate)
 
@@ -355,7 +365,8 @@ def gaussian(x: Any) -> Array:
         >>> print(f"{ops.gaussian(1.0):.6f}")
         0.367879
 
-    Source: D. Broomhead, D. Lowe, "Multivariable functional interpolation and adaptive networks", 1988.
+    References:
+        D. Broomhead, D. Lowe, "Multivariable functional interpolation and adaptive networks", 1988.
     """
     return jnp.exp(-x * x)
 
@@ -387,7 +398,8 @@ def softmax(x: Any, axis: int = -1) -> Array:
         >>> ops.softmax(jnp.array([1.0, 1.0]))
         Array([0.5, 0.5], dtype=float32)
 
-    Source: J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
+    References:
+        J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
     """
     largest = jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
     unnormalized = jnp.exp(x - largest)

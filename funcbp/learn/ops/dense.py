@@ -40,7 +40,8 @@ def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
         >>> ops.dense(jnp.array([1.0, 2.0]), jnp.array([[0.5], [0.25]]), jnp.array([1.0]))
         Array([2.], dtype=float32)
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if kernel.ndim != 2:

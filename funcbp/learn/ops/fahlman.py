@@ -32,7 +32,8 @@ def dead_zone_error(predictions: Any, targets: Any, width: float = 0.1) -> Array
         >>> print(bp.grad(bp.ops.dead_zone_error)(jnp.array([0.95, 0.5]), jnp.array([1.0, 1.0])))
         [ 0.  -0.5]
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
     """
     y, t = _same_shape("dead_zone_error", predictions, targets)
     return _dead_zone(y, t, jnp.asarray(width).astype(y.dtype))
@@ -81,8 +82,9 @@ def hyper_error(predictions: Any, targets: Any) -> Array:
         >>> print(bp.grad(bp.ops.hyper_error)(jnp.array([0.9, 0.0]), jnp.array([1.0, 1.0])).round(3))
         [ -0.201 -17.   ]
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988; the bound is that of
-    his program quickprop1.lisp.
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988; the bound is that of his
+        program quickprop1.lisp.
     """
     return _hyper(*_same_shape("hyper_error", predictions, targets))
 

@@ -42,7 +42,8 @@ def squared_error(predictions: Any, targets: Any, reduction: str | None = "sum")
         >>> print(f"{ops.squared_error(jnp.array([0.75136507, 0.772928465]), jnp.array([0.01, 0.99])):.6f}")
         0.298371
 
-    Source: D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
+    References:
+        D. Rumelhart, G. Hinton, R. Williams, "Learning representations by back-propagating errors", 1986.
     """
     y, t = jnp.asarray(predictions), jnp.asarray(targets)
     if y.shape != t.shape:
@@ -98,7 +99,8 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any =
         >>> print(f"{ops.softmax_cross_entropy(jnp.array([1.0, 1.0]), jnp.array([1.0, 0.0])):.6f}")
         0.693147
 
-    Source: J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
+    References:
+        J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_same_shape("softmax_cross_entropy", logits, labels)
@@ -151,7 +153,8 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
         >>> print(ops.softmax_cross_entropy_with_integer_labels(jnp.array([[1.0, 1.0]]), jnp.array([0])))
         [0.6931472]
 
-    Source: J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
+    References:
+        J. Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     name = "softmax_cross_entropy_with_integer_labels"
@@ -268,8 +271,8 @@ def logistic_cross_entropy(logits: Any, labels: Any) -> Array:
         >>> print(f"{ops.logistic_cross_entropy(0.0, 1.0):.6f}")
         0.693147
 
-    Source: J. Hopfield, "Learning algorithms and probability distributions in feed-forward and feed-back networks",
-    1987.
+    References:
+        J. Hopfield, "Learning algorithms and probability distributions in feed-forward and feed-back networks", 1987.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_same_shape("logistic_cross_entropy", logits, labels)

@@ -66,7 +66,8 @@ def bold_driver(
         0.064
         -0.029
 
-    Source: R. Battiti, "Accelerated backpropagation learning: two optimization methods", 1989.
+    References:
+        R. Battiti, "Accelerated backpropagation learning: two optimization methods", 1989.
     """
     return _driven("bold_driver", learning_rate, grow, shrink, momentum, 0.0)
 
@@ -111,8 +112,9 @@ def vogl(
         0.1050
         0.0735
 
-    Source: T. Vogl, J. Mangis, A. Rigler, W. Zink, D. Alkon, "Accelerating the convergence of the back-propagation
-    method", 1988; the defaults are those of MATLAB's traingdx.
+    References:
+        T. Vogl, J. Mangis, A. Rigler, W. Zink, D. Alkon, "Accelerating the convergence of the back-propagation method",
+        1988; the defaults are those of MATLAB's traingdx.
     """
     return _driven("vogl", learning_rate, grow, shrink, momentum, tolerance)
 

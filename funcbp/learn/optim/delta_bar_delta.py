@@ -58,7 +58,8 @@ def delta_bar_delta(
         0.15
         0.12
 
-    Source: R. Jacobs, "Increased rates of convergence through learning rate adaptation", 1988.
+    References:
+        R. Jacobs, "Increased rates of convergence through learning rate adaptation", 1988.
     """
 
     def init(params: Any) -> DeltaBarDeltaState:

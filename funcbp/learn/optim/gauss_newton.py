@@ -65,8 +65,9 @@ def gauss_newton(
         >>> print(jnp.round(optimizer.update(None, optimizer.init(w), w)[0], 3))
         [1. 2.]
 
-    Source: C. Bishop, "Neural networks for pattern recognition", 1995; J. Martens, "Deep learning via Hessian-free
-    optimization", 2010, for the solution by conjugate gradients.
+    References:
+        C. Bishop, "Neural networks for pattern recognition", 1995; J. Martens, "Deep learning via Hessian-free
+        optimization", 2010, for the solution by conjugate gradients.
     """
     model = without_aux(model) if has_aux else model
     fixed, at = batch, ggn(model, loss, backward=backward)

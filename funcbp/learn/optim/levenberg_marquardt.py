@@ -83,7 +83,8 @@ def levenberg_marquardt(
         >>> print(f"{w['slope']:.4f} {w['offset']:.4f}")
         2.0000 1.0000
 
-    Source: M. Hagan, M. Menhaj, "Training feedforward networks with the Marquardt algorithm", 1994.
+    References:
+        M. Hagan, M. Menhaj, "Training feedforward networks with the Marquardt algorithm", 1994.
     """
     if method not in ("auto", "primal", "dual"):
         raise ValueError(f'method is "auto", "primal" or "dual", and was {method!r}.')

@@ -72,8 +72,9 @@ def quickprop(
         -0.06
         0.00
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988; the formula and the
-    defaults are those of his public-domain program quickprop1.lisp.
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988; the formula and the
+        defaults are those of his public-domain program quickprop1.lisp.
     """
     decays = isinstance(decay, jax.core.Tracer) or decay != 0
 
@@ -129,7 +130,8 @@ def sigmoid_prime_offset(offset: float = 0.1) -> Backward:
         >>> print(f"{bp.optim.sigmoid_prime_offset(0.1).grad(jax.nn.sigmoid)(0.0):.2f}")
         0.35
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
     """
 
     def logistic_offset_bwd(y: Any, ct: Any, perturbed: Any, **_: Any) -> tuple[Any]:

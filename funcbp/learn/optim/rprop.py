@@ -17,8 +17,9 @@ and the weight moves by w̄ = -sign(g(t)) Δ. The four rules differ in what they
 `irprop_minus` is what PyTorch calls `Rprop`. `optax.rprop` computes the same steps and hands each out one update late
 (optax 0.2.8; google-deepmind/optax#1725).
 
-Source: M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm",
-1993; C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
+References:
+    M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", 1993;
+    C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
 """
 
 from __future__ import annotations
@@ -121,8 +122,9 @@ def rprop_plus(
         -0.54
         0.30
 
-    Source: M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP
-    algorithm", 1993.
+    References:
+        M. Riedmiller, H. Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm",
+        1993.
     """
     back = lambda last, worse: -last
     sizes = learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
@@ -156,8 +158,9 @@ def rprop_minus(
         >>> print(update)
         [-0.1  0.1]
 
-    Source: M. Riedmiller, "Advanced supervised learning in multi-layer perceptrons: from backpropagation to adaptive
-    learning algorithms", 1994.
+    References:
+        M. Riedmiller, "Advanced supervised learning in multi-layer perceptrons: from backpropagation to adaptive
+        learning algorithms", 1994.
     """
     sizes = learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
     return _rprop("rprop_minus", None, False, False, *sizes)
@@ -193,7 +196,8 @@ def irprop_plus(
         >>> print(optimizer.update(jnp.array([-3.0]), state, value=2.0)[0])
         [0.1]
 
-    Source: C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
+    References:
+        C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
     """
     back_if_worse = lambda last, worse: jnp.where(worse, -last, jnp.zeros_like(last))
     sizes = learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
@@ -232,7 +236,8 @@ def irprop_minus(
         0.00
         -0.06
 
-    Source: C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
+    References:
+        C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
     """
     stay: Callable[..., Any] = lambda last, worse: 0
     sizes = learning_rate, eta_minus, eta_plus, min_step_size, max_step_size

@@ -50,8 +50,8 @@ def salomon(learning_rate: Any, zeta: Any = 1.8, normalize: bool = False) -> opt
         >>> print(f"{w[0]:.3f} {state.learning_rate:.2f}")
         -0.051 0.64
 
-    Source: R. Salomon, "Improved convergence rate of back-propagation with dynamic adaption of the learning rate",
-    1990.
+    References:
+        R. Salomon, "Improved convergence rate of back-propagation with dynamic adaption of the learning rate", 1990.
     """
 
     def init(params: Any) -> SalomonState:

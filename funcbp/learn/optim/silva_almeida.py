@@ -70,7 +70,8 @@ def silva_almeida(
         0.112
         0.015
 
-    Source: F. Silva, L. Almeida, "Speeding up backpropagation", 1990.
+    References:
+        F. Silva, L. Almeida, "Speeding up backpropagation", 1990.
     """
 
     def init(params: Any) -> SilvaAlmeidaState:

@@ -57,7 +57,8 @@ def super_sab(
         0.4
         -0.4
 
-    Source: T. Tollenaere, "SuperSAB: fast adaptive back propagation with good scaling properties", 1990.
+    References:
+        T. Tollenaere, "SuperSAB: fast adaptive back propagation with good scaling properties", 1990.
     """
 
     def init(params: Any) -> SuperSabState:

@@ -171,7 +171,8 @@ def random_directions(params: Any, *, key: jax.Array) -> tuple[Any, Any]:
         >>> jnp.linalg.norm(d["kernel"], axis=0).round(3), d["bias"]
         (Array([10., 10., 10.], dtype=float32), Array([0., 0., 0.], dtype=float32))
 
-    Source: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the loss landscape of neural nets", 2018.
+    References:
+        H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the loss landscape of neural nets", 2018.
     """
     leaves, tree = jax.tree.flatten(params)
 
@@ -200,7 +201,8 @@ def principal_directions(path: Any) -> tuple[Any, Any]:
         >>> jnp.abs(first["w"]), jnp.abs(second["w"])
         (Array([1., 0., 0.], dtype=float32), Array([0., 1., 0.], dtype=float32))
 
-    Source: E. Lorch, "Visualizing deep network training trajectories with PCA", 2016.
+    References:
+        E. Lorch, "Visualizing deep network training trajectories with PCA", 2016.
     """
     steps = _flat_steps(path)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], path))[1]

@@ -63,8 +63,9 @@ def tensor_layout(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) ->
         shape: of the parameter.
         axes: the sizes of the mesh's axes by name.
 
-    Source: M. Shoeybi et al., "Megatron-LM: training multi-billion parameter language models using model parallelism",
-    2019.
+    References:
+        M. Shoeybi et al., "Megatron-LM: training multi-billion parameter language models using model parallelism",
+        2019.
     """
     numbers = re.findall(r"\d+", path)
     by_units = not numbers or int(numbers[-1]) % 2 == 0

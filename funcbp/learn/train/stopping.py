@@ -81,7 +81,8 @@ class Restart(NamedTuple):
         >>> restart.init(jax.random.key(1))["dense_0"]["kernel"].shape
         (2, 2)
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988 (the restart method).
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988 (the restart method).
     """
 
     when: StoppingRule
@@ -112,7 +113,8 @@ def forty_twenty_forty(predictions: Any, targets: Any, low: float = 0.0, high: f
         >>> stopping.forty_twenty_forty(jnp.array([[0.7, 0.1], [0.5, 0.1]]), jnp.array([[1.0, 0.0], [1.0, 0.0]]))
         Array([ True, False], dtype=bool)
 
-    Source: S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+    References:
+        S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
     """
     return jnp.all(jnp.abs(predictions - targets) < 0.4 * (high - low), axis=-1)
 
@@ -321,7 +323,8 @@ def generalization_loss(alpha: float = 5.0) -> StoppingRule:
         >>> bool(rule.update(state, stopping.EpochMetrics(epoch=2, loss=0.4, validation_loss=1.06))[1])
         True
 
-    Source: L. Prechelt, "Early stopping - but when?", 1998.
+    References:
+        L. Prechelt, "Early stopping - but when?", 1998.
     """
 
     def update(best: jax.Array, seen: EpochMetrics) -> tuple[jax.Array, jax.Array]:
@@ -351,7 +354,8 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> StoppingRule:
         >>> bool(rule.update(state, stopping.EpochMetrics(epoch=2, loss=0.4, validation_loss=1.06))[1])
         True
 
-    Source: L. Prechelt, "Early stopping - but when?", 1998.
+    References:
+        L. Prechelt, "Early stopping - but when?", 1998.
     """
     _check_count("progress_quotient", strip)
 
@@ -387,7 +391,8 @@ def low_progress(below: float = 0.1, strip: int = 5) -> StoppingRule:
         >>> stops
         [False, False, False, True]
 
-    Source: L. Prechelt, "Early stopping - but when?", 1998.
+    References:
+        L. Prechelt, "Early stopping - but when?", 1998.
     """
     _check_count("low_progress", strip)
 
@@ -420,7 +425,8 @@ def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
         >>> stops
         [False, False, False, True]
 
-    Source: L. Prechelt, "Early stopping - but when?", 1998.
+    References:
+        L. Prechelt, "Early stopping - but when?", 1998.
     """
     _check_count("up_strips", count)
     _check_count("up_strips", strip)

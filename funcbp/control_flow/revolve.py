@@ -25,7 +25,7 @@ from ..remat.policies import POLICIES
 from ..rules.kinds import MissingRule, State
 from ..rules.options import Options
 from ..rules.registry import TABLE, def_body, def_control, def_zero
-from .scan import backward_body, perturbed_carry, reached_steps, scan_marked
+from .scan import EACH_STEP, backward_body, perturbed_carry, reached_steps, scan_marked
 from .schedule import binomials, first_snapshots, steps_to_next
 
 __all__ = ["Loop", "LoopResiduals", "loop_bwd", "loop_fwd"]
@@ -331,7 +331,7 @@ def reversal_message(where: str) -> str:
     )
 
 
-def_control(jx.snapshot_scan_p, loop_fwd, loop_bwd, mark_inside=scan_marked, reaches=loop_reached)
+def_control(jx.snapshot_scan_p, loop_fwd, loop_bwd, mark_inside=scan_marked, reaches=loop_reached, traits=EACH_STEP)
 def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached)
 jx.def_loop_transpose(transposed)
 def_body(jx.loop_tangent_p, lambda params: functools.partial(jx.loop_tangent, **params))

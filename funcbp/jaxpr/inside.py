@@ -163,7 +163,7 @@ def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, A
 
 
 def while_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
-    """The parameters of a while loop with one more operand after each of `which`, constants of its body."""
+    """The parameters of a while loop with a feedback weight as one more operand for each of `which`, its constants."""
     which = tuple(which[params["cond_nconsts"] :])
     body = _marked(params["body_jaxpr"], which)
     return dict(params, body_jaxpr=body, body_nconsts=params["body_nconsts"] + sum(which))

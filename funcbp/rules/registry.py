@@ -89,7 +89,7 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
     def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
         return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
 
-    bwd.__name__, keep.__name__ = f"{name}_bwd", save.__name__
+    bwd.__name__, keep.__name__ = f"{name}_bwd", getattr(save, "__name__", "save")
     return Rule(bwd, save=keep)
 
 

@@ -255,7 +255,7 @@ COUNTED = {  # what a spike may go through as a boolean, and the derivative of t
 @pytest.mark.parametrize("how", ["plain", "jit", "vmap", "scan"])
 def test_a_boolean_on_its_way_to_a_number_keeps_the_surrogate(way, how):
     of, want = COUNTED[way]
-    backward = bp.Backward(rules=credit.spikes(credit.triangular(0.5)))
+    backward = credit.spikes(credit.triangular(0.5))
     x, c = jnp.array([0.2, 0.9, 1.3, 2.0]), jnp.array([1.0, 2.0, 3.0, 4.0])
     f = lambda x: of(x > 1, c)
     in_loop = lambda x: lax.scan(lambda s, _: (s + f(x), None), jnp.zeros(()), None, 2)[0] / 2
@@ -279,8 +279,8 @@ def test_a_boolean_on_its_way_to_a_number_keeps_the_surrogate(way, how):
     }.items(),
 )
 def test_what_stops_a_spikes_cotangent_is_named(what, f):
-    backward = bp.Backward(rules=credit.spikes(credit.straight()))
-    message = f"surrogate derivative of a spike .*{what} at .*test_credit.py"
+    backward = credit.spikes(credit.straight())
+    message = f"surrogate derivative of a spike .*{what} at .*test_schemes.py"
     with pytest.raises(bp.MissingRuleError, match=message), jax.numpy_dtype_promotion("standard"):
         backward.grad(f)(jnp.array([0.5, 1.5]))
 

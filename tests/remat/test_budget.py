@@ -51,6 +51,12 @@ def test_a_budget_is_given_one_way(given):
         Budget(**given)
 
 
+def test_a_budget_is_a_part_of_what_is_needed():
+    with pytest.raises(ValueError, match="at most 1, and was 3"):
+        Budget(fraction=3)
+    assert repr(Budget(fraction=0.3)) == "Budget(fraction=0.3)" and repr(Budget(bytes=8)) == "Budget(bytes=8)"
+
+
 def layers(w, x, length):
     def block(x, _):
         h = jax.nn.gelu(x @ w["up"]) * jax.nn.sigmoid(x @ w["gate"])

@@ -170,6 +170,12 @@ def check_output(y: Any, holomorphic: bool, what: str) -> None:
 
 def checked_ct(ct: Any, aval: Any) -> Any:
     if not is_differentiable(aval):
+        if getattr(ct, "dtype", None) != jax.dtypes.float0 or np.shape(ct) != aval.shape:
+            kind = f"{type(ct).__name__} {ct!r}" if not hasattr(ct, "dtype") else f"{ct.dtype}{list(np.shape(ct))}"
+            raise ValueError(
+                f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} has that shape and dtype float0, "
+                f"np.zeros({aval.shape}, jax.dtypes.float0), and is {kind}."
+            )
         return Zero
     got = jax.typeof(ct)
     if got.shape != aval.shape or got.dtype != aval.dtype:

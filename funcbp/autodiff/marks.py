@@ -28,6 +28,8 @@ def name(x: Any, name: str) -> Any:
         >>> bp.cotangents(loss)(jnp.ones((2, 1)), jnp.array([[1.0, 2.0]]))[2]["net"]
         Array([[6.]], dtype=float32)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"A name is a string, and was {name!r}.")
     return _checkpoint_name(x, name)
 
 

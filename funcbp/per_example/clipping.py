@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..autodiff.transformations import Backward
 from .examples import backpropagate
@@ -161,6 +162,9 @@ def clipped_grad(
         M. Abadi and others, "Deep learning with differential privacy", 2016; X. Li and others, "Large language models
         can be strong differentially private learners", 2022, for clipping without making the gradients.
     """
+    for bound in jax.tree.leaves(max_norm):
+        if not isinstance(bound, jax.core.Tracer) and not np.all(np.asarray(bound) > 0):
+            raise ValueError(f"max_norm is positive, and was {bound!r}.")
     clip = lambda norm, bound: jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
     if not per_leaf:
         return weighted_grad(

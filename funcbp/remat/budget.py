@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Budget(Policy):
                 f"A Budget is given as bytes=... or as fraction=..., one of the two and positive, and was "
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
+        if self.bytes is not None and self.bytes == math.inf:
+            raise ValueError('A Budget without a bound is none: residuals="needed" keeps all that is read.')
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"A Budget's fraction is of all that is needed, at most 1, and was {self.fraction!r}.")
 

@@ -56,6 +56,9 @@ def rule(
         >>> bp.Backward(rules={jax.lax.sign_p: straight_through}).grad(jax.numpy.sign)(0.3)
         Array(1., dtype=float32, weak_type=True)
     """
+    for name, value in (("bwd", bwd), ("fwd", fwd), ("save", save)):
+        if not callable(value) and (value is not None or name == "bwd"):
+            raise TypeError(f"A rule's {name} is a function, and was {value!r}.")
     return Rule(bwd, fwd, save)
 
 

@@ -273,8 +273,10 @@ def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> 
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(map(repr, MODES))}, and was {mode!r}.")
     for name, value in (("epochs", epochs), ("batch_size", learner.batch_size), ("updates", updates)):
-        if value < 1:
+        if not value >= 1:
             raise ValueError(f"{name} is at least 1, and was {value}.")
+        if not float(value).is_integer():
+            raise ValueError(f"{name} is a whole number, and was {value}.")
     if learner.replacement and mode != "stochastic":
         raise ValueError(f'replacement=True is for mode="stochastic": in mode={mode!r} no example is drawn.')
     if learner.scores and not learner.validates:

@@ -78,7 +78,7 @@ def test_docstring_examples():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-SECTIONS_OF_DOCSTRINGS = ["Args", "Attributes", "Returns", "Raises", "Example", "References"]
+SECTIONS_OF_DOCSTRINGS = ["Args", "Attributes", "Returns", "Yields", "Raises", "Example", "References"]
 
 
 def layout_faults(source):

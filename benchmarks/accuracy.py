@@ -40,6 +40,17 @@ FUNCTIONS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
     "gelu": (jax.nn.gelu, ANY),
     "gelu, exact": (lambda x: jax.nn.gelu(x, approximate=False), ANY),
     "silu": (jax.nn.silu, ANY),
+    **{
+        f"ops.{name}": (getattr(bp.ops, name), ANY)
+        for name in ("logistic", "tanh", "elu", "softplus", "swish", "mish", "gelu", "gaussian")
+    },
+    "ops.gelu, exact": (lambda x: bp.ops.gelu(x, approximate=False), ANY),
+    "ops.softmax": (lambda x: bp.ops.softmax(lax.pad(x[None], x * 0, [(0, 1, 0)]))[0], ANY),
+    "ops.softmax_cross_entropy": (
+        lambda x: bp.ops.softmax_cross_entropy(lax.pad(x[None], x * 0, [(0, 1, 0)]), jnp.array([1, 0])),
+        ANY,
+    ),
+    "ops.logistic_cross_entropy": (lambda x: bp.ops.logistic_cross_entropy(x, jnp.ones_like(x)), ANY),
 }
 
 

@@ -1,0 +1,137 @@
+"""Faults planted one by one, each of which the tests named beside it must catch: `python -m tests.mutants [WORD ...]`.
+
+A fault is a text in one file and the text in its place. It is planted in a copy of the package, never in this one, and
+the tests beside it are run there. What no test catches is printed last, and the exit code is the number of those.
+
+    python -m tests.mutants               all of them
+    python -m tests.mutants remat credit  those whose file has one of these words in its path
+    python -m tests.mutants --list        is each text found exactly once? nothing is run
+"""
+
+# ruff: noqa: E501  a fault is a line
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    """A fault: `old` in `file` becomes `new`; and the tests that must fail then."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant("cotangents/products.py", "total = array if total is Zero else lax.add(total, array)", "total = array", "autodiff/test_transformations.py"),
+    Mutant("cotangents/accumulate.py", "self._of[index] = _sum(self._of[index], ct) if index in self._of else ct", "self._of[index] = ct", "autodiff/test_transformations.py"),
+    Mutant("cotangents/zero.py", "if n != m]", "if n == m]", "autodiff/test_transformations.py"),
+    Mutant("rules/elementwise.py", "lax.neg(unbroadcast(ct, y)) if perturbed[1] else Zero,", "unbroadcast(ct, y) if perturbed[1] else Zero,", "rules/test_rules.py -k sub"),
+    Mutant("rules/contraction.py", "exchanged = (y_contract, x_contract), (y_batch, x_batch)", "exchanged = (x_contract, y_contract), (y_batch, x_batch)", "rules/test_rules.py -k dot_general"),
+    Mutant("rules/reduction.py", "return lax.cumsum(ct, axis=axis, reverse=not reverse)", "return lax.cumsum(ct, axis=axis, reverse=reverse)", "rules/test_rules.py -k cumsum"),
+    Mutant("rules/shape.py", "p_bar = lax.reduce_sum(ct, axes) - lax.reduce_sum(x_bar, axes)", "p_bar = lax.reduce_sum(ct, axes)", "rules/test_rules.py -k pad"),
+    Mutant("rules/indexing.py", "return [x_bar, None, u_bar if u_bar is Zero else lax.neg(u_bar)]", "return [x_bar, None, u_bar]", "rules/test_rules.py -k scatter"),
+    Mutant("rules/linalg.py", "off = int(unit_diagonal)", "off = 0", "rules/test_rules.py -k triangular"),
+    Mutant("rules/spikes.py", "p.not_p: lambda x: 1 - x,", "p.not_p: lambda x: x,", "credit/test_schemes.py -k boolean"),
+    Mutant("rules/cost.py", "return _total(eqn, lambda e: max(_flops(e), _largest(e)))", "return _total(eqn, _flops)", "rules/test_traits.py remat"),
+    Mutant("rules/inlined.py", "one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1", "one_sided = True", "per_example"),
+    Mutant("rules/options.py", "return isinstance(other, Options) and self._key == other._key", "return isinstance(other, Options)", "autodiff control_flow"),
+    Mutant("rules/kinds.py", "return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]", "return [ct[0], *(None for _ in entry.types[1:])]", "per_example autodiff"),
+    Mutant("remat/budget.py", "if smallest > limit:", "if smallest > 2 * limit:", "remat/test_budget.py"),
+    Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
+    Mutant("remat/graph.py", "return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)", "return bytes_of(variables)", "remat"),
+    Mutant("remat/hoisting.py", 'if params["length"] > 1 else None', "else None", "remat/test_hoisting.py"),
+    Mutant("remat/plan.py", "if v in invariant_values and v not in available]", "if v in invariant_values]", "remat"),
+    Mutant("remat/sinking.py", "return constant >= self.at_least and constant >= self.times * stacked", "return False", "remat/test_sinking.py"),
+    Mutant("control_flow/scan.py", "grown = [a or b for a, b in zip(carry, before, strict=True)]", "grown = list(before)", "control_flow/test_scan.py"),
+    Mutant("control_flow/schedule.py", "before, after = table[places, r - 1], steps - table[places - 1, r - 1]", "before, after = table[places, r - 1], steps - 1", "control_flow/test_schedule.py"),
+    Mutant("control_flow/cond.py", "return [False, *(any(r)", "return [False, *(all(r)", "control_flow/test_scan.py"),
+    Mutant("control_flow/calls.py", "dx * jnp.ldexp(jnp.ones_like(x), n)", "dx", "rules/test_rules.py -k ldexp"),
+    Mutant("autodiff/backward_pass.py", "self.observed |= {(self._at, *where): seen", "self.observed |= {(0, *where): seen", "inspection/test_ledger.py"),
+    Mutant("autodiff/tape.py", "reached |= {i for i in entry.inputs if i is not None}", "reached = {i for i in entry.inputs if i is not None}", "autodiff"),
+    Mutant("autodiff/feedback.py", "if any(p and not h for p, h in zip(operation.perturbed, here, strict=True)):", "if False:", "autodiff/test_marks.py"),
+    Mutant("autodiff/custom_rules.py", "    if trace.in_tangent_rule:", "    if False:", "autodiff/test_custom_rules.py"),
+    Mutant("autodiff/arguments.py", "if not -len(args) <= i < len(args):", "if not -len(args) <= i <= len(args):", "autodiff/test_transformations.py"),
+    Mutant("per_example/leaf.py", "total = total + (inner if i == j else 2 * inner)", "total = total + inner", "per_example"),
+    Mutant("per_example/statistics.py", "snr = [jnp.abs(m.astype(v.dtype)) / jnp.sqrt(v)", "snr = [jnp.abs(m.astype(v.dtype)) / v", "per_example/test_statistics.py"),
+    Mutant("curvature/factored.py", "scale = 1 / (batch_size(x) * (samples or 1))", "scale = 1 / batch_size(x)", "curvature"),
+    Mutant("curvature/gauss_newton.py", "return self.model.vjp(u / len(z))", "return self.model.vjp(u)", "curvature"),
+    Mutant("curvature/output_hessian.py", "return (jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T)", "return (jnp.maximum(values, 0)[:, None] * vectors.T)", "curvature"),
+    Mutant("credit/angles.py", "half = jnp.arctan2(jnp.sqrt(jnp.sum((u - v) ** 2)), jnp.sqrt(jnp.sum((u + v) ** 2)))", "half = jnp.arctan2(jnp.sqrt(jnp.sum((u - v) ** 2)), jnp.sqrt(jnp.sum(u**2)))", "credit"),
+    Mutant("credit/feedback.py", "return kept * b + step * correlation", "return b + step * correlation", "credit"),
+    Mutant("credit/surrogate.py", "slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)) * sign)", "slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)))", "credit -k surrogate"),
+    Mutant("inspection/live.py", "return int(max([0, *self.forward, *self.backward]))", "return int(max([0, *self.forward]))", "inspection/test_residuals.py"),
+    Mutant("inspection/residuals.py", "return self.bytes * self.steps", "return self.bytes", "inspection/test_residuals.py"),
+    Mutant("inspection/summary.py", "key=lambda p: sum(o.times * flops(o.eqn)", "key=lambda p: -sum(o.times * flops(o.eqn)", "inspection/test_summary.py"),
+    Mutant("inspection/statistics.py", "norm = float(np.sqrt(np.sum(numbers**2)))", "norm = float(np.sum(numbers**2))", "inspection/test_ledger.py"),
+    Mutant("testing/numerical.py", "(plus - minus) / (2 * steps), 2, noise)", "(plus - minus) / (2 * steps), 1, noise)", "testing/test_check.py"),
+    Mutant("learn/optim/quickprop.py", "parabola = jnp.where(flat, 0, d * s / jnp.where(flat, jnp.ones_like(s), p - s))", "parabola = jnp.where(flat, 0, d * s / jnp.where(flat, jnp.ones_like(s), p + s))", "learn/optim/test_formulas.py"),
+    Mutant("learn/optim/delta_bar_delta.py", "moved = -rate * g + number(momentum, g) * last", "moved = -rate * g", "learn/optim/test_formulas.py"),
+    Mutant("learn/optim/super_sab.py", "rate = jnp.minimum(rate * factor, number(maximum, g))", "rate = rate * factor", "learn/optim/test_formulas.py"),
+    Mutant("learn/train/loop.py", "key = jax.random.fold_in(state.key, state.epoch + 1)", "key = jax.random.fold_in(state.key, 1)", "learn/train"),
+    Mutant("learn/train/stopping.py", "return jnp.all(jnp.abs(predictions - targets) < 0.4 * (high - low), axis=-1)", "return jnp.all(jnp.abs(predictions - targets) < 0.6 * (high - low), axis=-1)", "learn/train/test_stopping.py"),
+    Mutant("learn/nets/initializers.py", "return _normal(key, shape, dtype, _ratio(2, sum(fans(shape))))", "return _normal(key, shape, dtype, _ratio(1, sum(fans(shape))))", "learn/nets/test_initializers.py"),
+    Mutant("learn/data/dataset.py", "return (x - self.shift) / self.scale", "return x / self.scale - self.shift", "learn/data/test_dataset.py"),
+    Mutant("learn/data/problems.py", "_as_values(on.sum(1, keepdims=True) % 2 == 1, targets)", "_as_values(on.sum(1, keepdims=True) % 2 == 0, targets)", "learn/data/test_problems.py"),
+]  # fmt: skip
+
+
+def misplaced() -> list[str]:
+    """The faults whose text is not found exactly once: the code has moved on, and the list must follow."""
+    count = lambda m: (ROOT / "funcbp" / m.file).read_text().count(m.old)
+    return [f"{m.file}: found {count(m)} times: {m.old}" for m in MUTANTS if count(m) != 1]
+
+
+def caught(mutant: Mutant) -> bool:
+    """Whether the tests fail where this fault is planted."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("funcbp", "tests"):
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("conftest.py", "pyproject.toml", "_funcbp_pytest.py"):
+            shutil.copy(ROOT / file, folder)
+        planted = Path(folder, "funcbp", mutant.file)
+        planted.write_text(planted.read_text().replace(mutant.old, mutant.new))
+        where = [
+            w if w.startswith("-") or before == "-k" else f"tests/{w}" for before, w in _pairs(mutant.tests.split())
+        ]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--all", *where]
+        environment = {**os.environ, "PYTHONPATH": folder}
+        code = subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
+    if code not in (0, 1):
+        raise RuntimeError(f"{mutant.file}: the tests {mutant.tests} did not run (pytest ended with {code}).")
+    return code == 1
+
+
+def _pairs(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(["", *words], words, strict=False))
+
+
+def main(words: list[str]) -> int:
+    if wrong := misplaced():
+        print("\n".join(wrong))
+        return len(wrong)
+    if "--list" in words:
+        print(f"{len(MUTANTS)} faults in {len({m.file for m in MUTANTS})} files, each text found once")
+        return 0
+    chosen = [m for m in MUTANTS if not words or any(w in m.file for w in words)]
+    survivors = []
+    for i, mutant in enumerate(chosen, 1):
+        found = caught(mutant)
+        print(f"{i:2} of {len(chosen)}  {'caught  ' if found else 'SURVIVED'}  {mutant.file}: {mutant.new}", flush=True)
+        survivors += [] if found else [mutant]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ from funcbp import jaxpr as jx
 from funcbp.cotangents import Moves
 from funcbp.remat.budget import Budget
 from funcbp.rules import TABLE, UNSUPPORTED, traits_of
+from funcbp.rules.traits import TRAITS
 from funcbp.rules.cost import flops, is_cheap, is_repeatable, work
 from funcbp.rules.traits import ELEMENTWISE, TRAITS, Traits, def_traits
 
@@ -286,6 +287,16 @@ def keep_both(primals, z, *_):
 def loop_of(unit):
     start = jnp.ones(100, jnp.float32)
     return lambda w: lax.scan(lambda c, _: (jnp.sin(unit(c * w) * 2.0), None), start, None, 50)[0].sum()
+
+
+@pytest.fixture(autouse=True)
+def tables():
+    """What is entered in the tables by a test leaves them after it."""
+    rules, described = dict(TABLE), dict(TRAITS)
+    yield
+    for table, before in ((TABLE, rules), (TRAITS, described)):
+        table.clear()
+        table.update(before)
 
 
 def test_the_documented_line_makes_a_primitive_as_good_as_jaxs_own():

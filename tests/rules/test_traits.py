@@ -18,7 +18,6 @@ from funcbp import jaxpr as jx
 from funcbp.cotangents import Moves
 from funcbp.remat.budget import Budget
 from funcbp.rules import TABLE, UNSUPPORTED, traits_of
-from funcbp.rules.traits import TRAITS
 from funcbp.rules.cost import flops, is_cheap, is_repeatable, work
 from funcbp.rules.traits import ELEMENTWISE, TRAITS, Traits, def_traits
 

@@ -180,7 +180,7 @@ def test_a_mask_is_kept_for_relu():
 
 def test_unknown_policy():
     with pytest.raises(
-        ValueError, match="residuals is one of 'min_cut', 'needed', 'inputs', a Budget, .*, and was 'most'"
+        ValueError, match=r"residuals is one of 'min_cut', 'needed', 'inputs', a Budget, .*, and was 'most'"
     ):
         bp.Backward(residuals="most")
 

@@ -222,9 +222,11 @@ class RecordingTrace(core.Trace):
     def tangent_rule(self) -> Iterator[None]:
         """Enter a context in which what runs is recorded, on values that are of no consequence."""
         self._in_tangents += 1
-        with self.above():
-            yield
-        self._in_tangents -= 1
+        try:
+            with self.above():
+                yield
+        finally:
+            self._in_tangents -= 1
 
     @property
     def in_tangent_rule(self) -> bool:

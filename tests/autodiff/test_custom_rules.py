@@ -93,3 +93,28 @@ def test_a_closed_over_value_is_known_for_differentiated(how):
         return apply(jnp.array(5.0), *constants)
 
     assert grad_of(f, how)(jnp.array(2.0)) == 5
+
+
+def test_a_tangent_rule_that_raises_leaves_the_next_one_alone():
+    """A function that catches the error goes on: what follows is differentiated by its own rule, not by its body."""
+
+    @jax.custom_jvp
+    def raising(x):
+        return x
+
+    @raising.defjvp
+    def raising_jvp(primals, tangents):
+        raise ArithmeticError("on purpose")
+
+    @jax.custom_jvp
+    def tripled(x):
+        return x
+
+    tripled.defjvp(lambda primals, tangents: (primals[0], 3 * tangents[0]))
+
+    def f(x):
+        with pytest.raises(ArithmeticError):
+            raising(x)
+        return tripled(x)
+
+    assert bp.grad(f)(jnp.array(2.0)) == 3

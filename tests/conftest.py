@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +14,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # most of a test's time is compilation
 
+# What was compiled once is read from here, by the other tests and runs, and by the commands that tests start.
+for option, value in {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)
 
 gc.freeze()  # what the libraries made when they were imported stays
 gc.disable()  # most of the time of a long run went into searching what JAX keeps for garbage, again and again

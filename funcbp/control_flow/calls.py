@@ -1,7 +1,8 @@
 """Calls: programs inside programs, that run once.
 
-While a program is being traced, a call is run through the recording in its place. Called with concrete values, `jit` is
-kept: both of its passes are compiled, as the user asked for the forward one to be.
+A call of a jitted function stays a call in both passes: made a hundred times, it is traced, lowered and planned once. It
+is inlined, recorded in its place, where somebody has to look inside: a plan, an observer of every equation, a feedback
+mark.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..cotangents import Zero, float0_zeros, materialize
 from ..jaxpr import (
     Program,
     as_function,
+    bind_jit,
     call_jaxpr,
     constrained,
     current_source,
@@ -60,12 +62,12 @@ def call_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -
 def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
     plan = plan_of_call(passes_of(constrained(params), perturbed, options))
-    return call_res(plan, primals, plan.forward.jitted(*primals))
+    return call_res(plan, primals, bind_jit(plan.forward, primals, params))
 
 
 def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Run the compiled backward program on what was saved."""
-    return call_back(state, res, ct, lambda program, args: program.jitted(*args))
+    return call_back(state, res, ct, lambda program, args: bind_jit(program, args, params))
 
 
 enter(

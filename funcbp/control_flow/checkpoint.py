@@ -22,7 +22,7 @@ __all__ = ["planned", "remat_bwd", "remat_fwd"]
 def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
     policy, narrow = params["policy"], options.policy.narrows
-    passes, saved = passes_of(params["jaxpr"], perturbed, options), functools.partial(is_saved, policy)
+    passes, saved = passes_of(params["jaxpr"], perturbed, options.inlining), functools.partial(is_saved, policy)
     if policy is not None and not planned(policy):
         passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
     choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)

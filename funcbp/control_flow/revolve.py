@@ -105,7 +105,7 @@ def loop_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
     """Run the loop, storing the snapshots that the schedule for the largest number of steps begins with."""
     loop = Loop.of(params)
     of_cond, consts, init, xs = loop.split(primals)
-    passes = perturbed_carry(lambda p: passes_of(loop.body, p, options), *loop.split(perturbed)[1:])
+    passes = perturbed_carry(lambda p: passes_of(loop.body, p, options.inlining), *loop.split(perturbed)[1:])
     plan = passes.made("snapshots", lambda: _plan(loop, passes))
     empty = [jx.to_strong(lax.broadcast(x, (loop.snapshots,))) for x in init]
     step = passes.made(("storing", loop[1:]), lambda: _storing(loop, [*map(jx.type_of, empty)]))

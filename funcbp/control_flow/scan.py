@@ -69,7 +69,7 @@ def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
     """Run the loop, stacking what its plan saves at every step; what is loop-invariant is saved once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
-    passes = perturbed_carry(lambda p: passes_of(body, p, options), *split_list(perturbed, n_consts, n_carry))
+    passes = perturbed_carry(lambda p: passes_of(body, p, options.inlining), *split_list(perturbed, n_consts, n_carry))
     steps, policy = params["length"], options.policy
     plan = passes.made((policy, steps), lambda: _scan_plan(passes, n_consts, n_carry, policy, steps))
     n_ys = len(passes.outputs) - n_carry

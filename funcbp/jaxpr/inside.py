@@ -40,6 +40,20 @@ def _constrained(jaxpr: Any, ins: tuple[Any, ...], outs: tuple[Any, ...]) -> Any
     return jax.make_jaxpr(f)(*types)
 
 
+def is_inlined(params: dict[str, Any]) -> bool:
+    """Whether JAX itself writes a call out where it is made."""
+    return params["inline"] is True or getattr(params["inline"], "name", "") == "JAX_EARLY"
+
+
+def bind_jit(program: Program, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Run a program as a call like the one of these parameters, without tracing it again."""
+    args, n = [*program.consts, *args], len(program.outvars)
+    new = dict(params, jaxpr=program.closed, donated_invars=(False,) * len(args), keep_unused=False)
+    new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
+    new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
+    return list(primitives.jit_p.bind(*args, **new))
+
+
 def is_saved(policy: Any, eqn: Any) -> bool:
     """Whether a `jax.checkpoint` policy keeps the results of this equation."""
     if policy is None:

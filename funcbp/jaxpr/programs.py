@@ -23,10 +23,6 @@ class Program:
     def __init__(self, jaxpr: Any, consts: Sequence[Any] = ()):
         self.jaxpr, self.consts = jaxpr, tuple(consts)
 
-    @functools.cached_property
-    def jitted(self) -> Callable[..., list[Any]]:
-        return jax.jit(self.__call__)
-
     def __call__(self, *args: Any) -> list[Any]:
         return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
 

@@ -375,12 +375,14 @@ def _marked_inside(operation: Operation, mark_inside: Any) -> Operation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CallRule(ControlRule):
-    """A compiled call: both of its passes are compiled where it is called with concrete values; else it is inlined."""
+    """A compiled call: it stays one in both passes, unless somebody has to look inside; then it is inlined."""
 
     body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
 
     def record(self, recorder: Recorder, operation: Operation) -> Any:
-        wanted = recorder.staging or operation.feedback is not None or recorder.options.inlines_calls
-        if wanted and (operation.is_perturbed or operation.feedback is not None or recorder.observing):
+        written_out = recorder.staging and jx.is_inlined(operation.params)
+        looked_into = recorder.options.inlines_calls or operation.feedback is not None
+        enters = operation.is_perturbed or operation.feedback is not None or recorder.observing
+        if enters and (written_out or looked_into):
             return recorder.inline(self.body(operation.params), operation, call=True)  # type: ignore[misc]
         return super().record(recorder, operation)

@@ -73,6 +73,11 @@ class Options:
         return dataclasses.replace(self, **changes)
 
     @functools.cached_property
+    def inlining(self) -> Options:
+        """The same for a program that a plan is made of, which looks inside calls."""
+        return self if self.inline_calls else self.replace(inline_calls=True)
+
+    @functools.cached_property
     def inlines_calls(self) -> bool:
         """Whether compiled calls are inlined: asked for, or because a boolean's cotangent does not enter programs."""
         return self.inline_calls or any(rule.inlines_calls for rule in self.rules.values())

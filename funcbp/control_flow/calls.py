@@ -1,8 +1,8 @@
 """Calls: programs inside programs, that run once.
 
-A call of a jitted function stays a call in both passes: made a hundred times, it is traced, lowered and planned once. It
-is inlined, recorded in its place, where somebody has to look inside: a plan, an observer of every equation, a feedback
-mark.
+A call of a jitted function stays a call in both passes: made a hundred times, it is traced, lowered and planned once.
+It is inlined, recorded in its place, where somebody has to look inside: a plan, an observer of every equation, a
+feedback mark.
 """
 
 from __future__ import annotations

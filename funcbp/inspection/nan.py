@@ -176,15 +176,15 @@ class FindNan:
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
 
-    def _gradient(self, *args: Any, **kwargs: Any) -> Any:
+    def _gradient(self, backward: Backward, *args: Any, **kwargs: Any) -> Any:
         partial, chosen = holding_static(*split_arguments(self.f, self.argnums, args, kwargs))
         numbers = tuple(range(len(chosen)))
-        value, grads = self.backward.value_and_grad(partial, numbers, has_aux=self.has_aux, allow_int=True)(*chosen)
+        value, grads = backward.value_and_grad(partial, numbers, has_aux=self.has_aux, allow_int=True)(*chosen)
         return (value[0] if self.has_aux else value), grads
 
     def whether(self, *args: Any, **kwargs: Any) -> jax.Array:
         """Whether the value or the gradient is not finite: a boolean, cheap, and at home in a jitted training step."""
-        leaves = [x for x in jax.tree.leaves(self._gradient(*args, **kwargs)) if _is_float(x)]
+        leaves = [x for x in jax.tree.leaves(self._gradient(self.backward, *args, **kwargs)) if _is_float(x)]
         return ~jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Nonfinite:
@@ -195,7 +195,8 @@ class FindNan:
                 "function, where there are none. Call find_nan(f).whether(...) there, and this outside."
             )
         split_arguments(self.f, self.argnums, args, kwargs)
-        gradient = lambda args, kwargs: self._gradient(*args, **kwargs)
+        backward = self.backward.observing(inline_calls=True)
+        gradient = lambda args, kwargs: self._gradient(backward, *args, **kwargs)
         of_arrays, arrays = holding_static(gradient, (args, kwargs))
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]

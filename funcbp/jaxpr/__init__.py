@@ -10,15 +10,15 @@ from jax.extend.core import primitives as primitives
 
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
+from .inside import bind_jit as bind_jit
 from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
 from .inside import bind_while as bind_while
 from .inside import cond_of_marked as cond_of_marked
-from .inside import bind_jit as bind_jit
 from .inside import constrained as constrained
-from .inside import is_inlined as is_inlined
 from .inside import custom_bwd as custom_bwd
 from .inside import inlined as inlined
+from .inside import is_inlined as is_inlined
 from .inside import is_saved as is_saved
 from .inside import loops_apart as loops_apart
 from .inside import reducer as reducer

@@ -20,8 +20,9 @@ for option, value in {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
 }.items():
-    jax.config.update(option, value)
-    os.environ[option.upper()] = str(value)
+    if option.upper() not in os.environ:
+        jax.config.update(option, value)
+        os.environ[option.upper()] = str(value)
 
 gc.freeze()  # what the libraries made when they were imported stays
 gc.disable()  # most of the time of a long run went into searching what JAX keeps for garbage, again and again

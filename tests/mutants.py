@@ -105,7 +105,8 @@ def caught(mutant: Mutant) -> bool:
             w if w.startswith("-") or before == "-k" else f"tests/{w}" for before, w in _pairs(mutant.tests.split())
         ]
         command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--all", *where]
-        environment = {**os.environ, "PYTHONPATH": folder}
+        compiled = str(ROOT / ".pytest_cache" / "compiled")
+        environment = {**os.environ, "PYTHONPATH": folder, "JAX_COMPILATION_CACHE_DIR": compiled}
         code = subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
     if code not in (0, 1):
         raise RuntimeError(f"{mutant.file}: the tests {mutant.tests} did not run (pytest ended with {code}).")

@@ -100,6 +100,7 @@ R = {"w": jnp.linspace(-1, 1, 9).reshape(3, 3), "h": jnp.ones(3), "xs": P["xs"]}
 V = jax.tree.map(lambda x: jnp.cos(x + 1), R)
 
 
+@pytest.mark.slow(once=[])
 @LOOPS
 def test_forward_mode_and_both_second_orders(loop):
     squares = lambda run: lambda p: (rnn(run, p) ** 2).sum()
@@ -115,6 +116,7 @@ def test_forward_mode_and_both_second_orders(loop):
     close(twice(f), twice(plain))
 
 
+@pytest.mark.slow(once=[])
 @LOOPS
 def test_mapped_and_nested_in_other_loops(loop):
     p = R | {"h": jnp.linspace(-1, 1, 12).reshape(4, 3)}

@@ -125,7 +125,7 @@ def assert_equal(ours, theirs, precision):
         assert error <= bound, f"{jax.tree_util.keystr(path)}: {error:.2e} > {bound:.2e}"
 
 
-@pytest.mark.slow(once=["family", "architecture", "way"])
+@pytest.mark.slow(once=["family", "way"])
 @pytest.mark.parametrize(argvalues=WAYS, ids=name_of, **IN_PRECISION)
 @pytest.mark.parametrize(("family", "architecture"), MODELS, ids=IDS)
 def test_equals_jax(model, way, precision):

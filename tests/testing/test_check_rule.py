@@ -16,6 +16,7 @@ from funcbp.testing import check_rule
 X, Y = jnp.array([[0.3, -1.2, 2.0]]), jnp.array([[1.5, 0.4, -0.7]])
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(
     "op, args, params",
     [

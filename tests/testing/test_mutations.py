@@ -161,7 +161,7 @@ plant("select_n", "cases swapped", lambda cts, *_, **__: [cts[0], cts[2], cts[1]
       lambda a, b: jnp.where(x23 > 0, a, b), x23, y23)  # fmt: skip
 
 
-@pytest.mark.slow(once=["planted.error"])
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("planted", PLANTED, ids=[f"{p.name}-{p.error}" for p in PLANTED])
 def test_an_error_in_a_rule_is_caught_and_named(planted):
     vjp = backward_with(planted.name, planted.change).vjp

@@ -109,7 +109,7 @@ def test_at_zero_as_in_jax(row, value):
     assert bp.grad(row.ours)(x) == pytest.approx(float(jax.grad(row.jax)(x)), abs=1e-15)
 
 
-@pytest.mark.slow(once=["row"])
+@pytest.mark.slow(once=["dtype"])
 @rows
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_far_out_everything_is_finite(row, dtype):
@@ -127,7 +127,7 @@ def test_nan_stays_nan(row):
     assert np.isnan(row.ours(jnp.array(np.nan)))
 
 
-@pytest.mark.slow(once=["row"])
+@pytest.mark.slow(once=["dtype"])
 @rows
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda d: d.__name__)
 def test_narrow_dtypes_are_kept(row, dtype):
@@ -220,6 +220,7 @@ def test_forward_mode_works_over_the_gradient(row, grad):
     np.testing.assert_allclose(second, jax.jit(derivative(row.plain, 2))(x), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow(once=[])
 @rows
 def test_forward_mode(row):
     """By jvp, by a Jacobian, and under a Hessian, forward over reverse and forward over forward."""

@@ -213,6 +213,7 @@ def test_logistic_cross_entropy_labels_may_be_integers():
 # --- forward mode, and the tails --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("loss", ["softmax", "classes", "logistic", "squares", "dead zone", "hyper"])
 def test_forward_mode_is_the_reverse_mode(loss):
     x = normal(0, (4, 3)) / 4
@@ -278,6 +279,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow(once=["mask", "kind", "jacobian"])
 @pytest.mark.parametrize("jacobian", [bp.jacrev, jax.jacrev, jax.jacfwd], ids=["funcbp", "jax", "forward"])
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("kind", ["probabilities", "numbers"])

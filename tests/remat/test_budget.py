@@ -40,6 +40,8 @@ def test_a_budget_that_cannot_be_met_says_what_can():
     f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 6)[0].sum()
     with pytest.raises(ValueError, match=r"cannot do with less than 384 bytes \(6 × 64 bytes\): 284 bytes are missing"):
         bp.Backward(residuals=Budget(bytes=100)).grad(f)(jnp.ones(8))
+    with pytest.raises(ValueError, match=r"6 bytes are missing"):  # a byte a step
+        bp.Backward(residuals=Budget(bytes=378)).grad(f)(jnp.ones(8))
     with pytest.raises(ValueError, match=r"at .*test_budget.py:\d+.*The smallest budget is Budget\(bytes=384\)"):
         bp.Backward(residuals=Budget(bytes=100)).grad(f)(jnp.ones(8))
     assert bp.Backward(residuals=Budget(bytes=384)).grad(f)(jnp.ones(8)).shape == (8,)

@@ -104,13 +104,16 @@ def caught(mutant: Mutant) -> bool:
         where = [
             w if w.startswith("-") or before == "-k" else f"tests/{w}" for before, w in _pairs(mutant.tests.split())
         ]
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--all", *where]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", *where]
         compiled = str(ROOT / ".pytest_cache" / "compiled")
         environment = {**os.environ, "PYTHONPATH": folder, "JAX_COMPILATION_CACHE_DIR": compiled}
-        code = subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
-    if code not in (0, 1):
+        for more in ((), ("--all",)):  # the quick tests first
+            code = subprocess.run([*command, *more], cwd=folder, env=environment, capture_output=True).returncode
+            if code == 1:
+                return True
+    if code != 0:
         raise RuntimeError(f"{mutant.file}: the tests {mutant.tests} did not run (pytest ended with {code}).")
-    return code == 1
+    return False
 
 
 def _pairs(words: list[str]) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("remat/budget.py", "if smallest > limit:", "if smallest > 2 * limit:", "remat/test_budget.py"),
     Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
     Mutant("remat/graph.py", "return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)", "return bytes_of(variables)", "remat"),
-    Mutant("remat/hoisting.py", 'if params["length"] > 1 else None', "else None", "remat/test_hoisting.py"),
+    Mutant("remat/hoisting.py", 'if params["length"] > 1 else None', "if True else None", "remat/test_hoisting.py"),
     Mutant("remat/plan.py", "if v in invariant_values and v not in available]", "if v in invariant_values]", "remat"),
     Mutant("remat/sinking.py", "return constant >= self.at_least and constant >= self.times * stacked", "return False", "remat/test_sinking.py"),
     Mutant("control_flow/scan.py", "grown = [a or b for a, b in zip(carry, before, strict=True)]", "grown = list(before)", "control_flow/test_scan.py"),

@@ -15,6 +15,7 @@ from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
 from .inside import bind_while as bind_while
 from .inside import cond_of_marked as cond_of_marked
+from .inside import cond_sum as cond_sum
 from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
 from .inside import inlined as inlined

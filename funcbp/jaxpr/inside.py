@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax._src import ad_util, core, sharding_impls
 from jax._src.interpreters import partial_eval
+from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
@@ -208,6 +209,12 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
 
 
+def cond_sum(index: Any, branches: list[Any]) -> Any:
+    """What JAX has for what differs by branch: one slot for each, of which that of the branch taken counts."""
+    kind = getattr(conditionals, "CondSum", lambda *parts: parts)  # newer JAX
+    return kind(index, branches)
+
+
 def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
     """The programs of a `custom_linear_solve`, and how many constants each of the four has."""
     return params["jaxprs"], tuple(params["const_lengths"])
@@ -269,21 +276,22 @@ def custom_bwd(
     out_types: Sequence[Aval],
     in_types: Sequence[Aval],
     symbolic_zeros: bool,
-) -> list[Any]:
-    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out.
+) -> tuple[list[Any], dict[str, Any] | None]:
+    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero.
 
     A number that is no array is a cotangent of its primal's dtype.
     """
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
+    logs = None
     if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
-        out = out[0]  # newer JAX: the cotangents and the logs
+        out, logs = out  # newer JAX
     out = [
         jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
         for c, t in zip(out, in_types, strict=True)
     ]
-    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out]
+    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out], logs
 
 
 def inlined(program: Program) -> Program:

@@ -26,6 +26,7 @@ __all__ = [
     "ControlRule",
     "Entry",
     "LinearRule",
+    "LoggingRule",
     "MissingRule",
     "NonDifferentiableRule",
     "Operation",
@@ -151,6 +152,9 @@ class State(Protocol):
 
     def merge(self, results: Any) -> None:
         """Add what was found inside the entry at hand."""
+
+    def log(self, logs: Any) -> None:
+        """Take what a rule logs: a dict by name, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +292,18 @@ class SurrogateRule(Rule):
         outs = recorder.run(operation)
         res = (self.save or INPUTS)(operation.values, outs, operation.perturbed, operation.params)
         return recorder.write(self, operation, outs, res, differentiable=[True])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoggingRule(Rule):
+    """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None."""
+
+    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+        if state.options.factored:
+            return super().backward(state, entry, res, ct)
+        cts, logs = self.bwd(res, list(map(materialize, ct)), entry.perturbed)  # type: ignore[misc]
+        state.log(logs)
+        return cts
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -36,6 +36,7 @@ from .arguments import (
     indices_of,
     split_arguments,
 )
+from .attach import attached
 from .backward_pass import check_names
 from .marks import feedback
 from .pullback import Program, Pullback
@@ -200,6 +201,35 @@ class Backward:
         """List how each primitive is differentiated under these options: see `funcbp.coverage`."""
         table = coverage(borrow=self.options.on_missing == "jax")
         return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
+
+    def attach(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the same function with this backward pass in it, for loops and libraries that call `jax.grad`.
+
+        Whatever differentiates it in reverse, `jax.grad` or `funcbp.grad`, alone or in the middle of another function,
+        inside `jit`, `vmap`, `scan` and `jax.checkpoint`, goes back through it by these rules, edits, feedback weights
+        and plan. What it closes over is differentiated too. Second derivatives are those of this backward pass, by
+        whatever takes them; only reverse mode over forward mode is refused, by JAX.
+
+        Args:
+            f: a function of pytrees to a pytree of arrays. As by `jax.checkpoint`, it is traced with its arrays; what
+                else its arguments have (numbers, strings, functions) it gets as it is. Feedback weights are those of
+                its first argument.
+
+        Raises:
+            TypeError: in forward mode: JAX has none for functions with a backward rule of their own.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, funcbp as bp
+            >>> clip = bp.Backward(edits={"h": lambda ct, cts: jnp.clip(ct, -1, 1)})
+            >>> loss = clip.attach(lambda w, x: jnp.sum(bp.name(w * x, "h") ** 2))
+            >>> jax.grad(loss)(jnp.array(3.0), jnp.array([1.0, 10.0]))
+            Array(11., dtype=float32, weak_type=True)
+        """
+        check_callable(f)
+        unmarked = copy.copy(self)
+        unmarked.feedback = None
+        marked = functools.wraps(f)(lambda *args, **kwargs: f(*map(self.marked, args[:1]), *args[1:], **kwargs))
+        return attached(marked, unmarked.vjp)
 
     def vjp(
         self,

@@ -242,7 +242,7 @@ def _of_plan(
         name = given.get(v) or names.get(v) or made_by
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
         times = 1 if fate in (ONCE, THERE) else steps
-        size = kept_bytes([v]) if v in plan.packed else bytes_of([v])
+        size = kept_bytes([v]) if plan.storage.get(v) is jx.Bits else bytes_of([v])
         stacked = v in plan.passes.stacks
         why = "saved in a loop by the region's policy" if stacked else _why(fate, eqn, kind, dear.get(v, ""))
         why = snapshots.get(v, why)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, util
+from jax._src import ad_util, core, dispatch, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
@@ -55,8 +55,10 @@ def public_names() -> list[str]:
 
 
 def zeros(aval: Aval) -> jax.Array:
-    """An array of zeros of this type: shape, dtype, sharding."""
-    return ad_util.zeros_like_aval(aval)
+    """An array of zeros of this type: shape, dtype, sharding, memory."""
+    zero = ad_util.zeros_like_aval(aval)
+    here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
+    return zero if space in (None, here) else to_space(zero, space)
 
 
 def as_array(x: Any) -> Any:
@@ -115,27 +117,66 @@ def like(x: Any, aval: Aval) -> Any:
     return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
+# --- how values are stored between the passes -------------------------------------------------------------------------
+
+
 def packs(aval: Aval) -> bool:
     """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
     return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
 
 
-def packed(aval: Aval) -> Aval:
-    """The type of such values as bits."""
-    return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+class Bits:
+    """Booleans as bits, eight neighbours along the last axis in one byte."""
+
+    @staticmethod
+    def stored(aval: Aval) -> Aval:
+        """The type of such values as bits."""
+        return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+
+    @staticmethod
+    def store(x: Any) -> Any:
+        eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
+        return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+
+    @staticmethod
+    def fetch(x: Any) -> Any:
+        eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
+        shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
+        return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
 
 
-def pack(x: Any) -> Any:
-    """Booleans as bytes, eight neighbours along the last axis in one."""
-    eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
-    return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+class Offload(NamedTuple):
+    """Values in another memory, such as the host's.
+
+    Attributes:
+        space: the memory where they wait.
+        home: the one they come from, and go back to.
+    """
+
+    space: Any
+    home: Any
+
+    def stored(self, aval: Aval) -> Aval:
+        """The type of such values there."""
+        return aval.update(memory_space=self.space)
+
+    def store(self, x: Any) -> Any:
+        return to_space(x, self.space)
+
+    def fetch(self, x: Any) -> Any:
+        return to_space(x, self.home)
 
 
-def unpack(x: Any) -> Any:
-    """The booleans that were packed."""
-    eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
-    shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
-    return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
+Storage = type[Bits] | Offload
+
+
+def to_space(x: Any, space: Any) -> Any:
+    """The same numbers in this memory."""
+    how = dispatch.ArrayCopySemantics.ALWAYS_COPY
+    return primitives.device_put_p.bind(x, devices=(space,), srcs=(None,), copy_semantics=(how,))[0]
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
 
 
 def sharding_of(x: Any) -> Any:

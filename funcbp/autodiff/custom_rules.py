@@ -110,7 +110,7 @@ def record_custom_vjp(
     with trace.below():
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
         # here only a value with a feedback weight is ours
-        res = [jx.as_array(x.feedback if trace.mine(x) else x) for x in res]
+        res = [jx.as_residual(x.feedback if trace.mine(x) else x) for x in res]
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
     def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> tuple[list[Any], Any]:

@@ -8,6 +8,11 @@ reads programs; the file to open first.
 
 from jax.extend.core import primitives as primitives
 
+from .authors import authors_jvp as authors_jvp
+from .authors import authors_primitives as authors_primitives
+from .authors import authors_transpose as authors_transpose
+from .authors import has_authors_jvp as has_authors_jvp
+from .authors import has_authors_transpose as has_authors_transpose
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_jit as bind_jit
@@ -86,12 +91,14 @@ from .values import Aval as Aval
 from .values import Bits as Bits
 from .values import Storage as Storage
 from .values import as_array as as_array
+from .values import as_residual as as_residual
 from .values import aval_of as aval_of
 from .values import concrete as concrete
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_jax_zero as is_jax_zero
+from .values import is_number as is_number
 from .values import like as like
 from .values import packs as packs
 from .values import permuted_sharding as permuted_sharding

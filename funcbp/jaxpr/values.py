@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, dispatch, util
+from jax._src import ad_util, core, dispatch, dtypes, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
@@ -63,9 +63,19 @@ def zeros(aval: Aval) -> jax.Array:
 
 def as_array(x: Any) -> Any:
     """A Python number or a numpy array as an array of JAX's; what is one stays as it is."""
-    if isinstance(x, (bool, int, float, complex)):
+    if is_number(x):
         return lax_internal._convert_element_type(x, weak_type=not isinstance(x, bool))
     return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != float0 else x
+
+
+def is_number(x: Any) -> bool:
+    """Whether this is a Python number."""
+    return isinstance(x, (bool, int, float, complex))
+
+
+def as_residual(x: Any) -> Any:
+    """What a backward rule gets of what its forward rule kept: Python numbers as numbers with a dtype, as JAX does."""
+    return dtypes.canonicalize_value(x) if is_number(x) else as_array(x)
 
 
 class _Perturbed(JVPTracer):

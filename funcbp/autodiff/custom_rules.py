@@ -105,8 +105,8 @@ def record_custom_vjp(
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
     _, res_tree, forwarded = out_trees()
     n = res_tree.num_leaves - sum(i is not None for i in forwarded)
-    own = iter(res_and_outs[:n])
-    res = [next(own) if i is None else operands[i] for i in forwarded]
+    own, first = iter(res_and_outs[:n]), jx.operands_before(fwd)
+    res = [next(own) if i is None else operands[first + i] for i in forwarded]
     with trace.below():
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
         # here only a value with a feedback weight is ours

@@ -29,6 +29,7 @@ from .inside import is_inlined as is_inlined
 from .inside import is_saved as is_saved
 from .inside import loops_apart as loops_apart
 from .inside import offload_of as offload_of
+from .inside import operands_before as operands_before
 from .inside import reducer as reducer
 from .inside import remat_of_marked as remat_of_marked
 from .inside import run_behind_barrier as run_behind_barrier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,10 +47,13 @@ def is_inlined(params: dict[str, Any]) -> bool:
     return params["inline"] is True or getattr(params["inline"], "name", "") == "JAX_EARLY"
 
 
-def bind_jit(program: Program, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+def bind_jit(
+    program: Program, args: Sequence[Any], params: dict[str, Any], donated: Sequence[bool] | None = None
+) -> list[Any]:
     """Run a program as a call like the one of these parameters, without tracing it again."""
+    given = (*([False] * len(program.consts)), *(donated or [False] * len(args)))
     args, n = [*program.consts, *args], len(program.outvars)
-    new = dict(params, jaxpr=program.closed, donated_invars=(False,) * len(args), keep_unused=False)
+    new = dict(params, jaxpr=program.closed, donated_invars=given, keep_unused=False)
     new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
     new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
     return list(primitives.jit_p.bind(*args, **new))
@@ -318,14 +322,21 @@ def custom_bwd(
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
-    logs = None
-    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
-        out, logs = out  # newer JAX
+    out, logs = out if hasattr(jax.custom_vjp, "defvjp_with_logs") else (out, None)
     out = [
         jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
         for c, t in zip(out, in_types, strict=True)
     ]
-    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out], logs
+    is_zero = lambda c: c is None or isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0
+    return [None if is_zero(c) else c for c in out], logs
+
+
+def operands_before(fwd: Any) -> int:
+    """How many operands `checkify` has put before those of a `custom_vjp` function: its errors.
+
+    The residuals that are arguments are counted without them.
+    """
+    return inspect.getclosurevars(fwd.f).nonlocals.get("num_errs", 0)
 
 
 def inlined(program: Program) -> Program:

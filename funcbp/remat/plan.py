@@ -225,10 +225,14 @@ class Plan:
 
 
 def plan_of_call(
-    passes: Passes, key: Any = "call", choose: Choose | None = None, offload: Offloads | None = None
+    passes: Passes,
+    key: Any = "call",
+    choose: Choose | None = None,
+    offload: Offloads | None = None,
+    donated: Sequence[bool] | None = None,
 ) -> Plan:
-    """Plan a body that runs once: its inputs are available when the backward pass comes."""
-    available_inputs = [True] * len(passes.in_types)
+    """Plan a body that runs once: its inputs are available when the backward pass comes, but for donated ones."""
+    available_inputs = [not d for d in donated or [False] * len(passes.in_types)]
     return passes.made(
         key,
         lambda: Plan(

@@ -33,6 +33,11 @@ def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **p
     return [c if c is Zero else back(i, c) for i, c in enumerate(ct)]
 
 
+def shard_alike_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool]) -> list[Any]:
+    """Two identities whose results are sharded alike; so are the cotangents, where both exist."""
+    return list(ct) if Zero in ct else primitive("shard_alike_p").bind(*ct)
+
+
 # Where a value lies is a question of the whole program: none of these is done again, and the marks stay where they are.
 PLACED, MARK = Traits(flops=free), STRUCTURAL.but(mark=True)
 
@@ -48,5 +53,7 @@ def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, Moves.ALL, t
 def_linear(
     primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), Moves.ALL, traits=PLACED
 )
+def_linear(primitive("xla_metadata_value_p"), lambda ct, x, **_: ct, Moves.STAYS, traits=PLACED)
+def_rule(primitive("shard_alike_p"), shard_alike_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitives.device_put_p, device_put_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

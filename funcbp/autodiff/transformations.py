@@ -70,6 +70,8 @@ def _operation(key: Any) -> Any:
 class Backward:
     """A way of going backward: the rules, as a value. The module's functions are those of `Backward()`.
 
+    Its methods are JAX's transformations, and `attach`, which puts it into a function that others differentiate.
+
     Args:
         rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
             that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by

@@ -32,7 +32,7 @@ def test_a_linear_call_goes_back_by_its_authors_transpose(how):
 
 def test_a_linear_call_has_no_derivative_with_respect_to_the_rest():
     f = lambda r: jax.custom_derivatives.linear_call(lambda r, t: r * t, lambda r, t: r * t, r, 3.0)
-    with pytest.raises(bp.MissingRuleError, match=r"linear_call at .*test_calls.* residual_args"):
+    with pytest.raises(bp.MissingRuleError, match=r"linear_call at .*test_other_calls.* residual_args"):
         bp.grad(f)(2.0)
 
 

@@ -56,6 +56,14 @@ def test_no_reverse_mode_of_jax(path):
     allowed = {
         "rules/fallback.py": [("borrowed_bwd", "jax.vjp")],  # the one fallback, on_missing="jax"
         "jaxpr/values.py": [("", "jax._src.interpreters.ad.JVPTracer")],  # a mark that is never run
+        "jaxpr/authors.py": [  # the rules of primitives that are not JAX's, and what JAX hands those
+            ("has_authors_jvp", "jax._src.interpreters.ad.primitive_jvps"),
+            ("has_authors_transpose", "jax._src.interpreters.ad.primitive_transposes"),
+            ("authors_primitives", "jax._src.interpreters.ad.primitive_jvps"),
+            ("authors_jvp", "jax._src.interpreters.ad.primitive_jvps"),
+            ("authors_transpose", "jax._src.interpreters.ad.UndefinedPrimal"),
+            ("authors_transpose", "jax._src.interpreters.ad.primitive_transposes"),
+        ],
         "jaxpr/marks.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode
         "jaxpr/snapshots.py": [  # our own primitives' forward mode, and the way back that JAX takes through them
             ("", "jax._src.interpreters.ad.primitive_jvps"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable, is_inexact
 
 __all__ = [
+    "ArgnumsError",
     "as_value",
+    "check_axes",
     "check_callable",
     "check_input",
     "check_output",
@@ -22,9 +25,12 @@ __all__ = [
     "checked",
     "checked_ct",
     "divided",
+    "flags_of",
     "holding_static",
+    "indices_of",
     "is_array",
     "name_of",
+    "numbers_of",
     "split_arguments",
     "without_aux",
 ]
@@ -63,26 +69,71 @@ def checked(x: Any) -> Any:
     return x
 
 
+def flags_of(flags: Any, tree: Any, name: str) -> list[bool]:
+    """Read a bool for each leaf of a tree: one for all, or containers of them that are its own as far as they go.
+
+    Containers are compared by their numbers of children, so that a tuple may stand for any of them.
+    """
+    if isinstance(flags, bool):
+        return [flags] * tree.num_leaves
+    children = tree.children()
+    parts = list(flags.values()) if isinstance(flags, dict) else list(flags) if isinstance(flags, (list, tuple)) else []
+    if not parts or len(parts) != len(children):
+        raise ValueError(
+            f"{name} is a bool, or a tree of bools like the primals, and has {flags!r} where they have {tree}."
+        )
+    return [b for part, child in zip(parts, children, strict=True) for b in flags_of(part, child, name)]
+
+
 def as_value(x: Any) -> Any:
     return x if isinstance(x, jax.Array) else jnp.asarray(checked(x))
+
+
+class ArgnumsError(TypeError, ValueError):
+    """No argument is where `argnums` asks for one: for JAX, a TypeError in `grad`, and a ValueError in `jacrev`."""
+
+
+def indices_of(argnums: Any) -> int | tuple[int, ...]:
+    """Read `argnums`: an integer of any kind, or a sequence of them."""
+    try:
+        return operator.index(argnums)
+    except TypeError:
+        pass
+    try:
+        return tuple(map(operator.index, argnums))
+    except TypeError:
+        raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.") from None
+
+
+def check_axes(reduce_axes: Sequence[Any]) -> None:
+    """Refuse what JAX has given up, and still takes empty."""
+    if reduce_axes:
+        raise NotImplementedError(
+            f"reduce_axes={reduce_axes!r} is given up in JAX, too: sum over a named axis with jax.lax.psum."
+        )
+
+
+def numbers_of(f: Callable[..., Any], argnums: int | Sequence[int], count: int) -> list[int]:
+    """List the numbers of the arguments that `argnums` asks for, of the `count` with which `f` was called."""
+    indices = indices_of(argnums)
+    numbers = [indices] if isinstance(indices, int) else list(indices)
+    for i in numbers:
+        if not -count <= i < count:
+            raise ArgnumsError(
+                f"argnums={argnums!r} asks for positional argument {i}, and {name_of(f)} was called with {count}. "
+                "Arguments passed by keyword cannot be differentiated with respect to."
+            )
+    numbers = [i % count for i in numbers]
+    if len(set(numbers)) < len(numbers):
+        raise ArgnumsError(f"argnums={argnums!r} names an argument twice.")
+    return numbers
 
 
 def split_arguments(
     f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
-    if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
-        raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
-    numbers = [argnums] if isinstance(argnums, int) else list(argnums)
-    for i in numbers:
-        if not -len(args) <= i < len(args):
-            raise ValueError(
-                f"argnums={argnums!r} asks for positional argument {i}, and {name_of(f)} was called with {len(args)}. "
-                "Arguments passed by keyword cannot be differentiated with respect to."
-            )
-    numbers = [i % len(args) for i in numbers]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"argnums={argnums!r} names an argument twice.")
+    numbers = numbers_of(f, argnums, len(args))
 
     def partial(*chosen: Any) -> Any:
         full = list(args)
@@ -124,9 +175,9 @@ def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
     """Divide what `f` returned with `has_aux`: its output, and the auxiliary data."""
-    if not isinstance(out, tuple) or len(out) != 2:
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
-    return out
+    return out[0], out[1]
 
 
 def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:

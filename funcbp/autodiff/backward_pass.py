@@ -59,6 +59,9 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
     return out
 
 
+Results = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[str, Any]]
+
+
 class BackwardState:
     """The options of one backward pass, and what it has found so far.
 
@@ -67,12 +70,14 @@ class BackwardState:
         named: the cotangents of the named values passed so far, by name; a loop's are stacked over its steps. None in a
             rehearsal, which finds out what the backward pass reads and edits nothing.
         observed: what the observer made of the entries, by their numbers, from the outermost tape in.
+        logs: what custom backward rules have logged, by name; a loop's are stacked over its steps.
     """
 
     def __init__(self, options: Options, named: Mapping[str, Any] | None = None):
         self.options = options
         self.named = None if named is None else dict(named)
         self.observed: dict[tuple[int, ...], Any] = {}
+        self.logs: dict[str, Any] = {}
         self._new: dict[str, Any] = {}
         self._at = -1
 
@@ -112,14 +117,26 @@ class BackwardState:
         """The cotangents that `outer_names` speaks of."""
         return [] if self.outer_names is None else list((self.named or {}).values())
 
-    @property
-    def results(self) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
-        """What this pass hands to that of the program around it: named cotangents, and what was observed."""
-        return self._new, self.observed
+    def log(self, logs: Mapping[str, Any] | None) -> None:
+        """Take what a rule logs.
 
-    def merge(self, results: tuple[dict[str, Any], dict[tuple[int, ...], Any]]) -> None:
+        Raises:
+            ValueError: something was logged by one of these names before.
+        """
+        twice = self.logs.keys() & (logs or {}).keys()
+        if twice:
+            raise ValueError(f"Two backward rules log by the same name: {listed(twice)}. Names of logs are unique.")
+        self.logs |= logs or {}
+
+    @property
+    def results(self) -> Results:
+        """What this pass hands to that of the program around it: named cotangents, what was observed, and logs."""
+        return self._new, self.observed, self.logs
+
+    def merge(self, results: Results) -> None:
         """Add what was found inside the entry at hand."""
-        new, observed = results
+        new, observed, logs = results
+        self.log(logs)
         if self.named is not None:
             self.named |= new
         self._new |= new

@@ -13,7 +13,7 @@ from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable
 from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
-from ..rules.kinds import Operation, Recorder, Rule
+from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
 from ..rules.registry import NAMED
 
 __all__ = ["CallRecorder", "record_custom_jvp", "record_custom_vjp"]
@@ -105,19 +105,20 @@ def record_custom_vjp(
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
     _, res_tree, forwarded = out_trees()
     n = res_tree.num_leaves - sum(i is not None for i in forwarded)
-    own = iter(res_and_outs[:n])
-    res = [next(own) if i is None else operands[i] for i in forwarded]
+    own, first = iter(res_and_outs[:n]), jx.operands_before(fwd)
+    res = [next(own) if i is None else operands[first + i] for i in forwarded]
     with trace.below():
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
         # here only a value with a feedback weight is ours
-        res = [jx.as_array(x.feedback if trace.mine(x) else x) for x in res]
+        res = [jx.as_residual(x.feedback if trace.mine(x) else x) for x in res]
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
-    def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> tuple[list[Any], Any]:
         """Call the backward rule that the user gave to `jax.custom_vjp`."""
         return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, in_types, symbolic_zeros)
 
-    rule = Rule(custom_vjp_bwd, factors=functools.partial(inline_bwd, custom_vjp_bwd, in_types))
+    cotangents = lambda res, ct, perturbed: custom_vjp_bwd(res, ct, perturbed)[0]
+    rule = LoggingRule(custom_vjp_bwd, factors=functools.partial(inline_bwd, cotangents, in_types))
     return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from .. import jaxpr as jx
-from ..cotangents import float0_zeros, instantiate, is_differentiable
+from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
 from ..rules.options import Options
 from .arguments import checked_ct
 from .backward_pass import BackwardState, backward_pass
 from .tape import Tape
 
-__all__ = ["Program", "Pullback"]
+__all__ = ["NotNeeded", "NotSaveable", "Program", "Pullback"]
 
 
 class Program(NamedTuple):
@@ -25,6 +25,7 @@ class Program(NamedTuple):
         tape: what was recorded.
         in_tree, in_types: the structure and the types of the primals.
         out_tree, out_types: those of the output.
+        of_primals: for each saved array, which leaf of the primals it is; None for one that is none of them.
     """
 
     options: Options
@@ -33,25 +34,108 @@ class Program(NamedTuple):
     in_types: tuple[Any, ...]
     out_tree: Any
     out_types: tuple[Any, ...]
+    of_primals: tuple[int | None, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotNeeded:
+    """What stands in `Pullback.args_res` for a primal that the pullback does not hold."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotSaveable:
+    """What stands in `Pullback.args_res` for a primal that the pullback needs and was not to hold."""
 
 
 class Pullback:
     """The function `vjp` returns: from a cotangent of the output to the cotangents of the primals.
 
     It is a pytree of the arrays that the forward pass saved, so it can be returned from one jitted function and called
-    in another.
+    in another. What it offers beside being called is what JAX's offers.
+
+    Attributes:
+        args_res: the primals that are among what was saved, a list with as many trees as there are primals; in the
+            place of the others, `NotNeeded()`. It can be assigned, to put back what was not `saveable_args`.
+        opaque_residuals: what else was saved.
+        structured_residuals: none; JAX has here what operations written as classes save under names of their own.
+        with_logs: the same function, which returns the pair of the cotangents and what backward rules made by
+            `jax.custom_vjp.defvjp_with_logs` log, a dict.
+        out_nzs: which outputs have a derivative, by their tree.
     """
 
-    def __init__(self, saved: Sequence[Any], program: Program):
-        self.saved, self.program = tuple(saved), program
+    def __init__(self, args_res: list[Any], opaque_residuals: Sequence[Any], program: Program, want_logs: bool = False):
+        self.args_res, self.opaque_residuals = args_res, list(opaque_residuals)
+        self.program, self.want_logs = program, want_logs
 
-    def __call__(self, ct: Any) -> tuple[Any, ...]:
+    @classmethod
+    def of(cls, saved: Sequence[Any], primals: Sequence[Any], saveable: Sequence[bool], program: Program) -> Pullback:
+        """Make it of what was saved, and of the leaves of the primals, to know them among that."""
+        leaf = {id(x): i for i, x in enumerate(primals)}
+        of_primals = tuple(leaf.get(id(x)) for x in saved)
+        held = [
+            NotNeeded() if i not in of_primals else x if keep else NotSaveable()
+            for i, (x, keep) in enumerate(zip(primals, saveable, strict=True))
+        ]
+        rest = [x for x, i in zip(saved, of_primals, strict=True) if i is None]
+        return cls(list(mirrored(program.in_tree, held)), rest, program._replace(of_primals=of_primals))
+
+    @property
+    def saved(self) -> list[Any]:
+        """What the forward pass saved, in the order of the tape's indices."""
+        primals, rest = jax.tree.leaves(self.args_res, is_leaf=_is_absent), iter(self.opaque_residuals)
+        saved = [next(rest) if i is None else primals[i] for i in self.program.of_primals]
+        if any(map(_is_absent, saved)):
+            raise ValueError(
+                "The pullback lacks primals that were not saveable_args. Put them back, with a list of the trees of "
+                f"all primals: pullback.args_res = [...]. It has {self.args_res}."
+            )
+        return saved
+
+    @property
+    def structured_residuals(self) -> list[Any]:
+        return []
+
+    @property
+    def in_tree(self) -> Any:
+        return self.program.in_tree
+
+    @property
+    def out_tree(self) -> Any:
+        return self.program.out_tree
+
+    @property
+    def out_nzs(self) -> Any:
+        return mirrored(self.out_tree, [i is not None for i in self.tape.outputs])
+
+    @property
+    def with_logs(self) -> Pullback:
+        return self.replace(want_logs=True)
+
+    def replace(self, **changes: Any) -> Pullback:
+        """Return the same but for these: `args_res`, `opaque_residuals`, `want_logs`."""
+        now = dict(
+            args_res=self.args_res,
+            opaque_residuals=self.opaque_residuals,
+            program=self.program,
+            want_logs=self.want_logs,
+        )
+        return type(self)(**{**now, **changes})
+
+    def __call__(self, ct: Any, *more: Any) -> Any:
         """Return the cotangents of the primals, as a tuple.
 
         Args:
             ct: a pytree like the function's output, with its shapes and dtypes (float0 for integer outputs).
         """
-        return self.observed(ct)[0]
+        if more:
+            raise TypeError(
+                f"A pullback takes one cotangent, structured like the output, and was called with {1 + len(more)} "
+                "arguments. Of a function that returns a tuple, pass the cotangents as a tuple."
+            )
+        back, state = self._back(ct)
+        return (back, state.logs) if self.want_logs else back
 
     def observed(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
         """Return the cotangents of the primals, and what the options' observer made of the entries, by their numbers.
@@ -60,6 +144,10 @@ class Pullback:
             ct: as above.
             edits: whether the options' edits are made; without them, the same tape gives the true cotangents.
         """
+        back, state = self._back(ct, edits)
+        return back, state.observed
+
+    def _back(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], BackwardState]:
         program = self.program
         leaves, tree = jax.tree.flatten(ct)
         if tree != program.out_tree:
@@ -67,17 +155,18 @@ class Pullback:
                 f"The cotangent must have the structure of the output, {program.out_tree}, and has {tree}."
             )
         cts = [checked_ct(c, t) for c, t in zip(leaves, program.out_types, strict=True)]
-        back, observed = self.flat(cts, edits)
-        out = [
-            jx.like(instantiate(c, t), t) if is_differentiable(t) else float0_zeros(t)
-            for c, t in zip(back, program.in_types, strict=True)
-        ]
-        return jax.tree.unflatten(program.in_tree, out), observed
+        back, state = self._pass(cts, edits)
+        out = [_handed_out(c, t) for c, t in zip(back, program.in_types, strict=True)]
+        return jax.tree.unflatten(program.in_tree, out), state
 
     def flat(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
         """Do the same for flat lists, with cotangents as the pass leaves them: arrays, `Zero`, or `Factored`."""
+        back, state = self._pass(cts, edits)
+        return back, state.observed
+
+    def _pass(self, cts: Sequence[Any], edits: bool) -> tuple[list[Any], BackwardState]:
         state = BackwardState(self.program.options, {} if edits else None)
-        return backward_pass(state, self.program.tape, self.saved, cts), state.observed
+        return backward_pass(state, self.program.tape, self.saved, cts), state
 
     @property
     def tape(self) -> Tape:
@@ -85,7 +174,7 @@ class Pullback:
         return self.program.tape
 
     def __repr__(self) -> str:
-        saved = sum(x.size * x.dtype.itemsize for x in self.saved)
+        saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((self.args_res, self.opaque_residuals)))
         types = lambda ts: ", ".join(f"{t.dtype}{list(t.shape)}" for t in ts)
         return (
             f"Pullback({types(self.program.out_types)} -> {types(self.program.in_types)}; "
@@ -93,6 +182,34 @@ class Pullback:
         )
 
 
+def mirrored(tree: Any, leaves: Sequence[Any]) -> Any:
+    """Build a tree like this one of leaves that its nodes may not take: what is no list or dict is a tuple."""
+    rest = iter(leaves)
+
+    def build(tree: Any) -> Any:
+        if tree.node_data() is None:
+            return next(rest)
+        kind, keys = tree.node_data()
+        children = [build(child) for child in tree.children()]
+        if kind is dict:
+            return dict(zip(keys, children, strict=True))
+        return None if kind is type(None) else children if kind is list else tuple(children)
+
+    return build(tree)
+
+
+def _handed_out(ct: Any, primal: Any) -> Any:
+    if not is_differentiable(primal):
+        return float0_zeros(primal)
+    return weak_as(instantiate(ct, primal), primal) if ct is Zero else materialize(ct)
+
+
+def _is_absent(x: Any) -> bool:
+    return isinstance(x, (NotNeeded, NotSaveable))
+
+
 jax.tree_util.register_pytree_node(
-    Pullback, lambda p: (p.saved, p.program), lambda program, saved: Pullback(saved, program)
+    Pullback,
+    lambda p: ((p.args_res, p.opaque_residuals), (p.program, p.want_logs)),
+    lambda static, arrays: Pullback(*arrays, *static),
 )

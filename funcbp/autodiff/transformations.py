@@ -25,14 +25,18 @@ from ..rules.options import Observer, Options
 from ..rules.registry import coverage
 from .arguments import (
     as_value,
+    check_axes,
     check_callable,
     check_input,
     check_output,
     check_scalar,
     checked,
     divided,
+    flags_of,
+    indices_of,
     split_arguments,
 )
+from .attach import attached
 from .backward_pass import check_names
 from .marks import feedback
 from .pullback import Program, Pullback
@@ -65,6 +69,8 @@ def _operation(key: Any) -> Any:
 
 class Backward:
     """A way of going backward: the rules, as a value. The module's functions are those of `Backward()`.
+
+    Its methods are JAX's transformations, and `attach`, which puts it into a function that others differentiate.
 
     Args:
         rules: rules that replace those of the table, by primitive, `{jax.lax.tanh_p: bp.rule(...)}`, by the function
@@ -198,17 +204,60 @@ class Backward:
         table = coverage(borrow=self.options.on_missing == "jax")
         return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
 
-    def vjp(self, f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-        """Compute the value of `f` and its pullback, as `jax.vjp`.
+    def attach(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the same function with this backward pass in it, for loops and libraries that call `jax.grad`.
+
+        Whatever differentiates it in reverse, `jax.grad` or `funcbp.grad`, alone or in the middle of another function,
+        inside `jit`, `vmap`, `scan` and `jax.checkpoint`, goes back through it by these rules, edits, feedback weights
+        and plan. What it closes over is differentiated too. Second derivatives are those of this backward pass, by
+        whatever takes them; only reverse mode over forward mode is refused, by JAX.
 
         Args:
-            f: a function of `primals` whose output is a pytree of arrays; with `has_aux`, a pair (output, anything).
+            f: a function of pytrees to a pytree of arrays. As by `jax.checkpoint`, it is traced with its arrays; what
+                else its arguments have (numbers, strings, functions) it gets as it is. Feedback weights are those of
+                its first argument.
+
+        Raises:
+            TypeError: in forward mode: JAX has none for functions with a backward rule of their own.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, funcbp as bp
+            >>> clip = bp.Backward(edits={"h": lambda ct, cts: jnp.clip(ct, -1, 1)})
+            >>> loss = clip.attach(lambda w, x: jnp.sum(bp.name(w * x, "h") ** 2))
+            >>> jax.grad(loss)(jnp.array(3.0), jnp.array([1.0, 10.0]))
+            Array(11., dtype=float32, weak_type=True)
+        """
+        check_callable(f)
+        unmarked = copy.copy(self)
+        unmarked.feedback = None
+        marked = functools.wraps(f)(lambda *args, **kwargs: f(*map(self.marked, args[:1]), *args[1:], **kwargs))
+        return attached(marked, unmarked.vjp)
+
+    def vjp(
+        self,
+        fun: Callable[..., Any],
+        *primals: Any,
+        has_aux: bool = False,
+        reduce_axes: Sequence[Any] = (),
+        saveable_args: Any = True,
+        in_nzs: Any = None,
+    ) -> Any:
+        """Compute the value of `fun` and its pullback, as `jax.vjp`.
+
+        Args:
+            fun: a function of `primals` whose output is a pytree of arrays; with `has_aux`, a pair (output, anything).
             primals: pytrees of arrays.
-            has_aux: whether `f` also returns auxiliary data.
+            has_aux: whether `fun` also returns auxiliary data.
+            reduce_axes: empty.
+            saveable_args: whether the pullback may hold primals: a bool, or a tree of them whose containers are, as
+                far as it goes, those of `primals`. In the place of those that it needs and may not hold, its `args_res`
+                has `NotSaveable()`, until they are put back.
+            in_nzs: likewise, which primals are differentiated; all, if left out. The cotangents of the others are zero.
 
         Returns:
             `(out, pullback)`, or `(out, pullback, aux)`. `pullback(ct)` takes a pytree like `out` and returns a tuple
-            of pytrees like `primals`; integer leaves have cotangents of dtype float0.
+            of pytrees like `primals`; integer leaves have cotangents of dtype float0. See `Pullback` for what else it
+            offers.
 
         Raises:
             MissingRuleError: an equation between a primal and the output has no rule.
@@ -219,48 +268,51 @@ class Backward:
             >>> pullback(jnp.ones(2))[0]
             Array([2., 6.], dtype=float32)
         """
-        return self._vjp(f, primals, has_aux)
-
-    def _vjp(self, f: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool) -> Any:
-        check_callable(f)
+        check_axes(reduce_axes)
+        check_callable(fun)
         options = self.options
         leaves, in_tree = jax.tree.flatten(primals)
         values = [as_value(x) for x in leaves]
 
         def flat(*xs: Any) -> tuple[list[Any], Any]:
             args = jax.tree.unflatten(in_tree, xs)
-            out = f(*map(self.marked, args[:1]), *args[1:])
-            out, aux = divided(f, out) if has_aux else (out, None)
+            out = fun(*map(self.marked, args[:1]), *args[1:])
+            out, aux = divided(fun, out) if has_aux else (out, None)
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], (aux, _Static(out_tree))
 
         run = with_aux(in_regions, flat, options.policy) if options.outside_loops else flat
-        tape, outs, saved, (aux, out_tree) = record(run, values, [True] * len(values), options)
+        perturbed = [True] * len(values) if in_nzs is None else flags_of(in_nzs, in_tree, "in_nzs")
+        saveable = flags_of(saveable_args, in_tree, "saveable_args")
+        tape, outs, saved, (aux, out_tree) = record(run, values, perturbed, options)
         check_names(options.edits, tape, "Backward(edits=...) has")
         types = tuple(map(jax.typeof, values)), tuple(map(jax.typeof, outs))
-        pullback = Pullback(saved, Program(options, tape, in_tree, types[0], out_tree.value, types[1]))
+        program = Program(options, tape, in_tree, types[0], out_tree.value, types[1], ())
+        pullback = Pullback.of(saved, values, saveable, program)
         out = jax.tree.unflatten(out_tree.value, outs)
         return (out, pullback, aux) if has_aux else (out, pullback)
 
     def value_and_grad(
         self,
-        f: Callable[..., Any],
+        fun: Callable[..., Any],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
+        reduce_axes: Sequence[Any] = (),
     ) -> Callable[..., Any]:
-        """Make a function that computes both the value of `f` and its gradient, as `jax.value_and_grad`.
+        """Make a function that computes both the value of `fun` and its gradient, as `jax.value_and_grad`.
 
         Args:
-            f: a function with a scalar output (or a pair (scalar, aux) with `has_aux`).
+            fun: a function with a scalar output (or a pair (scalar, aux) with `has_aux`).
             argnums: which positional arguments to differentiate with respect to: an int, or a sequence of ints.
-            has_aux: whether `f` returns a pair (output, auxiliary data).
-            holomorphic: whether `f` is promised to be holomorphic; then inputs and output must be complex.
+            has_aux: whether `fun` returns a pair (output, auxiliary data).
+            holomorphic: whether `fun` is promised to be holomorphic; then inputs and output must be complex.
             allow_int: whether integer arguments are allowed; their gradients have dtype float0.
+            reduce_axes: empty.
 
         Returns:
-            A function with the arguments of `f` that returns `(value, gradient)`, or `((value, aux), gradient)`. The
+            A function with the arguments of `fun` that returns `(value, gradient)`, or `((value, aux), gradient)`. The
             gradient has the structure of the argument, or is a tuple of them if `argnums` is a sequence.
 
         Example:
@@ -268,39 +320,42 @@ class Backward:
             >>> bp.value_and_grad(lambda x: jnp.sum(x**3))(jnp.array([1.0, 2.0]))
             (Array(9., dtype=float32), Array([ 3., 12.], dtype=float32))
         """
-        check_callable(f)
+        check_axes(reduce_axes)
+        check_callable(fun)
+        indices = indices_of(argnums)
 
-        @functools.wraps(f)
+        @functools.wraps(fun)
         def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-            partial, chosen = split_arguments(f, argnums, args, kwargs)
+            partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
                 check_input(x, holomorphic, allow_int, "grad")
-            value, pullback, *aux = self._vjp(partial, chosen, has_aux)
+            value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             check_scalar(value, holomorphic)
             grads = pullback(jnp.ones_like(value))
-            grads = grads[0] if isinstance(argnums, int) else tuple(grads)
+            grads = grads[0] if isinstance(indices, int) else tuple(grads)
             return ((value, aux[0]), grads) if has_aux else (value, grads)
 
         return value_and_gradient
 
     def grad(
         self,
-        f: Callable[..., Any],
+        fun: Callable[..., Any],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
+        reduce_axes: Sequence[Any] = (),
     ) -> Callable[..., Any]:
-        """Make a function that computes the gradient of `f`, as `jax.grad`. Arguments as in `value_and_grad`.
+        """Make a function that computes the gradient of `fun`, as `jax.grad`. Arguments as in `value_and_grad`.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
             >>> bp.grad(jnp.tanh)(0.0)
             Array(1., dtype=float32, weak_type=True)
         """
-        both = self.value_and_grad(f, argnums, has_aux, holomorphic, allow_int)
+        both = self.value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes)
 
-        @functools.wraps(f)
+        @functools.wraps(fun)
         def gradient(*args: Any, **kwargs: Any) -> Any:
             value, grads = both(*args, **kwargs)
             return (grads, value[1]) if has_aux else grads
@@ -309,17 +364,17 @@ class Backward:
 
     def jacrev(
         self,
-        f: Callable[..., Any],
+        fun: Callable[..., Any],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
     ) -> Callable[..., Any]:
-        """Make a function that computes the Jacobian of `f` by one vectorised backward pass, as `jax.jacrev`.
+        """Make a function that computes the Jacobian of `fun` by one vectorised backward pass, as `jax.jacrev`.
 
         Returns:
-            A function with the arguments of `f` whose result has, for every leaf y of the output and x of the argument,
-            an array of shape `y.shape + x.shape`, nested as the output's tree of the argument's tree.
+            A function with the arguments of `fun` whose result has, for every leaf y of the output and x of the
+            argument, an array of shape `y.shape + x.shape`, nested as the output's tree of the argument's tree.
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp
@@ -327,14 +382,15 @@ class Backward:
             Array([[2., 0.],
                    [0., 4.]], dtype=float32)
         """
-        check_callable(f)
+        check_callable(fun)
+        indices = indices_of(argnums)
 
-        @functools.wraps(f)
+        @functools.wraps(fun)
         def jacobian(*args: Any, **kwargs: Any) -> Any:
-            partial, chosen = split_arguments(f, argnums, args, kwargs)
+            partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
                 check_input(x, holomorphic, allow_int, "jacrev")
-            value, pullback, *aux = self._vjp(partial, chosen, has_aux)
+            value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             for y in jax.tree.leaves(value):
                 check_output(y, holomorphic, "jacrev")
             leaves, tree = jax.tree.flatten(value)
@@ -349,7 +405,7 @@ class Backward:
                 ]
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(lambda c, y=y: c.reshape(*y.shape, *c.shape[1:]), cts))
-            rows = [r[0] if isinstance(argnums, int) else tuple(r) for r in rows]
+            rows = [r[0] if isinstance(indices, int) else tuple(r) for r in rows]
             out = jax.tree.unflatten(tree, rows)
             return (out, aux[0]) if has_aux else out
 
@@ -357,16 +413,16 @@ class Backward:
 
     def hessian(
         self,
-        f: Callable[..., Any],
+        fun: Callable[..., Any],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
     ) -> Callable[..., Any]:
-        """Make a function that computes the Hessian of `f`, as `jax.hessian`: the forward derivative of our Jacobian.
+        """Make a function that computes the Hessian of `fun`, as `jax.hessian`: the forward derivative of our Jacobian.
 
         Returns:
-            A function with the arguments of `f` whose result has, for every leaf y of the output and leaves x, z of the
-            argument, an array of shape `y.shape + x.shape + z.shape`, nested as the output's tree of the argument's
+            A function with the arguments of `fun` whose result has, for every leaf y of the output and leaves x, z of
+            the argument, an array of shape `y.shape + x.shape + z.shape`, nested as the output's tree of the argument's
             tree of the argument's tree.
 
         Example:
@@ -375,8 +431,8 @@ class Backward:
             Array([[ 6.,  0.],
                    [ 0., 12.]], dtype=float32)
         """
-        first = self.jacrev(f, argnums, has_aux, holomorphic)
-        return jax.jacfwd(first, argnums, has_aux, holomorphic)
+        first = self.jacrev(fun, argnums, has_aux, holomorphic)
+        return jax.jacfwd(first, indices_of(argnums), has_aux, holomorphic)
 
     def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
         """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.

@@ -3,6 +3,7 @@
 from . import calls as calls
 from . import checkpoint as checkpoint
 from . import cond as cond
+from . import linear_call as linear_call
 from . import linear_solve as linear_solve
 from . import revolve as revolve
 from . import scan as scan

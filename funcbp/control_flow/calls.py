@@ -61,8 +61,9 @@ def call_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -
 
 def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
-    plan = plan_of_call(passes_of(constrained(params), perturbed, options))
-    return call_res(plan, primals, bind_jit(plan.forward, primals, params))
+    passes, donated = passes_of(constrained(params), perturbed, options), params["donated_invars"]
+    plan = plan_of_call(passes, ("call", donated), donated=donated)
+    return call_res(plan, primals, bind_jit(plan.forward, primals, params, donated))
 
 
 def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:

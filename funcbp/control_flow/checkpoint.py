@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..autodiff.passes import passes_of
-from ..jaxpr import bind_remat, is_saved, primitives, remat_of_marked, run_behind_barrier
+from ..jaxpr import bind_remat, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
 from ..remat.cut import permitted
 from ..remat.plan import plan_of_call
 from ..rules.kinds import State
@@ -22,11 +22,14 @@ __all__ = ["planned", "remat_bwd", "remat_fwd"]
 def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
     policy, narrow = params["policy"], options.policy.narrows
-    passes, saved = passes_of(params["jaxpr"], perturbed, options.inlining), functools.partial(is_saved, policy)
-    if policy is not None and not planned(policy):
-        passes = passes.made(("saving", policy), functools.partial(passes.saving, saved))
-    choose = policy.choose if planned(policy) else permitted(saved, cut=narrow)
-    plan = plan_of_call(passes, (policy, narrow), choose)
+    passes = passes_of(params["jaxpr"], perturbed, options.inlining)
+    if planned(policy):
+        plan = plan_of_call(passes, policy, policy.choose)
+    else:
+        saved, offload = functools.partial(is_saved, policy), functools.partial(offload_of, policy)
+        passes = passes.made(("saving", policy), lambda: passes.saving(saved, offload))
+        choose = permitted(saved, cut=narrow, offloaded=lambda eqn: offload(eqn) is not None)
+        plan = plan_of_call(passes, (policy, narrow), choose, offload)
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Zero, instantiate, materialize
+from ..cotangents import Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
     bind_cond,
     cond_branches,
     cond_of_marked,
+    cond_sum,
     primitives,
     split_list,
     strong,
@@ -87,7 +88,7 @@ def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool
     results = [_in_branch(i, *tree.unflatten([v.aval for v in p.outvars])) for i, (p, tree) in enumerate(programs)]
     # a cotangent, or a thing found, that any branch has: with its type, for the others to fill with zeros
     reached = [any(c is not Zero for c in cs) for cs in zip(*(cts for cts, _ in results), strict=True)]
-    found_types: tuple[dict[Any, Any], ...] = ({}, {})
+    found_types: tuple[dict[Any, Any], ...] = ({}, {}, {})
     for _, found in results:
         for all_types, of_branch in zip(found_types, found, strict=True):
             all_types.update({k: v for k, v in of_branch.items() if k not in all_types})
@@ -113,15 +114,20 @@ def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool
     of_branches = list(zip(plans, places, own, programs, strict=True))
     make = lambda: [branch(i, plan, place, w, *pr) for i, (plan, place, w, pr) in enumerate(of_branches)]
     branches = plans[0].passes.made((plans, tuple(nonzero), arg_types, state.outer_names), make)
-    cts, found = merged.unflatten(bind_cond(index, branches, args, params))
-    state.merge(found)
-    return [None, *cts]
+    cts, (named, observed, logs) = merged.unflatten(bind_cond(index, branches, args, params))
+    slots = lambda name: [logs.get((name, i)) for i in range(len(plans))]
+    state.merge((named, observed, {name: cond_sum(index, slots(name)) for name, _ in logs}))
+    return [None, *map(weak_as, cts, plans[0].passes.in_types)]
 
 
 def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
-    """Put the branch's number before those of its entries in what its backward pass found."""
-    named, watched = found
-    return cts, (named, {(i, *where): seen for where, seen in watched.items()})
+    """Put the branch's number before those of its entries in what its backward pass found, and beside what it logs."""
+    named, watched, logs = found
+    return cts, (
+        named,
+        {(i, *where): seen for where, seen in watched.items()},
+        {(name, i): log for name, log in logs.items()},
+    )
 
 
 def cond_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:

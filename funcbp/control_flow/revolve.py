@@ -18,7 +18,7 @@ from jax import lax
 from .. import jaxpr as jx
 from ..autodiff.backward_pass import BackwardState
 from ..autodiff.passes import passes_of
-from ..cotangents import Factored, Zero, instantiate, materialize
+from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import Program, split_list
 from ..remat.plan import OuterNames, Passes, Plan
 from ..remat.policies import POLICIES
@@ -216,12 +216,12 @@ def loop_bwd(
     later, to_xs, results = stacks_tree.unflatten(stacks)
     state.merge(results)
     totals, starts = iter(sums), iter(firsts)
-    return [
-        *([None] * loop.n_cond),
+    cts = [
         *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
         *(next(starts) if a else Zero for a in active),
         *(c.stacked(loop.steps) if type(c) is Factored else c for c in to_xs),
     ]
+    return [*([None] * loop.n_cond), *map(weak_as, cts, passes.in_types)]
 
 
 def _reversal(

@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Factored, Zero, instantiate, materialize
+from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
     bind_scan,
@@ -185,11 +185,12 @@ def scan_bwd(
     later, to_xs, results = tree.unflatten(stacks)
     state.merge(results)
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
-    return [
+    cts = [
         *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
         *(next(firsts) if a else Zero for a in active),
         *(c.stacked(params["length"]) if type(c) is Factored else c for c in to_xs),
     ]
+    return list(map(weak_as, cts, passes.in_types))
 
 
 def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[int]:

@@ -21,6 +21,7 @@ from .products import Moves as Moves
 from .products import Product as Product
 from .products import instantiate as instantiate
 from .products import materialize as materialize
+from .products import weak_as as weak_as
 from .zero import Zero as Zero
 from .zero import float0_zeros as float0_zeros
 from .zero import is_differentiable as is_differentiable

@@ -184,6 +184,11 @@ def materialize(ct: Any) -> Any:
     return ct.materialize() if type(ct) is Factored else ct
 
 
+def weak_as(ct: Any, aval: Any) -> Any:
+    """Return a cotangent that is weakly typed if its primal is, as JAX's is: what a loop carries is strongly typed."""
+    return ct if ct is Zero or type(ct) is Factored else jx.like(ct, aval)
+
+
 def instantiate(ct: Any, aval: Any) -> jax.Array:
     """Make the cotangent an array: `Zero` becomes zeros of this type, and products are contracted."""
     return jx.zeros(jx.strong(aval)) if ct is Zero else materialize(ct)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.arguments import check_callable, check_scalar, split_arguments
+from ..autodiff.arguments import check_callable, check_scalar, indices_of, split_arguments
 from ..autodiff.transformations import Backward
 
 __all__ = ["Alignment", "alignment"]
@@ -77,7 +77,7 @@ def alignment(
             edited, plain = jax.vmap(lambda weights: passes(backward.replace(feedback=weights)))(pairs)
             other, true = jax.tree.map(lambda g: g[0], edited), jax.tree.map(lambda g: g[1], plain)
         found = jax.tree.map(_compare, other, true)
-        return found[0] if isinstance(argnums, int) else found
+        return found[0] if isinstance(indices_of(argnums), int) else found
 
     return measured
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.arguments import check_callable, check_input, check_scalar, holding_static, split_arguments
+from ..autodiff.arguments import check_callable, check_input, check_scalar, holding_static, indices_of, split_arguments
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
@@ -45,7 +45,7 @@ def gradient_watched(
     value, pullback, *aux = backward.vjp(partial, *chosen, has_aux=has_aux)
     check_scalar(value, False)
     grads, seen = pullback.observed(jnp.ones_like(value))
-    grads = grads[0] if isinstance(argnums, int) else tuple(grads)
+    grads = grads[0] if isinstance(indices_of(argnums), int) else tuple(grads)
     return ((value, aux[0]) if has_aux else value), grads, pullback.tape, seen
 
 

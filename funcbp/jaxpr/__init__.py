@@ -8,6 +8,11 @@ reads programs; the file to open first.
 
 from jax.extend.core import primitives as primitives
 
+from .authors import authors_jvp as authors_jvp
+from .authors import authors_primitives as authors_primitives
+from .authors import authors_transpose as authors_transpose
+from .authors import has_authors_jvp as has_authors_jvp
+from .authors import has_authors_transpose as has_authors_transpose
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_jit as bind_jit
@@ -15,17 +20,22 @@ from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
 from .inside import bind_while as bind_while
 from .inside import cond_of_marked as cond_of_marked
+from .inside import cond_sum as cond_sum
 from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
+from .inside import fetched as fetched
 from .inside import inlined as inlined
 from .inside import is_inlined as is_inlined
 from .inside import is_saved as is_saved
 from .inside import loops_apart as loops_apart
+from .inside import offload_of as offload_of
+from .inside import operands_before as operands_before
 from .inside import reducer as reducer
 from .inside import remat_of_marked as remat_of_marked
 from .inside import run_behind_barrier as run_behind_barrier
 from .inside import scan_of_marked as scan_of_marked
 from .inside import solve_parts as solve_parts
+from .inside import stored as stored
 from .inside import transposed_solve as transposed_solve
 from .inside import while_of_marked as while_of_marked
 from .interpreter import CALLS as CALLS
@@ -79,16 +89,18 @@ from .sources import user_place as user_place
 from .sources import written_at as written_at
 from .sources import written_where as written_where
 from .values import Aval as Aval
+from .values import Bits as Bits
+from .values import Storage as Storage
 from .values import as_array as as_array
+from .values import as_residual as as_residual
 from .values import aval_of as aval_of
 from .values import concrete as concrete
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_jax_zero as is_jax_zero
+from .values import is_number as is_number
 from .values import like as like
-from .values import pack as pack
-from .values import packed as packed
 from .values import packs as packs
 from .values import permuted_sharding as permuted_sharding
 from .values import perturbed_mark as perturbed_mark
@@ -98,9 +110,9 @@ from .values import row as row
 from .values import sharding_of as sharding_of
 from .values import split_list as split_list
 from .values import strong as strong
+from .values import to_space as to_space
 from .values import to_strong as to_strong
 from .values import type_of as type_of
-from .values import unpack as unpack
 from .values import weakref_cache as weakref_cache
 from .values import zero_tangent as zero_tangent
 from .values import zeros as zeros

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +12,13 @@ import numpy as np
 from jax import lax
 from jax._src import ad_util, core, sharding_impls
 from jax._src.interpreters import partial_eval
+from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
-from .values import Aval, float0, sharding_of, weakref_cache, zeros
+from .values import Aval, Offload, Storage, float0, sharding_of, weakref_cache, zeros
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -45,10 +47,13 @@ def is_inlined(params: dict[str, Any]) -> bool:
     return params["inline"] is True or getattr(params["inline"], "name", "") == "JAX_EARLY"
 
 
-def bind_jit(program: Program, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+def bind_jit(
+    program: Program, args: Sequence[Any], params: dict[str, Any], donated: Sequence[bool] | None = None
+) -> list[Any]:
     """Run a program as a call like the one of these parameters, without tracing it again."""
+    given = (*([False] * len(program.consts)), *(donated or [False] * len(args)))
     args, n = [*program.consts, *args], len(program.outvars)
-    new = dict(params, jaxpr=program.closed, donated_invars=(False,) * len(args), keep_unused=False)
+    new = dict(params, jaxpr=program.closed, donated_invars=given, keep_unused=False)
     new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
     new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
     return list(primitives.jit_p.bind(*args, **new))
@@ -60,6 +65,14 @@ def is_saved(policy: Any, eqn: Any) -> bool:
         return False
     case = policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
     return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
+
+
+def offload_of(policy: Any, eqn: Any) -> Offload | None:
+    """Where a `jax.checkpoint` policy sends the results of this equation while they wait; None if they stay."""
+    case = policy and policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
+    if not isinstance(case, partial_eval.Offloadable):
+        return None
+    return Offload(*(core.mem_kind_to_space(kind) for kind in (case.dst, case.src)))
 
 
 def bind_scan(
@@ -105,13 +118,15 @@ def _scan_params(body: Program, n_consts: int, n_carry: int, n_xs: int, params: 
     return new
 
 
-def loops_apart(program: Program, saved: Callable[[Any], bool]) -> tuple[Program, Program, list[Any]]:
+def loops_apart(
+    program: Program, saved: Callable[[Any], bool], offload: Callable[[Any], Offload | None]
+) -> tuple[Program, Program, list[Any]]:
     """A program whose loops stack what is to be saved in them; the same, given those stacks; and the stacks.
 
     Both have the variables of the program. The second one's further inputs are the stacks, and its loops make nothing
-    again that is in them.
+    again that is in them. `offload` says where the results of an equation wait.
     """
-    pairs = [_loop_apart(eqn, saved) for eqn in program.eqns]
+    pairs = [_loop_apart(eqn, saved, offload) for eqn in program.eqns]
     stacks = [v for _, _, more in pairs for v in more]
     first, again = (list(eqns) for eqns in zip(*(pair[:2] for pair in pairs), strict=True)) if pairs else ([], [])
     jaxpr = program.jaxpr
@@ -119,7 +134,9 @@ def loops_apart(program: Program, saved: Callable[[Any], bool]) -> tuple[Program
     return Program(jaxpr.replace(eqns=first), program.consts), Program(given, program.consts), stacks
 
 
-def _loop_apart(eqn: Any, saved: Callable[[Any], bool]) -> tuple[Any, Any, list[Any]]:
+def _loop_apart(
+    eqn: Any, saved: Callable[[Any], bool], offload: Callable[[Any], Offload | None]
+) -> tuple[Any, Any, list[Any]]:
     """An equation, and the same given what was saved in it: two loops, if it is a loop in which something is."""
     if (
         eqn.primitive is not primitives.scan_p
@@ -129,20 +146,42 @@ def _loop_apart(eqn: Any, saved: Callable[[Any], bool]) -> tuple[Any, Any, list[
     ):
         return eqn, eqn, []
     closed, n_consts, n_carry = scan_parts(eqn.params)
-    first, again, values = loops_apart(Program(closed.jaxpr), saved)
-    made = (v for e in first.eqns if saved(e) for v in e.outvars if not isinstance(v, core.DropVar))
+    first, again, values = loops_apart(Program(closed.jaxpr), saved, offload)
+    made = {v: offload(e) for e in first.eqns if saved(e) for v in e.outvars if not isinstance(v, core.DropVar)}
     values = list(dict.fromkeys([*values, *made]))
     if not values:
         return eqn, eqn, []
-    stacks = [core.Var(v.aval.update(shape=(eqn.params["length"], *v.aval.shape))) for v in values]
     n_xs, invars = len(eqn.invars) - n_consts - n_carry, first.invars
-    first, again = first.with_outputs([*first.outvars, *values]), again.between([*invars, *values], first.outvars)
+    outs, inputs = first.outvars, [*invars, *values]
+    storage = {v: how for v, how in made.items() if how is not None}
+    first = stored(first.with_outputs([*outs, *values]), len(outs), storage)
+    again = fetched(storage, inputs, again.between(inputs, outs))
+    kept = (v.aval for v in first.outvars[len(outs) :])
+    stacks = [core.Var(t.update(shape=(eqn.params["length"], *t.shape))) for t in kept]
     how = lambda body, more: _scan_params(body, n_consts, n_carry, n_xs + more, eqn.params)
     return (
         eqn.replace(outvars=[*eqn.outvars, *stacks], params=how(first, 0)),
         eqn.replace(invars=[*eqn.invars, *stacks], params=how(again, len(stacks))),
         stacks,
     )
+
+
+def stored(program: Program, start: int, storage: Mapping[Any, Storage]) -> Program:
+    """The program, with its outputs from here on as they are stored; `storage` says which are not left as they are."""
+    if not storage:
+        return program
+    outvars = [*([None] * start), *program.outvars[start:]]
+    change = lambda *xs: [storage[v].store(x) if v in storage else x for v, x in zip(outvars, xs, strict=True)]
+    return program.then(trace(change, [v.aval for v in program.outvars], "store"), range(len(outvars)))
+
+
+def fetched(storage: Mapping[Any, Storage], inputs: Sequence[Any], program: Program) -> Program:
+    """The program of these inputs, some of which come as they are stored."""
+    if not storage:
+        return program
+    change = lambda *xs: [storage[v].fetch(x) if v in storage else x for v, x in zip(inputs, xs, strict=True)]
+    types = [storage[v].stored(v.aval) if v in storage else v.aval for v in inputs]
+    return trace(change, types, "fetch").then(program, range(len(inputs)))
 
 
 @weakref_cache
@@ -208,6 +247,12 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
 
 
+def cond_sum(index: Any, branches: list[Any]) -> Any:
+    """What JAX has for what differs by branch: one slot for each, of which that of the branch taken counts."""
+    kind = getattr(conditionals, "CondSum", lambda *parts: parts)  # newer JAX
+    return kind(index, branches)
+
+
 def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
     """The programs of a `custom_linear_solve`, and how many constants each of the four has."""
     return params["jaxprs"], tuple(params["const_lengths"])
@@ -269,21 +314,29 @@ def custom_bwd(
     out_types: Sequence[Aval],
     in_types: Sequence[Aval],
     symbolic_zeros: bool,
-) -> list[Any]:
-    """Call a `custom_vjp` function's own backward rule. Cotangents that are None are zero, in and out.
+) -> tuple[list[Any], dict[str, Any] | None]:
+    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero.
 
     A number that is no array is a cotangent of its primal's dtype.
     """
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
-    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], list):
-        out = out[0]  # newer JAX: the cotangents and the logs
+    out, logs = out if hasattr(jax.custom_vjp, "defvjp_with_logs") else (out, None)
     out = [
         jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
         for c, t in zip(out, in_types, strict=True)
     ]
-    return [None if isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0 else c for c in out]
+    is_zero = lambda c: c is None or isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0
+    return [None if is_zero(c) else c for c in out], logs
+
+
+def operands_before(fwd: Any) -> int:
+    """How many operands `checkify` has put before those of a `custom_vjp` function: its errors.
+
+    The residuals that are arguments are counted without them.
+    """
+    return inspect.getclosurevars(fwd.f).nonlocals.get("num_errs", 0)
 
 
 def inlined(program: Program) -> Program:

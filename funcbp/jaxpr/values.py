@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, util
+from jax._src import ad_util, core, dispatch, dtypes, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import primitives
@@ -28,7 +28,7 @@ float0 = jax.dtypes.float0
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
     lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
-    random.prng interpreters.partial_eval hijax
+    random.prng interpreters.partial_eval hijax xla_metadata shard_alike
 """.split()
 
 
@@ -55,15 +55,27 @@ def public_names() -> list[str]:
 
 
 def zeros(aval: Aval) -> jax.Array:
-    """An array of zeros of this type: shape, dtype, sharding."""
-    return ad_util.zeros_like_aval(aval)
+    """An array of zeros of this type: shape, dtype, sharding, memory."""
+    zero = ad_util.zeros_like_aval(aval)
+    here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
+    return zero if space in (None, here) else to_space(zero, space)
 
 
 def as_array(x: Any) -> Any:
     """A Python number or a numpy array as an array of JAX's; what is one stays as it is."""
-    if isinstance(x, (bool, int, float, complex)):
+    if is_number(x):
         return lax_internal._convert_element_type(x, weak_type=not isinstance(x, bool))
     return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != float0 else x
+
+
+def is_number(x: Any) -> bool:
+    """Whether this is a Python number."""
+    return isinstance(x, (bool, int, float, complex))
+
+
+def as_residual(x: Any) -> Any:
+    """What a backward rule gets of what its forward rule kept: Python numbers as numbers with a dtype, as JAX does."""
+    return dtypes.canonicalize_value(x) if is_number(x) else as_array(x)
 
 
 class _Perturbed(JVPTracer):
@@ -115,27 +127,66 @@ def like(x: Any, aval: Aval) -> Any:
     return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
+# --- how values are stored between the passes -------------------------------------------------------------------------
+
+
 def packs(aval: Aval) -> bool:
     """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
     return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
 
 
-def packed(aval: Aval) -> Aval:
-    """The type of such values as bits."""
-    return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+class Bits:
+    """Booleans as bits, eight neighbours along the last axis in one byte."""
+
+    @staticmethod
+    def stored(aval: Aval) -> Aval:
+        """The type of such values as bits."""
+        return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
+
+    @staticmethod
+    def store(x: Any) -> Any:
+        eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
+        return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+
+    @staticmethod
+    def fetch(x: Any) -> Any:
+        eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
+        shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
+        return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
 
 
-def pack(x: Any) -> Any:
-    """Booleans as bytes, eight neighbours along the last axis in one."""
-    eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
-    return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
+class Offload(NamedTuple):
+    """Values in another memory, such as the host's.
+
+    Attributes:
+        space: the memory where they wait.
+        home: the one they come from, and go back to.
+    """
+
+    space: Any
+    home: Any
+
+    def stored(self, aval: Aval) -> Aval:
+        """The type of such values there."""
+        return aval.update(memory_space=self.space)
+
+    def store(self, x: Any) -> Any:
+        return to_space(x, self.space)
+
+    def fetch(self, x: Any) -> Any:
+        return to_space(x, self.home)
 
 
-def unpack(x: Any) -> Any:
-    """The booleans that were packed."""
-    eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
-    shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
-    return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
+Storage = type[Bits] | Offload
+
+
+def to_space(x: Any, space: Any) -> Any:
+    """The same numbers in this memory."""
+    how = dispatch.ArrayCopySemantics.ALWAYS_COPY
+    return primitives.device_put_p.bind(x, devices=(space,), srcs=(None,), copy_semantics=(how,))[0]
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
 
 
 def sharding_of(x: Any) -> Any:

@@ -56,7 +56,9 @@ def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> lis
     return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
-def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
+def permitted(
+    saved: Callable[[Any], bool], cut: bool = True, offloaded: Callable[[Any], bool] = lambda eqn: False
+) -> Choose:
     """Make a choice of those results that a `jax.checkpoint` policy approves of and that are needed.
 
     Args:
@@ -64,6 +66,7 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
         cut: whether approved results that can be recomputed cheaply are saved only where that is narrower. Contractions
             of which the policy approves, and names where it does not approve of the named value itself, are never
             recomputed; what it does not approve of is never saved.
+        offloaded: whether the policy has the results wait in another memory; these are never recomputed either.
     """
 
     def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
@@ -75,7 +78,8 @@ def permitted(saved: Callable[[Any], bool], cut: bool = True) -> Choose:
         graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
-        recomputable = lambda eqn: is_cheap(eqn) and (eqn.primitive is not primitives.name_p or eqn.invars[0] in also)
+        only_name = lambda eqn: eqn.primitive is primitives.name_p and eqn.invars[0] not in also
+        recomputable = lambda eqn: is_cheap(eqn) and not only_name(eqn) and not offloaded(eqn)
         costs = [
             NEVER if a and not all(map(recomputable, eqns)) else 0
             for a, eqns in zip(approved, graph.makers, strict=True)

@@ -28,7 +28,8 @@ def products_before(options: Options, params: dict[str, Any]) -> Callable[..., l
     body, n_consts, n_carry = jx.scan_parts(params)
     stays = frozenset(getattr(p, "name", p) for p in options.rules)
     how = n_consts, n_carry, sinking.HOIST if options.policy.sinks else sinking.NEVER, stays
-    divided = _divided(body, *how) if params["length"] > 1 else None
+    steps = params["length"]  # not a number in a program that is exported for any length
+    divided = None if isinstance(steps, int) and steps <= 1 else _divided(body, *how)
     if divided is None:
         return None
     hoisted, rest = divided

@@ -24,6 +24,7 @@ from .graph import read_for
 __all__ = ["OuterNames", "Passes", "Plan", "Residuals", "plan_of_call", "with_names"]
 
 Made = TypeVar("Made")
+Offloads = Callable[[Any], Any]  # where the results of an equation wait, or None where they stay
 
 
 class Passes:
@@ -61,9 +62,9 @@ class Passes:
         self.stacks: list[Any] = []
         self._made: dict[Any, Any] = {}
 
-    def saving(self, saved: Callable[[Any], bool]) -> Passes:
+    def saving(self, saved: Callable[[Any], bool], offload: Offloads) -> Passes:
         """Return the same passes, where the loops of the forward program stack what is to be saved in them."""
-        forward, recompute, stacks = jx.loops_apart(self.forward, saved)
+        forward, recompute, stacks = jx.loops_apart(self.forward, saved, offload)
         other = Passes(forward, self.backward_pass, self.perturbed, self.differentiable, self.factored, self.tape)
         other.recompute, other.stacks = recompute, stacks
         return other
@@ -134,13 +135,15 @@ class Plan:
         choose: which values to keep: (forward, needed, available) -> variables of the forward program, `available`
             being the values that need not be kept; all that is needed, if left out.
         packs: whether masks are kept as bits where it chooses.
+        offload: where the results of an equation of the forward program wait, if not where they are.
 
     Attributes:
         needed: variables that the backward pass reads.
         available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
         hoisted: variables kept once, which follow from the loop-invariant inputs.
         saved: variables kept at every step.
-        packed: those of them that are kept as bits, eight booleans in a byte; none where all that is needed is kept.
+        storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
+            all that is needed is kept), or in another memory.
         forward: program from inputs to outputs, followed by `saved`.
         before: program from the loop-invariant inputs to `hoisted`.
     """
@@ -153,6 +156,7 @@ class Plan:
         loop_invariant: Sequence[bool] | None = None,
         choose: Choose | None = None,
         packs: bool = True,
+        offload: Offloads | None = None,
     ):
         self.passes, self._make = passes, make
         full, info = make(passes.differentiable, None)
@@ -177,21 +181,18 @@ class Plan:
         read -= {*self.hoisted, *self.saved}
         self.available_inputs = [i for i, v in enumerate(invars) if v in read]
         assert all(available_inputs[i] for i in self.available_inputs), "a plan may only read inputs that are there"
-        self.packed = {v for v in self.saved if choose is not None and packs and jx.packs(v.aval)}
-        self.forward, _ = forward.with_outputs([*passes.outputs, *self.saved]).pruned(keep_inputs=True)
-        if self.packed:
-            types = [v.aval for v in self.forward.outvars]
-            pack = self._bits(jx.pack, [*(None for _ in passes.outputs), *self.saved], types)
-            self.forward = self.forward.then(pack, range(len(types)))
+        self.storage: dict[Any, jx.Storage] = {
+            v: jx.Bits for v in self.saved if choose is not None and packs and jx.packs(v.aval)
+        }
+        if offload is not None:
+            elsewhere = {v: offload(eqn) for eqn in forward.eqns for v in eqn.outvars}
+            self.storage |= {v: elsewhere[v] for v in self.saved if elsewhere.get(v) is not None}
+        handing_out = forward.with_outputs([*passes.outputs, *self.saved])
+        self.forward, _ = jx.stored(handing_out, len(passes.outputs), self.storage).pruned(keep_inputs=True)
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)
         self._backward: dict[tuple[Sequence[bool], OuterNames], tuple[Program, Any]] = {}
         self._backward[passes.differentiable, None] = self._join(full), info
-
-    def _bits(self, change: Callable[[Any], Any], values: Sequence[Any], types: Sequence[Any]) -> Program:
-        """Trace a program that changes the packed ones of these values, and hands the others through."""
-        f = lambda *xs: [change(x) if v in self.packed else x for v, x in zip(values, xs, strict=True)]
-        return jx.trace(f, types, "bits")
 
     def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
         """Return the backward program, on what was saved, for these nonzero cotangents; and what `make` said.
@@ -219,17 +220,24 @@ class Plan:
         needed = [v for v, u in zip(candidates, used, strict=False) if u]
         outer_names = [*(invars[i] for i in self.available_inputs), *self.hoisted, *self.saved]
         recompute = self._recompute.between(outer_names, needed)
-        if self.packed:
-            types = [jx.packed(v.aval) if v in self.packed else v.aval for v in outer_names]
-            recompute = self._bits(jx.unpack, outer_names, types).then(recompute, range(len(outer_names)))
+        recompute = jx.fetched(self.storage, outer_names, recompute)
         return recompute.then(backward, [*range(len(needed)), *(None for _ in range(n_others))])
 
 
-def plan_of_call(passes: Passes, key: Any = "call", choose: Choose | None = None) -> Plan:
-    """Plan a body that runs once: its inputs are available when the backward pass comes."""
-    available_inputs = [True] * len(passes.in_types)
+def plan_of_call(
+    passes: Passes,
+    key: Any = "call",
+    choose: Choose | None = None,
+    offload: Offloads | None = None,
+    donated: Sequence[bool] | None = None,
+) -> Plan:
+    """Plan a body that runs once: its inputs are available when the backward pass comes, but for donated ones."""
+    available_inputs = [not d for d in donated or [False] * len(passes.in_types)]
     return passes.made(
-        key, lambda: Plan(passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose)
+        key,
+        lambda: Plan(
+            passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose, offload=offload
+        ),
     )
 
 

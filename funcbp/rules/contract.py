@@ -28,8 +28,12 @@ import jax
 __all__ = ["INPUTS", "NOTHING", "OUTPUT", "TYPES", "MissingRuleError", "Save"]
 
 
-class MissingRuleError(NotImplementedError):
-    """An equation must be differentiated and nobody has written its rule."""
+class MissingRuleError(NotImplementedError, ValueError):
+    """An equation must be differentiated and nobody has written its rule.
+
+    For JAX that is a `NotImplementedError` of most primitives, and a `ValueError` of `while` and of callbacks: what
+    catches either catches this.
+    """
 
     def __init__(self, message: str, located: bool = True):
         super().__init__(message)

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
-from ..jaxpr import primitive, primitives
+from ..jaxpr import aval_of, like, primitive, primitives
 from .contract import OUTPUT, TYPES
 from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, rule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Singularity, Traits, free, results
@@ -119,7 +119,7 @@ def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     if perturbed[1]:
         base = lax.convert_element_type(x, z.dtype)
         log = lax.log(where(lax.eq(base, lax.full_like(base, 0)), 1, base))
-        y_bar = unbroadcast(lax.convert_element_type(ct * log * z, y.dtype), y)
+        y_bar = like(unbroadcast(lax.convert_element_type(ct * log * z, y.dtype), y), aval_of(y))
     return [x_bar, y_bar]
 
 
@@ -561,13 +561,14 @@ def_rule(primitives.complex_p, complex_bwd, save=TYPES, traits=STRUCTURAL)
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def convert_back(ct: Any, x: Any, **params: Any) -> Any:
+def convert_back(ct: Any, x: Any, weak_type: bool = False, **params: Any) -> Any:
     """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, a number."""
     if not is_differentiable(x):
         return lax.convert_element_type(ct, jax.dtypes.canonicalize_dtype(float))
     if is_complex(ct) and not is_complex(x):
         ct = lax.real(ct)
-    return lax.convert_element_type(ct, x.dtype)
+    ct = lax.convert_element_type(ct, x.dtype) if ct.dtype != x.dtype else ct
+    return ct if weak_type == x.weak_type else like(ct, x)  # a weakly typed number that became a strongly typed one
 
 
 def_linear(primitives.convert_element_type_p, convert_back, Moves.STAYS)

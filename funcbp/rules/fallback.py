@@ -1,15 +1,17 @@
-"""What stands in for a rule that is not there: an error, or JAX's derivative of that one equation."""
+"""What stands in for a rule that is not there: its author's, an error, or JAX's derivative of that one equation."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from ..cotangents import float0_zeros, instantiate, is_differentiable
-from .kinds import MissingRule, Rule
+from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable
+from ..jaxpr import authors_transpose, has_authors_jvp, has_authors_transpose
+from .kinds import AuthorsRule, MissingRule, Rule
 from .options import Options
 from .registry import TABLE, UNSUPPORTED
 
@@ -58,9 +60,24 @@ def borrowed(primitive: Any) -> Rule:
     return Rule(borrowed_bwd)
 
 
+@functools.cache
+def authors(primitive: Any) -> Rule:
+    """A rule for a primitive that JAX does not define: what its author registered."""
+
+    def authors_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+        """Call the transpose rule that the primitive's author registered."""
+        values, types = res
+        cts = [None if c is Zero else c for c in (ct if primitive.multiple_results else [ct])]
+        return authors_transpose(primitive, values, perturbed, cts, types, params)
+
+    return AuthorsRule(authors_bwd, primitive=primitive)
+
+
 def lookup(options: Options, primitive: Any) -> Rule:
-    """The rule for a primitive: the option, the table, or the way these options treat missing ones."""
+    """The rule for a primitive: the option, the table, its author's, or the way these options treat missing ones."""
     rule = options.rules.get(primitive) or TABLE.get(primitive)
+    if rule is None and (has_authors_jvp(primitive) or has_authors_transpose(primitive)):
+        rule = authors(primitive)
     if rule is None:
         rule = borrowed(primitive) if options.on_missing == "jax" else missing(primitive)
     return rule

@@ -14,7 +14,7 @@ import jax
 from jax import lax
 
 from ..cotangents import ABSORB, Factored, Moves, Product, Zero
-from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, primitives, trace
+from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, is_number, primitives, trace
 from .traits import traits_of
 
 
@@ -58,17 +58,20 @@ def inline_bwd(
 ) -> list[Any]:
     """What `bwd(res, ct, perturbed)` returns, with the contractions at its end as `Factored`."""
     nonzero = [c is not Zero for c in ct]
-    args = [*res, *(c for c in ct if c is not Zero)]
+    arrays = [x for x in res if not is_number(x)]
+    args = [*arrays, *(c for c in ct if c is not Zero)]
     exists: list[bool] = []
 
     def flat(*xs: Any) -> list[Any]:
-        given = iter(xs[len(res) :])
-        outs = bwd(xs[: len(res)], [next(given) if z else Zero for z in nonzero], perturbed)
+        given, kept = iter(xs[len(arrays) :]), iter(xs)
+        outs = bwd(
+            [x if is_number(x) else next(kept) for x in res], [next(given) if z else Zero for z in nonzero], perturbed
+        )
         exists[:] = [c is not None and c is not Zero and p for c, p in zip(outs, perturbed, strict=True)]
         return [c for c, e in zip(outs, exists, strict=True) if e]
 
     program = inlined(trace(flat, [jax.typeof(a) for a in args], "bwd"))
-    from_ct = _following(program, program.invars[len(res) :])
+    from_ct = _following(program, program.invars[len(arrays) :])
     ends = [_end(program, v, from_ct) for v in program.outvars]
     wanted = [v for v, end in zip(program.outvars, ends, strict=True) for v in (end[0].invars if end else [v])]
     values = iter(program.with_outputs(wanted).pruned(keep_inputs=True)[0](*args))

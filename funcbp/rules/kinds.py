@@ -10,6 +10,7 @@ so that the recording trace and the backward pass call them and know no kind by 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from .contract import INPUTS, MissingRuleError, Save
 from .options import Options
 
 __all__ = [
+    "AuthorsRule",
     "BodyRule",
     "CallRule",
     "ControlRule",
     "Entry",
     "LinearRule",
+    "LoggingRule",
     "MissingRule",
     "NonDifferentiableRule",
     "Operation",
@@ -93,6 +96,10 @@ class Recorder(Protocol):
         """Whether a program is being traced around the recording."""
 
     @property
+    def in_tangent_rule(self) -> bool:
+        """Whether what runs is a tangent rule, which is linear in what is perturbed."""
+
+    @property
     def observing(self) -> bool:
         """Whether an observer wants the equations that no derivative goes through, too."""
 
@@ -151,6 +158,9 @@ class State(Protocol):
 
     def merge(self, results: Any) -> None:
         """Add what was found inside the entry at hand."""
+
+    def log(self, logs: Any) -> None:
+        """Take what a rule logs: a dict by name, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +287,39 @@ class TangentRule(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class AuthorsRule(Rule):
+    """A primitive that JAX does not define, by the tangent and the transpose rule that its author registered with JAX.
+
+    The tangent rule is recorded as any other; where it calls a primitive of its author's on a tangent, that is linear,
+    and goes back by its transpose rule.
+    """
+
+    primitive: Any = None
+
+    how: ClassVar[str] = "its author's"
+    local: ClassVar[bool] = False
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        if not operation.is_perturbed:
+            return recorder.passed(operation)
+        if not recorder.in_tangent_rule and jx.has_authors_jvp(self.primitive):
+            tangent = lambda primals, tangents, **params: jx.authors_jvp(self.primitive, primals, tangents, params)
+            return recorder.along(tangent, operation)
+        outs = recorder.run(operation)
+        if not recorder.in_tangent_rule or not jx.has_authors_transpose(self.primitive):
+            lacks = "transpose" if recorder.in_tangent_rule else "tangent"
+            return recorder.write(MissingRule(message=functools.partial(_unregistered, lacks)), operation, outs, ())
+        values = [jx.type_of(x) if p else x for x, p in zip(operation.values, operation.perturbed, strict=True)]
+        types = [jx.type_of(y) for y in (outs if self.primitive.multiple_results else [outs])]
+        return recorder.write(self, operation, outs, (values, types))
+
+
+def _unregistered(lacks: str, where: str) -> str:
+    where_to = "jax.interpreters.ad.primitive_" + {"tangent": "jvps", "transpose": "transposes"}[lacks]
+    return f"funcbp has no derivative for {where}: its author registered no {lacks} rule ({where_to})."
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SurrogateRule(Rule):
     """The output is a boolean, and has a cotangent all the same: a number, where the boolean becomes one."""
 
@@ -288,6 +331,18 @@ class SurrogateRule(Rule):
         outs = recorder.run(operation)
         res = (self.save or INPUTS)(operation.values, outs, operation.perturbed, operation.params)
         return recorder.write(self, operation, outs, res, differentiable=[True])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoggingRule(Rule):
+    """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None."""
+
+    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+        if state.options.factored:
+            return super().backward(state, entry, res, ct)
+        cts, logs = self.bwd(res, list(map(materialize, ct)), entry.perturbed)  # type: ignore[misc]
+        state.log(logs)
+        return cts
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Moves, Zero
-from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of
+from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of, to_space
 from .contract import TYPES
 from .registry import def_linear, def_rule
 from .traits import STRUCTURAL, Traits, free
@@ -24,8 +24,18 @@ def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: A
 
 
 def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
-    """The identity, on another device; cotangents go back to where the primals came from."""
-    return [c if c is Zero else bind_device_put(c, params, i) for i, c in enumerate(ct)]
+    """The identity, on another device or in another memory; cotangents go back to where the primals came from."""
+
+    def back(i: int, c: Any) -> Any:
+        space = types[i].memory_space
+        return bind_device_put(c, params, i) if jax.typeof(c).memory_space == space else to_space(c, space)
+
+    return [c if c is Zero else back(i, c) for i, c in enumerate(ct)]
+
+
+def shard_alike_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool]) -> list[Any]:
+    """Two identities whose results are sharded alike; so are the cotangents, where both exist."""
+    return list(ct) if Zero in ct else primitive("shard_alike_p").bind(*ct)
 
 
 # Where a value lies is a question of the whole program: none of these is done again, and the marks stay where they are.
@@ -43,5 +53,7 @@ def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, Moves.ALL, t
 def_linear(
     primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), Moves.ALL, traits=PLACED
 )
+def_linear(primitive("xla_metadata_value_p"), lambda ct, x, **_: ct, Moves.STAYS, traits=PLACED)
+def_rule(primitive("shard_alike_p"), shard_alike_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitives.device_put_p, device_put_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

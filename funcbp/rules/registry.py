@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from ..cotangents import Factored, Moves, Product, Zero, unbroadcast
-from ..jaxpr import aval_of, current_source, public_names
+from ..jaxpr import authors_primitives, aval_of, current_source, public_names
 from .contract import INPUTS, TYPES, Save
-from .kinds import BodyRule, ControlRule, LinearRule, NonDifferentiableRule, Rule, TangentRule, ZeroRule
+from .kinds import AuthorsRule, BodyRule, ControlRule, LinearRule, NonDifferentiableRule, Rule, TangentRule, ZeroRule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, UNKNOWN, Traits, describe
 
 __all__ = [
@@ -277,8 +277,9 @@ def coverage(borrow: bool = False) -> dict[str, str]:
             JAX under `on_missing="jax"`.
 
     Returns:
-        A dict from primitive name to `"hand-written"`, `"zero"`, `"non-differentiable"`, `"the function's own"` or
-        `"refused: "` and the reason, in alphabetical order.
+        A dict from primitive name to `"hand-written"`, `"zero"`, `"non-differentiable"`, `"the function's own"`,
+        `"its author's"` (of a primitive that JAX does not define: the rules registered with JAX) or `"refused: "` and
+        the reason, in alphabetical order.
 
     Example:
         >>> import funcbp as bp
@@ -288,6 +289,7 @@ def coverage(borrow: bool = False) -> dict[str, str]:
     own = dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "the function's own")
     known = own | {p.name: r.how for p, r in TABLE.items() if r.message is None}
     known |= {p.name: f"refused: {r.message('it')}" for p, r in TABLE.items() if r.message is not None}
+    known = dict.fromkeys((p.name for p in authors_primitives()), AuthorsRule.how) | known
     missing = {name: f"refused: {why}" for name, why in UNSUPPORTED.items()}
     if borrow:
         missing = dict.fromkeys({*missing, *public_names()}, "borrowed")

@@ -31,8 +31,8 @@ SPARSE = """
 """
 INTERNAL = """
     call_hi_primitive call_hi_primitive_linearized
-    custom_lin eval_jaxpr linear_call remat_opt stage tie dce_sink to_edtype from_edtype call relayout
-    with_memory_space_constraint xla_metadata_call xla_metadata_value
+    custom_lin eval_jaxpr remat_opt stage tie dce_sink to_edtype from_edtype call relayout
+    with_memory_space_constraint xla_metadata_call
 """
 
 def_unsupported("JAX's reverse mode has none either.", *AS_JAX.split())

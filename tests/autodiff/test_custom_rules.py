@@ -59,6 +59,22 @@ def test_a_cotangent_may_be_a_python_number(how, number):
 
 
 @HOW
+def test_a_residual_that_is_a_python_number_stays_one(how):
+    """A rule may decide by it, as Equinox's do, also where its function is called in a compiled one."""
+
+    @jax.custom_vjp
+    def powers(x):
+        return x**3
+
+    def bwd(res, ct):
+        doubles, n, x = res
+        return ((2 if doubles else 1) * n * x ** len(range(n - 1)) * ct,)
+
+    powers.defvjp(lambda x: (x**3, (True, 3, x)), bwd)
+    assert grad_of(jax.jit(powers), how)(jnp.array(2.0)) == 2 * 3 * 4
+
+
+@HOW
 def test_a_residual_that_is_a_constant_is_an_array(how):
     """A rule that indexes it by a traced number, as odeint's does, needs one of JAX's."""
 

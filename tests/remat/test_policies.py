@@ -136,3 +136,51 @@ def test_a_name_is_kept_though_it_could_be_had_again():
     named = jx.trace(f, [jax.typeof(jnp.ones((4, 3)))])
     (kept,) = permitted(lambda eqn: eqn.primitive.name == "name")(named, named.outvars, set(named.invars))
     assert kept.aval.shape == (4, 100)
+
+
+# --- values that wait in another memory -------------------------------------------------------------------------------
+
+OFFLOADS = {
+    "names": stock.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["s"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "products": stock.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+named = lambda y: jnp.sin(checkpoint_name(jnp.sin(y @ jnp.eye(3)), "s"))
+step = lambda y, _: (named(y), None)
+REGIONS = {
+    "straight": lambda policy: jax.checkpoint(lambda y: named(named(y)), policy=policy),
+    "a call inside": lambda policy: jax.checkpoint(jax.jit(named), policy=policy),
+    "a loop inside": lambda policy: jax.checkpoint(lambda y: lax.scan(step, y, length=3)[0], policy=policy),
+    "in a loop": lambda policy: lambda y: lax.scan(jax.checkpoint(step, policy=policy), y, length=3)[0],
+    "mapped": lambda policy: jax.vmap(jax.checkpoint(named, policy=policy)),
+}
+
+
+def transfers(f, y):
+    """How many equations send values to the host, and how many bring them back."""
+    program = str(jax.make_jaxpr(f)(y))
+    return [program.count(f"devices=(MemorySpace.{space},)") for space in ("Host", "Device")]
+
+
+@pytest.mark.parametrize("policy", OFFLOADS)
+@pytest.mark.parametrize("region", REGIONS)
+def test_what_is_offloaded_is_transferred_as_in_jax(region, policy):
+    """It leaves the device once and comes back once, inside loops too; the gradient is that of no policy."""
+    y = jnp.linspace(0.1, 0.9, 6).reshape(2, 3)
+    f, plain = (lambda y, p=p: jnp.sum(REGIONS[region](p)(y)) for p in (OFFLOADS[policy], None))
+    assert transfers(bp.grad(f), y) == transfers(jax.grad(f), y) != [0, 0]
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(y), bp.grad(plain)(y))
+
+
+def test_a_branch_sends_zeros_where_another_offloads_and_derivatives_go_twice():
+    region = jax.checkpoint(named, policy=OFFLOADS["names"])
+    f = lambda y: jnp.sum(lax.cond(y[0] > 0, region, lambda y: y, y))
+    y = jnp.array([0.1, 0.5, 0.9])
+    s = np.sin(y)
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(y), np.cos(s) * np.cos(y))
+    np.testing.assert_allclose(np.diag(bp.hessian(f)(y)), -np.sin(s) * np.cos(y) ** 2 - np.cos(s) * s)
+    assert bp.grad(f)(-y).tolist() == [1, 1, 1]

@@ -134,7 +134,7 @@ class Learner:
             on_batch = lambda params: self.loss(params, batch)
         loss, grads = self.backward.value_and_grad(on_batch)(params)
         with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
-            carried = _carried(on_batch, self.backward)
+            carried = self.backward.attach(on_batch)
             value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
             updates, memory = self._transformation.update(
                 grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
@@ -357,12 +357,3 @@ def count_numbers(tree: Any) -> int:
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
-
-
-def _carried(f: Callable[[Any], jax.Array], backward: Backward) -> Callable[[Any], jax.Array]:
-    """`f`, which optax differentiates in its line searches, carrying our gradient."""
-    carrier = jax.custom_vjp(f)
-    carrier.defvjp(
-        backward.value_and_grad(f), lambda grads, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), grads),)
-    )
-    return carrier

@@ -1,0 +1,57 @@
+"""A function that carries its backward pass along, into whatever differentiates it.
+
+It is a `jax.custom_vjp` of the function's program, whose forward rule is our forward pass and whose residual is our
+pullback. What the function closes over is an operand of that program beside its arguments, so it is differentiated too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, is_differentiable, materialize
+
+__all__ = ["attached"]
+
+
+def attached(f: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `f`, whose derivative is by `vjp`: see `Backward.attach`."""
+
+    @functools.wraps(f)
+    def carrying(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+        def of_arrays(*xs: Any) -> Any:
+            full = list(leaves)
+            for i, x in zip(arrays, xs, strict=True):
+                full[i] = x
+            args, kwargs = jax.tree.unflatten(tree, full)
+            return f(*args, **kwargs)
+
+        operands = [leaves[i] for i in arrays]
+        program, out_tree = jx.trace_tree(of_arrays, list(map(jax.typeof, operands)), "attached")
+        return jax.tree.unflatten(out_tree, _carrier(program.closed, vjp)(*program.consts, *operands))
+
+    return carrying
+
+
+def _carrier(program: Any, vjp: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """Return a program as a function whose derivative is by `vjp`."""
+    run = jx.as_function(program)
+    carrier = jax.custom_vjp(run)
+
+    def forward(*primals: Any) -> tuple[list[Any], Any]:
+        return vjp(run, *(p.value for p in primals), in_nzs=tuple(p.perturbed for p in primals))
+
+    def backward(pullback: Any, cts: Sequence[Any]) -> tuple[Any, ...]:
+        is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or not is_differentiable(jax.typeof(c))
+        back, _ = pullback.flat([Zero if is_zero(c) else c for c in cts])
+        return tuple(None if c is Zero else materialize(c) for c in back)
+
+    carrier.defvjp(forward, backward, symbolic_zeros=True)
+    return carrier

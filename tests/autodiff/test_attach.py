@@ -1,0 +1,122 @@
+"""A function with a backward pass of ours in it, under whatever differentiates it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import funcbp as bp
+from funcbp import credit
+
+TEN = bp.Backward(edits={"h": lambda ct, cts: 10 * ct})
+W, X = jnp.array(3.0), jnp.array([1.0, 10.0])
+NEVER = lambda w, x: w
+
+
+@TEN.attach
+def loss(w, x, power=2):
+    """Σ (w x)²: by its edit, ten times the derivative 2 w Σ x² = 606."""
+    return jnp.sum(bp.name(w * x, "h") ** power)
+
+
+def closing(w):
+    return TEN.attach(lambda x: jnp.sum(bp.name(w * x, "h") ** 2))(X)
+
+
+def over_two(f):
+    """The mean of f over two steps of a loop."""
+    return lambda w: lax.scan(lambda c, x: (c + f(w, x) / 2, None), jnp.zeros(()), jnp.stack([X, X]))[0]
+
+
+USES = {
+    "eager": loss,
+    "jit": jax.jit(loss),
+    "with an option": lambda w, x: loss(w, x, power=2),
+    "checkpoint": jax.checkpoint(loss),
+    "scan": lambda w, x: over_two(loss)(w),
+    "scan of checkpoint": lambda w, x: over_two(jax.checkpoint(loss))(w),
+    "cond": lambda w, x: lax.cond(w > 0, loss, NEVER, w, x),
+    "vmap": lambda w, x: jax.vmap(loss, (None, 0))(w, jnp.stack([x, 0 * x])).sum(),
+    "closed over": lambda w, x: closing(w),
+    "closed over in a loop": lambda w, x: over_two(lambda w, x: closing(w))(w),
+    "closed over in checkpoint": lambda w, x: jax.checkpoint(closing)(w),
+    "beside another output": lambda w, x: TEN.attach(lambda w, i: (i + 1, jnp.sum(bp.name(w * x, "h") ** 2)))(
+        w, jnp.arange(2)
+    )[1],
+}
+
+
+@pytest.mark.parametrize("grad", [jax.grad, bp.grad], ids=["jax", "ours"])
+@pytest.mark.parametrize("use", USES)
+def test_its_derivative_is_that_of_the_backward_pass(use, grad):
+    np.testing.assert_allclose(grad(USES[use])(W, X), 6060.0)
+    if use in ("eager", "closed over"):
+        np.testing.assert_allclose(
+            jax.jit(jax.vmap(grad(USES[use]), (0, None)))(jnp.stack([W, 2 * W]), X), [6060, 12120]
+        )
+
+
+def test_it_is_the_same_function_and_differentiates_what_is_asked_for():
+    assert loss(W, X) == 909.0 and loss.__name__ == "loss"
+    f = bp.Backward().attach(lambda w, x: jnp.sum(w * jnp.sin(x)))
+    _, pullback = jax.vjp(lambda w: f(w, jnp.arange(8.0)), W)
+    assert sum(r.size for r in jax.tree.leaves(pullback)) <= 8 + 1  # sin x, and not x, which is not differentiated
+    np.testing.assert_allclose(jax.grad(loss, 1)(W, X), 10 * 2 * 9 * X)
+
+
+def test_second_derivatives_are_those_of_this_backward_pass():
+    """The gradient is 20 w Σ x² = 2020 w, by whatever takes its derivative; forward mode is refused by JAX."""
+    for second in (jax.grad(jax.grad(loss)), jax.hessian(loss), bp.grad(bp.grad(loss)), bp.hessian(loss)):
+        np.testing.assert_allclose(second(W, X), 2020.0)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda w: loss(w, X), (W,), (W,))
+
+
+# --- a training loop that knows nothing of it -------------------------------------------------------------------------
+
+
+def train(loss, params, batches, optimizer):
+    """Somebody's loop."""
+
+    @jax.jit
+    def run(params):
+        def step(carry, batch):
+            params, state = carry
+            grads = jax.grad(loss)(params, batch)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
+
+    return run(params)
+
+
+normal = lambda i, *shape: np.asarray(jax.random.normal(jax.random.key(i), shape))
+
+
+def test_feedback_alignment_in_a_loop_written_for_jax():
+    params = {"a": {"kernel": normal(0, 3, 4)}, "b": {"kernel": normal(1, 4, 2)}}
+    batches = normal(2, 2, 5, 3)
+    net = lambda p, x: jnp.sum((jnp.tanh(x @ p["a"]["kernel"]) @ p["b"]["kernel"]) ** 2)
+    aligned = credit.feedback_alignment(jax.random.key(7), params)
+    got = train(aligned.attach(net), params, batches, optax.sgd(0.01))
+    (a, b), feedback = (params[k]["kernel"] for k in "ab"), np.asarray(aligned.feedback["b"]["kernel"])
+    for x in batches:
+        h = np.tanh(x @ a)
+        delta = 2 * h @ b
+        a, b = a - 0.01 * x.T @ (delta @ feedback.T * (1 - h**2)), b - 0.01 * h.T @ delta
+    np.testing.assert_allclose(got["a"]["kernel"], a, rtol=1e-6)
+    np.testing.assert_allclose(got["b"]["kernel"], b, rtol=1e-6)
+
+
+def test_a_plan_in_a_loop_written_for_jax():
+    """The numbers are JAX's, and between the passes there is one number a step, where JAX keeps several."""
+    f = lambda w, x: lax.scan(lambda c, x: (jnp.sin(jnp.sin(jnp.sin(c * w)) + x), None), w, x)[0]
+    x = jnp.arange(8.0)
+    planned = bp.Backward(residuals="inputs").attach(f)
+    train_both = [train(g, W, jnp.stack([x, x]), optax.sgd(0.1)) for g in (f, planned)]
+    np.testing.assert_allclose(*train_both, rtol=1e-6)
+    kept = lambda g: sum(r.size for r in jax.tree.leaves(jax.vjp(lambda w: g(w, x), W)[1]))
+    assert kept(planned) <= 2 * 8 + 2 < 3 * 8 <= kept(f)

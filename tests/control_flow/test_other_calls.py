@@ -1,0 +1,76 @@
+"""Calls and marks that JAX differentiates and that are ours by a line each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+from jax.experimental import checkify
+from jax.experimental.xla_metadata import set_xla_metadata
+
+import funcbp as bp
+
+X = jnp.array([0.3, 0.7])
+
+
+def twice_by_call(x):
+    """x ↦ 2x, whose author says that it goes back as x̄ = 5 z̄."""
+    return jax.custom_derivatives.linear_call(lambda r, t: r * t, lambda r, t: 2.5 * r * t, 2.0, x)
+
+
+WRAPS = {"eager": lambda f: f, "jit": jax.jit, "in a loop": lambda f: lambda x: lax.map(f, x)}
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_a_linear_call_goes_back_by_its_authors_transpose(how):
+    f = WRAPS[how](twice_by_call)
+    np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(jnp.sin(f(x))))(X), 5 * jnp.cos(2 * X))
+    np.testing.assert_allclose(
+        bp.grad(lambda x: jnp.sum(bp.grad(lambda x: jnp.sum(f(x) ** 2))(x)))(X), [2 * 5 * 2, 2 * 5 * 2]
+    )
+
+
+def test_a_linear_call_has_no_derivative_with_respect_to_the_rest():
+    f = lambda r: jax.custom_derivatives.linear_call(lambda r, t: r * t, lambda r, t: r * t, r, 3.0)
+    with pytest.raises(bp.MissingRuleError, match=r"linear_call at .*test_other_calls.* residual_args"):
+        bp.grad(f)(2.0)
+
+
+def test_what_is_said_to_the_compiler_is_the_identity():
+    f = lambda x: jnp.sum(jnp.sin(set_xla_metadata(x, a="b")))
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(X), jnp.cos(X))
+    shard_alike = pytest.importorskip("jax.experimental.shard_alike").shard_alike
+    f = lambda x: jnp.sum(jnp.sin(shard_alike(x, 2 * x)[1]) + shard_alike(x, x)[0])
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(X), 2 * jnp.cos(2 * X) + 1)
+
+
+@pytest.mark.parametrize("residuals", ["min_cut", "needed", "inputs"])
+def test_loops_of_a_symbolic_length_are_exported(residuals):
+    (b,) = export.symbolic_shape("b")
+    f = lambda w, v: jnp.sum(lax.scan(lambda c, r: (jnp.tanh(c * w + r), c), jnp.ones(2), v)[1])
+    grad = bp.Backward(residuals=residuals).grad(f)
+    exported = export.export(jax.jit(grad))(jax.ShapeDtypeStruct((2,), X.dtype), jax.ShapeDtypeStruct((b, 2), X.dtype))
+    np.testing.assert_allclose(exported.call(X, jnp.ones((3, 2))), grad(X, jnp.ones((3, 2))), rtol=1e-12)
+
+
+def test_checked_functions_keep_their_own_backward_rules():
+    """In JAX, the residual of a checked function is one of its errors where it should be its argument."""
+    sin = jax.custom_vjp(jnp.sin)
+    sin.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (10 * jnp.cos(x) * ct,))
+
+    def checked(x):
+        checkify.check(x > 0, "negative")
+        return sin(x)
+
+    f = lambda x: checkify.checkify(checked)(x)[1]
+    for grad in (bp.grad(f), jax.jit(bp.grad(f))):
+        np.testing.assert_allclose(grad(0.7), 10 * np.cos(0.7))
+
+
+def test_what_is_donated_is_taken_and_its_gradient_is_right():
+    f = jax.jit(lambda x: jnp.sin(x) * x, donate_argnums=0)
+    x, copy = jnp.arange(8.0), np.arange(8.0)
+    y, pullback = bp.vjp(f, x)
+    assert x.is_deleted()
+    np.testing.assert_allclose(y, np.sin(copy) * copy)
+    np.testing.assert_allclose(pullback(jnp.ones(8))[0], np.cos(copy) * copy + np.sin(copy))

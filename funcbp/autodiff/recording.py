@@ -29,6 +29,7 @@ from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
+from .references import meets_cells, record_on_cells, refuse_returned
 from .tape import Entry, Tape, TapeWriter
 
 __all__ = ["RecordedValue", "RecordingTrace", "record"]
@@ -256,6 +257,12 @@ class RecordingTrace(core.Trace):
         if primitive is jx.feedback_p:
             self.marked = True
             return self.with_feedback(tracers[0], self.value(tracers[1]))
+        if meets_cells(self, primitive, params, tracers):
+            return record_on_cells(self, primitive, params, tracers)
+        return self.process_operation(primitive, params, tracers)
+
+    def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+        """Record an operation that has nothing to do with references."""
         operation = self.operation(primitive, params, tracers)
         if operation.is_perturbed or operation.feedback is not None or self.observing:
             if self.options.inlines_calls and has_spike(operation):
@@ -307,6 +314,7 @@ def record(
             ]
         with trace.above():
             outs, rest = f(*primals)
+        refuse_returned(trace, [*outs, *jax.tree.leaves(rest)])
         indices = [trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs]
         tape, saved = trace.tape.finish(list(map(trace.index, primals)), indices, trace.observing)
         return tape, [trace.value(o) for o in outs], saved, jax.tree.map(trace.value, rest)

@@ -1,0 +1,126 @@
+"""Mutable references under the recording: a cell in the place of each, whose value is recorded as any other.
+
+A reference that is made while a function is recorded exists in no trace but ours: it is a `RecordedReference`, and what
+is read from it and written to it are operations on the cell's value (`jaxpr/references.py`). A reference that was there
+before is read and written as JAX does, at once, and no derivative goes through it; a program that meets it is given its
+value, and what the program wrote is written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from jax._src import core
+
+from .. import jaxpr as jx
+from ..rules.contract import MissingRuleError
+from ..rules.kinds import Operation
+
+__all__ = ["RecordedReference", "ReferenceRecorder", "lend", "meets_cells", "record_on_cells", "refuse_returned"]
+
+
+class ReferenceRecorder(Protocol):
+    """What is asked of the trace that records these operations. See `recording.py`."""
+
+    @property
+    def observing(self) -> bool: ...
+    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation: ...
+    def above(self) -> AbstractContextManager[Any]: ...
+    def below(self) -> AbstractContextManager[Any]: ...
+    def run(self, operation: Operation) -> Any: ...
+    def value(self, x: Any) -> Any: ...
+    def index(self, x: Any) -> int | None: ...
+
+
+class RecordedReference(core.Tracer):
+    """A mutable reference of this recording."""
+
+    __slots__ = ("cell",)
+
+    def __init__(self, trace: Any, cell: jx.Cell):
+        super().__init__(trace, cell.aval)
+        self.cell = cell
+
+    def full_lower(self) -> Any:
+        return self
+
+    def get_referent(self) -> Any:
+        return self
+
+    def _short_repr(self) -> str:
+        return f"RecordedReference({self.cell.aval})"
+
+
+def cell_of(trace: Any, x: Any) -> jx.Cell | None:
+    """The cell behind a reference of this recording; None behind anything else."""
+    return x.cell if type(x) is RecordedReference and x._trace is trace else None
+
+
+def meets_cells(trace: Any, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> bool:
+    """Tell whether an operation has to do with references: it makes, reads or writes some, or is handed one of ours."""
+    return jx.meets_references(primitive, params) or any(cell_of(trace, t) is not None for t in tracers)
+
+
+def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+    """Run an operation that has to do with references: on the values of its cells, which is then recorded."""
+    cells = [cell_of(trace, t) for t in tracers]
+    if all(c is None for c in cells) and not jx.makes_reference(primitive):
+        operation = trace.operation(primitive, params, tracers)
+        if jx.accesses(primitive):
+            _check_write(tracers[0], operation.is_perturbed)
+            return trace.run(operation)
+        if not operation.is_perturbed and not trace.observing:
+            return trace.run(operation)
+    lent: dict[int, jx.Cell] = {}
+    for t, c in zip(tracers, cells, strict=True):
+        if c is None and jx.is_reference(t) and id(t) not in lent:
+            lent[id(t)] = lend(trace, t)
+    try:
+        with trace.above():
+            args = [c if c is not None else lent.get(id(t), t) for t, c in zip(tracers, cells, strict=True)]
+            outs = jx.run_on_cells(primitive, params, args)
+    except jx.ReferenceError as error:
+        raise MissingRuleError(str(error)) from None
+    for cell in lent.values():
+        give_back(trace, cell)
+    box = lambda y: RecordedReference(trace, y) if type(y) is jx.Cell else y
+    return list(map(box, outs)) if primitive.multiple_results else box(outs)
+
+
+def lend(trace: ReferenceRecorder, reference: Any) -> jx.Cell:
+    """Put a reference that was there before into a cell."""
+    with trace.below():
+        return jx.Cell(jx.type_of(reference), jx.read_reference(reference), reference)
+
+
+def give_back(trace: ReferenceRecorder, cell: jx.Cell) -> None:
+    """Write what a cell has got into the reference that was lent."""
+    if cell.written:
+        _check_write(cell.reference, trace.index(cell.value) is not None)
+        with trace.below():
+            jx.write_reference(cell.reference, trace.value(cell.value))
+
+
+def _check_write(reference: Any, perturbed: bool) -> None:
+    if perturbed and not jx.passes_by(reference):
+        line = jx.user_line(jx.current_source())
+        raise MissingRuleError(
+            f"A differentiated value is written into a mutable reference that is not of the differentiated function"
+            f"{line and f' ({line})'}: no derivative could go through it. Make the reference inside the function, or "
+            "write jax.lax.stop_gradient(value)."
+        )
+
+
+def refuse_returned(trace: Any, outs: Sequence[Any]) -> None:
+    """Check that a function does not return a reference.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any(cell_of(trace, y) is not None for y in outs):
+        raise ValueError(
+            "The differentiated function returned a mutable reference that was made in it, which nobody outside could "
+            "read. Return its value: ref[...]."
+        )

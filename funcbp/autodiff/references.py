@@ -73,6 +73,8 @@ def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, 
             return trace.run(operation)
         if not operation.is_perturbed and not trace.observing:
             return trace.run(operation)
+    params, tracers = jx.with_closed_over(primitive, params, tracers)
+    cells = [cell_of(trace, t) for t in tracers]
     lent: dict[int, jx.Cell] = {}
     for t, c in zip(tracers, cells, strict=True):
         if c is None and jx.is_reference(t) and id(t) not in lent:

@@ -65,6 +65,7 @@ from .references import meets_references as meets_references
 from .references import passes_by as passes_by
 from .references import read_reference as read_reference
 from .references import run_on_cells as run_on_cells
+from .references import with_closed_over as with_closed_over
 from .references import write_reference as write_reference
 from .snapshots import as_plain as as_plain
 from .snapshots import bind_reversal as bind_reversal

@@ -36,6 +36,7 @@ __all__ = [
     "passes_by",
     "read_reference",
     "run_on_cells",
+    "with_closed_over",
     "write_reference",
 ]
 
@@ -103,8 +104,14 @@ def accesses(primitive: Any) -> bool:
 
 
 def meets_references(primitive: Any, params: dict[str, Any]) -> bool:
-    """Whether an operation makes, reads or writes references, itself or in a program inside."""
-    return accesses(primitive) or any(map(_stateful, core.jaxprs_in_params(params)))
+    """Whether an operation makes, reads or writes references, itself or in a program inside, or closed over some."""
+    programs = core.jaxprs_in_params(params)
+    return accesses(primitive) or any(map(_stateful, programs)) or bool(_closed_over(params))
+
+
+def _closed_over(params: dict[str, Any]) -> list[Any]:
+    """The references that a program inside closed over."""
+    return [c for c in getattr(params.get("jaxpr"), "consts", ()) if is_reference(c)]
 
 
 def _stateful(jaxpr: Any) -> bool:
@@ -244,27 +251,60 @@ class _Discharging(Visitor):
         return outs if eqn.primitive.multiple_results else [outs]
 
 
+def with_closed_over(primitive: Any, params: dict[str, Any], args: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The parameters and operands of an operation, a compiled call's with the references that it closed over."""
+    closed_over = _closed_over(params)
+    if not closed_over or primitive is not primitives.jit_p:
+        return params, list(args)
+    grown = _grown(params, 0, len(closed_over), 0)
+    return dict(grown, jaxpr=_taking_closed_over(params["jaxpr"])), [*args, *closed_over]
+
+
+def _grown(params: dict[str, Any], before: int, after: int, outputs: int) -> dict[str, Any]:
+    """The parameters of a compiled call with so many more inputs, before and after the others, and outputs."""
+    fill = lambda name, filler: (*(filler,) * before, *params[name], *(filler,) * after)
+    return dict(
+        params,
+        in_shardings=fill("in_shardings", UNSPECIFIED),
+        in_layouts=fill("in_layouts", None),
+        donated_invars=fill("donated_invars", False),
+        out_shardings=(*params["out_shardings"], *(UNSPECIFIED,) * outputs),
+        out_layouts=(*params["out_layouts"], *(None,) * outputs),
+    )
+
+
+@weakref_cache
+def _taking_closed_over(jaxpr: Any) -> Any:
+    """The program with the references that it closed over as its last inputs."""
+    references = _closed_over(dict(jaxpr=jaxpr))
+    n = len(in_avals(jaxpr))
+    f = lambda *args: run(jaxpr, args[:n], _Replacing(dict(zip(map(id, references), args[n:], strict=True))))
+    return close(jax.make_jaxpr(f)(*in_avals(jaxpr), *map(type_of, references)))
+
+
+class _Replacing(Visitor):
+    """Runs a program with others in the place of some constants."""
+
+    def __init__(self, others: dict[int, Any]):
+        self.others = others
+
+    def constant(self, x: Any) -> Any:
+        return self.others.get(id(x), x)
+
+
 # --- operations with programs inside ----------------------------------------------------------------------------------
 
 
 def _run_jit(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
     inside = discharged(params["jaxpr"], args)
-    program, inputs, n = inside.program, inside.inputs(args), len(close(params["jaxpr"]).out_avals)
-    n_more, n_new = len(program.consts), len(inputs) - len(args)
-    grown = lambda name, filler, more: (*(filler,) * n_more, *params[name], *(filler,) * more)
+    program, inputs = inside.program, inside.inputs(args)
     n_written = sum(inside.written)
-    new = dict(
-        params,
-        jaxpr=program.closed,
-        in_shardings=grown("in_shardings", UNSPECIFIED, n_new),
-        in_layouts=grown("in_layouts", None, n_new),
-        donated_invars=(False,) * (n_more + len(inputs)),
-        out_shardings=(*params["out_shardings"], *(UNSPECIFIED,) * n_written),
-        out_layouts=(*params["out_layouts"], *(None,) * n_written),
-    )
+    new = _grown(params, len(program.consts), len(inputs) - len(args), n_written)
+    new |= dict(jaxpr=program.closed, donated_invars=(False,) * len(new["donated_invars"]))
     outs = primitive.bind(*program.consts, *inputs, **new)
-    inside.write(args, outs[n:])
-    return list(outs[:n])
+    outs, values = split_list(outs, len(outs) - n_written)
+    inside.write(args, values)
+    return outs
 
 
 def _run_remat(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:

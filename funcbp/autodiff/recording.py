@@ -29,7 +29,7 @@ from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
-from .references import meets_cells, record_on_cells, refuse_returned
+from .references import RecordedReference, held, meets_cells, record_on_cells, refuse_returned, written_back
 from .tape import Entry, Tape, TapeWriter
 
 __all__ = ["RecordedValue", "RecordingTrace", "record"]
@@ -85,6 +85,13 @@ class RecordingTrace(core.Trace):
         self._count += 1
         return RecordedValue(self, value, self._count - 1)
 
+    def primal(self, value: Any) -> RecordedValue | RecordedReference:
+        """Box an input; of a reference, what it holds."""
+        if not jx.is_reference(value):
+            with self.below():
+                return self.new(value)
+        return held(self, value)
+
     def mine(self, x: Any) -> bool:
         return type(x) is RecordedValue and x._trace is self
 
@@ -92,6 +99,8 @@ class RecordingTrace(core.Trace):
         return x.value if self.mine(x) else x
 
     def index(self, x: Any) -> int | None:
+        """Which of the tape's values this is; of a reference, what it holds."""
+        x = x.cell.value if type(x) is RecordedReference and x._trace is self else x
         return x.index if self.mine(x) else None
 
     def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
@@ -308,13 +317,12 @@ def record(
     """
     with core.take_current_trace() as parent:
         trace = RecordingTrace(parent, options)
-        with trace.below():
-            primals = [
-                trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)
-            ]
+        primals = [trace.primal(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
+        firsts = list(map(trace.index, primals))
         with trace.above():
             outs, rest = f(*primals)
         refuse_returned(trace, [*outs, *jax.tree.leaves(rest)])
+        written_back(trace, primals)
         indices = [trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs]
-        tape, saved = trace.tape.finish(list(map(trace.index, primals)), indices, trace.observing)
+        tape, saved = trace.tape.finish(firsts, indices, trace.observing)
         return tape, [trace.value(o) for o in outs], saved, jax.tree.map(trace.value, rest)

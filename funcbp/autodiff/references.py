@@ -18,7 +18,15 @@ from .. import jaxpr as jx
 from ..rules.contract import MissingRuleError
 from ..rules.kinds import Operation
 
-__all__ = ["RecordedReference", "ReferenceRecorder", "lend", "meets_cells", "record_on_cells", "refuse_returned"]
+__all__ = [
+    "RecordedReference",
+    "ReferenceRecorder",
+    "held",
+    "meets_cells",
+    "record_on_cells",
+    "refuse_returned",
+    "written_back",
+]
 
 
 class ReferenceRecorder(Protocol):
@@ -95,6 +103,20 @@ def lend(trace: ReferenceRecorder, reference: Any) -> jx.Cell:
     """Put a reference that was there before into a cell."""
     with trace.below():
         return jx.Cell(jx.type_of(reference), jx.read_reference(reference), reference)
+
+
+def held(trace: Any, reference: Any) -> RecordedReference:
+    """Box a reference that is differentiated with respect to what it holds."""
+    cell = lend(trace, reference)
+    return RecordedReference(trace, jx.Cell(cell.aval, trace.new(cell.value), reference))
+
+
+def written_back(trace: Any, primals: Sequence[Any]) -> None:
+    """Write into the references among the primals what the function wrote there."""
+    for cell in filter(None, (cell_of(trace, x) for x in primals)):
+        if cell.written:
+            with trace.below():
+                jx.write_reference(cell.reference, trace.value(cell.value))
 
 
 def give_back(trace: ReferenceRecorder, cell: jx.Cell) -> None:

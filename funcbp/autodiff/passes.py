@@ -30,6 +30,7 @@ def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Pas
         return [*outs, *(x for x in saved if not jx.is_reference(x))], (tape, references)
 
     program, (tape, references) = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
+    program = jx.without_references(program)  # the user's own forward rules may make some
     if any(i is not None for i in references):
         made = iter(program.outvars)
         outs = [next(made) for _ in tape.outputs]

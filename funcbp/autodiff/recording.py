@@ -29,7 +29,7 @@ from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
-from .references import RecordedReference, held, meets_cells, record_on_cells, refuse_returned, written_back
+from .references import RecordedReference, cell_of, give_back, lend, meets_cells, record_on_cells, refuse_returned
 from .tape import Entry, Tape, TapeWriter
 
 __all__ = ["RecordedValue", "RecordingTrace", "record"]
@@ -84,13 +84,6 @@ class RecordingTrace(core.Trace):
         """Box a perturbed value that nothing has been recorded of yet."""
         self._count += 1
         return RecordedValue(self, value, self._count - 1)
-
-    def primal(self, value: Any) -> RecordedValue | RecordedReference:
-        """Box an input; of a reference, what it holds."""
-        if not jx.is_reference(value):
-            with self.below():
-                return self.new(value)
-        return held(self, value)
 
     def mine(self, x: Any) -> bool:
         return type(x) is RecordedValue and x._trace is self
@@ -317,12 +310,15 @@ def record(
     """
     with core.take_current_trace() as parent:
         trace = RecordingTrace(parent, options)
-        primals = [trace.primal(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
+        with trace.below():
+            box = lambda v: lend(trace, v, perturbed=True) if jx.is_reference(v) else trace.new(v)
+            primals = [box(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
         firsts = list(map(trace.index, primals))
         with trace.above():
             outs, rest = f(*primals)
         refuse_returned(trace, [*outs, *jax.tree.leaves(rest)])
-        written_back(trace, primals)
+        for cell in filter(None, (cell_of(trace, x) for x in primals)):
+            give_back(trace, cell, differentiated=True)
         indices = [trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs]
         tape, saved = trace.tape.finish(firsts, indices, trace.observing)
         return tape, [trace.value(o) for o in outs], saved, jax.tree.map(trace.value, rest)

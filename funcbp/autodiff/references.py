@@ -21,11 +21,16 @@ from ..rules.kinds import Operation
 __all__ = [
     "RecordedReference",
     "ReferenceRecorder",
-    "held",
+    "cell_of",
+    "contents",
+    "give_back",
+    "kept_reference",
+    "lend",
     "meets_cells",
     "record_on_cells",
     "refuse_returned",
-    "written_back",
+    "shown",
+    "take_up",
 ]
 
 
@@ -40,6 +45,7 @@ class ReferenceRecorder(Protocol):
     def run(self, operation: Operation) -> Any: ...
     def value(self, x: Any) -> Any: ...
     def index(self, x: Any) -> int | None: ...
+    def new(self, value: Any) -> Any: ...
 
 
 class RecordedReference(core.Tracer):
@@ -82,47 +88,34 @@ def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, 
         if not operation.is_perturbed and not trace.observing:
             return trace.run(operation)
     params, tracers = jx.with_closed_over(primitive, params, tracers)
-    cells = [cell_of(trace, t) for t in tracers]
-    lent: dict[int, jx.Cell] = {}
-    for t, c in zip(tracers, cells, strict=True):
-        if c is None and jx.is_reference(t) and id(t) not in lent:
-            lent[id(t)] = lend(trace, t)
+    lent = {id(t): lend(trace, t) for t in tracers if cell_of(trace, t) is None and jx.is_reference(t)}
+    boxes = [lent.get(id(t), t) for t in tracers]
     try:
         with trace.above():
-            args = [c if c is not None else lent.get(id(t), t) for t, c in zip(tracers, cells, strict=True)]
-            outs = jx.run_on_cells(primitive, params, args)
+            if primitive is jx.primitives.jit_p and jx.enters_custom(params):
+                outs = jx.as_function(jx.constrained(params))(*boxes)
+            else:
+                outs = jx.run_on_cells(primitive, params, [cell_of(trace, t) or t for t in boxes])
     except jx.ReferenceError as error:
         raise MissingRuleError(str(error)) from None
-    for cell in lent.values():
-        give_back(trace, cell)
-    box = lambda y: RecordedReference(trace, y) if type(y) is jx.Cell else y
-    return list(map(box, outs)) if primitive.multiple_results else box(outs)
+    for box in lent.values():
+        give_back(trace, box.cell)
+    boxed = lambda y: RecordedReference(trace, y) if type(y) is jx.Cell else y
+    return list(map(boxed, outs)) if primitive.multiple_results else boxed(outs)
 
 
-def lend(trace: ReferenceRecorder, reference: Any) -> jx.Cell:
-    """Put a reference that was there before into a cell."""
+def lend(trace: Any, reference: Any, perturbed: bool = False) -> RecordedReference:
+    """Box a reference that was there before, with what it holds; perturbed, if that is differentiated."""
     with trace.below():
-        return jx.Cell(jx.type_of(reference), jx.read_reference(reference), reference)
+        value = jx.read_reference(reference)
+    value = trace.new(value) if perturbed else value
+    return RecordedReference(trace, jx.Cell(jx.type_of(reference), value, reference))
 
 
-def held(trace: Any, reference: Any) -> RecordedReference:
-    """Box a reference that is differentiated with respect to what it holds."""
-    cell = lend(trace, reference)
-    return RecordedReference(trace, jx.Cell(cell.aval, trace.new(cell.value), reference))
-
-
-def written_back(trace: Any, primals: Sequence[Any]) -> None:
-    """Write into the references among the primals what the function wrote there."""
-    for cell in filter(None, (cell_of(trace, x) for x in primals)):
-        if cell.written:
-            with trace.below():
-                jx.write_reference(cell.reference, trace.value(cell.value))
-
-
-def give_back(trace: ReferenceRecorder, cell: jx.Cell) -> None:
+def give_back(trace: ReferenceRecorder, cell: jx.Cell, differentiated: bool = False) -> None:
     """Write what a cell has got into the reference that was lent."""
     if cell.written:
-        _check_write(cell.reference, trace.index(cell.value) is not None)
+        _check_write(cell.reference, trace.index(cell.value) is not None and not differentiated)
         with trace.below():
             jx.write_reference(cell.reference, trace.value(cell.value))
 
@@ -135,6 +128,43 @@ def _check_write(reference: Any, perturbed: bool) -> None:
             f"{line and f' ({line})'}: no derivative could go through it. Make the reference inside the function, or "
             "write jax.lax.stop_gradient(value)."
         )
+
+
+def contents(trace: Any, x: Any) -> Any:
+    """What is in a reference of ours; anything else is what it is."""
+    cell = cell_of(trace, x)
+    return x if cell is None else cell.value
+
+
+def shown(trace: Any, x: Any) -> Any:
+    """Show a reference of ours to a rule that somebody wrote: what it holds is a plain value there."""
+    cell = cell_of(trace, x)
+    if cell is None:
+        return trace.value(x)
+    return RecordedReference(trace, jx.Cell(cell.aval, trace.value(cell.value), cell.reference))
+
+
+def take_up(trace: Any, x: Any, shown: Any) -> None:
+    """Take up what a rule that somebody wrote has written into a reference of ours that it was shown."""
+    cell = cell_of(trace, x)
+    if cell is None or not shown.cell.written:
+        return
+    if trace.index(cell.value) is not None:
+        raise MissingRuleError(
+            str(jx.unfollowed("that holds a differentiated value, and is written in a function with its own derivative"))
+        )
+    cell.value = shown.cell.value
+
+
+def kept_reference(trace: Any, x: Any) -> Any:
+    """What a backward rule that somebody wrote is given for what its forward rule kept."""
+    cell = cell_of(trace, x)
+    if cell is None:
+        return x
+    if not cell.outlasts:
+        what = "that is made inside the differentiated function, into the backward rule of a `jax.custom_vjp` function"
+        raise MissingRuleError(str(jx.unfollowed(what)))
+    return cell.reference
 
 
 def refuse_returned(trace: Any, outs: Sequence[Any]) -> None:

@@ -30,18 +30,21 @@ __all__ = [
     "Cell",
     "ReferenceError",
     "accesses",
+    "enters_custom",
     "is_reference",
     "makes_reference",
     "meets_references",
     "passes_by",
     "read_reference",
     "run_on_cells",
+    "unfollowed",
     "with_closed_over",
+    "without_references",
     "write_reference",
 ]
 
-MAKERS = ("new_ref", "empty_ref")
-ACCESSES = (*MAKERS, "get", "swap", "addupdate", "freeze", "free_ref")
+MAKERS = frozenset(("new_ref", "empty_ref"))
+ACCESSES = MAKERS | {"get", "swap", "addupdate", "freeze", "free_ref"}
 
 
 class ReferenceError(NotImplementedError):
@@ -104,9 +107,22 @@ def accesses(primitive: Any) -> bool:
 
 
 def meets_references(primitive: Any, params: dict[str, Any]) -> bool:
-    """Whether an operation makes, reads or writes references, itself or in a program inside, or closed over some."""
-    programs = core.jaxprs_in_params(params)
-    return accesses(primitive) or any(map(_stateful, programs)) or bool(_closed_over(params))
+    """Whether an operation makes, reads or writes references, itself or in a program inside, or closed over some.
+
+    What a function with a derivative of its own does to references that it makes itself is its own affair.
+    """
+    if accesses(primitive) or _closed_over(params):
+        return True
+    return not _is_custom(primitive) and any(map(_stateful, core.jaxprs_in_params(params)))
+
+
+def enters_custom(params: dict[str, Any]) -> bool:
+    """Whether a function with a derivative of its own, in a program inside, reads or writes references from outside."""
+    return any(map(_enters_custom, core.jaxprs_in_params(params)))
+
+
+def _is_custom(primitive: Any) -> bool:
+    return primitive in (primitives.custom_vjp_call_p, primitives.custom_jvp_call_p)
 
 
 def _closed_over(params: dict[str, Any]) -> list[Any]:
@@ -114,8 +130,24 @@ def _closed_over(params: dict[str, Any]) -> list[Any]:
     return [c for c in getattr(params.get("jaxpr"), "consts", ()) if is_reference(c)]
 
 
+def _has_effects(program: Any, *kinds: type) -> bool:
+    return any(isinstance(e, kinds) for e in program.effects)
+
+
+@weakref_cache
 def _stateful(jaxpr: Any) -> bool:
-    return any(isinstance(e, (RefEffect, core.InternalMutableArrayEffect)) for e in jaxpr.effects)
+    if not _has_effects(jaxpr, RefEffect, core.InternalMutableArrayEffect):
+        return False
+    return any(_enters(eqn) or meets_references(eqn.primitive, eqn.params) for eqn in jaxpr.eqns)
+
+
+@weakref_cache
+def _enters_custom(jaxpr: Any) -> bool:
+    return any(_enters(eqn) or enters_custom(eqn.params) for eqn in jaxpr.eqns)
+
+
+def _enters(eqn: Any) -> bool:
+    return _is_custom(eqn.primitive) and _has_effects(eqn, RefEffect)
 
 
 def passes_by(reference: Any) -> bool:
@@ -234,6 +266,13 @@ def _discharged(jaxpr: Any, outlasting: tuple[bool, ...]) -> Discharged:
     program, (written, passed) = trace_with(f, [*values, *(t for t, o in zip(types, outlasting, strict=True) if o)])
     kept = [True] * n + [p for p, o in zip(passed, outlasting, strict=True) if o]
     return Discharged(program.taking(kept), written, passed)
+
+
+def without_references(program: Program) -> Program:
+    """The same program, where the references that it makes are discharged."""
+    if not _has_effects(program.jaxpr, core.InternalMutableArrayEffect):
+        return program
+    return trace(lambda *args: run(program, args, _Discharging()), [v.aval for v in program.invars])
 
 
 def discharged(jaxpr: Any, args: Sequence[Any]) -> Discharged:
@@ -397,8 +436,12 @@ def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
     return outs
 
 
+def _run_custom_jvp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+    raise unfollowed("into a `jax.custom_jvp` function, inside another program")
+
+
 def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    if _stateful(params["call_jaxpr"]) and any(type(x) is Cell for x in args):
+    if _has_effects(params["call_jaxpr"], RefEffect):
         raise unfollowed("into a `jax.custom_vjp` function that reads or writes it, inside another program")
     references = [x.reference if type(x) is Cell else x for x in args]
     if any(x is None for x in references):
@@ -412,5 +455,6 @@ _RUNS: dict[Any, Callable[..., Any]] = {
     primitives.scan_p: _run_scan,
     primitives.while_p: _run_while,
     primitives.cond_p: _run_cond,
+    primitives.custom_jvp_call_p: _run_custom_jvp,
     primitives.custom_vjp_call_p: _run_custom_vjp,
 }

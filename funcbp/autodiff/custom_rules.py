@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable
-from ..rules.contract import INPUTS, MissingRuleError
+from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import Operation, Recorder, Rule
 from ..rules.registry import NAMED
@@ -60,7 +60,7 @@ def record_custom_jvp(
     if not operation.is_perturbed and not has_cells:
         return _passed(trace, operation, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
     if has_cells and operation.is_perturbed:
-        raise MissingRuleError(str(jx.unfollowed("into a `jax.custom_jvp` function")))
+        raise jx.UnfollowedReferenceError("into a `jax.custom_jvp` function")
     if has_cells or trace.in_tangent_rule:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
@@ -105,6 +105,8 @@ def record_custom_vjp(
         subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
         return _passed(trace, operation, subfuns)
     if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+        if has_cells:
+            raise jx.UnfollowedReferenceError("into a `jax.custom_vjp` function whose rule was replaced")
         return _by_another_rule(trace, rule, fun, operation)
     values, feedback = operation.values, operation.feedback
     operands = [shown(trace, t) for t in tracers]

@@ -29,7 +29,16 @@ from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
-from .references import RecordedReference, cell_of, give_back, lend, meets_cells, record_on_cells, refuse_returned
+from .references import (
+    RecordedReference,
+    cell_of,
+    give_back,
+    lend,
+    meets_cells,
+    record_on_cells,
+    refuse_returned,
+    refuse_twice,
+)
 from .tape import Entry, Tape, TapeWriter
 
 __all__ = ["RecordedValue", "RecordingTrace", "record"]
@@ -308,6 +317,7 @@ def record(
     Raises:
         MissingRuleError: an equation between a perturbed input and an output has no rule.
     """
+    refuse_twice(values)
     with core.take_current_trace() as parent:
         trace = RecordingTrace(parent, options)
         with trace.below():

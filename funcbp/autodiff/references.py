@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from jax._src import core
 
 from .. import jaxpr as jx
-from ..rules.contract import MissingRuleError
 from ..rules.kinds import Operation
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "meets_cells",
     "record_on_cells",
     "refuse_returned",
+    "refuse_twice",
     "shown",
     "take_up",
 ]
@@ -90,14 +90,11 @@ def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, 
     params, tracers = jx.with_closed_over(primitive, params, tracers)
     lent = {id(t): lend(trace, t) for t in tracers if cell_of(trace, t) is None and jx.is_reference(t)}
     boxes = [lent.get(id(t), t) for t in tracers]
-    try:
-        with trace.above():
-            if primitive is jx.primitives.jit_p and jx.enters_custom(params):
-                outs = jx.as_function(jx.constrained(params))(*boxes)
-            else:
-                outs = jx.run_on_cells(primitive, params, [cell_of(trace, t) or t for t in boxes])
-    except jx.ReferenceError as error:
-        raise MissingRuleError(str(error)) from None
+    with trace.above():
+        if primitive is jx.primitives.jit_p and jx.enters_custom(params):
+            outs = jx.as_function(jx.constrained(params))(*boxes)
+        else:
+            outs = jx.run_on_cells(primitive, params, [cell_of(trace, t) or t for t in boxes])
     for box in lent.values():
         give_back(trace, box.cell)
     boxed = lambda y: RecordedReference(trace, y) if type(y) is jx.Cell else y
@@ -121,10 +118,10 @@ def give_back(trace: ReferenceRecorder, cell: jx.Cell, differentiated: bool = Fa
 
 
 def _check_write(reference: Any, perturbed: bool) -> None:
-    if perturbed and not jx.passes_by(reference):
+    if perturbed and not jx.passes_by(jx.type_of(reference)):
         line = jx.user_line(jx.current_source())
-        raise MissingRuleError(
-            f"A differentiated value is written into a mutable reference that is not of the differentiated function"
+        raise ValueError(
+            "A differentiated value is written into a mutable reference that was not made in the differentiated function"
             f"{line and f' ({line})'}: no derivative could go through it. Make the reference inside the function, or "
             "write jax.lax.stop_gradient(value)."
         )
@@ -150,9 +147,8 @@ def take_up(trace: Any, x: Any, shown: Any) -> None:
     if cell is None or not shown.cell.written:
         return
     if trace.index(cell.value) is not None:
-        raise MissingRuleError(
-            str(jx.unfollowed("that holds a differentiated value, and is written in a function with its own derivative"))
-        )
+        what = "that holds a differentiated value into a `jax.custom_vjp` function that writes it"
+        raise jx.UnfollowedReferenceError(what)
     cell.value = shown.cell.value
 
 
@@ -162,9 +158,20 @@ def kept_reference(trace: Any, x: Any) -> Any:
     if cell is None:
         return x
     if not cell.outlasts:
-        what = "that is made inside the differentiated function, into the backward rule of a `jax.custom_vjp` function"
-        raise MissingRuleError(str(jx.unfollowed(what)))
+        what = "that is made inside the differentiated function into the backward rule of a `jax.custom_vjp` function"
+        raise jx.UnfollowedReferenceError(what)
     return cell.reference
+
+
+def refuse_twice(values: Sequence[Any]) -> None:
+    """Check that no reference is among the primals twice.
+
+    Raises:
+        ValueError: one is.
+    """
+    references = [id(v) for v in values if jx.is_reference(v)]
+    if len(set(references)) < len(references):
+        raise ValueError("A mutable reference is passed twice: what is written to one would not be read from the other.")
 
 
 def refuse_returned(trace: Any, outs: Sequence[Any]) -> None:

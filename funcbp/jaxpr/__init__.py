@@ -56,8 +56,9 @@ from .programs import signature as signature
 from .programs import trace as trace
 from .programs import trace_tree as trace_tree
 from .programs import trace_with as trace_with
+from .references import ACCESSES as ACCESSES
 from .references import Cell as Cell
-from .references import ReferenceError as ReferenceError
+from .references import UnfollowedReferenceError as UnfollowedReferenceError
 from .references import accesses as accesses
 from .references import enters_custom as enters_custom
 from .references import is_reference as is_reference
@@ -66,7 +67,6 @@ from .references import meets_references as meets_references
 from .references import passes_by as passes_by
 from .references import read_reference as read_reference
 from .references import run_on_cells as run_on_cells
-from .references import unfollowed as unfollowed
 from .references import with_closed_over as with_closed_over
 from .references import without_references as without_references
 from .references import write_reference as write_reference

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax._src import core
 from jax._src.sharding_impls import UNSPECIFIED
 from jax._src.state import discharge
@@ -27,8 +28,9 @@ from .sources import current_source, user_line
 from .values import Aval, as_array, like, split_list, type_of, weakref_cache, zeros
 
 __all__ = [
+    "ACCESSES",
     "Cell",
-    "ReferenceError",
+    "UnfollowedReferenceError",
     "accesses",
     "enters_custom",
     "is_reference",
@@ -37,24 +39,22 @@ __all__ = [
     "passes_by",
     "read_reference",
     "run_on_cells",
-    "unfollowed",
     "with_closed_over",
     "without_references",
     "write_reference",
 ]
 
+# the operations on a reference itself, and those of them that make one
 MAKERS = frozenset(("new_ref", "empty_ref"))
 ACCESSES = MAKERS | {"get", "swap", "addupdate", "freeze", "free_ref"}
 
 
-class ReferenceError(NotImplementedError):
-    """A reference goes where it cannot be followed."""
+class UnfollowedReferenceError(NotImplementedError):
+    """A mutable reference goes where it cannot be followed."""
 
-
-def unfollowed(what: str) -> ReferenceError:
-    """An error that says where a reference goes that is not followed there."""
-    line = user_line(current_source())
-    return ReferenceError(f"funcbp cannot follow a mutable reference {what}{line and f' ({line})'}.")
+    def __init__(self, what: str):
+        line = user_line(current_source())
+        super().__init__(f"funcbp cannot follow a mutable reference {what}{line and f' ({line})'}.")
 
 
 def is_reference(x: Any) -> bool:
@@ -82,7 +82,8 @@ class Cell:
 
     @value.setter
     def value(self, x: Any) -> None:
-        self._value, self.written = like(x, self.aval.inner_aval), True
+        x = like(x, self.aval.inner_aval)
+        self._value, self.written = lax.stop_gradient(x) if passes_by(self.aval) else x, True
 
     @property
     def outlasts(self) -> bool:
@@ -150,9 +151,9 @@ def _enters(eqn: Any) -> bool:
     return _is_custom(eqn.primitive) and _has_effects(eqn, RefEffect)
 
 
-def passes_by(reference: Any) -> bool:
-    """Whether what is written into a reference of this kind is not followed, as its maker asked."""
-    return type_of(reference).kind == "no_grad_no_remat"
+def passes_by(aval: Aval) -> bool:
+    """Whether no derivative goes through what is written into references of this type, as their maker asked."""
+    return aval.kind == "no_grad_no_remat"
 
 
 def read_reference(reference: Any) -> Any:
@@ -209,7 +210,7 @@ def _by_jax(primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
     try:
         pure = discharge.discharge_state(program.closed)
     except NotImplementedError:
-        raise unfollowed(f"into `{primitive}`") from None
+        raise UnfollowedReferenceError(f"into `{primitive}`") from None
     outs = run(pure, [*program.consts, *(x.value if type(x) is Cell else x for x in args)])
     outs, values = split_list(outs, len(outs) - len(cells))
     for cell, value in zip(cells, values, strict=True):
@@ -359,7 +360,7 @@ def _run_scan(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
     body, n_consts, n_carry = scan_parts(params)
     n = len(args)
     if any(type(x) is Cell for x in args[n_consts : n_consts + n_carry]):
-        raise unfollowed("that a loop carries")
+        raise UnfollowedReferenceError("that a loop carries")
     inside = _discharged(body, tuple(type(x) is Cell and x.outlasts and i < n_consts for i, x in enumerate(args)))
     inputs = inside.inputs(args)
     carried = [i for i in range(n_consts) if inside.written[i]]
@@ -383,7 +384,7 @@ def _run_while(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[
     of_cond, of_body, carry = split_list(args, n_cond, n_body)
     goes_on, step = discharged(condition, [*of_cond, *carry]), discharged(body, [*of_body, *carry])
     if any(goes_on.written):
-        raise unfollowed("that the condition of a loop writes")
+        raise UnfollowedReferenceError("that the condition of a loop writes")
     of_goes_on, of_step = goes_on.inputs([*of_cond, *carry]), step.inputs([*of_body, *carry])
     written = [x for x, w in zip(of_body, step.written, strict=False) if w]
     m, n = len(written), len(carry)
@@ -437,15 +438,15 @@ def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
 
 
 def _run_custom_jvp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    raise unfollowed("into a `jax.custom_jvp` function, inside another program")
+    raise UnfollowedReferenceError("into a `jax.custom_jvp` function, inside another program")
 
 
 def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
     if _has_effects(params["call_jaxpr"], RefEffect):
-        raise unfollowed("into a `jax.custom_vjp` function that reads or writes it, inside another program")
+        raise UnfollowedReferenceError("into a `jax.custom_vjp` function that reads or writes it, inside another program")
     references = [x.reference if type(x) is Cell else x for x in args]
     if any(x is None for x in references):
-        raise unfollowed("that was made inside the differentiated function into a `jax.custom_vjp` function")
+        raise UnfollowedReferenceError("that was made inside the differentiated function into a `jax.custom_vjp` function")
     return list(primitive.bind(*references, **primitive.get_bind_params(params)))
 
 

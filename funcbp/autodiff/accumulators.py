@@ -29,7 +29,7 @@ def check_accumulator(accumulator: Any, primal: Any) -> None:
         ValueError: the reference has another type, or there is none.
     """
     if not is_accumulator(accumulator):
-        if jx.is_reference(primal) and not isinstance(accumulator, jax.ad.DontWant):
+        if jx.is_reference(primal) and not isinstance(accumulator, jx.DontWant):
             raise ValueError(
                 "A primal is a mutable reference: its cotangent cannot be returned. Pass a reference to add it into, "
                 "or jax.ad.DontWant()."
@@ -45,13 +45,13 @@ def check_accumulator(accumulator: Any, primal: Any) -> None:
 
 def accumulated(accumulator: Any, ct: Any, primal: Any) -> Any:
     """Add a cotangent into a reference, if that is one, and return what stands in its place."""
-    if isinstance(accumulator, jax.ad.DontWant):
-        return jax.ad.DidntWant()
+    if isinstance(accumulator, jx.DontWant):
+        return jx.DidntWant()
     if not is_accumulator(accumulator):
         return handed_out(ct, primal)
     if ct is not Zero and is_differentiable(primal):
         jax.ref.addupdate(accumulator, ..., materialize(ct))
-    return jax.ad.GradRef()
+    return jx.GradRef()
 
 
 def is_accumulator(x: Any) -> bool:

@@ -111,7 +111,9 @@ def record_custom_vjp(
     values, feedback = operation.values, operation.feedback
     operands = [shown(trace, t) for t in tracers]
     if feedback:
-        operands = [o if cell_of(trace, o) else trace.with_feedback(o, w) for o, w in zip(operands, feedback, strict=True)]
+        operands = [
+            o if cell_of(trace, o) else trace.with_feedback(o, w) for o, w in zip(operands, feedback, strict=True)
+        ]
     with trace.above() if feedback or has_cells else trace.below():
         pairs = zip(operands, operation.perturbed, strict=True)
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))

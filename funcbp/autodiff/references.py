@@ -121,9 +121,9 @@ def _check_write(reference: Any, perturbed: bool) -> None:
     if perturbed and not jx.passes_by(jx.type_of(reference)):
         line = jx.user_line(jx.current_source())
         raise ValueError(
-            "A differentiated value is written into a mutable reference that was not made in the differentiated function"
-            f"{line and f' ({line})'}: no derivative could go through it. Make the reference inside the function, or "
-            "write jax.lax.stop_gradient(value)."
+            "A differentiated value is written into a mutable reference that was not made in the differentiated "
+            f"function{line and f' ({line})'}: no derivative could go through it. Make the reference inside the "
+            "function, or write jax.lax.stop_gradient(value)."
         )
 
 
@@ -171,7 +171,9 @@ def refuse_twice(values: Sequence[Any]) -> None:
     """
     references = [id(v) for v in values if jx.is_reference(v)]
     if len(set(references)) < len(references):
-        raise ValueError("A mutable reference is passed twice: what is written to one would not be read from the other.")
+        raise ValueError(
+            "A mutable reference is passed twice: what is written to one would not be read from the other."
+        )
 
 
 def refuse_returned(trace: Any, outs: Sequence[Any]) -> None:

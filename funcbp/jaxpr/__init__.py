@@ -58,6 +58,9 @@ from .programs import trace_tree as trace_tree
 from .programs import trace_with as trace_with
 from .references import ACCESSES as ACCESSES
 from .references import Cell as Cell
+from .references import DidntWant as DidntWant
+from .references import DontWant as DontWant
+from .references import GradRef as GradRef
 from .references import UnfollowedReferenceError as UnfollowedReferenceError
 from .references import accesses as accesses
 from .references import enters_custom as enters_custom

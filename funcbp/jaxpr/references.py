@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 from jax._src import core
+from jax._src.api import DidntWant, DontWant, GradRef
 from jax._src.sharding_impls import UNSPECIFIED
 from jax._src.state import discharge
 from jax._src.state.types import AbstractRef, RefEffect
@@ -30,6 +31,9 @@ from .values import Aval, as_array, like, split_list, type_of, weakref_cache, ze
 __all__ = [
     "ACCESSES",
     "Cell",
+    "DidntWant",
+    "DontWant",
+    "GradRef",
     "UnfollowedReferenceError",
     "accesses",
     "enters_custom",
@@ -443,10 +447,14 @@ def _run_custom_jvp(primitive: Any, params: dict[str, Any], args: list[Any]) -> 
 
 def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
     if _has_effects(params["call_jaxpr"], RefEffect):
-        raise UnfollowedReferenceError("into a `jax.custom_vjp` function that reads or writes it, inside another program")
+        raise UnfollowedReferenceError(
+            "into a `jax.custom_vjp` function that reads or writes it, inside another program"
+        )
     references = [x.reference if type(x) is Cell else x for x in args]
     if any(x is None for x in references):
-        raise UnfollowedReferenceError("that was made inside the differentiated function into a `jax.custom_vjp` function")
+        raise UnfollowedReferenceError(
+            "that was made inside the differentiated function into a `jax.custom_vjp` function"
+        )
     return list(primitive.bind(*references, **primitive.get_bind_params(params)))
 
 

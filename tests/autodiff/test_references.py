@@ -289,7 +289,7 @@ def test_a_custom_function_reads_a_reference():
     f = lambda x: (lambda r: first_times(r, x[1]) + jax.jit(first_times)(r, x[2]))(jax.new_ref(x))
     np.testing.assert_allclose(bp.grad(f)(X), [10 * (X[1] + X[2]), X[0], X[0], 0], rtol=1e-12)
     looped = lambda x: (lambda r: lax.fori_loop(0, 2, lambda i, c: first_times(r, c), x[1]))(jax.new_ref(x))
-    with pytest.raises(NotImplementedError, match="cannot follow a mutable reference into a `jax.custom_vjp`"):
+    with pytest.raises(NotImplementedError, match=r"cannot follow a mutable reference into a `jax\.custom_vjp`"):
         bp.grad(looped)(X)
 
 

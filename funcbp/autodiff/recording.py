@@ -30,8 +30,8 @@ from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
 from .references import (
-    RecordedReference,
     cell_of,
+    contents,
     give_back,
     lend,
     meets_cells,
@@ -102,7 +102,7 @@ class RecordingTrace(core.Trace):
 
     def index(self, x: Any) -> int | None:
         """Which of the tape's values this is; of a reference, what it holds."""
-        x = x.cell.value if type(x) is RecordedReference and x._trace is self else x
+        x = contents(self, x)
         return x.index if self.mine(x) else None
 
     def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:

@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from jax._src import core
-
 from .. import jaxpr as jx
 from ..rules.kinds import Operation
 
 __all__ = [
-    "RecordedReference",
     "ReferenceRecorder",
     "cell_of",
     "contents",
@@ -48,28 +45,9 @@ class ReferenceRecorder(Protocol):
     def new(self, value: Any) -> Any: ...
 
 
-class RecordedReference(core.Tracer):
-    """A mutable reference of this recording."""
-
-    __slots__ = ("cell",)
-
-    def __init__(self, trace: Any, cell: jx.Cell):
-        super().__init__(trace, cell.aval)
-        self.cell = cell
-
-    def full_lower(self) -> Any:
-        return self
-
-    def get_referent(self) -> Any:
-        return self
-
-    def _short_repr(self) -> str:
-        return f"RecordedReference({self.cell.aval})"
-
-
 def cell_of(trace: Any, x: Any) -> jx.Cell | None:
     """The cell behind a reference of this recording; None behind anything else."""
-    return x.cell if type(x) is RecordedReference and x._trace is trace else None
+    return x.cell if type(x) is jx.RecordedReference and x._trace is trace else None
 
 
 def meets_cells(trace: Any, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> bool:
@@ -97,16 +75,16 @@ def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, 
             outs = jx.run_on_cells(primitive, params, [cell_of(trace, t) or t for t in boxes])
     for box in lent.values():
         give_back(trace, box.cell)
-    boxed = lambda y: RecordedReference(trace, y) if type(y) is jx.Cell else y
+    boxed = lambda y: jx.RecordedReference(trace, y) if type(y) is jx.Cell else y
     return list(map(boxed, outs)) if primitive.multiple_results else boxed(outs)
 
 
-def lend(trace: Any, reference: Any, perturbed: bool = False) -> RecordedReference:
+def lend(trace: Any, reference: Any, perturbed: bool = False) -> jx.RecordedReference:
     """Box a reference that was there before, with what it holds; perturbed, if that is differentiated."""
     with trace.below():
         value = jx.read_reference(reference)
     value = trace.new(value) if perturbed else value
-    return RecordedReference(trace, jx.Cell(jx.type_of(reference), value, reference))
+    return jx.RecordedReference(trace, jx.Cell(jx.type_of(reference), value, reference))
 
 
 def give_back(trace: ReferenceRecorder, cell: jx.Cell, differentiated: bool = False) -> None:
@@ -138,7 +116,7 @@ def shown(trace: Any, x: Any) -> Any:
     cell = cell_of(trace, x)
     if cell is None:
         return trace.value(x)
-    return RecordedReference(trace, jx.Cell(cell.aval, trace.value(cell.value), cell.reference))
+    return jx.RecordedReference(trace, jx.Cell(cell.aval, trace.value(cell.value), cell.reference))
 
 
 def take_up(trace: Any, x: Any, shown: Any) -> None:

@@ -61,6 +61,7 @@ from .references import Cell as Cell
 from .references import DidntWant as DidntWant
 from .references import DontWant as DontWant
 from .references import GradRef as GradRef
+from .references import RecordedReference as RecordedReference
 from .references import UnfollowedReferenceError as UnfollowedReferenceError
 from .references import accesses as accesses
 from .references import enters_custom as enters_custom

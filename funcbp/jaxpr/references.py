@@ -34,6 +34,7 @@ __all__ = [
     "DidntWant",
     "DontWant",
     "GradRef",
+    "RecordedReference",
     "UnfollowedReferenceError",
     "accesses",
     "enters_custom",
@@ -97,6 +98,25 @@ class Cell:
     def reference(self) -> Any:
         self.passed = True
         return self._reference
+
+
+class RecordedReference(core.Tracer):
+    """A mutable reference that exists in one recording alone: a tracer with a cell behind it."""
+
+    __slots__ = ("cell",)
+
+    def __init__(self, trace: Any, cell: Cell):
+        super().__init__(trace, cell.aval)
+        self.cell = cell
+
+    def full_lower(self) -> Any:
+        return self
+
+    def get_referent(self) -> Any:
+        return self
+
+    def _short_repr(self) -> str:
+        return f"RecordedReference({self.cell.aval})"
 
 
 # --- what meets a reference -------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def flags_of(flags: Any, tree: Any, name: str) -> list[bool]:
 
 
 def as_value(x: Any) -> Any:
-    return x if isinstance(x, jax.Array) else jnp.asarray(checked(x))
+    return x if isinstance(x, (jax.Array, jax.Ref)) else jnp.asarray(checked(x))
 
 
 class ArgnumsError(TypeError, ValueError):
@@ -182,6 +182,11 @@ def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
 
 def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
     dtype = jx.type_of(checked(x)).dtype
+    if jx.is_reference(x):
+        raise TypeError(
+            f"{what} cannot return the derivative with respect to a mutable reference. Use vjp, and "
+            "pullback.with_refs(accumulator); or leave the reference out of argnums."
+        )
     if not holomorphic and (allow_int or is_inexact(dtype)):
         return
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:

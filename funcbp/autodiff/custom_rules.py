@@ -15,6 +15,7 @@ from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
 from ..rules.registry import NAMED
+from .references import cell_of, contents, kept_reference, shown, take_up
 
 __all__ = ["CallRecorder", "record_custom_jvp", "record_custom_vjp"]
 
@@ -54,10 +55,13 @@ def record_custom_jvp(
     rule being linear: what a linear entry keeps does not depend on it. So it carries its primal's value too. Inside a
     tangent rule nothing is differentiated any more: a function that is called on a tangent there runs its body.
     """
-    operation = trace.operation(primitive, {}, tracers)
-    if not operation.is_perturbed:
+    has_cells = any(cell_of(trace, t) is not None for t in tracers)
+    operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
+    if not operation.is_perturbed and not has_cells:
         return _passed(trace, operation, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
-    if trace.in_tangent_rule:
+    if has_cells and operation.is_perturbed:
+        raise jx.UnfollowedReferenceError("into a `jax.custom_jvp` function")
+    if has_cells or trace.in_tangent_rule:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
     values = operation.values
@@ -92,21 +96,34 @@ def record_custom_vjp(
     symbolic_zeros: bool,
 ) -> list[Any]:
     """Run the function's own `fwd` now; its own `bwd` is the entry's rule."""
-    operation = trace.operation(primitive, {}, tracers)
+    has_cells = any(cell_of(trace, t) is not None for t in tracers)
+    operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
+    if not operation.is_perturbed and has_cells:
+        with trace.above():
+            return list(fun.call_wrapped(*tracers))
     if not operation.is_perturbed:
         subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
         return _passed(trace, operation, subfuns)
     if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+        if has_cells:
+            raise jx.UnfollowedReferenceError("into a `jax.custom_vjp` function whose rule was replaced")
         return _by_another_rule(trace, rule, fun, operation)
     values, feedback = operation.values, operation.feedback
-    operands = list(map(trace.with_feedback, values, feedback)) if feedback else values
-    with trace.above() if feedback else trace.below():
+    operands = [shown(trace, t) for t in tracers]
+    if feedback:
+        operands = [
+            o if cell_of(trace, o) else trace.with_feedback(o, w) for o, w in zip(operands, feedback, strict=True)
+        ]
+    with trace.above() if feedback or has_cells else trace.below():
         pairs = zip(operands, operation.perturbed, strict=True)
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
     _, res_tree, forwarded = out_trees()
     n = res_tree.num_leaves - sum(i is not None for i in forwarded)
     own, first = iter(res_and_outs[:n]), jx.operands_before(fwd)
     res = [next(own) if i is None else operands[first + i] for i in forwarded]
+    for t, o in zip(tracers, operands, strict=True):
+        take_up(trace, t, o)
+    res = [kept_reference(trace, x) for x in res]
     with trace.below():
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
         # here only a value with a feedback weight is ours

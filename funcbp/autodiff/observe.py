@@ -46,7 +46,7 @@ class ObservingTrace(RecordingTrace):
         self.equations: list[Equation] = []
         self.calls: list[Any] = []  # where the calls that we are in were written
 
-    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+    def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
         values, indices = self.unwrap(tracers)
         if jx.Inside.of(params, tuple(map(core.typeof, values))).kind & ENTERS:
             self.calls.append(jx.current_source())

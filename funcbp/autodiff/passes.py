@@ -24,9 +24,17 @@ def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes
 def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Passes:
     def forward(*args: Any) -> tuple[list[Any], Any]:
         tape, outs, saved, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, options)
-        return [*outs, *saved], tape
+        # a reference is saved for a rule that writes into it; no program hands one out, and it is an input
+        inputs = {id(x): i for i, x in enumerate(args)}
+        references = [inputs[id(x)] if jx.is_reference(x) else None for x in saved]
+        return [*outs, *(x for x in saved if not jx.is_reference(x))], (tape, references)
 
-    program, tape = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
+    program, (tape, references) = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
+    program = jx.without_references(program)  # the user's own forward rules may make some
+    if any(i is not None for i in references):
+        made = iter(program.outvars)
+        outs = [next(made) for _ in tape.outputs]
+        program = program.with_outputs([*outs, *(next(made) if i is None else program.invars[i] for i in references)])
 
     def back(saved: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
         state = BackwardState(options, named)

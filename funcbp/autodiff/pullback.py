@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
 from ..rules.options import Options
+from .accumulators import accumulated, check_accumulator, handed_out
 from .arguments import checked_ct
 from .backward_pass import BackwardState, backward_pass
 from .tape import Tape
@@ -147,7 +147,37 @@ class Pullback:
         back, state = self._back(ct, edits)
         return back, state.observed
 
-    def _back(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], BackwardState]:
+    def with_refs(self, *accumulators: Any) -> Callable[[Any], tuple[Any, ...]]:
+        """Return the function of a cotangent that adds the cotangents of the primals into references.
+
+        Args:
+            accumulators: a tree like the primals; for each leaf a mutable reference, to add the cotangent to;
+                `jax.ad.DontWant()`; or anything else, to have the cotangent returned. A primal that is a reference
+                itself needs one of the former two.
+
+        Returns:
+            A function that returns a tuple like the pullback, with `jax.ad.GradRef()` in the place of what is in a
+            reference, and `jax.ad.DidntWant()` in the place of what nobody wants.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, funcbp as bp
+            >>> total = jax.new_ref(jnp.zeros(2))
+            >>> for x in (jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])):
+            ...     y, pullback = bp.vjp(lambda x: jnp.sum(x**2), x)
+            ...     _ = pullback.with_refs(total)(jnp.ones_like(y))
+            >>> total[...]
+            Array([ 8., 12.], dtype=float32)
+        """
+        leaves, tree = jax.tree.flatten(accumulators)
+        if tree != self.program.in_tree:
+            raise ValueError(f"with_refs takes a tree like the primals, {self.program.in_tree}, and was given {tree}.")
+        for accumulator, primal in zip(leaves, self.program.in_types, strict=True):
+            check_accumulator(accumulator, primal)
+        return jax.tree_util.Partial(_add_into, self, leaves)
+
+    def _back(
+        self, ct: Any, edits: bool = True, accumulators: Sequence[Any] | None = None
+    ) -> tuple[tuple[Any, ...], BackwardState]:
         program = self.program
         leaves, tree = jax.tree.flatten(ct)
         if tree != program.out_tree:
@@ -156,7 +186,10 @@ class Pullback:
             )
         cts = [checked_ct(c, t) for c, t in zip(leaves, program.out_types, strict=True)]
         back, state = self._pass(cts, edits)
-        out = [_handed_out(c, t) for c, t in zip(back, program.in_types, strict=True)]
+        if accumulators is None:
+            out = [handed_out(c, t) for c, t in zip(back, program.in_types, strict=True)]
+        else:
+            out = [accumulated(a, c, t) for a, c, t in zip(accumulators, back, program.in_types, strict=True)]
         return jax.tree.unflatten(program.in_tree, out), state
 
     def flat(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
@@ -198,14 +231,14 @@ def mirrored(tree: Any, leaves: Sequence[Any]) -> Any:
     return build(tree)
 
 
-def _handed_out(ct: Any, primal: Any) -> Any:
-    if not is_differentiable(primal):
-        return float0_zeros(primal)
-    return weak_as(instantiate(ct, primal), primal) if ct is Zero else materialize(ct)
-
-
 def _is_absent(x: Any) -> bool:
     return isinstance(x, (NotNeeded, NotSaveable))
+
+
+def _add_into(pullback: Pullback, accumulators: Sequence[Any], ct: Any) -> Any:
+    """Go backward, and add the cotangents of the primals into these references."""
+    back, state = pullback._back(ct, accumulators=accumulators)
+    return (back, state.logs) if pullback.want_logs else back
 
 
 jax.tree_util.register_pytree_node(

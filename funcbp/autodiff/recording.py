@@ -29,6 +29,16 @@ from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
 from .feedback import feedback_through, read_backward
+from .references import (
+    cell_of,
+    contents,
+    give_back,
+    lend,
+    meets_cells,
+    record_on_cells,
+    refuse_returned,
+    refuse_twice,
+)
 from .tape import Entry, Tape, TapeWriter
 
 __all__ = ["RecordedValue", "RecordingTrace", "record"]
@@ -91,6 +101,8 @@ class RecordingTrace(core.Trace):
         return x.value if self.mine(x) else x
 
     def index(self, x: Any) -> int | None:
+        """Which of the tape's values this is; of a reference, what it holds."""
+        x = contents(self, x)
         return x.index if self.mine(x) else None
 
     def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
@@ -256,6 +268,12 @@ class RecordingTrace(core.Trace):
         if primitive is jx.feedback_p:
             self.marked = True
             return self.with_feedback(tracers[0], self.value(tracers[1]))
+        if meets_cells(self, primitive, params, tracers):
+            return record_on_cells(self, primitive, params, tracers)
+        return self.process_operation(primitive, params, tracers)
+
+    def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+        """Record an operation that has nothing to do with references."""
         operation = self.operation(primitive, params, tracers)
         if operation.is_perturbed or operation.feedback is not None or self.observing:
             if self.options.inlines_calls and has_spike(operation):
@@ -299,14 +317,18 @@ def record(
     Raises:
         MissingRuleError: an equation between a perturbed input and an output has no rule.
     """
+    refuse_twice(values)
     with core.take_current_trace() as parent:
         trace = RecordingTrace(parent, options)
         with trace.below():
-            primals = [
-                trace.new(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)
-            ]
+            box = lambda v: lend(trace, v, perturbed=True) if jx.is_reference(v) else trace.new(v)
+            primals = [box(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
+        firsts = list(map(trace.index, primals))
         with trace.above():
             outs, rest = f(*primals)
+        refuse_returned(trace, [*outs, *jax.tree.leaves(rest)])
+        for cell in filter(None, (cell_of(trace, x) for x in primals)):
+            give_back(trace, cell, differentiated=True)
         indices = [trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs]
-        tape, saved = trace.tape.finish(list(map(trace.index, primals)), indices, trace.observing)
+        tape, saved = trace.tape.finish(firsts, indices, trace.observing)
         return tape, [trace.value(o) for o in outs], saved, jax.tree.map(trace.value, rest)

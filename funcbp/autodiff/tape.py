@@ -82,8 +82,8 @@ class TapeWriter:
         self._indices: dict[int, int] = {}
 
     def save(self, x: Any) -> Any:
-        """Set an array aside for the backward pass, once; anything else stays what it is."""
-        if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
+        """Set an array, or a reference, aside for the backward pass, once; anything else stays what it is."""
+        if not isinstance(x, (jax.Array, np.ndarray, np.generic, jax.Ref)):
             return x
         index = self._indices.setdefault(id(x), len(self.saved))
         if index == len(self.saved):

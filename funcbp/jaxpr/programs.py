@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import core, linear_util
+from jax._src.effects import JaxprInputEffect
 from jax._src.interpreters import partial_eval
 
 from .values import Aval
@@ -75,7 +76,10 @@ class Program:
             else:
                 substitute[var] = self.outvars[source]
         look = lambda v: v if is_literal(v) else substitute.get(v, v)
-        eqns = [e.replace(invars=[look(v) for v in e.invars]) for e in other.jaxpr.eqns]
+        eqns = [
+            e.replace(invars=[look(v) for v in e.invars], effects={_effect_on(e, look) for e in e.effects})
+            for e in other.jaxpr.eqns
+        ]
         jaxpr = _replace(
             self.jaxpr,
             [*self.constvars, *other.constvars, *self.invars, *fresh],
@@ -99,6 +103,12 @@ class Program:
         new = [*self.constvars, *(invars[i] for i in order)]
         return Program(_replace(jaxpr, new, jaxpr.outvars, jaxpr.eqns), self.consts)
 
+    def taking(self, kept: Sequence[bool]) -> Program:
+        """The same program without the inputs that are not kept, of which nothing reads."""
+        invars = [v for v, k in zip(self.invars, kept, strict=True) if k]
+        jaxpr = self.jaxpr
+        return Program(_replace(jaxpr, [*self.constvars, *invars], jaxpr.outvars, jaxpr.eqns), self.consts)
+
     @functools.cached_property
     def closed(self) -> Any:
         """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
@@ -106,8 +116,13 @@ class Program:
 
 
 def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
-    effects = core.join_effects(*(e.effects for e in eqns)) if jaxpr.effects else jaxpr.effects
+    effects = partial_eval.make_jaxpr_effects([], invars, outvars, eqns)
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+
+
+def _effect_on(effect: Any, variable: Callable[[Any], Any]) -> Any:
+    """The same effect, on what this variable stands for: a reference is written in a program joined to another."""
+    return effect.replace(variable(effect.input)) if isinstance(effect, JaxprInputEffect) else effect
 
 
 def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:

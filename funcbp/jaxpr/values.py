@@ -108,7 +108,7 @@ def instantiated_tangent(tangent: Any) -> Any:
 
 def strong(aval: Aval) -> Aval:
     """The same type without weakness: what a cotangent of a value of this type has."""
-    return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
+    return aval.update(weak_type=False) if isinstance(aval, core.ShapedArray) and aval.weak_type else aval
 
 
 def row(aval: Aval) -> Aval:

@@ -62,7 +62,7 @@ def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[...,
 
     def run(*args: Any) -> list[Any]:
         types = [jax.typeof(x) for x in args]
-        whole = jx.trace(f, types, "straight")
+        whole = jx.without_references(jx.trace(f, types, "straight"))
         program = jx.trace(lambda *xs: jx.run(whole, xs, _Opening()), types, "straight")
         regions = regions_of(program)
         auto = AutoRegion(policy, sum(r.planned for r in regions))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..cotangents import Factored, Moves, Product, Zero, unbroadcast
-from ..jaxpr import authors_primitives, aval_of, current_source, public_names
+from ..jaxpr import ACCESSES, authors_primitives, aval_of, current_source, public_names
 from .contract import INPUTS, TYPES, Save
 from .kinds import AuthorsRule, BodyRule, ControlRule, LinearRule, NonDifferentiableRule, Rule, TangentRule, ZeroRule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, UNKNOWN, Traits, describe
@@ -278,8 +278,8 @@ def coverage(borrow: bool = False) -> dict[str, str]:
 
     Returns:
         A dict from primitive name to `"hand-written"`, `"zero"`, `"non-differentiable"`, `"the function's own"`,
-        `"its author's"` (of a primitive that JAX does not define: the rules registered with JAX) or `"refused: "` and
-        the reason, in alphabetical order.
+        `"its author's"` (of a primitive that JAX does not define: the rules registered with JAX), `"discharged"` (of
+        mutable references: it becomes operations on values) or `"refused: "` and the reason, in alphabetical order.
 
     Example:
         >>> import funcbp as bp
@@ -287,6 +287,7 @@ def coverage(borrow: bool = False) -> dict[str, str]:
         ('hand-written', 'zero', 'non-differentiable')
     """
     own = dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "the function's own")
+    own |= dict.fromkeys(ACCESSES, "discharged")
     known = own | {p.name: r.how for p, r in TABLE.items() if r.message is None}
     known |= {p.name: f"refused: {r.message('it')}" for p, r in TABLE.items() if r.message is not None}
     known = dict.fromkeys((p.name for p in authors_primitives()), AuthorsRule.how) | known

@@ -15,10 +15,8 @@ AS_JAX = "schur hessenberg tridiagonal householder_product igamma_grad_a reduce_
 AS_JAX += " pmax pmin"
 PYTHON = "pure_callback io_callback debug_callback debug_print ffi_call buffer_callback check inspect_sharding"
 KERNELS = "pallas_call mpmd_map"
-REFERENCES = """
-    get swap addupdate accum_grad_in_ref new_ref empty_ref free_ref freeze run_state masked_load masked_swap
-    get_global box_get box_set new_box new_log log_extend log_read
-"""
+REFERENCES = "accum_grad_in_ref run_state masked_load masked_swap get_global"
+BOXES = "box_get box_set new_box new_log log_extend log_read"
 COLLECTIVES = """
     shard_map psum_invariant pvary pbroadcast pbroadcast_dynamic preduced all_gather all_gather_invariant
     all_gather_reduced all_to_all ragged_all_to_all ppermute reduce_scatter unreduced_psum unreduced_reduce_scatter
@@ -39,9 +37,11 @@ def_unsupported("JAX's reverse mode has none either.", *AS_JAX.split())
 def_unsupported("its Python function cannot be looked into. Wrap it in jax.custom_vjp.", *PYTHON.split())
 def_unsupported("a kernel's body is not walked. Wrap it in jax.custom_vjp, whose rule is then used.", *KERNELS.split())
 def_unsupported(
-    "mutable references are not recorded. Write the function without them, or differentiate it with jax.grad.",
+    "it works on mutable references in a way that is not followed: jax.new_ref, jax.ref.get, set, swap, addupdate and "
+    "jax.freeze are.",
     *REFERENCES.split(),
 )
+def_unsupported("mutable boxes and logs are not recorded. Use jax.new_ref.", *BOXES.split())
 ACROSS_DEVICES = (
     "funcbp does not look inside shard_map, where a wrong factor of the number of devices would be silent. Leave the "
     "communication to the compiler (jax.jit with shardings), or use jax.grad."

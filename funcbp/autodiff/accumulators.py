@@ -1,0 +1,61 @@
+"""What becomes of a primal's cotangent: it is handed out, added into a mutable reference, or dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
+
+__all__ = ["accumulated", "check_accumulator", "handed_out"]
+
+
+def handed_out(ct: Any, primal: Any) -> Any:
+    """Return a cotangent as the caller gets it, with the weakness of its primal."""
+    if jx.is_reference(primal):
+        raise ValueError(
+            "The cotangent of a primal that is a mutable reference is added into another one: "
+            "pullback.with_refs(accumulator)(ct)."
+        )
+    if not is_differentiable(primal):
+        return float0_zeros(primal)
+    return weak_as(instantiate(ct, primal), primal) if ct is Zero else materialize(ct)
+
+
+def check_accumulator(accumulator: Any, primal: Any) -> None:
+    """Check that the cotangent of a primal of this type can go where it is to go.
+
+    Raises:
+        ValueError: the reference has another type, or there is none.
+    """
+    if not is_accumulator(accumulator):
+        if jx.is_reference(primal) and not isinstance(accumulator, jx.DontWant):
+            raise ValueError(
+                "A primal is a mutable reference: its cotangent cannot be returned. Pass a reference to add it into, "
+                "or jax.ad.DontWant()."
+            )
+        return
+    got = jax.typeof(accumulator)
+    if got.shape != primal.shape or got.dtype != primal.dtype:
+        raise ValueError(
+            f"The cotangent of a primal of type {primal.dtype}{list(primal.shape)} is added into a reference of that "
+            f"type, and this one is {got.dtype}{list(got.shape)}."
+        )
+
+
+def accumulated(accumulator: Any, ct: Any, primal: Any) -> Any:
+    """Add a cotangent into a reference, if that is one, and return what stands in its place."""
+    if isinstance(accumulator, jx.DontWant):
+        return jx.DidntWant()
+    if not is_accumulator(accumulator):
+        return handed_out(ct, primal)
+    if ct is not Zero and is_differentiable(primal):
+        jax.ref.addupdate(accumulator, ..., materialize(ct))
+    return jx.GradRef()
+
+
+def is_accumulator(x: Any) -> bool:
+    """Tell whether this is a reference, to add into."""
+    return isinstance(x, jax.Ref)

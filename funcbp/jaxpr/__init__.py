@@ -55,6 +55,19 @@ from .interpreter import run as run
 from .interpreter import scan_parts as scan_parts
 from .interpreter import while_condition as while_condition
 from .interpreter import while_parts as while_parts
+from .mapped import axes_size as axes_size
+from .mapped import bind_in as bind_in
+from .mapped import cotangent_spec as cotangent_spec
+from .mapped import map_of_marked as map_of_marked
+from .mapped import on_each_device as on_each_device
+from .mapped import part_type as part_type
+from .mapped import run_on_devices as run_on_devices
+from .mapped import shard_map_p as shard_map_p
+from .mapped import stackable as stackable
+from .mapped import stackable_type as stackable_type
+from .mapped import stacked_spec as stacked_spec
+from .mapped import staged_map as staged_map
+from .mapped import unmentioned_axes as unmentioned_axes
 from .marks import feedback_p as feedback_p
 from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
@@ -106,6 +119,7 @@ from .values import permuted_sharding as permuted_sharding
 from .values import perturbed_mark as perturbed_mark
 from .values import primitive as primitive
 from .values import public_names as public_names
+from .values import pvary as pvary
 from .values import row as row
 from .values import sharding_of as sharding_of
 from .values import split_list as split_list

@@ -27,8 +27,8 @@ float0 = jax.dtypes.float0
 
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
-    lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
-    random.prng interpreters.partial_eval hijax xla_metadata shard_alike
+    lax.control_flow.conditionals lax.control_flow.solves lax.parallel core pjit dispatch custom_batching
+    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike
 """.split()
 
 
@@ -42,6 +42,7 @@ def primitive(name: str) -> Any:
 
 
 type_of = core.typeof
+pvary = core.pvary
 
 
 def concrete(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Programs inside programs: loops, branches, calls, regions and mapped programs, as rules that are handed the options."""
+"""Programs inside programs: as rules that are handed the options: loops, branches, calls, regions, maps."""
 
 from . import calls as calls
 from . import checkpoint as checkpoint

@@ -73,8 +73,10 @@ def cotangent_spec(spec: Any) -> Any:
 
 def stacked_spec(aval: Aval, params: dict[str, Any]) -> Any:
     """How a value of the body leaves it: the parts of the devices over which it varies behind one another."""
-    mesh, check = params["mesh"], params["check_vma"]
-    return aval.nospec(mesh, check, shard_map._all_newly_manual_mesh_names(mesh, params["newly_manual_axes"]))
+    mesh, newly = params["mesh"], params["newly_manual_axes"]
+    spec = aval.nospec(mesh, params["check_vma"], shard_map._all_newly_manual_mesh_names(mesh, newly))
+    # inside of another map it still varies over the axes of that one
+    return spec.update(partitions=[tuple(a for a in axes if a in newly) for axes in spec.partitions])
 
 
 def stackable(x: Any) -> Any:

@@ -45,6 +45,11 @@ type_of = core.typeof
 pvary = core.pvary
 
 
+def varying(aval: Aval) -> frozenset[Any]:
+    """The mesh axes over which values of this type may differ from device to device."""
+    return aval.mat.varying if isinstance(aval, core.ShapedArray) else frozenset()
+
+
 def concrete(x: Any) -> Any:
     """The value itself where it is known now, or None while a program is being traced."""
     return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x

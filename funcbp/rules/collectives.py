@@ -20,14 +20,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..cotangents import Moves, is_differentiable
 from ..jaxpr import primitive, primitives, pvary, zeros
 from .reduction import spread
 from .registry import def_linear, def_rule
 from .traits import STRUCTURAL, Traits, free
 
+
+def type_and_rest(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+    """Keep the type of what is sent, and the integers that say where to."""
+    return (jax.typeof(primals[0]), *(x for x in primals[1:] if not is_differentiable(x)))
+
+
 pvary_p, psum_invariant_p = primitive("pvary_p"), primitive("psum_invariant_p")
 unreduced_psum_p, preduced_p = primitive("unreduced_psum_p"), primitive("preduced_p")
-vary_unreduced_cast_p, reduced_vary_cast_p = primitive("vary_unreduced_cast_p"), primitive("reduced_vary_cast_p")
+vary_unreduced_p, reduced_vary_p = primitive("vary_unreduced_cast_p"), primitive("reduced_vary_cast_p")
 all_gather_reduced_p = primitive("all_gather_reduced_p")
 unreduced_reduce_scatter_p = primitive("unreduced_reduce_scatter_p")
 
@@ -64,6 +71,16 @@ def all_gather_invariant_back(
     return part if tiled else lax.squeeze(part, [all_gather_dimension])
 
 
+def all_gather_reduced_back(ct: Any, x: Any, *, all_gather_dimension: int, **params: Any) -> Any:
+    """y = the parts of all devices, whose cotangent is a sum that has not been taken:  x̄ = this device's part of it."""
+    return unreduced_reduce_scatter_p.bind(ct, scatter_dimension=all_gather_dimension, **params)
+
+
+def unreduced_reduce_scatter_back(ct: Any, x: Any, *, scatter_dimension: int, **params: Any) -> Any:
+    """y = this device's part of a sum that had not been taken:  x̄ = the parts ȳ of all devices."""
+    return all_gather_reduced_p.bind(ct, all_gather_dimension=scatter_dimension, **params)
+
+
 def all_to_all_back(ct: Any, x: Any, *, axis_name: Any, split_axis: int, concat_axis: int, **params: Any) -> Any:
     """Send every part back to where it came from."""
     return lax.all_to_all(ct, axis_name, split_axis=concat_axis, concat_axis=split_axis, **params)
@@ -90,7 +107,7 @@ def ragged_all_to_all_bwd(
     res: Any, ct: Any, perturbed: Sequence[bool], *, axis_name: Any, axis_index_groups: Any
 ) -> list[Any]:
     """y = the output, with the rows that other devices sent in some places: those go back, the others stay."""
-    operand, (input_offsets, send_sizes, output_offsets, recv_sizes) = res
+    operand, input_offsets, send_sizes, output_offsets, recv_sizes = res
     exchanged = lambda offsets: lax.all_to_all(offsets, axis_name, 0, 0, tiled=True)
     arrived, left = exchanged(output_offsets), exchanged(input_offsets)
     back = primitives.ragged_all_to_all_p.bind(
@@ -111,47 +128,27 @@ def ragged_all_to_all_bwd(
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-# Communication is not repeated: it takes time on all devices, who would have to do it again together.
-SUMS, MOVES = Traits(), Traits(flops=free)
+# Communication is not repeated: all devices would have to do it again together. What is moved goes to any number of
+# devices; a copy's own transpose is a sum.
+SUM, MOVE = Traits(), Traits(flops=free)
+COPIES = Moves.COPIES
 
-def_linear(primitives.psum_p, psum_back, traits=SUMS)
-def_linear(psum_invariant_p, lambda ct, x, *, axes: pvary(ct, axes), traits=SUMS)
-def_linear(pvary_p, lambda ct, x, *, axes: psum_invariant_p.bind(ct, axes=axes), traits=STRUCTURAL)
-def_linear(primitives.all_gather_p, all_gather_back, traits=MOVES)
-def_linear(primitive("reduce_scatter_p"), reduce_scatter_back, traits=SUMS)
-def_linear(primitive("all_gather_invariant_p"), all_gather_invariant_back, traits=MOVES)
-def_linear(primitives.all_to_all_p, all_to_all_back, traits=MOVES)
-def_linear(primitives.ppermute_p, ppermute_back, traits=MOVES)
-def_linear(primitive("pbroadcast_p"), pbroadcast_back, traits=MOVES)
-def_rule(
-    primitive("pbroadcast_dynamic_p"),
-    pbroadcast_dynamic_bwd,
-    save=lambda primals, *_: (jax.typeof(primals[0]), primals[1]),
-    traits=MOVES,
-)
-def_rule(
-    primitives.ragged_all_to_all_p,
-    ragged_all_to_all_bwd,
-    save=lambda primals, *_: (jax.typeof(primals[0]), tuple(primals[2:])),
-    traits=MOVES,
-)
+def_linear(primitives.psum_p, psum_back, traits=SUM)
+def_linear(psum_invariant_p, lambda ct, x, *, axes: pvary(ct, axes), traits=SUM)
+def_linear(pvary_p, lambda ct, x, *, axes: psum_invariant_p.bind(ct, axes=axes), COPIES, STRUCTURAL)
+def_linear(primitives.all_gather_p, all_gather_back, COPIES, MOVE)
+def_linear(primitive("all_gather_invariant_p"), all_gather_invariant_back, COPIES, MOVE)
+def_linear(primitive("reduce_scatter_p"), reduce_scatter_back, traits=SUM)
+def_linear(primitives.all_to_all_p, all_to_all_back, COPIES, MOVE)
+def_linear(primitives.ppermute_p, ppermute_back, COPIES, MOVE)
+def_linear(primitive("pbroadcast_p"), pbroadcast_back, COPIES, MOVE)
+def_rule(primitive("pbroadcast_dynamic_p"), pbroadcast_dynamic_bwd, save=type_and_rest, traits=MOVE)
+def_rule(primitives.ragged_all_to_all_p, ragged_all_to_all_bwd, save=type_and_rest, traits=MOVE)
 
-# sums that have not been taken yet, and what is the same on all devices because of them
-def_linear(unreduced_psum_p, lambda ct, x, *, axes: preduced_p.bind(ct, axes=axes), traits=SUMS)
-def_linear(preduced_p, lambda ct, x, *, axes: unreduced_psum_p.bind(ct, axes=axes), traits=STRUCTURAL)
-def_linear(vary_unreduced_cast_p, lambda ct, x, *, axes: reduced_vary_cast_p.bind(ct, axes=axes), traits=STRUCTURAL)
-def_linear(reduced_vary_cast_p, lambda ct, x, *, axes: vary_unreduced_cast_p.bind(ct, axes=axes), traits=STRUCTURAL)
-def_linear(
-    all_gather_reduced_p,
-    lambda ct, x, *, all_gather_dimension, **params: unreduced_reduce_scatter_p.bind(
-        ct, scatter_dimension=all_gather_dimension, **params
-    ),
-    traits=MOVES,
-)
-def_linear(
-    unreduced_reduce_scatter_p,
-    lambda ct, x, *, scatter_dimension, **params: all_gather_reduced_p.bind(
-        ct, all_gather_dimension=scatter_dimension, **params
-    ),
-    traits=SUMS,
-)
+# a sum that has not been taken yet (unreduced), and what has one for its cotangent (reduced)
+def_linear(unreduced_psum_p, lambda ct, x, *, axes: preduced_p.bind(ct, axes=axes), traits=SUM)
+def_linear(preduced_p, lambda ct, x, *, axes: unreduced_psum_p.bind(ct, axes=axes), COPIES, STRUCTURAL)
+def_linear(vary_unreduced_p, lambda ct, x, *, axes: reduced_vary_p.bind(ct, axes=axes), traits=STRUCTURAL)
+def_linear(reduced_vary_p, lambda ct, x, *, axes: vary_unreduced_p.bind(ct, axes=axes), COPIES, STRUCTURAL)
+def_linear(all_gather_reduced_p, all_gather_reduced_back, COPIES, MOVE)
+def_linear(unreduced_reduce_scatter_p, unreduced_reduce_scatter_back, traits=SUM)

@@ -216,7 +216,24 @@ def inside() -> dict[str, Callable[[Any], Any]]:
     both = lambda t: lambda x, w: t.grad(loss, (0, 1))(x, w)
     means = lambda t: lambda x, w: lax.pmean(both(t)(x, w), "i")
     over = dict(axis_name="i", in_axes=(0, None))
+
+    def in_a_map(x: Any, w: Any) -> Any:
+        """Its own derivative JAX cannot compile: what is saved inside varies over the outer map's axis, too."""
+        half = lambda x: jnp.sin(x) * lax.psum(x, "j")
+        half = jax.shard_map(half, in_specs=P("j"), out_specs=P("j"), axis_names={"j"})
+        grid = jax.make_mesh(*MESHES["grid"], axis_types=(AxisType.Auto,) * 2)
+        whole = jax.shard_map(
+            lambda x, w: half(x * w[None]), mesh=grid, in_specs=(P("i"), P()), out_specs=P("i"), axis_names={"i"}
+        )
+        with jax.set_mesh(grid):
+            return jax.jit(bp.grad(lambda x, w: jnp.sum(whole(x, w) ** 2), (0, 1)))(x, w)
+
+    def without_maps(x: Any, w: Any) -> Any:
+        pairs = (x * w[None]).reshape(4, 2, 4)
+        return jnp.sum((jnp.sin(pairs) * jnp.sum(pairs, 1, keepdims=True)) ** 2)
+
     return {
+        "a map inside a map": lambda t: in_a_map if t is bp else jax.grad(without_maps, (0, 1)),
         "a gradient of each device": lambda t: jax.shard_map(both(t), **how),
         "a gradient of each device, unchecked": lambda t: jax.shard_map(
             lambda x, w: (both(t)(x, w)[0], means(t)(x, w)[1]), check_vma=False, **how

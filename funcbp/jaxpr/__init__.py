@@ -104,10 +104,13 @@ from .sources import written_where as written_where
 from .values import Aval as Aval
 from .values import Bits as Bits
 from .values import Storage as Storage
+from .values import add as add
 from .values import as_array as as_array
 from .values import as_residual as as_residual
 from .values import aval_of as aval_of
 from .values import concrete as concrete
+from .values import cotangent_sharding as cotangent_sharding
+from .values import cotangent_type as cotangent_type
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import instantiated_tangent as instantiated_tangent

@@ -182,6 +182,7 @@ def test_edits_feedback_weights_and_rules_reach_into_maps():
     assert not zero.grad(mapped_loss, 1)(x, w).any()
 
 
+@pytest.mark.slow
 def test_what_looks_sees_a_map():
     x, w = np.arange(6.0).reshape(2, 3), np.ones((3, 1))
     assert "shard_map" in str(bp.trace(mapped_loss)(x, w))

@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    Mutant("cotangents/products.py", "total = array if total is Zero else lax.add(total, array)", "total = array", "autodiff/test_transformations.py"),
+    Mutant("cotangents/products.py", "total = array if total is Zero else jx.add(total, array)", "total = array", "autodiff/test_transformations.py"),
     Mutant("cotangents/accumulate.py", "self._of[index] = _sum(self._of[index], ct) if index in self._of else ct", "self._of[index] = ct", "autodiff/test_transformations.py"),
     Mutant("cotangents/zero.py", "if n != m]", "if n == m]", "rules/test_helpers.py"),
     Mutant("rules/elementwise.py", "lax.neg(unbroadcast(ct, y)) if perturbed[1] else Zero,", "unbroadcast(ct, y) if perturbed[1] else Zero,", "rules/test_rules.py -k sub"),
@@ -43,6 +43,8 @@ MUTANTS = [
     Mutant("rules/indexing.py", "return [x_bar, None, u_bar if u_bar is Zero else lax.neg(u_bar)]", "return [x_bar, None, u_bar]", "rules/test_rules.py -k scatter"),
     Mutant("rules/linalg.py", "off = int(unit_diagonal)", "off = 0", "rules/test_rules.py -k triangular"),
     Mutant("rules/spikes.py", "p.not_p: lambda x: 1 - x,", "p.not_p: lambda x: x,", "credit/test_schemes.py -k boolean"),
+    Mutant("rules/collectives.py", "psum_invariant_p.bind(ct, axes=axes), COPIES", "ct, COPIES", "test_mapped.py -k types"),
+    Mutant("rules/collectives.py", "[(to, source) for source, to in perm]", "perm", "test_mapped.py::test_values_on_eight_devices"),
     Mutant("rules/cost.py", "return _total(eqn, lambda e: max(_flops(e), _largest(e)))", "return _total(eqn, _flops)", "rules/test_traits.py remat"),
     Mutant("rules/inlined.py", "one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1", "one_sided = True", "rules/test_helpers.py"),
     Mutant("rules/options.py", "return isinstance(other, Options) and self._key == other._key", "return isinstance(other, Options)", "autodiff control_flow"),
@@ -55,6 +57,9 @@ MUTANTS = [
     Mutant("remat/sinking.py", "return constant >= self.at_least and constant >= self.times * stacked", "return False", "remat/test_sinking.py"),
     Mutant("control_flow/scan.py", "grown = [a or b for a, b in zip(carry, before, strict=True)]", "grown = list(before)", "control_flow/test_scan.py"),
     Mutant("control_flow/schedule.py", "before, after = table[places, r - 1], steps - table[places - 1, r - 1]", "before, after = table[places, r - 1], steps - 1", "control_flow/test_schedule.py"),
+    Mutant("control_flow/mapped.py", "lax.psum(c, axes) if c is not Zero and axes else c", "c", "test_mapped.py -k types"),
+    Mutant("control_flow/mapped.py", "return ct / n if n > 1 else ct", "return ct", "test_mapped.py::test_values_on_eight_devices"),
+    Mutant("jaxpr/mapped.py", "if w else 1))", "))", "test_mapped.py -k edits"),
     Mutant("control_flow/cond.py", "return [False, *(any(r)", "return [False, *(all(r)", "control_flow/test_scan.py"),
     Mutant("control_flow/calls.py", "dx * jnp.ldexp(jnp.ones_like(x), n)", "dx", "rules/test_rules.py -k ldexp"),
     Mutant("autodiff/backward_pass.py", "self.observed |= {(self._at, *where): seen", "self.observed |= {(0, *where): seen", "inspection/test_ledger.py"),

@@ -239,4 +239,9 @@ def checked_ct(ct: Any, aval: Any) -> Any:
             f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} must have that shape and dtype, and is "
             f"{got.dtype}{list(got.shape)}."
         )
+    if jx.varying(got) != jx.varying(aval):
+        raise ValueError(
+            f"The cotangent of an output of type {aval} must vary over the mesh axes that the output varies over, and "
+            f"is {got}. Use jax.lax.pcast or jax.lax.psum."
+        )
     return ct if isinstance(ct, jax.Array) else jnp.asarray(ct)

@@ -47,16 +47,31 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
             out = rule.backward(state, entry, res, ct)
         if len(out) != len(entry.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
-        for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True)):
-            if index is not None and c is not None and c is not Zero:
-                got = c if type(c) is Factored else jx.type_of(c)
-                if got.shape != x.shape or (got.dtype != x.dtype and is_differentiable(x)):
-                    got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
-                    raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
+        return [
+            _checked(i, c, x) if index is not None else c
+            for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True))
+        ]
     except Exception as error:
         error.add_note(f"This came from the rule {rule.name} for {entry.where()}.")
         raise
-    return out
+
+
+def _checked(i: int, ct: Any, x: Any) -> Any:
+    """Check that a rule's cotangent has the type of its primal, x; what is the same on all devices may stand for it."""
+    if ct is None or ct is Zero:
+        return ct
+    got = ct if type(ct) is Factored else jx.type_of(ct)
+    if got.shape != x.shape or (got.dtype != x.dtype and is_differentiable(x)):
+        got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
+        raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
+    if type(ct) is Factored:
+        return ct
+    if more := jx.varying(got) - jx.varying(x):
+        raise TypeError(
+            f"its cotangent for primal {i} is another one on each device along {listed(sorted(map(str, more)))}, where "
+            "the primal is the same. What the devices say of it is to be summed: jax.lax.psum."
+        )
+    return jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got)))
 
 
 Results = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[str, Any]]

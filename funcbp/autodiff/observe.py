@@ -54,11 +54,12 @@ class ObservingTrace(RecordingTrace):
                 outs = jx.as_function(jx.call_jaxpr(params))(*tracers)
             self.calls.pop()
             return outs
-        outs = primitive.bind_with_trace(self.parent_trace, values, tuple(map(core.typeof, values)), params)
+        outs = jx.bind_in(self.parent_trace, primitive, values, params)
         several = primitive.multiple_results
         if all(index is None for index in indices) or primitive.name == "stop_gradient":
             return outs
-        apply = lambda *xs: primitive.bind(*xs, **params) if several else [primitive.bind(*xs, **params)]
+        bound = primitive.get_bind_params(params)
+        apply = lambda *xs: list(primitive.bind(*xs, **bound)) if several else [primitive.bind(*xs, **bound)]
         wrapped = self.observed(primitive.name, params, apply, values, indices, outs if several else [outs])
         return wrapped if several else wrapped[0]
 

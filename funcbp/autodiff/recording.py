@@ -22,7 +22,6 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
-from ..rules.contract import MissingRuleError
 from ..rules.fallback import lookup
 from ..rules.kinds import Operation, PassedRule, Rule
 from ..rules.options import Options
@@ -143,9 +142,7 @@ class RecordingTrace(core.Trace):
         return core.set_current_trace(self)
 
     def run(self, operation: Operation) -> Any:
-        values = tuple(operation.values)
-        avals = tuple(map(core.typeof, values))
-        return operation.primitive.bind_with_trace(self.parent_trace, values, avals, operation.params)
+        return jx.bind_in(self.parent_trace, operation.primitive, operation.values, operation.params)
 
     def read_backward(self, operation: Operation) -> Sequence[Any]:
         return read_backward(operation)
@@ -296,14 +293,8 @@ class RecordingTrace(core.Trace):
             return f.call_wrapped(*tracers)
 
     def process_shard_map(self, primitive: Any, f: Any, tracers: Any, **params: Any) -> Any:
-        if any(map(self.mine, tracers)):
-            raise MissingRuleError(
-                f"funcbp cannot differentiate through `shard_map` yet ({jx.user_line(jx.current_source())}). "
-                "Differentiate inside the mapped function, or use jax.grad for this program."
-            )
-        return self.parent_trace.process_shard_map(  # type: ignore[attr-defined]
-            primitive, f, [self.value(t) for t in tracers], **params
-        )
+        params, operands, passed_on = jx.staged_map(primitive, f, tracers, params)
+        return passed_on(self.process_primitive(primitive, operands, params))
 
 
 def record(

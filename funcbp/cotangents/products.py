@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .. import jaxpr as jx
 from .zero import Zero
@@ -137,7 +136,7 @@ class Factored:
             total = self.rest
             for product in self.products:
                 array = product.contract()
-                total = array if total is Zero else lax.add(total, array)
+                total = array if total is Zero else jx.add(total, array)
             self._array = total
         return self._array
 
@@ -146,7 +145,7 @@ class Factored:
         products = (*other.products, *self.products) if type(other) is Factored else self.products
         rest = other.rest if type(other) is Factored else other
         if rest is not Zero and self.rest is not Zero:
-            rest = lax.add(self.rest, rest)
+            rest = jx.add(self.rest, rest)
         return Factored(products, self.rest if rest is Zero else rest, self.shape, self.dtype)
 
     def through(self, linear: Callable[[Any], Any], aval: Any) -> Factored:

@@ -185,7 +185,7 @@ def fetched(storage: Mapping[Any, Storage], inputs: Sequence[Any], program: Prog
 
 
 @weakref_cache
-def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+def marked_body(jaxpr: Any, which: tuple[bool, ...]) -> Any:
     """The program with one more input after each of `which`, the feedback weight that the input is marked with."""
 
     def marked(*args: Any) -> list[Any]:
@@ -195,7 +195,7 @@ def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
 
     inputs = zip(in_avals(jaxpr), which, strict=True)
     types = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a))
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type, sharding=sharding_of(a), manual_axis_type=a.mat)
         for a, w in inputs
         for _ in range(2 if w else 1)
     ]
@@ -205,7 +205,7 @@ def _marked(jaxpr: Any, which: tuple[bool, ...]) -> Any:
 def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a scan with one more operand after each of `which`, its feedback weight."""
     body, n_consts, n_carry = scan_parts(params)
-    new = dict(params, jaxpr=_marked(body, tuple(which)))
+    new = dict(params, jaxpr=marked_body(body, tuple(which)))
     more = sum(which[:n_consts])
     if "num_consts" in params:
         return new | {"num_consts": n_consts + more}
@@ -218,19 +218,19 @@ def scan_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, A
 def while_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a while loop with a feedback weight as one more operand for each of `which`, its constants."""
     which = tuple(which[params["cond_nconsts"] :])
-    body = _marked(params["body_jaxpr"], which)
+    body = marked_body(params["body_jaxpr"], which)
     return dict(params, body_jaxpr=body, body_nconsts=params["body_nconsts"] + sum(which))
 
 
 def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a cond with one more operand after each of `which`, its feedback weight."""
-    branches = tuple(_marked(branch, tuple(which[1:])) for branch in params["branches"])
+    branches = tuple(marked_body(branch, tuple(which[1:])) for branch in params["branches"])
     return dict(params, branches=branches)
 
 
 def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its feedback weight."""
-    return dict(params, jaxpr=_marked(params["jaxpr"], tuple(which)))
+    return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)))
 
 
 def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
-from jax._src import source_info_util
+from jax._src import core, source_info_util
 from jax._src.api_util import fun_sourceinfo
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -18,20 +20,40 @@ for _core in _CORE.split():
     source_info_util.register_exclusion(os.path.join(_PACKAGE, _core))
 
 
-def current_source() -> Any:
+class Source(NamedTuple):
+    """Where in the user's program an equation was written, and what held there.
+
+    Attributes:
+        traceback, name_stack: of the line.
+        context: the mesh, the compute type and what else JAX's contexts say of an equation.
+    """
+
+    traceback: Any
+    name_stack: Any
+    context: Any
+
+
+def current_source() -> Source:
     """Where in the user's program the equation at hand was written."""
-    return source_info_util.current()
+    info = source_info_util.current()
+    return Source(info.traceback, info.name_stack, core.JaxprEqnContext())
 
 
-def written_at(source: Any, rule: str) -> Any:
-    """A context in which equations bear the line and the name scope of this place, transposed, and the rule's name."""
+@contextlib.contextmanager
+def written_at(source: Source, rule: str) -> Iterator[None]:
+    """Enter a context in which equations bear the line and the name scope of this place, transposed, and the rule's
+    name, and in which holds what held there.
+    """
     stack = source.name_stack.transform("transpose").extend(rule)
-    return source_info_util.user_context(source.traceback, name_stack=stack)
+    with source_info_util.user_context(source.traceback, name_stack=stack), source.context.manager:
+        yield
 
 
-def restored(source: Any) -> Any:
-    """A context in which equations bear this line and name scope."""
-    return source_info_util.user_context(source.traceback, name_stack=source.name_stack)
+@contextlib.contextmanager
+def restored(source: Source) -> Iterator[None]:
+    """Enter a context in which equations bear this line and name scope, and in which holds what held there."""
+    with source_info_util.user_context(source.traceback, name_stack=source.name_stack), source.context.manager:
+        yield
 
 
 def user_line(source: Any) -> str:

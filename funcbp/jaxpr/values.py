@@ -14,6 +14,7 @@ from jax import lax
 from jax._src import ad_util, core, dispatch, dtypes, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
+from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
 from jax.extend.core import primitives
 
 Aval = Any
@@ -27,8 +28,8 @@ float0 = jax.dtypes.float0
 
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
-    lax.control_flow.conditionals lax.control_flow.solves pjit dispatch custom_batching custom_derivatives random.core
-    random.prng interpreters.partial_eval hijax xla_metadata shard_alike
+    lax.control_flow.conditionals lax.control_flow.solves lax.parallel core pjit dispatch custom_batching
+    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike
 """.split()
 
 
@@ -42,6 +43,12 @@ def primitive(name: str) -> Any:
 
 
 type_of = core.typeof
+pvary = core.pvary
+
+
+def varying(aval: Aval) -> frozenset[Any]:
+    """The mesh axes over which values of this type may differ from device to device."""
+    return aval.mat.varying if isinstance(aval, core.ShapedArray) else frozenset()
 
 
 def concrete(x: Any) -> Any:
@@ -59,6 +66,15 @@ def zeros(aval: Aval) -> jax.Array:
     zero = ad_util.zeros_like_aval(aval)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
+
+
+def add(a: Any, b: Any) -> Any:
+    """Add two values of one type in the context of their mesh, which within `auto_axes` is another one than around."""
+    mesh, around = core.typeof(a).sharding.mesh, get_abstract_mesh()
+    if mesh.empty or around.empty or mesh == around:
+        return lax.add(a, b)
+    with use_abstract_mesh(mesh):
+        return lax.add(a, b)
 
 
 def as_array(x: Any) -> Any:
@@ -106,8 +122,20 @@ def instantiated_tangent(tangent: Any) -> Any:
     return ad_util.instantiate(tangent)
 
 
+def cotangent_type(aval: Aval) -> Aval:
+    """The type of the cotangent: of a sum over devices that has not been taken (unreduced), what is the same on all of
+    them because of it (reduced), and the other way round.
+    """
+    if not isinstance(aval, core.ShapedArray):
+        return aval
+    spec, of_devices = aval.sharding.spec, aval.mat
+    sums = spec.unreduced or spec.reduced or of_devices.unreduced or of_devices.reduced
+    return aval.to_ct_aval() if sums else aval
+
+
 def strong(aval: Aval) -> Aval:
-    """The same type without weakness: what a cotangent of a value of this type has."""
+    """The type of the cotangent without weakness: what a cotangent of a value of this type has."""
+    aval = cotangent_type(aval)
     return aval.update(weak_type=False) if isinstance(aval, core.ShapedArray) and aval.weak_type else aval
 
 
@@ -195,12 +223,18 @@ def sharding_of(x: Any) -> Any:
     return None if sharding is None or sharding.mesh.empty else sharding
 
 
+def cotangent_sharding(x: Any) -> Any:
+    """The sharding that the cotangent of a value of this type has, or None where no mesh is set."""
+    return sharding_of(cotangent_type(aval_of(x)))
+
+
 def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
-    """The sharding of x with its axes in another order, or None where no mesh is set."""
-    sharding = sharding_of(x)
+    """The sharding of the cotangent of x with its axes in another order, or None where no mesh is set."""
+    sharding = cotangent_sharding(x)
     if sharding is None:
         return None
-    return sharding.update(spec=jax.P(*(sharding.spec[i] for i in axes)))
+    spec = sharding.spec
+    return sharding.update(spec=spec.update(partitions=tuple(spec.partitions[i] for i in axes)))
 
 
 def aval_of(x: Any) -> Aval:

@@ -93,7 +93,7 @@ def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames
         back, results = passes.backward_pass(args[:n], [next(cts) if z else Zero for z in nonzero], named)
         return (back if passes.factored else [materialize(c) for c in back]), results
 
-    ct_types = [t for t, z in zip(passes.out_types, nonzero, strict=True) if z]
+    ct_types = [jx.cotangent_type(t) for t, z in zip(passes.out_types, nonzero, strict=True) if z]
     types = [*passes.candidate_types, *ct_types, *(t for _, t in outer_names or ())]
     return jx.trace_tree(backward, types, "backward")
 

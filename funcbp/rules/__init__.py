@@ -1,7 +1,7 @@
 """The rules of backpropagation: one per operation, one file per family. See `contract.py` for what a rule is."""
 
 from ..cotangents import Moves, Zero, unbroadcast
-from . import contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
+from . import collectives, contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
 from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
 from .elementwise import tanh_from_input
 from .kinds import Rule
@@ -41,6 +41,7 @@ __all__ = [
     "Traits",
     "Zero",
     "bilinear_rule",
+    "collectives",
     "contraction",
     "coverage",
     "def_bilinear",

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import ABSORB, Product
-from ..jaxpr import aval_of, dilated, permuted_sharding, primitive, primitives, sharding_of
+from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from .registry import def_bilinear, def_rule
 from .traits import DEAR
 
@@ -149,7 +149,7 @@ def conv_left(
         feature_group_count=groups,
         precision=precision,
         preferred_element_type=preferred_element_type,
-        out_sharding=sharding_of(x),
+        out_sharding=cotangent_sharding(x),
     )
     if batch_group_count > 1:
         x_bar = _merge_axis(_split_axis(x_bar, x_spec[1], batch_group_count), x_spec[1], x_spec[0])
@@ -191,7 +191,7 @@ def conv_right(
         batch_group_count=feature_group_count,
         precision=precision,
         preferred_element_type=preferred_element_type,
-        out_sharding=sharding_of(w),
+        out_sharding=cotangent_sharding(w),
     )
     return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
 

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Moves, Zero
-from ..jaxpr import bind_device_put, feedback_p, primitive, primitives, sharding_of, to_space
+from ..jaxpr import bind_device_put, cotangent_sharding, feedback_p, primitive, primitives, to_space
 from .contract import TYPES
 from .registry import def_linear, def_rule
 from .traits import STRUCTURAL, Traits, free
@@ -51,7 +51,7 @@ def_linear(
 )
 def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, Moves.ALL, traits=PLACED)
 def_linear(
-    primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, sharding_of(x)), Moves.ALL, traits=PLACED
+    primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, cotangent_sharding(x)), Moves.ALL, traits=PLACED
 )
 def_linear(primitive("xla_metadata_value_p"), lambda ct, x, **_: ct, Moves.STAYS, traits=PLACED)
 def_rule(primitive("shard_alike_p"), shard_alike_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

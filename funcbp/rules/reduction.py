@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..jaxpr import dilated, primitives, reducer, sharding_of
+from ..jaxpr import cotangent_sharding, dilated, primitives, reducer
 from .registry import def_body, def_linear, def_nondiff, def_rule
 from .traits import DEAR, REDUCTION, def_traits, free, operand, results
 
@@ -19,7 +19,7 @@ from .traits import DEAR, REDUCTION, def_traits, free, operand, results
 def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:
     """The cotangent of a reduction, repeated along the axes that were reduced away."""
     kept = tuple(i for i in range(len(x.shape)) if i not in axes)
-    return lax.broadcast_in_dim(ct, x.shape, kept, out_sharding=sharding_of(x))
+    return lax.broadcast_in_dim(ct, x.shape, kept, out_sharding=cotangent_sharding(x))
 
 
 def reduce_sum_back(ct: Any, x: Any, *, axes: Any, **_: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Moves, Zero, instantiate
-from ..jaxpr import primitive, primitives, sharding_of
+from ..jaxpr import cotangent_sharding, primitive, primitives
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
 from .traits import STRUCTURAL, Traits, free
@@ -32,7 +32,7 @@ def broadcast_in_dim_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **param
 def reshape_back(ct: Any, x: Any, *, new_sizes: Any, dimensions: Any, sharding: Any = None) -> Any:
     """z = x in another shape:  x̄ = z̄ in x's shape."""
     if dimensions is None:
-        return lax.reshape(ct, x.shape, out_sharding=sharding_of(x))
+        return lax.reshape(ct, x.shape, out_sharding=cotangent_sharding(x))
     moved = lax.reshape(ct, [x.shape[d] for d in dimensions])
     return lax.transpose(moved, np.argsort(dimensions))
 
@@ -79,7 +79,7 @@ def pad_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, padding_config: A
 
 def squeeze_back(ct: Any, x: Any, *, dimensions: Any) -> Any:
     """z = x without axes of size 1:  x̄ = z̄ with them."""
-    return lax.reshape(ct, x.shape, out_sharding=sharding_of(x))
+    return lax.reshape(ct, x.shape, out_sharding=cotangent_sharding(x))
 
 
 def tile_back(ct: Any, x: Any, *, reps: Any, **_: Any) -> Any:

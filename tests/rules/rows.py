@@ -44,6 +44,14 @@ class Row:
 ROWS: list[Row] = []
 
 
+# what needs a mesh or a named axis has no row: tests/test_mapped.py
+MAPPED = """
+    shard_map pvary psum_invariant all_gather all_gather_invariant reduce_scatter all_to_all ragged_all_to_all ppermute
+    pbroadcast pbroadcast_dynamic unreduced_psum preduced vary_unreduced_cast vary_unreduced_cast_p reduced_vary_cast
+    reduced_vary_cast_p all_gather_reduced unreduced_reduce_scatter
+""".split()
+
+
 def row(primitive: str, f: Any, *args: Any, label: str = "", **options: Any) -> None:
     ROWS.append(Row(primitive, label, f, args, **options))
 

@@ -17,7 +17,7 @@ from funcbp.rules import TABLE
 from funcbp.testing.rules import structural_claims
 
 from ..interpret import interpreted
-from .rows import ROWS
+from .rows import MAPPED, ROWS
 
 FIRST = {r.primitive: r for r in reversed(ROWS)}  # of each primitive, its first row
 WITH_PROGRAMS = {"jit", "scan", "cond", "remat2"}
@@ -243,8 +243,9 @@ def test_runs_through_the_rule_it_names(row, monkeypatch):
 
 
 def test_every_ruled_primitive_has_a_row():
-    # a mesh: tests/test_sharding.py; a weight: tests/autodiff/test_marks.py; loops: tests/control_flow/test_revolve.py
-    elsewhere = {"reshard", "feedback", "snapshot_scan", "snapshot_while", "loop_tangent"}
+    # a mesh: tests/test_sharding.py; a weight: tests/autodiff/test_marks.py; loops: tests/control_flow/test_revolve.py;
+    # maps and collectives: tests/test_mapped.py
+    elsewhere = {"reshard", "feedback", "snapshot_scan", "snapshot_while", "loop_tangent", *MAPPED}
     ruled = {p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None}
     assert not (unrowed := ruled - elsewhere - FIRST.keys()), f"no row for {sorted(unrowed)}"
 

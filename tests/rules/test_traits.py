@@ -21,7 +21,7 @@ from funcbp.rules import TABLE, UNSUPPORTED, traits_of
 from funcbp.rules.cost import flops, is_cheap, is_repeatable, work
 from funcbp.rules.traits import ELEMENTWISE, TRAITS, Traits, def_traits
 
-from .rows import ROWS
+from .rows import MAPPED, ROWS
 
 
 def equations(f, *args):
@@ -47,7 +47,7 @@ SHOWN = [r for r in ROWS if r.primitive in WITH_A_CLAIM]
 
 
 def test_each_claim_has_a_row():
-    elsewhere = {"feedback", "reshard"}  # see tests/credit and tests/test_sharding.py
+    elsewhere = {"feedback", "reshard", *MAPPED}  # see tests/credit, tests/test_sharding.py and tests/test_mapped.py
     assert WITH_A_CLAIM - elsewhere <= {r.primitive for r in SHOWN}
 
 

@@ -1,0 +1,249 @@
+"""Programs on a mesh of eight devices: each a loss, and the arguments it is differentiated with respect to.
+
+`test_mapped.py` traces them on a mesh without devices. Run as a program, in a process with eight CPU devices, this
+prints a JSON line for each: how far the gradient is from JAX's, and the communication of both when compiled.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P, lax
+from jax.sharding import AxisType
+
+import funcbp as bp
+
+MESHES = {"line": ((8,), ("i",)), "grid": ((4, 2), ("i", "j"))}
+ROUND = [(k, (k + 1) % 8) for k in range(8)]
+
+
+class Mapped(NamedTuple):
+    """A loss over a mesh: `make(mesh)` is a function of `args`."""
+
+    name: str
+    mesh: str
+    make: Callable[[Any], Callable[..., Any]]
+    args: tuple[Any, ...]
+
+
+PROGRAMS: list[Mapped] = []
+rng = np.random.default_rng(0)
+
+
+def program(name: str, *shapes: tuple[int, ...], mesh: str = "line") -> Callable[[Any], None]:
+    """Enter what makes the loss of a mesh, whose arguments have these shapes."""
+    args = tuple(rng.normal(size=shape).astype(np.float32) / 2 for shape in shapes)
+    return lambda make: PROGRAMS.append(Mapped(name, mesh, make, args))
+
+
+def body(name: str, *shapes: tuple[int, ...], mesh: str = "line", checks: Any = (True, False), **how: Any) -> Any:
+    """Enter the body of a shard_map, whose outputs are squared and summed, with and without varying types."""
+
+    def enter(f: Callable[..., Any]) -> None:
+        for check in checks:
+
+            def make(mesh: Any, check: bool = check) -> Callable[..., Any]:
+                mapped = jax.shard_map(f, mesh=mesh, check_vma=check, **how)
+                return lambda *args: sum(jnp.sum(y**2) for y in jax.tree.leaves(mapped(*args)))
+
+            program(name if check else f"{name}, unchecked", *shapes, mesh=mesh)(make)
+
+    return enter
+
+
+# --- how networks are trained on many devices -------------------------------------------------------------------------
+
+
+@body("data parallel", (4, 6), (6, 3), (16, 4), in_specs=(P(), P(), P("i")), out_specs=P())
+def data_parallel(w, v, x):
+    return lax.pmean(jnp.mean((jnp.tanh(x @ w) @ v) ** 2), "i")
+
+
+@body("synchronised batch norm", (4, 6), (16, 4), in_specs=(P(), P("i")), out_specs=P("i"))
+def batch_norm(w, x):
+    h = x @ w
+    centred = h - lax.pmean(jnp.mean(h, 0), "i")[None]
+    return jnp.tanh(centred * lax.rsqrt(lax.pmean(jnp.mean(centred**2, 0), "i") + 1e-3)[None])
+
+
+@body("fully sharded", (8, 6), (8, 3), (16, 8), in_specs=P("i"), out_specs=P("i"))
+def fully_sharded(w, v, x):
+    w, v = (lax.all_gather(p, "i", tiled=True) for p in (w, v))
+    return jnp.tanh(x @ w) @ v[:6]
+
+
+@body(
+    "tensor parallel", (4, 8), (8, 3), (16, 4), mesh="grid", in_specs=(P(None, "j"), P("j"), P("i")), out_specs=P("i")
+)
+def tensor_parallel(w, v, x):
+    return lax.psum(jnp.tanh(x @ w) @ v, "j")
+
+
+@body("pipeline", (8, 4, 4), (3, 4), in_specs=(P("i"), P()), out_specs=P("i"))
+def pipeline(w, x):
+    def tick(h, t):
+        h = jnp.tanh(jnp.where(lax.axis_index("i") == 0, x[t % 3], h) @ w[0])
+        return lax.ppermute(h, "i", ROUND), h
+
+    return lax.scan(tick, 0 * w[0, 0], jnp.arange(10))[1][7:]
+
+
+@body("ring attention", (16, 4), (16, 4), (16, 4), in_specs=P("i"), out_specs=P("i"))
+def ring_attention(q, k, v):
+    def step(carry, _):
+        largest, total, out, k, v = carry
+        s = q @ k.T
+        new = jnp.maximum(largest, lax.stop_gradient(jnp.max(s, 1)))
+        p, old = jnp.exp(s - new[:, None]), jnp.exp(largest - new)
+        carry = new, total * old + jnp.sum(p, 1), out * old[:, None] + p @ v
+        return (*carry, *(lax.ppermute(y, "i", ROUND) for y in (k, v))), None
+
+    zero = 0 * lax.stop_gradient(q)
+    (_, total, out, *_), _ = lax.scan(step, (zero[:, 0] - 30.0, zero[:, 0], zero, k, v), length=8)
+    return out / total[:, None]
+
+
+@body("expert routing", (8, 4, 5), (64, 4), (4, 8), in_specs=(P("i"), P("i"), P()), out_specs=P("i"))
+def expert_routing(w, x, router):
+    sent = jnp.einsum("te,td->etd", jax.nn.softmax(x @ router), x)
+    there = lax.all_to_all(sent, "i", 0, 0)
+    return jnp.sum(lax.all_to_all(jnp.tanh(there @ w[0]), "i", 0, 0), 0)
+
+
+# --- collectives, specs, and programs inside programs -----------------------------------------------------------------
+
+
+@body("collectives of every kind", (8, 8), in_specs=P("i"), out_specs=P("i"))
+def every_kind(x):
+    y = lax.psum_scatter(jnp.sin(lax.all_gather(x[0], "i", axis=1)), "i", scatter_dimension=0)
+    y = lax.pshuffle(y, "i", [3, 2, 1, 0, 7, 6, 5, 4]) * lax.psum(y, "i")
+    y = y + lax.all_to_all(x[0], "i", 0, 0, tiled=True) * lax.ppermute(y, "i", [(0, 3), (5, 1)])
+    return jnp.exp(y / 9 - lax.pmax(lax.stop_gradient(y), "i") / 9)[None]
+
+
+@body("numbers are saved, and leave", (8, 4), (4,), (4,), in_specs=(P("i"), P(), P()), out_specs=(P(), P("i")))
+def numbers(x, a, b):
+    s = jnp.sin(jnp.sum(x * a[None]))
+    return lax.psum(s * jnp.exp(b), "i"), (s**3 * b)[None]
+
+
+@body("loops, branches and regions", (8, 4), (4, 4), in_specs=(P("i"), P()), out_specs=P("i"))
+def programs_inside(x, w):
+    x = jax.checkpoint(lambda x, w: jnp.sin(lax.psum(x @ w, "i")) * x)(x, w)
+    x = lax.cond(w[0, 0] < 9, lambda x, w: jnp.tanh(x @ w), lambda x, w: x * 1.0, x, w)
+    return lax.fori_loop(0, 2, lambda _, x: jax.jit(jnp.cos)(x @ w), x)
+
+
+@body("sums over groups", (8, 4), checks=[False], in_specs=P("i"), out_specs=P("i"))
+def groups(x):
+    return x * lax.psum(x**2, "i", axis_index_groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+@body("only one axis is mapped", (8, 4), (2, 4), mesh="grid", axis_names={"i"}, in_specs=(P("i"), P()), out_specs=P())
+def partial_axes(x, w):
+    return lax.psum(jnp.tanh(x @ w.T), "i")
+
+
+@program("closed over", (16, 4), (4,))
+def closed_over(mesh):
+    def loss(x, w):
+        f = lambda x: lax.psum(x * jnp.sin(w)[None], "i")
+        return jnp.sum(jax.shard_map(f, mesh=mesh, in_specs=P("i"), out_specs=P())(x) ** 2)
+
+    return loss
+
+
+@program("in scan and jit", (8, 4), (4,))
+def in_scan(mesh):
+    f = lambda x, w: x * lax.pmean(jnp.sin(x @ w), "i")[:, None]
+    f = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i")))
+    return lambda x, w: jnp.sum(lax.scan(lambda x, _: (f(x, w), None), x, length=3)[0] ** 2)
+
+
+@program("examples over another axis", (3, 8, 4), mesh="grid")
+def spmd_axis(mesh):
+    f = jax.shard_map(lambda x: x * lax.psum(jnp.sin(x), "i"), mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    return lambda x: jnp.sum(jax.vmap(f, spmd_axis_name="j")(jnp.concatenate([x, x[:1]])) ** 2)
+
+
+@program("second order", (8, 4), (4,))
+def second_order(mesh):
+    f = lambda x, w: lax.pmean(jnp.sum(jnp.tanh(x * w[None])), "i")
+    f = jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P())
+    return lambda x, w: jax.jvp(functools.partial(f, x), (w,), (w**2,))[1]
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+COLLECTIVE = r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+
+
+def communication(compiled: Any) -> dict[str, int]:
+    return collections.Counter(re.findall(COLLECTIVE, compiled.as_text()))
+
+
+def difference(a: Any, b: Any) -> float:
+    leaf = lambda x, y: float(np.max(np.abs(np.asarray(x) - np.asarray(y))) / np.max(np.abs(np.asarray(y))))
+    return max(jax.tree.leaves(jax.tree.map(leaf, a, b)))
+
+
+def main() -> None:
+    for name, on, make, args in PROGRAMS:
+        mesh = jax.make_mesh(*MESHES[on], axis_types=(AxisType.Auto,) * len(MESHES[on][1]))
+        with jax.set_mesh(mesh):
+            which = tuple(range(len(args)))
+            ours, theirs = (jax.jit(t.grad(make(mesh), which)).lower(*args).compile() for t in (bp, jax))
+            line = {"program": name, "difference": difference(ours(*args), theirs(*args))}
+            print(json.dumps(line | {"ours": communication(ours), "JAX's": communication(theirs)}), flush=True)
+    x, w = PROGRAMS[-1].args
+    for name, f in inside().items():
+        print(json.dumps({"program": name, "difference": difference(f(bp)(x, w), f(jax)(x, w))}), flush=True)
+
+
+def inside() -> dict[str, Callable[[Any], Any]]:
+    """Gradients that each device takes, and gradients through the older way of mapping; by the module that does."""
+    mesh = jax.make_mesh(*MESHES["line"], axis_types=(AxisType.Auto,))
+    how = dict(mesh=mesh, in_specs=(P("i"), P()), out_specs=(P("i"), P()))
+    loss = lambda x, w: jnp.sum(jnp.sin(x * lax.pmean(w * jnp.sum(x), "i")) ** 2)
+    both = lambda t: lambda x, w: t.grad(loss, (0, 1))(x, w)
+    means = lambda t: lambda x, w: lax.pmean(both(t)(x, w), "i")
+    over = dict(axis_name="i", in_axes=(0, None))
+
+    def in_a_map(x: Any, w: Any) -> Any:
+        """Its own derivative JAX cannot compile: what is saved inside varies over the outer map's axis, too."""
+        half = lambda x: jnp.sin(x) * lax.psum(x, "j")
+        half = jax.shard_map(half, in_specs=P("j"), out_specs=P("j"), axis_names={"j"})
+        grid = jax.make_mesh(*MESHES["grid"], axis_types=(AxisType.Auto,) * 2)
+        whole = jax.shard_map(
+            lambda x, w: half(x * w[None]), mesh=grid, in_specs=(P("i"), P()), out_specs=P("i"), axis_names={"i"}
+        )
+        with jax.set_mesh(grid):
+            return jax.jit(bp.grad(lambda x, w: jnp.sum(whole(x, w) ** 2), (0, 1)))(x, w)
+
+    def without_maps(x: Any, w: Any) -> Any:
+        pairs = (x * w[None]).reshape(4, 2, 4)
+        return jnp.sum((jnp.sin(pairs) * jnp.sum(pairs, 1, keepdims=True)) ** 2)
+
+    return {
+        "a map inside a map": lambda t: in_a_map if t is bp else jax.grad(without_maps, (0, 1)),
+        "a gradient of each device": lambda t: jax.shard_map(both(t), **how),
+        "a gradient of each device, unchecked": lambda t: jax.shard_map(
+            lambda x, w: (both(t)(x, w)[0], means(t)(x, w)[1]), check_vma=False, **how
+        ),
+        "pmap of a gradient": lambda t: jax.pmap(means(t), **over),
+        "gradient of a pmap": lambda t: t.grad(lambda x, w: jnp.sum(jax.pmap(loss, **over)(x, w)), (0, 1)),
+        "vmap of a gradient": lambda t: jax.vmap(means(t), **over),
+        "gradient of a vmap": lambda t: t.grad(lambda x, w: jnp.sum(jax.vmap(loss, **over)(x, w)), (0, 1)),
+    }
+
+
+if __name__ == "__main__":
+    main()

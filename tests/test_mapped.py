@@ -1,0 +1,190 @@
+"""Programs mapped over a mesh, and named axes: values, types and communication are those of JAX's gradient."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import P, lax
+from jax._src.lax import parallel
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
+
+import funcbp as bp
+from funcbp import jaxpr as jx
+
+from .mapped_programs import MESHES, PROGRAMS
+from .test_sharding import FLAGS
+
+
+def meshed(on="line", kind=AxisType.Auto):
+    """A mesh without devices."""
+    return AbstractMesh(*MESHES[on], axis_types=(kind,) * len(MESHES[on][1]))
+
+
+def communication(program):
+    """How many collectives of each kind a traced program has; a change of the type alone is none."""
+    names = (o.eqn.primitive.name for o in jx.equations(program) if o.eqn.primitive.name in COLLECTIVES)
+    return collections.Counter(names)
+
+
+COLLECTIVES = """
+    psum psum_invariant pmax pmin all_gather all_gather_invariant reduce_scatter all_to_all ragged_all_to_all ppermute
+    pbroadcast unreduced_psum all_gather_reduced unreduced_reduce_scatter
+""".split()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_types_and_communication_of_gradients(program):
+    mesh, which = meshed(program.mesh), tuple(range(len(program.args)))
+    with use_abstract_mesh(mesh):
+        ours, theirs = (jax.make_jaxpr(t.grad(program.make(mesh), which))(*program.args) for t in (bp, jax))
+    assert communication(ours) == communication(theirs)
+    assert ours.out_avals == theirs.out_avals
+
+
+@pytest.mark.slow
+def test_values_on_eight_devices():
+    program = Path(__file__).with_name("mapped_programs.py")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))} | FLAGS
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == len(PROGRAMS) + 7
+    for line in lines:
+        assert line["difference"] < 1e-6, line
+        assert line.get("ours") == line.get("JAX's"), line
+
+
+ONE = jnp.ones(8, jnp.int32)
+RULES = {
+    "ragged_all_to_all": lambda x: lax.ragged_all_to_all(x, 2 * x, ONE - 1, ONE, ONE - 1, ONE, axis_name="i"),
+    "all_gather, the same everywhere": lambda x: lax.all_gather(x, "i", axis=1, to="invarying", tiled=True),
+    "all_gather, reduced": lambda x: lax.pcast(lax.all_gather(x, "i", to="reduced"), "i", to="varying"),
+    "unreduced": lambda x: parallel.unreduced_psum(lax.pcast(x, "i", to="unreduced"), "i"),
+    "unreduced, scattered": lambda x: parallel.unreduced_psum_scatter(lax.pcast(x, "i", to="unreduced"), "i"),
+    "reduced": lambda x: lax.pcast(lax.pcast(lax.psum(x, "i"), "i", to="reduced"), "i", to="varying"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_types_and_communication_of_rules(name):
+    """Of those that the programs do not have."""
+    mesh = meshed(kind=AxisType.Explicit)
+    x = jax.ShapeDtypeStruct((64, 4), jnp.float32, sharding=jax.NamedSharding(mesh, P("i")))
+
+    def of(t):
+        f = lambda x: t.grad(lambda x: jnp.sum(jnp.sin(RULES[name](x))))(x)
+        program = jax.make_jaxpr(jax.shard_map(f, in_specs=P("i"), out_specs=P("i")))(x)
+        (body,) = jx.inside_of(program.eqns[-1]).programs
+        return communication(body), [v.aval for v in body.outvars]
+
+    with use_abstract_mesh(mesh):
+        assert of(bp) == of(jax)
+
+
+reshard, einsum = jax.sharding.reshard, jnp.einsum
+inner = lambda f, **how: jax.sharding.auto_axes(f, out_sharding=P("i"), **how)
+EXPLICIT = {
+    "an embedding": (lambda w, x: w.at[lax.iota(int, 8)].get(out_sharding=P("i")), P(), P("i")),
+    "axes left to the compiler": (lambda w, x: inner(lambda x: x * jnp.sin(x) + x**2)(x), P(), P("i")),
+    "axes given back": (lambda w, x: inner(jax.sharding.explicit_axes(jnp.sin, in_sharding=P("i")))(x), P(), P("i")),
+    "an unreduced product": (
+        lambda w, x: reshard(einsum("ij,jk->ik", x, w, out_sharding=P(unreduced={"i"})), P("i")),
+        P("i"),
+        P(None, "i"),
+    ),
+    "a reduced weight, twice": (lambda w, x: jnp.sin(x @ w) + x @ w, P(reduced={"i"}), P("i")),
+    "a reduced weight in a region": (jax.checkpoint(lambda w, x: jnp.sin(x @ w)), P(reduced={"i"}), P("i")),
+    "a reduced weight in a map": (
+        jax.shard_map(lambda w, x: jnp.sin(x @ lax.pcast(w, "i", to="varying")), out_specs=P("i")),
+        P(reduced={"i"}),
+        P("i"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_types_over_an_explicit_mesh(name):
+    f, of_w, of_x = EXPLICIT[name]
+    mesh = meshed(kind=AxisType.Explicit)
+    args = [jax.ShapeDtypeStruct((8, 8), np.float64, sharding=jax.NamedSharding(mesh, s)) for s in (of_w, of_x)]
+    with use_abstract_mesh(mesh):
+        ours, theirs = (jax.make_jaxpr(t.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1)))(*args) for t in (bp, jax))
+    assert ours.out_avals == theirs.out_avals
+    counts = [collections.Counter(o.eqn.primitive.name for o in jx.equations(p)) for p in (ours, theirs)]
+    assert counts[0]["reshard"] == counts[1]["reshard"] and communication(ours) == communication(theirs)
+
+
+@pytest.mark.parametrize("computed", [False, True] if hasattr(parallel, "pbroadcast_dynamic_p") else [False])
+def test_a_broadcast_over_a_named_axis(computed):
+    """JAX's own rule is for numbers alone."""
+    x, c = np.arange(4.0).reshape(4, 1) * np.ones(3), np.arange(12.0).reshape(4, 3)
+    f = lambda x, c, source: jnp.sum(c * jnp.sin(lax.pbroadcast(x, "i", source if computed else 2)))
+    got = jax.vmap(bp.grad(f), in_axes=(0, 0, None), axis_name="i")(x, c, 2)
+    assert np.allclose(got, np.where(np.arange(4)[:, None] == 2, np.cos(x) * c.sum(0), 0), rtol=1e-14)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+ONE_DEVICE = dict(in_specs=P("i"), out_specs=P("i"))
+
+
+@pytest.mark.parametrize("collective", [lax.pmax, lax.pmin])
+def test_what_has_no_derivative_is_refused_by_name(collective):
+    f = jax.shard_map(lambda x: x / collective(x, "i"), mesh=meshed(), **ONE_DEVICE)
+    with pytest.raises(bp.MissingRuleError, match=rf"`{collective.__name__}` at .*test_mapped.* JAX's .* none either"):
+        jax.eval_shape(bp.grad(lambda x: jnp.sum(f(x))), jnp.arange(8.0))
+
+
+def test_a_cotangent_that_differs_where_its_primal_is_the_same_is_refused():
+    """It would be off by what the other devices have to say."""
+    rules = {
+        lax.sin_p: bp.rule(
+            lambda x, ct, perturbed, **_: [lax.axis_index("i").astype(ct.dtype) * ct], save=bp.rules.NOTHING
+        )
+    }
+    f = lambda x, w: jnp.sum(lax.pcast(jnp.sin(w), "i", to="varying") * x)
+    local = lambda x, w: bp.Backward(rules=rules).grad(f, 1)(x, w)
+    mapped = jax.shard_map(local, mesh=meshed(), in_specs=(P("i"), P()), out_specs=P())
+    with pytest.raises(TypeError, match=r"another one on each device along 'i'.*psum"):
+        jax.eval_shape(mapped, jnp.ones(8), jnp.ones(1))
+
+    seeded = lambda x: bp.vjp(lambda w: lax.psum(w * x, "i"), x)[1](x)
+    with pytest.raises(ValueError, match=r"must vary over the mesh axes that the output varies over"):
+        jax.eval_shape(jax.shard_map(seeded, mesh=meshed(), **ONE_DEVICE), jnp.ones(8))
+
+
+# --- marks, edits and options -----------------------------------------------------------------------------------------
+
+
+@jax.jit
+def mapped_loss(x, w):
+    """A loss with a name and a weight in a map, over the one device that there is."""
+    f = lambda x, w: lax.pmean(jnp.sum(bp.name(x @ w, "net") ** 2), "i")
+    mesh = jax.make_mesh((1,), ("i",), (AxisType.Auto,))
+    return jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P())(x, w)
+
+
+def test_edits_feedback_weights_and_rules_reach_into_maps():
+    x, w, b = np.arange(6.0).reshape(2, 3), np.ones((3, 1)), np.array([[1.0], [2.0], [3.0]])
+    edited = bp.Backward(edits={"net": lambda ct, cts: 5 * ct}).grad(mapped_loss, 1)(x, w)
+    assert np.allclose(edited, 5 * 2 * x.T @ x @ w)
+    assert np.allclose(bp.grad(lambda x: mapped_loss(x, bp.feedback(w, b)))(jnp.asarray(x)), 2 * x @ w @ b.T)
+    zero = bp.Backward(rules={lax.dot_general_p: bp.rule(lambda res, ct, perturbed, **_: [0 * y for y in res])})
+    assert not zero.grad(mapped_loss, 1)(x, w).any()
+
+
+@pytest.mark.slow
+def test_what_looks_sees_a_map():
+    x, w = np.arange(6.0).reshape(2, 3), np.ones((3, 1))
+    assert "shard_map" in str(bp.trace(mapped_loss)(x, w))
+    _, _, named = bp.cotangents(mapped_loss)(x, w)
+    assert np.allclose(named["net"], 2 * x @ w)

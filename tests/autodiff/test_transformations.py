@@ -62,6 +62,9 @@ CASES = {
     "complex": (lambda t: t.grad(lambda z: (jnp.abs(z) ** 2 * jnp.real(z) + jnp.imag(z * z)).sum())(z23)),
     "jacrev": (lambda t: t.jacrev(mixed)(x23)),
     "jacrev trees": (lambda t: t.jacrev(lambda a, b: {"u": a * b.sum(), "v": b[0]}, (0, 1))(x23, x23)),
+    "jacrev int": (
+        lambda t: t.jacrev(lambda a, i: {"u": a[i], "v": a}, (0, 1), allow_int=True)(x23, jnp.array([1, 0, 1]))
+    ),
     "jacrev aux": (lambda t: t.jacrev(lambda a: (a * 2, a), has_aux=True)(x23)),
     "order 2": (lambda t: t.grad(lambda x: t.grad(scalar)(x).sum())(x23)),
     "order 3": (lambda t: t.grad(lambda x: t.grad(lambda x: t.grad(scalar)(x).sum())(x).sum())(x23)),

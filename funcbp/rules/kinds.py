@@ -396,8 +396,12 @@ class ControlRule(Rule):
         floats = [is_differentiable(jx.type_of(x)) for x in operation.values]
         indices = [i if f else None for i, f in zip(operation.indices, floats, strict=True)]
         operation = operation._replace(indices=indices)
-        with recorder.below():
-            outs, res, differentiable = self._run(recorder, operation)
+        try:
+            with recorder.below():
+                outs, res, differentiable = self._run(recorder, operation)
+        except MissingRuleError as error:  # inside: it counts where what comes out is needed
+            message = str(error)
+            return MissingRule(message=lambda where: message).record(recorder, operation)
         return recorder.write(self, operation, outs, res, differentiable, always=enters)
 
     def _run(self, recorder: Recorder, operation: Operation) -> tuple[Any, ...]:

@@ -438,6 +438,21 @@ def test_while_that_is_not_needed_is_fine():
     assert_same(bp.grad(lambda x: (counter(x) * x).sum())(x23), jax.grad(lambda x: (counter(x) * x).sum())(x23))
 
 
+AROUND_AN_UNBOUNDED_LOOP = {
+    "scan": lambda x: lax.scan(lambda c, _: (c + unbounded(c * x), None), 1.0, None, 2)[0],
+    "while": lambda x: lax.while_loop(lambda c: c < 3, lambda c: c + 1 + unbounded(x * 0), 0.0),
+    "cond": lambda x: lax.cond(x.sum() > 0, unbounded, jnp.sum, x),
+    "checkpoint": jax.checkpoint(unbounded),
+}
+
+
+@pytest.mark.parametrize("f", AROUND_AN_UNBOUNDED_LOOP.values(), ids=AROUND_AN_UNBOUNDED_LOOP)
+def test_a_loop_inside_of_what_is_not_needed_is_fine(f):
+    assert_same(bp.grad(lambda x: (f(x), x.sum())[1])(x23), jnp.ones((2, 3)))
+    with pytest.raises(bp.MissingRuleError, match=r"through `while` at .*test_transformations.py:\d+.*\(unbounded\)"):
+        bp.grad(f)(x23)
+
+
 BAD = {
     "not a function": (lambda: bp.grad(3), TypeError, "Expected a function"),
     "vector output": (

@@ -513,7 +513,7 @@ def _shown(value: Any) -> str:
 
 
 def _block(y: Any, ct: Any, x: Any) -> jax.Array:
-    """Shape the cotangents of x, one for each number in y, as ∂y/∂x; an integer's are zeros of its own type, as in JAX."""
+    """Shape the cotangents of x, one for each number in y, as ∂y/∂x: for an integer zeros of its type, as in JAX."""
     if ct.dtype == jax.dtypes.float0:
         return jnp.zeros((*y.shape, *jnp.shape(x)), jnp.result_type(x))
     return ct.reshape(*y.shape, *ct.shape[1:])

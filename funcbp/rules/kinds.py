@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax.numpy as jnp
+
 from .. import jaxpr as jx
 from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
 from .contract import INPUTS, MissingRuleError, Save
@@ -247,6 +249,15 @@ class ZeroRule(Rule):
 
     def record(self, recorder: Recorder, operation: Operation) -> Any:
         return recorder.passed(operation)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ZeroOnRealsRule(ZeroRule):
+    """Derivative zero almost everywhere on the real line; in the complex plane it is not, and the rule is as others."""
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        in_plane = any(jnp.iscomplexobj(x) for x in operation.values)
+        return Rule.record(self, recorder, operation) if in_plane else super().record(recorder, operation)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

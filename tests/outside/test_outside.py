@@ -1,4 +1,4 @@
-"""JAX's own examples of its primitives, one of each; and whether the machinery sees a wrong derivative, and a stranger's."""
+"""JAX's own examples of its primitives, one of each; and whether wrong derivatives, and JAX's own, are seen."""
 
 from __future__ import annotations
 

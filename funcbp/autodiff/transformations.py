@@ -404,7 +404,7 @@ class Backward:
                     for j, z in enumerate(leaves)
                 ]
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
-                rows.append(jax.tree.map(lambda c, y=y: c.reshape(*y.shape, *c.shape[1:]), cts))
+                rows.append(jax.tree.map(functools.partial(_block, y), cts, tuple(chosen)))
             rows = [r[0] if isinstance(indices, int) else tuple(r) for r in rows]
             out = jax.tree.unflatten(tree, rows)
             return (out, aux[0]) if has_aux else out
@@ -510,6 +510,13 @@ def _shown(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return getattr(value, "__name__", None) or repr(value)
+
+
+def _block(y: Any, ct: Any, x: Any) -> jax.Array:
+    """Shape the cotangents of x, one for each number in y, as ∂y/∂x: for an integer zeros of its type, as in JAX."""
+    if ct.dtype == jax.dtypes.float0:
+        return jnp.zeros((*y.shape, *jnp.shape(x)), jnp.result_type(x))
+    return ct.reshape(*y.shape, *ct.shape[1:])
 
 
 def _same_weights(a: Any, b: Any) -> bool:

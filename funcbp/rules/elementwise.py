@@ -27,7 +27,8 @@ from jax import lax
 from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
 from ..jaxpr import aval_of, like, primitive, primitives
 from .contract import OUTPUT, TYPES
-from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, rule
+from .kinds import ZeroOnRealsRule
+from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, enter, rule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Singularity, Traits, free, results
 
 
@@ -578,7 +579,18 @@ def_linear(primitive("copy_p"), lambda ct, x: ct, Moves.STAYS)
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------
 
 STEP = ELEMENTWISE.but(step=True)
-def_zero(primitives.sign_p, primitives.floor_p, primitives.ceil_p, primitives.round_p, traits=STEP)
+
+
+def sign_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """z = x / |x|, complex:  dz = i z Im(conj(z) dx) / |x|, so x̄ = i Im(z̄ z) conj(z) / |x|; 0 at 0."""
+    x, z = res
+    size = lax.abs(x)
+    turned = lax.imag(ct * z) / where(lax.eq(size, lax.full_like(size, 0)), 1, size)
+    return [lax.complex(lax.full_like(turned, 0), turned) * lax.conj(z)]
+
+
+enter(primitives.sign_p, ZeroOnRealsRule(sign_bwd, save=lambda primals, z, *_: (*primals, z)), STEP)
+def_zero(primitives.floor_p, primitives.ceil_p, primitives.round_p, traits=STEP)
 def_zero(primitives.stop_gradient_p, traits=STRUCTURAL)
 def_zero(primitives.rng_uniform_p, traits=Traits(flops=free))
 PREDICATES = """

@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax.numpy as jnp
+
 from .. import jaxpr as jx
 from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
 from .contract import INPUTS, MissingRuleError, Save
@@ -250,6 +252,15 @@ class ZeroRule(Rule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class ZeroOnRealsRule(ZeroRule):
+    """Derivative zero almost everywhere on the real line; in the complex plane it is not, and the rule is as others."""
+
+    def record(self, recorder: Recorder, operation: Operation) -> Any:
+        in_plane = any(jnp.iscomplexobj(x) for x in operation.values)
+        return Rule.record(self, recorder, operation) if in_plane else super().record(recorder, operation)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class NonDifferentiableRule(ZeroRule):
     """No output has a derivative: integers, booleans, keys."""
 
@@ -396,8 +407,12 @@ class ControlRule(Rule):
         floats = [is_differentiable(jx.type_of(x)) for x in operation.values]
         indices = [i if f else None for i, f in zip(operation.indices, floats, strict=True)]
         operation = operation._replace(indices=indices)
-        with recorder.below():
-            outs, res, differentiable = self._run(recorder, operation)
+        try:
+            with recorder.below():
+                outs, res, differentiable = self._run(recorder, operation)
+        except MissingRuleError as error:  # inside: it counts where what comes out is needed
+            message = str(error)
+            return MissingRule(message=lambda where: message).record(recorder, operation)
         return recorder.write(self, operation, outs, res, differentiable, always=enters)
 
     def _run(self, recorder: Recorder, operation: Operation) -> tuple[Any, ...]:

@@ -68,8 +68,14 @@ def reciprocal_differences(w: Any) -> Any:
 
 
 def cholesky_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
-    """A = L L*:  dL = L Φ(L⁻¹ dA L⁻*), where Φ takes the lower triangle and halves the diagonal."""
+    """A = L L*:  dL = L Φ(L⁻¹ dA L⁻*), where Φ takes the lower triangle and halves the diagonal.
+
+    Of A, only the lower triangle is read, and of its diagonal the real part.
+    """
     (a,), (da,) = primals, tangents
+    below = jnp.tril(da, -1)
+    on = as_type(lax.real(diagonal(da)), a.dtype) if is_complex(da) else diagonal(da)
+    da = below + H(below) + eye(a.shape[-1], a) * on[..., None]
     out = jnp.tril(primitives.cholesky_p.bind(a, **params))
     inner = solve_triangular(out, da, left_side=False, transpose_a=True, conjugate_a=True, lower=True)
     inner = jnp.tril(solve_triangular(out, inner, left_side=True, lower=True))

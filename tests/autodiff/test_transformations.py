@@ -62,6 +62,9 @@ CASES = {
     "complex": (lambda t: t.grad(lambda z: (jnp.abs(z) ** 2 * jnp.real(z) + jnp.imag(z * z)).sum())(z23)),
     "jacrev": (lambda t: t.jacrev(mixed)(x23)),
     "jacrev trees": (lambda t: t.jacrev(lambda a, b: {"u": a * b.sum(), "v": b[0]}, (0, 1))(x23, x23)),
+    "jacrev int": (
+        lambda t: t.jacrev(lambda a, i: {"u": a[i], "v": a}, (0, 1), allow_int=True)(x23, jnp.array([1, 0, 1]))
+    ),
     "jacrev aux": (lambda t: t.jacrev(lambda a: (a * 2, a), has_aux=True)(x23)),
     "order 2": (lambda t: t.grad(lambda x: t.grad(scalar)(x).sum())(x23)),
     "order 3": (lambda t: t.grad(lambda x: t.grad(lambda x: t.grad(scalar)(x).sum())(x).sum())(x23)),
@@ -433,6 +436,21 @@ def test_while_that_is_not_needed_is_fine():
     assert_same(bp.grad(lambda x: (unbounded(x), x.sum())[1])(x23), jnp.ones((2, 3)))
     counter = lambda x: lax.while_loop(lambda c: c < lax.stop_gradient(x.max()), lambda c: c + 1, 0.0)
     assert_same(bp.grad(lambda x: (counter(x) * x).sum())(x23), jax.grad(lambda x: (counter(x) * x).sum())(x23))
+
+
+AROUND_AN_UNBOUNDED_LOOP = {
+    "scan": lambda x: lax.scan(lambda c, _: (c + unbounded(c * x), None), 1.0, None, 2)[0],
+    "while": lambda x: lax.while_loop(lambda c: c < 3, lambda c: c + 1 + unbounded(x * 0), 0.0),
+    "cond": lambda x: lax.cond(x.sum() > 0, unbounded, jnp.sum, x),
+    "checkpoint": jax.checkpoint(unbounded),
+}
+
+
+@pytest.mark.parametrize("f", AROUND_AN_UNBOUNDED_LOOP.values(), ids=AROUND_AN_UNBOUNDED_LOOP)
+def test_a_loop_inside_of_what_is_not_needed_is_fine(f):
+    assert_same(bp.grad(lambda x: (f(x), x.sum())[1])(x23), jnp.ones((2, 3)))
+    with pytest.raises(bp.MissingRuleError, match=r"through `while` at .*test_transformations.py:\d+.*\(unbounded\)"):
+        bp.grad(f)(x23)
 
 
 BAD = {

@@ -130,6 +130,10 @@ COMPLEX += ["asin", "acos", "atanh", "atan", "exp2"]
 for name in COMPLEX:
     f = {**UNARY, **POSITIVE, **UNIT}[name]
     row(name, f, 0.5 * z23, label="complex")
+TURNS = bool(jax.jvp(lax.sign, (1j,), (1 + 0j,))[1])  # JAX's derivative was zero until 0.11
+unit = lambda z: z / lax.complex(lax.abs(z), 0 * lax.abs(z))
+row("sign", lax.sign, z23, label="complex", against_jax=TURNS, forward=TURNS, same=unit)
+row("sign", lax.sign, np.zeros(2, np.complex128), label="complex 0", numeric=False, order=1)
 row("abs", lax.abs, np.zeros(2, np.complex128), label="complex 0", numeric=False, order=1)
 
 # --- elementwise, several operands
@@ -452,6 +456,13 @@ square = draw(3, 3, seed=2) + 3 * np.eye(3)
 hermitian = draw(2, 3, 3, seed=4, dtype=np.complex128)
 spd = lambda x: x @ jnp.swapaxes(jnp.conj(x), -1, -2) + jnp.broadcast_to(jnp.eye(3, dtype=x.dtype), x.shape)
 row("cholesky", lambda x: jnp.linalg.cholesky(spd(x)), draw(3, 3))
+row(
+    "cholesky",
+    lambda a: lax.linalg.cholesky(a, symmetrize_input=False),
+    np.asarray(spd(hermitian)) + np.triu(hermitian, 1),
+    label="lower triangle alone",
+    against_jax=False,
+)
 row("cholesky", lambda x: jnp.linalg.cholesky(spd(x)), hermitian, label="batch, complex")
 row("eigh", lambda x: jnp.linalg.eigh(x + x.T)[0], square)
 row("eigh", lambda x: (lambda w, v: v @ (w[:, None] ** 2 * v.T))(*jnp.linalg.eigh(x + x.T)), square, label="vectors")

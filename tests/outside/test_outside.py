@@ -1,0 +1,70 @@
+"""JAX's own examples of some primitives; and whether wrong derivatives, and JAX's own, are seen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.interpreters import ad
+
+import funcbp as bp
+
+from .report import Row
+from .suites import suite
+from .swap_reverse_mode import note_reverse_mode
+
+ROOT = Path(__file__).parents[2]
+SOME = (
+    "cumsum dot_general dynamic_slice gather pad pow reduce_max scatter_add select_n sort tanh triangular_solve".split()
+)
+THEIR_TESTS = """
+import jax, pytest
+def test_grad(): assert jax.grad(lambda x: x**2)(3.0) == 6.0
+@pytest.mark.parametrize("x", [2.0, 3.0])
+def test_vjp(x): assert jax.vjp(lambda x: x**2, x)[1](1.0)[0] == 2 * x
+def test_that_fails_on_jax(): assert jax.grad(lambda x: x**2)(3.0) == 7.0
+def test_without_reverse_mode(): assert jax.jvp(lambda x: x**2, (3.0,), (1.0,))[1] == 6.0
+"""
+WRONG = """
+from funcbp import *
+import funcbp
+def grad(f): return lambda x: 1.01 * funcbp.grad(f)(x)
+"""
+
+
+def test_who_runs_the_reverse_mode_of_jax_is_noted(monkeypatch):
+    monkeypatch.setattr(ad, "linearize", ad.linearize)  # is put back after the test
+    ran = note_reverse_mode()
+    assert (bp.grad(jnp.sin)(0.0), ran) == (1.0, [])
+    assert jax.grad(jnp.sin)(0.0) == 1.0
+    assert [where.split(":")[0] for where in ran] == ["test_outside.py"]
+
+
+@pytest.mark.slow
+def test_a_wrong_derivative_fails_their_tests(tmp_path, monkeypatch):
+    (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    row = suite("theirs", "1.0", tmp_path, [tmp_path / "test_theirs.py"], "wrong", per_test=1)
+    assert row[:5] == ("theirs", "1.0", 2, 1, 2)
+    assert list(row.failures) == ["test_theirs.py::test_grad"]
+    assert row.kinds() == "1 AssertionError"
+
+
+def test_a_row_of_the_table_counts_failures_by_kind():
+    row = Row("theirs", "1.0", 9, 6, 12, {"a": "TypeError: x", "b": "Not run", "c": "TypeError: y"})
+    assert row.line() == "| theirs | 1.0 | 9 | 6 | 12 | 2 TypeError, 1 Not run |"
+    assert row.details() == "1 x TypeError: x\n    a\n1 x Not run\n    b\n1 x TypeError: y\n    c"
+
+
+@pytest.mark.slow
+def test_some_of_the_examples():
+    command = [sys.executable, "-m", "tests.outside", "harnesses", "--per-primitive", "1", "--only", *SOME]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "| harnesses, eager 32 bits |" in result.stdout, result.stderr
+    assert result.returncode == 0, result.stdout

@@ -1,5 +1,6 @@
 """One interface: the same options under the same names, looked at and checked in the same way."""
 
+import functools
 import inspect
 
 import jax
@@ -21,8 +22,25 @@ PER_EXAMPLE = [
 CURVATURE = [
     curvature.linearise, curvature.ggn, curvature.ggn_vp, curvature.diag_ggn, curvature.kfac_factors, curvature.ntk,
 ]  # fmt: skip
-TRAINING = [bp.fit, bp.fit_many, optim.levenberg_marquardt, optim.gauss_newton]
 name_of = lambda f: f.__name__
+NAMESPACES = [bp, per_example, curvature, credit, bp.inspection, testing, optim, bp.reproduce, bp.train]
+RUN = {"f", "loss", "batch_loss", "model", "residuals", "error", "op_or_primitive"}  # first arguments that are models
+OPTIONS = {"argnums", "has_aux", "backward"}
+LACKS = {  # and why
+    **{f: {"backward"} for f in (bp.grad, bp.value_and_grad, bp.jacrev, bp.hessian)},  # Backward's own methods
+    **{f: {"backward", "argnums"} for f in (bp.vjp, bp.hvp)},  # likewise, as JAX's: all primals are differentiated
+    bp.scan: OPTIONS,  # runs a step, as JAX's does
+    per_example.of_batch: {"backward"},  # differentiates nothing
+    bp.reproduce.run_trials: {"argnums"},  # its error is a function of the parameters alone
+}
+
+
+def runs_a_model(f):
+    parameters = list(inspect.signature(f).parameters) if inspect.isroutine(f) else []
+    return bool(parameters) and parameters[0] in RUN
+
+
+PUBLIC = {id(f): f for n in NAMESPACES for k in dir(n) if not k.startswith("_") and runs_a_model(f := getattr(n, k))}
 
 
 @pytest.mark.parametrize("f", LOOKING, ids=name_of)
@@ -31,15 +49,19 @@ def test_what_looks_takes_a_function_and_then_its_arguments(f):
     assert names[:3] == ["f", "argnums", "has_aux"] and "backward" in names
 
 
-@pytest.mark.parametrize("f", [bp.check, *PER_EXAMPLE, *CURVATURE, *TRAINING], ids=name_of)
-def test_what_runs_a_model_takes_backward_and_has_aux(f):
-    names = set(inspect.signature(f).parameters)
-    assert {"backward", "has_aux"} <= names and not names & OLD
-    assert f is not bp.check or "argnums" in names
+@pytest.mark.parametrize("f", PUBLIC.values(), ids=name_of)
+def test_what_runs_a_model_takes_the_same_options_under_the_same_names(f):
+    parameters = inspect.signature(f).parameters
+    if "options" in parameters:  # those of check
+        assert f is testing.assert_gradients
+        return
+    assert OPTIONS - set(parameters) == LACKS.get(f, set()) and not set(parameters) & OLD
+    for name, default in (("has_aux", False), ("backward", None)):
+        assert name not in parameters or parameters[name].default in (default, inspect.Parameter.empty)
 
 
-def test_a_rule_is_checked_of_a_backward_pass():
-    assert "backward" in inspect.signature(testing.check_rule).parameters
+def test_all_that_run_a_model_are_found():
+    assert {bp.check, bp.fit, testing.check_rule, *LOOKING, *PER_EXAMPLE, *CURVATURE} <= set(PUBLIC.values())
 
 
 # --- what the options do ----------------------------------------------------------------------------------------------
@@ -123,6 +145,74 @@ def test_auxiliary_data_come_last():
         np.testing.assert_array_equal(aux, X)
     matrix, aux = curvature.ggn(with_aux(rows), bp.ops.squared_error, has_aux=True)(W, X, y)
     np.testing.assert_allclose(matrix(W), curvature.ggn_vp(rows, bp.ops.squared_error)(W, X, y, W))
+
+
+def swapped(f):
+    return lambda *args: f(args[1], args[0], *args[2:])
+
+
+def test_parameters_may_be_the_second_argument():
+    loss, rows, y = lambda w, x: model(w, x) ** 2, lambda w, x: model(w, x)[None], jnp.ones((3, 1))
+    squared = bp.ops.squared_error
+    for f, g, *more, rest in (
+        *((f, loss, ()) for f in PER_EXAMPLE if f not in (per_example.clipped_grad, per_example.weighted_grad)),
+        (per_example.clipped_grad, loss, 0.1, (jnp.array([1, 0, 1]),)),
+        (per_example.weighted_grad, loss, lambda norms, losses: norms, ()),
+        (curvature.ggn_vp, rows, squared, (y, W)), (curvature.diag_ggn, rows, squared, (y,)),
+        (curvature.kfac_factors, rows, squared, (y,)), (curvature.ntk, rows, (X,)),
+    ):  # fmt: skip
+        want, got = f(g, *more)(W, X, *rest), f(swapped(g), *more, argnums=1)(X, W, *rest)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b) if a is not b else None, got, want)
+    one_batch = lambda w, x: jnp.mean(jax.vmap(loss, (None, 0))(w, x))
+    of_one = per_example.of_batch(swapped(with_aux(one_batch)), W, X, argnums=1, has_aux=True)
+    np.testing.assert_allclose(
+        per_example.norms(of_one, argnums=1, has_aux=True)(X, W)[0], per_example.norms(loss)(W, X)
+    )
+    v = W, X
+    linear = curvature.linearise(model, argnums=(0, 1))(W, X)
+    np.testing.assert_allclose(linear.jvp(v), jax.jvp(model, (W, X), v)[1])
+    u = jnp.ones(3)
+    jax.tree.map(np.testing.assert_allclose, linear.vjp(u), jax.vjp(model, W, X)[1](u))
+    np.testing.assert_allclose(curvature.linearise(swapped(model), argnums=1)(X, W).vjp(u), linear.vjp(u)[0])
+    options = dict(optimizer=optax.sgd(0.1), mode="batch", epochs=50, argnums=1)
+    line = lambda batch, w: jnp.mean((batch * w - 2 * batch) ** 2)
+    np.testing.assert_allclose(bp.fit(line, jnp.array(0.0), jnp.ones(3), **options).params, 2, rtol=1e-3)
+    many = bp.fit_many(line, jnp.zeros(2), jnp.ones(3), key=jax.random.key(0), **options)
+    np.testing.assert_allclose(many.params, [2, 2], rtol=1e-3)
+    optimizer = optim.levenberg_marquardt(lambda x, w: w * x - 2 * x, mu=1e-6, argnums=1)
+    w = jnp.array(0.0)
+    np.testing.assert_allclose(optimizer.update(None, optimizer.init(w), w, batch=jnp.ones(3))[0], 2, rtol=1e-5)
+    newton = optim.gauss_newton(lambda x, w: jnp.stack([w * x]), squared, argnums=1)
+    update, _ = newton.update(None, newton.init(w), w, batch=(jnp.ones(3), 2 * jnp.ones((3, 1))))
+    np.testing.assert_allclose(update, 2, rtol=2e-3)
+
+
+@pytest.mark.parametrize("argnums, error, message", [
+    ((0, 1), TypeError, r"the one argument of model .*was \(0, 1\).*become one, as a tuple"),
+    (2, ValueError, "argnums=2 asks for another argument than the two of model"),
+])  # fmt: skip
+def test_parameters_are_in_one_of_two_arguments(argnums, error, message):
+    for run in (per_example.norms, curvature.ntk):
+        with pytest.raises(error, match=message):
+            run(model, argnums=argnums)
+
+
+def test_a_rule_is_checked_in_the_operands_that_are_chosen():
+    """The derivative in y is wrong, so the rule holds in x alone; what comes beside the result is left out."""
+    wrong = bp.Backward(rules={lax.add_p: bp.rule(lambda res, ct, p, **_: (ct, 2 * ct), save=bp.rules.NOTHING)})
+    add = lambda x, y: (lax.add(x, y), "aux")
+    check = functools.partial(testing.check_rule, add, W, X[0], has_aux=True, backward=wrong, order=1)
+    check(argnums=0)
+    with pytest.raises(AssertionError, match="order 1 is right"):
+        check(argnums=1)
+
+
+def test_trials_leave_auxiliary_data_out():
+    outcome = bp.reproduce.run_trials(
+        lambda w: ((jnp.sum(w**2), jnp.abs(w) < 0.4), {"w": w}), lambda key: jnp.ones(1), optax.sgd(0.25),
+        seed=0, trials=1, most=10, has_aux=True,
+    )  # fmt: skip
+    assert outcome.epochs.tolist() == [2]
 
 
 def test_the_models_edits_are_not_made_in_its_loss():

@@ -25,6 +25,8 @@ __all__ = [
     "holding_static",
     "is_array",
     "name_of",
+    "numbers_of",
+    "parameters_first",
     "split_arguments",
     "without_aux",
 ]
@@ -67,13 +69,13 @@ def as_value(x: Any) -> Any:
     return x if isinstance(x, jax.Array) else jnp.asarray(checked(x))
 
 
-def split_arguments(
-    f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
-    if not isinstance(argnums, int) and not all(isinstance(i, int) for i in argnums):
+def numbers_of(f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any]) -> list[int]:
+    """List the positions of the arguments chosen by `argnums`, counted from the first."""
+    if not isinstance(argnums, int) and not (
+        isinstance(argnums, Sequence) and all(isinstance(i, int) for i in argnums)
+    ):
         raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.")
-    numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+    numbers = [argnums] if isinstance(argnums, int) else argnums
     for i in numbers:
         if not -len(args) <= i < len(args):
             raise ValueError(
@@ -83,6 +85,14 @@ def split_arguments(
     numbers = [i % len(args) for i in numbers]
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"argnums={argnums!r} names an argument twice.")
+    return numbers
+
+
+def split_arguments(
+    f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
+    numbers = numbers_of(f, argnums, args)
 
     def partial(*chosen: Any) -> Any:
         full = list(args)
@@ -110,6 +120,28 @@ def holding_static(
         )
 
     return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
+
+
+def parameters_first(f: Callable[..., Any], argnums: int) -> Callable[..., Any]:
+    """Swap the first two arguments of `f`, the parameters and the data, if the parameters are the second."""
+    if not isinstance(argnums, int):
+        raise TypeError(
+            f"argnums is the number of the one argument of {name_of(f)} that holds the parameters, 0 or 1, and was "
+            f"{argnums!r}: the other holds the data. Parameters in several arguments become one, as a tuple."
+        )
+    if argnums not in (0, 1, -2, -1):
+        raise ValueError(
+            f"argnums={argnums} asks for another argument than the two of {name_of(f)}, the parameters and the data: "
+            "it is 0 or 1."
+        )
+    if argnums in (0, -2):
+        return f
+
+    @functools.wraps(f)
+    def swapped(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+        return f(second, first, *args, **kwargs)
+
+    return swapped
 
 
 def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autodiff.arguments import check_callable, check_scalar, holding_static, is_array, split_arguments
+from ..autodiff.arguments import check_callable, check_scalar, holding_static, is_array, numbers_of, split_arguments
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
@@ -153,8 +153,7 @@ def trace(
         parts, paths = (*args, kwargs), _paths(f, args, kwargs)
         numbers = [i for i, part in enumerate(parts) if any(map(_is_float, jax.tree.leaves(part)))]
         if argnums is not None:
-            split_arguments(f, argnums, args, kwargs)  # with its errors
-            numbers = [i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums)]
+            numbers = numbers_of(f, argnums, args)
         whole = lambda *parts: f(*parts[:-1], **parts[-1])
         partial, chosen = holding_static(*split_arguments(whole, numbers, parts, {}), keep=_is_float)
         value, pullback, *aux = observing.vjp(partial, *chosen, has_aux=has_aux)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import as_value, check_callable, divided, is_array, split_arguments
+from ..autodiff.arguments import as_value, check_callable, divided, is_array, numbers_of
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import SavedIndex
 from ..autodiff.transformations import Backward
@@ -172,8 +172,7 @@ def residuals(
 
     @functools.wraps(f)
     def report(*args: Any, **kwargs: Any) -> Residuals:
-        split_arguments(f, argnums, args, kwargs)  # with its errors
-        numbers = {i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums)}
+        numbers = numbers_of(f, argnums, args)
         leaves, tree = jax.tree_util.tree_flatten_with_path(args)
         chosen = [path[0].idx in numbers and is_array(x) for path, x in leaves]
         arrays = [i for i, (_, x) in enumerate(leaves) if chosen[i] or isinstance(x, (jax.Array, np.ndarray))]
@@ -184,8 +183,8 @@ def residuals(
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
             args = list(jax.tree.unflatten(tree, full))
-            first = argnums if isinstance(argnums, int) else argnums[0]
-            args[first] = backward.marked(args[first])
+            if numbers:
+                args[numbers[0]] = backward.marked(args[numbers[0]])
             out = f(*args, **kwargs)
             return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
 

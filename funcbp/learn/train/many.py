@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ...autodiff.arguments import without_aux
+from ...autodiff.arguments import parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from . import loop
 from .checkpoint import Store, store_of
@@ -46,6 +46,7 @@ def fit_many(
     checkpoint: str | Path | Store | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Fit:
@@ -65,7 +66,7 @@ def fit_many(
             and the stopping rules that have a parameter of its name.
         mode, epochs, batch_size, replacement, validation, score, correct, restart: as for `fit`.
         stop: rules as for `fit`, or functions of numbers that `over` names, which return one.
-        progress, checkpoint, resume, has_aux, backward: as for `fit`.
+        progress, checkpoint, resume, argnums, has_aux, backward: as for `fit`.
         mesh: devices to divide the members over, along all axes.
 
     Returns:
@@ -87,7 +88,7 @@ def fit_many(
         >>> many.reason
         ['epochs', 'learned', 'diverged']
     """
-    loss = without_aux(loss) if has_aux else loss
+    loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
     rules, names = rules_of(stop)
     keys, params = _members(params, key, over)

@@ -20,6 +20,7 @@ __all__ = [
     "check_output",
     "check_scalar",
     "checked",
+    "checked_arrays",
     "checked_ct",
     "divided",
     "holding_static",
@@ -63,6 +64,14 @@ def checked(x: Any) -> Any:
             f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are. {PARTITION}"
         )
     return x
+
+
+def checked_arrays(tree: Any) -> Any:
+    """Refuse a pytree with leaves that are neither arrays nor numbers, nor types in their place; return any other."""
+    for x in jax.tree.leaves(tree):
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            checked(x)
+    return tree
 
 
 def as_value(x: Any) -> Any:

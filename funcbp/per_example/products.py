@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.arguments import parameters_first
+from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
 from .examples import backpropagate, inner_products, jacobian_rows
 
@@ -151,6 +151,7 @@ def methods(
             found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=sums)
             out.update((leaf.path, leaf.method) for leaf in found.leaves)
 
+        checked_arrays(params)
         jax.eval_shape(look, params, batch)
         return out
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..autodiff.arguments import parameters_first
+from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
 from .examples import backpropagate, batch_size
 
@@ -65,6 +65,7 @@ def grads(
     loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
+        checked_arrays(params)
         made = lambda leaf: leaf.arrays(direct=False)
 
         def run(batch: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import numbers_of, without_aux
+from ..autodiff.arguments import as_value, numbers_of, without_aux
 from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
 from ..autodiff.transformations import Backward
@@ -121,7 +121,7 @@ class _Rule:
 
     def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward, chosen: Sequence[int]):
         self.apply, self.backward = apply, backward
-        self.args = [jnp.asarray(x) for x in args]
+        self.args = [as_value(x) for x in args]
         self.floats = [i for i in sorted(chosen) if is_differentiable(self.args[i])]
         self.types = [jax.typeof(x) for x in self.args]
         self.out_types = [v.aval for v in jx.trace(self.flat, self.types).outvars]

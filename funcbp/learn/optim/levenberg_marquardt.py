@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ...autodiff.arguments import parameters_first, without_aux
+from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...per_example.examples import Examples, inner_products, jacobian_rows
 
@@ -94,6 +94,7 @@ def levenberg_marquardt(
     residuals = parameters_first(without_aux(residuals) if has_aux else residuals, argnums)
 
     def init(params: Any) -> LevenbergMarquardtState:
+        checked_arrays(params)
         real = jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params)))
         return LevenbergMarquardtState(jnp.asarray(mu, real), jnp.asarray(jnp.inf, real), jnp.zeros((), jnp.int32))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...autodiff.arguments import without_aux
+from ...autodiff.arguments import checked_arrays, without_aux
 from ...autodiff.transformations import Backward
 from ..nets import Net
 from ..train import stopping
@@ -135,7 +135,8 @@ def make_trial(
     gradient = (backward or Backward()).value_and_grad(error, has_aux=True)
     optimizer = optax.with_extra_args_support(optimizer)
     goal = stopping.all_correct()
-    restart = stopping.Restart(stopping.maximum_epochs(restart_at or most), init, 0 if restart_at is None else most)
+    draw = lambda key: checked_arrays(init(key))
+    restart = stopping.Restart(stopping.maximum_epochs(restart_at or most), draw, 0 if restart_at is None else most)
 
     class Attempt(NamedTuple):
         params: Any

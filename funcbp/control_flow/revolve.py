@@ -25,6 +25,7 @@ from ..remat.policies import POLICIES
 from ..rules.kinds import MissingRule, State
 from ..rules.options import Options
 from ..rules.registry import TABLE, def_body, def_control, def_zero
+from ..rules.traits import ELEMENTWISE, Traits
 from .scan import EACH_STEP, backward_body, perturbed_carry, reached_steps, scan_marked
 from .schedule import binomials, first_snapshots, steps_to_next
 
@@ -331,9 +332,10 @@ def reversal_message(where: str) -> str:
     )
 
 
+AT_MOST = Traits(repeatable=True, inside=lambda params, costs: params["max_steps"] * sum(costs))
 def_control(jx.snapshot_scan_p, loop_fwd, loop_bwd, mark_inside=scan_marked, reaches=loop_reached, traits=EACH_STEP)
-def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached)
+def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached, traits=AT_MOST)
 jx.def_loop_transpose(transposed)
 def_body(jx.loop_tangent_p, lambda params: functools.partial(jx.loop_tangent, **params))
-def_zero(jx.unfinished_loop_p)
+def_zero(jx.unfinished_loop_p, traits=ELEMENTWISE)
 TABLE[jx.loop_reversal_p] = MissingRule(message=reversal_message)

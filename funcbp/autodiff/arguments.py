@@ -23,6 +23,7 @@ __all__ = [
     "check_output",
     "check_scalar",
     "checked",
+    "checked_arrays",
     "checked_ct",
     "divided",
     "flags_of",
@@ -31,6 +32,7 @@ __all__ = [
     "is_array",
     "name_of",
     "numbers_of",
+    "parameters_first",
     "split_arguments",
     "without_aux",
 ]
@@ -83,6 +85,14 @@ def flags_of(flags: Any, tree: Any, name: str) -> list[bool]:
             f"{name} is a bool, or a tree of bools like the primals, and has {flags!r} where they have {tree}."
         )
     return [b for part, child in zip(parts, children, strict=True) for b in flags_of(part, child, name)]
+
+
+def checked_arrays(tree: Any) -> Any:
+    """Refuse a pytree with leaves that are neither arrays nor numbers, nor types in their place; return any other."""
+    for x in jax.tree.leaves(tree):
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            checked(x)
+    return tree
 
 
 def as_value(x: Any) -> Any:
@@ -161,6 +171,28 @@ def holding_static(
         )
 
     return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
+
+
+def parameters_first(f: Callable[..., Any], argnums: int) -> Callable[..., Any]:
+    """Swap the first two arguments of `f`, the parameters and the data, if the parameters are the second."""
+    if not isinstance(argnums, int):
+        raise TypeError(
+            f"argnums is the number of the one argument of {name_of(f)} that holds the parameters, 0 or 1, and was "
+            f"{argnums!r}: the other holds the data. Parameters in several arguments become one, as a tuple."
+        )
+    if argnums not in (0, 1, -2, -1):
+        raise ValueError(
+            f"argnums={argnums} asks for another argument than the two of {name_of(f)}, the parameters and the data: "
+            "it is 0 or 1."
+        )
+    if argnums in (0, -2):
+        return f
+
+    @functools.wraps(f)
+    def swapped(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+        return f(second, first, *args, **kwargs)
+
+    return swapped
 
 
 def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:

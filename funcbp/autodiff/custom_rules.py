@@ -34,15 +34,7 @@ class CallRecorder(Recorder, Protocol):
     def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
     def look_at(self, operation: Operation, outs: Any) -> None: ...
     def write_entry(
-        self,
-        name: str,
-        rule: Rule,
-        params: dict[str, Any],
-        values: Sequence[Any],
-        indices: Sequence[int | None],
-        outs: Sequence[Any],
-        res: Any,
-        several: bool,
+        self, rule: Rule, operation: Operation, outs: Sequence[Any], res: Any, several: bool, name: str
     ) -> None: ...
 
 
@@ -165,5 +157,5 @@ def _write(
     trace: CallRecorder, rule: Rule, operation: Operation, name: str, outs: Sequence[Any], res: Any, several: bool
 ) -> list[Any]:
     wrapped = [trace.new(o) if is_differentiable(o) else o for o in outs]
-    trace.write_entry(name, rule, {}, operation.values, operation.indices, wrapped, res, several)
+    trace.write_entry(rule, operation, wrapped, res, several, name)
     return wrapped

@@ -189,41 +189,22 @@ class RecordingTrace(core.Trace):
 
     def _write(self, rule: Rule, operation: Operation, outs: Any, res: Any) -> None:
         several = operation.primitive.multiple_results
-        self.write_entry(
-            operation.primitive.name,
-            rule,
-            operation.params,
-            operation.values,
-            operation.indices,
-            list(outs) if several else [outs],
-            res,
-            several,
-        )
+        outs = list(outs) if several else [outs]
+        self.write_entry(rule, operation, outs, res, several, operation.primitive.name)
 
     def write_entry(
-        self,
-        name: str,
-        rule: Rule,
-        params: dict[str, Any],
-        values: Sequence[Any],
-        indices: Sequence[int | None],
-        outs: Sequence[Any],
-        res: Any,
-        several: bool,
+        self, rule: Rule, operation: Operation, outs: Sequence[Any], res: Any, several: bool, name: str
     ) -> None:
         """Put an entry on the tape, with what the observer notes of it."""
         noted = None
         observer = None if self._in_tangents else self.options.observer
         if observer is not None:
             with self.below():
-                noted = observer.forward(name, params, values, list(map(self.value, outs)))
+                noted = observer.forward(name, operation.params, operation.values, list(map(self.value, outs)))
         saved, tree = self.tape.save_all((res, noted))
-        perturbed = tuple(index is not None for index in indices)
-        outputs, types = tuple(map(self.index, outs)), tuple(map(core.typeof, values))
-        source = jx.current_source()
-        self.tape.entries.append(
-            Entry(name, rule, params, perturbed, tuple(indices), outputs, types, saved, tree, several, source)
-        )
+        what = name, rule, operation.params, operation.perturbed, tuple(operation.indices)
+        outputs, types = tuple(map(self.index, outs)), tuple(map(core.typeof, operation.values))
+        self.tape.entries.append(Entry(*what, outputs, types, saved, tree, several, jx.current_source()))
 
     # tangent rules
 

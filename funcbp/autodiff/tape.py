@@ -45,6 +45,11 @@ class Entry(NamedTuple):
         return self.tree.unflatten([saved[r.at] if type(r) is SavedIndex else r for r in self.res])
 
     @property
+    def inside(self) -> jx.Inside:
+        """The programs inside it, and how it runs them."""
+        return jx.Inside.of(self.params, self.types)
+
+    @property
     def tapes(self) -> list[Tape]:
         """The tapes of the programs inside it: one, or one per branch."""
         plans = (p for r in self.res for p in (r if isinstance(r, tuple) else (r,)))

@@ -31,6 +31,7 @@ from .arguments import (
     check_output,
     check_scalar,
     checked,
+    checked_arrays,
     divided,
     flags_of,
     indices_of,
@@ -431,8 +432,15 @@ class Backward:
             Array([[ 6.,  0.],
                    [ 0., 12.]], dtype=float32)
         """
-        first = self.jacrev(fun, argnums, has_aux, holomorphic)
-        return jax.jacfwd(first, indices_of(argnums), has_aux, holomorphic)
+        indices = indices_of(argnums)
+        second = jax.jacfwd(self.jacrev(fun, argnums, has_aux, holomorphic), indices, has_aux, holomorphic)
+
+        @functools.wraps(fun)
+        def jacobian_of_jacobian(*args: Any, **kwargs: Any) -> Any:
+            checked_arrays(split_arguments(fun, argnums, args, kwargs)[1])
+            return second(*args, **kwargs)
+
+        return jacobian_of_jacobian
 
     def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
         """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.
@@ -459,6 +467,7 @@ class Backward:
         References:
             B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
         """
+        checked_arrays((primals, tangents))
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
         _, *found = jax.jvp(self.grad(f, argnums, has_aux), tuple(primals), tuple(tangents), has_aux=has_aux)
         return tuple(found) if has_aux else found[0]

@@ -10,22 +10,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 
-RIGHT, WRONG, COULD_NOT = 0, 1, 2
+from ..learn.request import RequestError
+from .parser import Parser, refuse
+
+RIGHT, WRONG = 0, 1
 TYPE = re.compile(r"(?P<dtype>(?:bfloat|float|complex|int|uint)\d+|bool)\[(?P<shape>[\d, ]*)\]")
-
-
-class RequestError(ValueError):
-    """What was asked for cannot be done; the message says why."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message[0].upper()}{message[1:]}. See funcbp check --help.")
 
 
 def run_check_command(argv: Sequence[str]) -> int:
@@ -61,8 +55,7 @@ def run_check_command(argv: Sequence[str]) -> int:
         if request.vjp is not None:
             options["vjp"] = _resolve(request.vjp)
     except RequestError as error:
-        print(f"funcbp: {error}", file=sys.stderr)
-        return COULD_NOT
+        return refuse(error)
     except SystemExit as end:  # --help
         return int(end.code or 0)
     from ..testing.check import check
@@ -70,14 +63,13 @@ def run_check_command(argv: Sequence[str]) -> int:
     try:
         report = check(f, *args, **options)
     except Exception as error:
-        print(f"funcbp: {request.function} could not be checked: {type(error).__name__}: {error}", file=sys.stderr)
-        return COULD_NOT
+        return refuse(f"{request.function} could not be checked: {type(error).__name__}: {error}")
     print(report.to_json() if request.json else report)
     return RIGHT if report.ok else WRONG
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="funcbp check",
         description="Check a function's derivative against differences, jax.vjp and the dot-product identity.",
     )

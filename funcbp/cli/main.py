@@ -11,23 +11,15 @@ import argparse
 import collections
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax
 
 from ..jaxpr import public_names
+from ..learn.request import RequestError
 from ..rules import coverage
+from .parser import INTERRUPTED, Parser, refuse
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are raised, so that there is one place that prints them."""
-
-    def error(self, message: str) -> NoReturn:
-        from ..learn.train.job import RequestError
-
-        raise RequestError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,20 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_reproduce_command(argv[1:])
     from ..learn import data, train
-    from ..learn.train.job import RequestError
 
     try:
         args = parser().parse_args(argv)
         return args.run(args)
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
-    except (RequestError, data.DataError, train.CheckpointError, ImportError) as error:
-        message = str(error)
+    except (OSError, RequestError, data.DataError, train.CheckpointError, ImportError) as error:
+        return refuse(error)
     except KeyboardInterrupt:
         print("\nInterrupted before there was anything to keep.", file=sys.stderr)
         return INTERRUPTED
-    print(f"funcbp: {message}", file=sys.stderr)
-    return REFUSED
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..learn import plot
 from ..learn.reproduce import MEANING, REPRODUCTIONS
 from ..learn.reproduce.table import Comparison, Picture, Reproduction, format_table
+from ..learn.request import RequestError
 from ..learn.train import write_atomically
+from ..learn.train.job import whole
+from ..learn.train.records import tqdm
+from .parser import INTERRUPTED, Parser, refuse
 
-DONE, REFUSED, INTERRUPTED = 0, 2, 130
-
-
-class RequestError(ValueError):
-    """What was asked for cannot be done; the message says why."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message[0].upper()}{message[1:]}. See funcbp reproduce --help.")
+DONE = 0
 
 
 def run_reproduce_command(argv: Sequence[str]) -> int:
@@ -52,37 +46,27 @@ def run_reproduce_command(argv: Sequence[str]) -> int:
                 print(f"{entry.name:<16}{entry.title}")
             return DONE
         plot.new_axes()  # a missing library shall be missed now
-        bar = _progress_bar()
+        bar = tqdm()
         request.out.mkdir(parents=True, exist_ok=True)
         chosen = [REPRODUCTIONS[name] for name in dict.fromkeys(request.names or REPRODUCTIONS)]
         return _run(chosen, request, bar)
     except SystemExit as end:  # --help
         return int(end.code or 0)
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
-    except (RequestError, ImportError) as error:
-        message = str(error)
-    print(f"funcbp: {message}", file=sys.stderr)
-    return REFUSED
+    except (OSError, RequestError, ImportError) as error:
+        return refuse(error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="funcbp reproduce", description="Published results beside what is found here.")
+    parser = Parser(prog="funcbp reproduce", description="Published results beside what is found here.")
     names = f"{', '.join(REPRODUCTIONS)}; all of them if none is given"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="few trials, to see that it works; no result")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the initial weights (default: 0)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the initial weights (default: 0)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="default: runs/reproduce"
     )
     parser.add_argument("--list", action="store_true", help="list the reproductions")
     return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 def _run(chosen: Sequence[Reproduction], request: argparse.Namespace, bar: Any) -> int:
@@ -125,12 +109,3 @@ def _section(entry: Reproduction, rows: Sequence[Comparison], request: argparse.
 
 def _save(path: Path, picture: Picture) -> None:
     write_atomically(path, partial(picture.figure.savefig, format="png", dpi=120))
-
-
-def _progress_bar() -> Any:
-    try:
-        return importlib.import_module("tqdm").tqdm
-    except ImportError as error:
-        raise ImportError(
-            'The progress bar needs tqdm, which is not installed: pip install "funcbp[progress]".'
-        ) from error

@@ -17,11 +17,11 @@ import numpy as np
 import optax
 
 from ..learn import data, nets, optim, plot, train
+from ..learn.request import RequestError
 from ..learn.train import stopping
 from ..learn.train.job import (
     ACTIVATIONS,
     Job,
-    RequestError,
     build,
     judge,
     leave,
@@ -35,8 +35,9 @@ from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES
 from ..learn.train.records import FILES, tqdm
 from ..testing import check
+from .parser import INTERRUPTED
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 CHECKED_EXAMPLES = 16
 Make = Callable[[float], Any]
 

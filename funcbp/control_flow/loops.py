@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -134,7 +133,7 @@ def while_loop(
 def _with_snapshots(plain: Callable[..., Any], args: tuple[Any, ...], **own: int) -> Any:
     """Run a function that is one loop of JAX's as the same loop with snapshots."""
     leaves, tree = jax.tree.flatten(args)
-    leaves = [jnp.asarray(x) for x in leaves]
+    leaves = [*map(jx.as_array, leaves)]
     flat = lambda *leaves: plain(*jax.tree.unflatten(tree, leaves))
     program, out_tree = jx.trace_tree(flat, [*map(jax.typeof, leaves)], "loop")
     program = jx.with_snapshots(program, own)

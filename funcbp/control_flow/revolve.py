@@ -22,9 +22,11 @@ from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import Program, split_list
 from ..remat.plan import OuterNames, Passes, Plan
 from ..remat.policies import POLICIES
+from ..rules.contract import MissingRuleError
 from ..rules.kinds import MissingRule, State
 from ..rules.options import Options
 from ..rules.registry import TABLE, def_body, def_control, def_zero
+from ..rules.traits import ELEMENTWISE, Traits
 from .scan import EACH_STEP, backward_body, perturbed_carry, reached_steps, scan_marked
 from .schedule import binomials, first_snapshots, steps_to_next
 
@@ -331,9 +333,18 @@ def reversal_message(where: str) -> str:
     )
 
 
+AT_MOST = Traits(repeatable=True, inside=lambda params, costs: params["max_steps"] * sum(costs))
+
+
+def refuse_reversal() -> Any:
+    line = jx.user_line(jx.current_source())
+    raise MissingRuleError(reversal_message(f"`{jx.loop_reversal_p}` at {line}" if line else f"`{jx.loop_reversal_p}`"))
+
+
 def_control(jx.snapshot_scan_p, loop_fwd, loop_bwd, mark_inside=scan_marked, reaches=loop_reached, traits=EACH_STEP)
-def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached)
+def_control(jx.snapshot_while_p, loop_fwd, loop_bwd, mark_inside=while_marked, reaches=loop_reached, traits=AT_MOST)
 jx.def_loop_transpose(transposed)
 def_body(jx.loop_tangent_p, lambda params: functools.partial(jx.loop_tangent, **params))
-def_zero(jx.unfinished_loop_p)
-TABLE[jx.loop_reversal_p] = MissingRule(message=reversal_message)
+def_zero(jx.unfinished_loop_p, traits=ELEMENTWISE)
+jx.def_reversal_transpose(refuse_reversal)
+TABLE.update(dict.fromkeys((jx.loop_reversal_p, jx.loop_reversal_tangent_p), MissingRule(message=reversal_message)))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
 from ..per_example.examples import Examples, backpropagate, batch_size
 from ..per_example.leaf import Leaf
@@ -26,6 +27,7 @@ def diag_ggn(
     loss: Loss,
     *,
     samples: int | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Callable[..., Any]:
@@ -38,6 +40,7 @@ def diag_ggn(
         model: `model(params, x)`, the output for one example, an array.
         loss: `loss(z, y)`, a scalar, convex in z.
         samples: how many draws per example; None: exact.
+        argnums: which argument of `model`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -57,7 +60,7 @@ def diag_ggn(
     References:
         F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
     """
-
+    model = parameters_first(model, argnums)
     kind = "exact" if samples is None else "monte_carlo"
     at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
 
@@ -66,7 +69,7 @@ def diag_ggn(
         scale = 1 / (batch_size(x) * (samples or 1))
         return found.returned(found.map(lambda leaf: (leaf.sum_of_squares() * scale).astype(leaf.aval.dtype)))
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def kfac_factors(
@@ -76,6 +79,7 @@ def kfac_factors(
     *,
     shared: str = "expand",
     samples: int = 1,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Callable[..., Any]:
@@ -95,6 +99,7 @@ def kfac_factors(
             the gradient of the loss itself, for the empirical Fisher matrix.
         shared: `"expand"` or `"reduce"`.
         samples: how many draws per example.
+        argnums: which argument of `model`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -119,6 +124,7 @@ def kfac_factors(
         R. Eschenhagen and others, "Kronecker-factored approximate curvature for modern neural network architectures",
         2023.
     """
+    model = parameters_first(model, argnums)
     if kind not in ("exact", "monte_carlo", "empirical"):
         raise ValueError(f'kind is "exact", "monte_carlo" or "empirical", and was {kind!r}.')
     if shared not in ("expand", "reduce"):
@@ -132,7 +138,7 @@ def kfac_factors(
         pairs = {leaf.path: _kronecker(leaf, batch_size(x), draws, shared) for leaf in found.leaves if leaf.pairs}
         return found.returned(pairs)
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def _kronecker(leaf: Leaf, n: int, draws: int, shared: str) -> tuple[Array, Array]:

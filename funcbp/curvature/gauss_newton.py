@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
 from .linear_map import Linearised, linearise
 from .output_hessian import OutputHessian, output_hessian
@@ -43,13 +44,14 @@ class GaussNewton:
 
 
 def ggn(
-    model: Model, loss: Loss, *, has_aux: bool = False, backward: Backward | None = None
+    model: Model, loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
 ) -> Callable[[Any, Any, Any], Any]:
     """Make the Gauss-Newton matrix at a point, with the model linearised once: for solvers, which multiply many times.
 
     Args:
         model: `model(params, x)`, the output for one example, an array.
         loss: `loss(z, y)`, a scalar, convex in z.
+        argnums: which argument of `model`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -68,7 +70,7 @@ def ggn(
     References:
         N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
-
+    model = parameters_first(model, argnums)
     hessian = output_hessian(loss, backward or Backward())
 
     def of(params: Any, x: Any, y: Any) -> Any:
@@ -78,17 +80,18 @@ def ggn(
             return GaussNewton(found[0], y, hessian), found[1]
         return GaussNewton(found, y, hessian)
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def ggn_vp(
-    model: Model, loss: Loss, *, has_aux: bool = False, backward: Backward | None = None
+    model: Model, loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
 ) -> Callable[[Any, Any, Any, Any], Any]:
     """Multiply the Gauss-Newton matrix with a vector, G v = Σ_n J_n' H_n J_n v / N.
 
     Args:
         model: `model(params, x)`, the output for one example, an array.
         loss: `loss(z, y)`, a scalar, convex in z.
+        argnums: which argument of `model`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -106,10 +109,11 @@ def ggn_vp(
     References:
         N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
+    model = parameters_first(model, argnums)
     at = ggn(model, loss, has_aux=has_aux, backward=backward)
 
     def of(params: Any, x: Any, y: Any, v: Any) -> Any:
         found = at(params, x, y)
         return (found[0](v), found[1]) if has_aux else found(v)
 
-    return of
+    return parameters_first(of, argnums)

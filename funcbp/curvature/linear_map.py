@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.arguments import split_arguments
 from ..autodiff.pullback import Pullback
 from ..autodiff.transformations import Backward
 
@@ -38,18 +39,25 @@ class Linearised(NamedTuple):
         return self.backward(u)[0]
 
 
-def linearise(f: Callable[..., Any], *, has_aux: bool = False, backward: Backward | None = None) -> Callable[..., Any]:
+def linearise(
+    f: Callable[..., Any],
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    backward: Backward | None = None,
+) -> Callable[..., Any]:
     """Linearise a function near a point: a linear map in both directions, to be used many times.
 
     It needs no forward mode, so it also goes through functions that have none, such as `jax.custom_vjp` pairs.
 
     Args:
-        f: `f(params, *args)`, any pytree of arrays.
-        has_aux: whether the model returns a pair (output, auxiliary data); the latter is returned too, last.
+        f: a function of any arguments to a pytree of arrays.
+        argnums: which arguments it is linearised in, as in `grad`; of a sequence, what goes in and out is a tuple.
+        has_aux: whether `f` returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
     Returns:
-        A function of `(params, *args)` that returns a `Linearised`, with respect to the parameters.
+        A function with the arguments of `f` that returns a `Linearised`.
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
@@ -59,10 +67,18 @@ def linearise(f: Callable[..., Any], *, has_aux: bool = False, backward: Backwar
     """
 
     backward = backward or Backward()
-    transpose = backward.replace(rules={}, edits={}, feedback=None)  # the pullback is linear, and goes forward as it is
+    unmarked = backward.replace(feedback=None)
+    transpose = unmarked.replace(rules={}, edits={})  # the pullback is linear, and goes forward as it is
 
-    def of(params: Any, *args: Any) -> Any:
-        outputs, pullback, *aux = backward.vjp(lambda params: f(params, *args), params, has_aux=has_aux)
+    def of(*args: Any, **kwargs: Any) -> Any:
+        partial, chosen = split_arguments(f, argnums, args, kwargs)
+        one = isinstance(argnums, int)
+
+        def of_chosen(given: Any) -> Any:
+            first, *others = (given,) if one else given
+            return partial(backward.marked(first), *others)
+
+        outputs, pullback, *aux = unmarked.vjp(of_chosen, chosen[0] if one else chosen, has_aux=has_aux)
         _, forward = transpose.vjp(lambda u: pullback(u)[0], jax.tree.map(jnp.zeros_like, outputs))
         found = Linearised(outputs, forward, pullback)
         return (found, *aux) if has_aux else found

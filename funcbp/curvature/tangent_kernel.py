@@ -6,17 +6,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
 from ..per_example.examples import inner_products, jacobian_rows
 
 __all__ = ["ntk"]
 
 
-def ntk(f: Callable[[Any, Any], Any], *, has_aux: bool = False, backward: Backward | None = None) -> Callable[..., Any]:
+def ntk(
+    f: Callable[[Any, Any], Any], *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[..., Any]:
     """Compute the empirical neural tangent kernel: J(x) J(x')', the inner products of the outputs' gradients.
 
     Args:
         f: `f(params, x)`, the output for one example: a scalar, or an array of k elements.
+        argnums: which argument of `f`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether `f` returns a pair (output, auxiliary data); that of x is returned too,
             last.
         backward: the way of going backward, if not the default one.
@@ -34,6 +38,7 @@ def ntk(f: Callable[[Any, Any], Any], *, has_aux: bool = False, backward: Backwa
         A. Jacot, F. Gabriel, C. Hongler, "Neural tangent kernel: convergence and generalization in neural networks",
         2018.
     """
+    f = parameters_first(f, argnums)
 
     def of(params: Any, x: Any, other: Any = None) -> Any:
         rows = functools.partial(jacobian_rows, f, params, backward=backward or Backward(), has_aux=has_aux)
@@ -44,4 +49,4 @@ def ntk(f: Callable[[Any, Any], Any], *, has_aux: bool = False, backward: Backwa
             matrix = matrix.reshape(matrix.shape[0] // k, k, matrix.shape[1] // k, k)
         return ours.returned(matrix)
 
-    return of
+    return parameters_first(of, argnums)

@@ -1,7 +1,7 @@
 """How many bytes are in use along the two passes, by the program's own order: a staircase up and one down.
 
-What is counted is what a program makes, from where it is made to where it is last read; arguments are there anyway. A
-loop's stacks fill step by step and empty step by step. Compilers fuse and reorder, so the peak that
+What is counted is what a program makes, from where it is made to where it is last read; arguments are not. A loop's
+stacks fill step by step and empty step by step. Compilers fuse and reorder, so the peak that
 `compiled.memory_analysis()` reports differs; what is kept between the passes does not.
 """
 
@@ -44,11 +44,11 @@ class Live(NamedTuple):
 
 
 def live_bytes(plan: Plan) -> Live:
-    """The bytes in use along the passes of a plan whose inputs are there anyway."""
+    """The bytes in use along the passes of a plan whose inputs are available."""
     passes = plan.passes
     forward = _walk(plan.forward, [], plan.forward.outvars)
     program, _ = plan.backward(passes.differentiable, None)
-    # the backward program's inputs come as (*free, *once, *kept, *others)
+    # the backward program's inputs come as (*available, *hoisted, *saved, *others)
     first = len(plan.available_inputs) + len(plan.hoisted)
     backward = _walk(program, program.invars[first : first + len(plan.saved)], program.outvars)
     return Live(np.array(forward), np.array(backward))
@@ -67,7 +67,7 @@ def _walk(program: Program, given: Sequence[Any], kept: Sequence[Any]) -> list[f
         read = dict.fromkeys(v for v in eqn.invars if not jx.is_literal(v))
         spent = [v for v in read if v in live and last[v] == i]
         grows, falls = bytes_of(made), bytes_of(spent)
-        steps = int(eqn.params["length"]) if eqn.primitive.name == "scan" else 1
+        steps = int(eqn.params["length"]) if jx.inside_of(eqn).kind is jx.Kind.SCAN else 1
         if steps > 1:
             _, n_consts, n_carry = jx.scan_parts(eqn.params)
             stacked = bytes_of([v for v in eqn.outvars[n_carry:] if v in made])

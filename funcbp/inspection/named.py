@@ -10,27 +10,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, check_input, check_scalar, holding_static, indices_of, split_arguments
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
 
-__all__ = ["cotangents", "gradient_watched", "step_at"]
+__all__ = ["cotangents", "entry_at", "gradient_observed"]
 
 
-def step_at(record: Tape, place: Sequence[int]) -> Entry:
-    """The step with these numbers, from the outermost record in; a cond's number is followed by the branch's."""
+def entry_at(tape: Tape, place: Sequence[int]) -> Entry:
+    """The entry with these numbers, from the outermost tape in; a cond's number is followed by the branch's."""
     number, *rest = place
-    entry = record.entries[number]
+    entry = tape.entries[number]
     if not rest:
         return entry
-    if entry.primitive == "cond":
+    if entry.inside.kind is jx.Kind.COND:
         branch, *rest = rest
-        return step_at(entry.tapes[branch], rest)
-    return step_at(entry.tapes[0], rest)
+        return entry_at(entry.tapes[branch], rest)
+    return entry_at(entry.tapes[0], rest)
 
 
-def gradient_watched(
+def gradient_observed(
     backward: Backward, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
 ) -> tuple[Any, Any, Tape, dict[tuple[int, ...], Any]]:
     """`value_and_grad`, with the tape and what the observer made of its entries.
@@ -51,7 +52,7 @@ def gradient_watched(
 
 @dataclass(frozen=True)
 class Named:
-    """A watch for the cotangents of named values."""
+    """An observer of the cotangents of named values."""
 
     names: tuple[str, ...] | None
     reduce: Callable[[Any], Any] | None
@@ -112,20 +113,21 @@ def cotangents(
 
     @functools.wraps(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
-        value, grads, record, seen = gradient_watched(observing, f, argnums, has_aux, args, kwargs)
-        check_names(wanted or (), record, "cotangents(names=...) has")
-        return value, grads, _by_name(record, seen)
+        value, grads, tape, seen = gradient_observed(observing, f, argnums, has_aux, args, kwargs)
+        check_names(wanted or (), tape, "cotangents(names=...) has")
+        return value, grads, _by_name(tape, seen)
 
     return observed
 
 
-def _by_name(record: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
+def _by_name(tape: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
     """What was seen, by name. Of the branches of a cond one is taken and the others are zero, so they are summed."""
     found: dict[str, list[Any]] = {}
     branches: dict[Any, int] = {}
     for place in sorted(seen):
-        name, value = step_at(record, place).params["name"], seen[place]
-        cond = next((i for i in range(1, len(place)) if step_at(record, place[:i]).primitive == "cond"), None)
+        name, value = entry_at(tape, place).params["name"], seen[place]
+        is_cond = lambda i, place=place: entry_at(tape, place[:i]).inside.kind is jx.Kind.COND
+        cond = next(filter(is_cond, range(1, len(place))), None)
         if cond is not None:
             nth = sum(1 for k in branches if k[:3] == (name, place[:cond], place[cond]))
             branches[name, place[:cond], place[cond], nth] = len(found.get(name, []))

@@ -17,7 +17,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, check_callable, divided, is_array, numbers_of
 from ..autodiff.passes import passes_of
-from ..autodiff.tape import SavedIndex
+from ..autodiff.tape import Entry, SavedIndex
 from ..autodiff.transformations import Backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
@@ -30,7 +30,7 @@ from .live import Live, live_bytes
 
 __all__ = ["Residual", "Residuals", "residuals"]
 
-KEPT, ONCE, THERE, AGAIN = "kept", "kept once", "there anyway", "computed again"
+KEPT, ONCE, AVAILABLE, RECOMPUTED = "kept", "kept once", "available", "recomputed"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Residual:
         shape, dtype: of one step's value.
         bytes: of one step's value, as it is kept: a mask as bits.
         steps: in how many steps it is kept.
-        fate: `"kept"`, `"kept once"` (the same in every step of a loop), `"there anyway"` (an argument, or what a loop
-            goes along) or `"computed again"`.
+        fate: `"kept"`, `"kept once"` (the same in every step of a loop), `"available"` (an argument, what a loop
+            goes along, a step's state rerun from a snapshot) or `"recomputed"`.
         why: the reason.
         wanted: the rules that want it, with their lines.
         inside: the loops and regions around it, from the outermost in.
@@ -70,7 +70,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What is kept between the passes of a function, and what is computed again.
+    """What is kept between the passes of a function, and what is recomputed.
 
     Attributes:
         name: of the function.
@@ -90,18 +90,18 @@ class Residuals:
         return sum(v.total for v in self.values if v.fate in (KEPT, ONCE))
 
     @property
-    def again(self) -> int:
-        """The bytes that were not kept, because they are computed again."""
-        return sum(v.total for v in self.values if v.fate == AGAIN)
+    def recomputed(self) -> int:
+        """The bytes that were not kept, because they are recomputed."""
+        return sum(v.total for v in self.values if v.fate == RECOMPUTED)
 
     def to_json(self) -> str:
         """As JSON: the attributes but for `live`, and the sums."""
         values = [{**asdict(v), "total": v.total} for v in self.values]
-        sums = {"total": self.total, "again": self.again}
+        sums = {"total": self.total, "recomputed": self.recomputed}
         return json.dumps({"name": self.name, "policy": self.policy, **sums, "values": values}, indent=2)
 
     def _title(self) -> str:
-        return f"{self.name}: {self.total:,} bytes kept, {self.again:,} computed again   ({self.policy})"
+        return f"{self.name}: {self.total:,} bytes kept, {self.recomputed:,} recomputed   ({self.policy})"
 
     def __str__(self) -> str:
         rows = [_HEAD, *map(_row, self.values)]
@@ -164,7 +164,7 @@ def residuals(
         >>> step = lambda c, _: (jnp.tanh(jnp.exp(c)), None)
         >>> report = bp.residuals(lambda x: jax.lax.scan(step, x, length=7)[0])(1.0)
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
-        (28, [('exp', 7, 'kept'), ('tanh', 7, 'computed again')])
+        (28, [('exp', 7, 'kept'), ('tanh', 7, 'recomputed')])
     """
     check_callable(f)
     backward = backward or Backward()
@@ -183,7 +183,8 @@ def residuals(
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
             args = list(jax.tree.unflatten(tree, full))
-            args[numbers[0]] = backward.marked(args[numbers[0]])
+            if numbers:
+                args[numbers[0]] = backward.marked(args[numbers[0]])
             out = f(*args, **kwargs)
             return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
 
@@ -224,14 +225,15 @@ def _of_plan(
     given = {e.invars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     given |= {e.outvars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     free = [forward.invars[i] for i in plan.available_inputs]
-    fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved} | {v: THERE for v in free}
+    fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved} | {v: AVAILABLE for v in free}
     # what this loop keeps once is made outside it, and listed there
     values = [v for v in dict.fromkeys([*plan.saved, *free, *plan.needed]) if v not in plan.hoisted]
     snapshots = _snapshots(plan)
+    reruns: dict[int, tuple[Any, tuple[Entry, Loop, Plan]]] = {}
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
     for v in values:
-        eqn, fate = maker.get(v), fates.get(v, AGAIN)
+        eqn, fate = maker.get(v), fates.get(v, RECOMPUTED)
         inner = plans.get(id(eqn.params.get("jaxpr"))) if eqn is not None else None
         if eqn is not None and inner is not None and eqn.outvars.index(v) >= len(inner.passes.outputs):
             if id(eqn) not in opened:
@@ -241,13 +243,25 @@ def _of_plan(
         made_by = "snapshots" if v in snapshots else eqn.primitive.name if eqn is not None else "input"
         name = given.get(v) or names.get(v) or made_by
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
-        times = 1 if fate in (ONCE, THERE) else steps
+        times = 1 if fate in (ONCE, AVAILABLE) else steps
         size = kept_bytes([v]) if plan.storage.get(v) is jx.Bits else bytes_of([v])
         stacked = v in plan.passes.stacks
         why = "saved in a loop by the region's policy" if stacked else _why(fate, eqn, kind, dear.get(v, ""))
-        why = snapshots.get(v, why)
+        if v in snapshots:
+            entry, loop, _ = snapshots[v]
+            why, reruns[entry.number] = f"the state before {loop.snapshots} of {loop.steps} steps", (eqn, snapshots[v])
         yield Residual(
             name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside
+        )
+    for eqn, (entry, loop, step) in reruns.values():
+        label = (
+            f"loop of {'' if loop.condition is None else 'at most '}{loop.steps} steps with snapshots={loop.snapshots}"
+        )
+        carries = {v: f"carry {i}" for i, v in enumerate(step.passes.forward.invars[loop.n_consts :][: loop.n_state])}
+        outer = dict(zip(step.passes.forward.invars, _operands(eqn, loop), strict=False))
+        known = {v: n for v, o in outer.items() if not jx.is_literal(o) and (n := given.get(o) or names.get(o))}
+        yield from _of_plan(
+            step, known | carries, steps * loop.steps, (*inside, _located(label, entry.source)), "rerun"
         )
 
 
@@ -255,9 +269,9 @@ def _of_inner(
     eqn: Any, plan: Plan, names: Mapping[Any, str], given: Mapping[Any, str], steps: int, inside: tuple[str, ...]
 ) -> Iterator[Residual]:
     """The values of the plan of a loop or a region."""
-    loop = eqn.primitive.name == "scan"
-    label = {"scan": f"loop of {eqn.params.get('length')} steps", "cond": "branch"}.get(eqn.primitive.name, "region")
-    line = jx.user_line(eqn.source_info)
+    runs = jx.inside_of(eqn).kind
+    loop = runs is jx.Kind.SCAN
+    label = f"loop of {eqn.params['length']} steps" if loop else "branch" if runs is jx.Kind.COND else "region"
     invars, operands = plan.passes.forward.invars, eqn.invars[-len(plan.passes.in_types) :]
     inner: dict[Any, str] = {}
     _, n_consts, n_carry = jx.scan_parts(eqn.params) if loop else (None, len(invars), 0)
@@ -268,8 +282,19 @@ def _of_inner(
         elif not jx.is_literal(outer) and (name := given.get(outer) or names.get(outer)):
             inner[v] = f"{name}[step]" if i >= n_consts + n_carry else name
     times = steps * (eqn.params["length"] if loop else 1)
-    where = f"{label} at {line}" if line else label
+    where = _located(label, eqn.source_info)
     yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region")
+
+
+def _located(label: str, source: Any) -> str:
+    line = jx.user_line(source)
+    return f"{label} at {line}" if line else label
+
+
+def _operands(eqn: Any, loop: Loop) -> Sequence[Any]:
+    """The constants of a loop with snapshots, among the operands of the loop that stores them."""
+    end = jx.scan_parts(eqn.params)[1] if loop.condition is None else sum(jx.while_parts(eqn.params)[1:])
+    return eqn.invars[end - loop.n_consts : end]
 
 
 def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]]:
@@ -286,23 +311,23 @@ def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]
                 wanted.setdefault(v, []).append(f"{step.rule.name} for {step.where()}")
         for inner in (r for r in step.res if isinstance(r, Plan)):
             plans |= {id(inner.forward.closed): inner, id(inner.forward.jaxpr): inner}
-            if step.primitive == "scan":  # it keeps (constants, once, xs, stacks)
+            if step.inside.kind is jx.Kind.SCAN:  # it keeps (constants, once, xs, stacks)
                 first = sum(i < jx.scan_parts(step.params)[1] for i in inner.available_inputs)
                 once = candidates[first : first + len(inner.hoisted)]
                 loop_invariant.update(v for v in once if not jx.is_literal(v))
     return wanted, plans, loop_invariant
 
 
-def _snapshots(plan: Plan) -> dict[Any, str]:
-    """The states that loops store on their way, and which those are."""
-    why: dict[Any, str] = {}
+def _snapshots(plan: Plan) -> dict[Any, tuple[Entry, Loop, Plan]]:
+    """The states that loops store on their way: of which entry, which loop that is, and the plan of its steps."""
+    found: dict[Any, tuple[Entry, Loop, Plan]] = {}
     for entry in plan.passes.tape.entries:
         res, _ = entry.tree.unflatten(entry.res)
         if isinstance(res, LoopResiduals):
             loop = Loop.of(entry.params)
             stored = (plan.passes.candidates[s.at] for s in res.snapshots)
-            why |= dict.fromkeys(stored, f"the state before {loop.snapshots} of {loop.steps} steps")
-    return why
+            found |= dict.fromkeys(stored, (entry, loop, res.plan))
+    return found
 
 
 def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
@@ -319,9 +344,11 @@ def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
 def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
     if fate == ONCE:
         return "the same in every step of a loop"
-    if fate == THERE:
-        return {"outside": "an argument", "loop": "the loop's constant, or what it goes along"}.get(kind, "an input")
-    if fate == AGAIN:
+    if fate == AVAILABLE:
+        along = "the loop's constant, or what it goes along"
+        why = {"outside": "an argument", "loop": along, "rerun": "an input of the step, rerun from a snapshot"}
+        return why.get(kind, "an input")
+    if fate == RECOMPUTED:
         return f"{dear} is run again to save it" if dear else "cheap to make of what is kept"
     if kind == "outside":
         return "outside loops all that is read is kept"

@@ -39,6 +39,7 @@ class Row:
         steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
         types: the types of the outputs.
         inputs, outputs: which values of its program go in and come out.
+        along: which of those that go in a loop goes along.
         program: which program it is in: the place of the equation around it.
         locals: for an equation of scalars: the local derivatives, the cotangent of each input per cotangent of output.
     """
@@ -58,6 +59,7 @@ class Row:
     steps: Any = None
     types: tuple[Any, ...] = ()
     inputs: tuple[int | None, ...] = ()
+    along: tuple[int | None, ...] = ()
     outputs: tuple[int | None, ...] = ()
     program: tuple[int, ...] = ()
     locals: tuple[Any, ...] = ()

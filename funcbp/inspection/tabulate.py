@@ -26,14 +26,15 @@ __all__ = ["Everything", "rows_of"]
 
 @dataclass(frozen=True)
 class Everything:
-    """A watch that keeps the outputs of all steps and hands them out with their cotangents."""
+    """An observer that keeps the outputs of all entries and hands them out with their cotangents."""
 
     everything: bool = True
 
     def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
-        return tuple(map(_kept, outs)), values[0] if primitive == "cond" else None
+        chooses = jx.Inside.of(params, tuple(map(jx.type_of, values))).kind is jx.Kind.COND
+        return tuple(map(_kept, outs)), values[0] if chooses else None
 
-    def backward(self, step: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
         return None if noted is None else (*noted, tuple(ct))
 
 
@@ -59,7 +60,7 @@ def _shown(x: Any) -> Any:
 def rows_of(
     backward: Backward,
     pullback: Pullback,
-    record: Tape,
+    tape: Tape,
     seen: dict[Any, Any],
     around: tuple[int, ...] = (),
     ran: Any = True,
@@ -69,28 +70,28 @@ def rows_of(
 
     Args:
         backward, pullback, seen: of the backward pass; what `Everything` saw in it.
-        record: the program's tape.
+        tape: the program's.
         around: its place.
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
     """
     kinds = backward.coverage()
-    for step in record.entries:
-        place = (*around, step.number)
-        inside = step.tapes
-        if place not in seen and not inside:
+    for entry in tape.entries:
+        place = (*around, entry.number)
+        inside, tapes = entry.inside, entry.tapes
+        if place not in seen and not tapes:
             continue  # part of a tangent rule
         values, index, cts = seen.get(place, ((), None, ()))
         values = tuple(map(_shown, values))
-        derivable = any(slot is not None for slot in step.outputs)
-        line, number = written = _line(step.source, call)
+        derivable = any(slot is not None for slot in entry.outputs)
+        line, number = written = _line(entry.source, call)
         yield Row(
             index=".".join(map(str, place)),
-            primitive=step.primitive,
-            kind=_kind(backward, kinds, step) if derivable else NO_DERIVATIVE,
-            rule=step.rule.name if derivable else "",
-            name=step.params["name"] if step.primitive == "name" else "",
-            scope=_scope(jx.scope(step.source)),
+            primitive=entry.primitive,
+            kind=_kind(backward, kinds, entry) if derivable else NO_DERIVATIVE,
+            rule=entry.rule.name if derivable else "",
+            name=entry.params["name"] if entry.primitive == "name" else "",
+            scope=_scope(jx.scope(entry.source)),
             line=line,
             number=number,
             values=values,
@@ -99,21 +100,30 @@ def rows_of(
             taken=bool(np.any(ran)),
             steps=None if np.ndim(ran) == 0 else ran,
             types=values,
-            inputs=step.inputs,
-            outputs=step.outputs,
+            inputs=entry.inputs,
+            along=_along(entry),
+            outputs=entry.outputs,
             program=around,
-            locals=() if around else _locals(step, pullback),
+            locals=() if around else _locals(entry, pullback),
         )
-        if step.primitive == "while":
-            for i, part in enumerate(jx.Inside.of(step.params, step.types).programs):
+        if inside.kind is jx.Kind.WHILE and not tapes:
+            for i, part in enumerate(inside.programs):
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
-        for i, tape in enumerate(inside):
-            if step.primitive != "cond":
-                yield from rows_of(backward, pullback, tape, seen, place, ran, written)
+        for i, inner in enumerate(tapes):
+            if inside.kind is not jx.Kind.COND:
+                yield from rows_of(backward, pullback, inner, seen, place, ran, written)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(backward, pullback, tape, seen, (*place, i), before & chosen, written)
+                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written)
+
+
+def _along(entry: Entry) -> tuple[int | None, ...]:
+    """Which values a loop goes along."""
+    if entry.inside.kind is not jx.Kind.SCAN:
+        return ()
+    _, n_consts, n_carry = jx.scan_parts(entry.params)
+    return entry.inputs[n_consts + n_carry :]
 
 
 def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int]) -> Iterator[Row]:
@@ -148,21 +158,21 @@ def _scope(scope: str) -> str:
     return "/".join(part for part in scope.split("/") if not part.startswith("jit("))
 
 
-def _kind(backward: Backward, kinds: dict[str, str], step: Entry) -> str:
+def _kind(backward: Backward, kinds: dict[str, str], entry: Entry) -> str:
     """Where a step's rule is from."""
-    if any(step.rule is rule for rule in backward.options.rules.values()):
+    if any(entry.rule is rule for rule in backward.options.rules.values()):
         return "replaced"
-    return kinds.get(step.primitive, "hand-written")
+    return kinds.get(entry.primitive, "hand-written")
 
 
-def _locals(step: Entry, pullback: Pullback) -> tuple[Any, ...]:
+def _locals(entry: Entry, pullback: Pullback) -> tuple[Any, ...]:
     """The local derivatives of an equation of scalars with one output."""
-    if step.several or not step.rule.local or any(math.prod(t.shape) != 1 for t in step.types):
+    if entry.several or not entry.rule.local or any(math.prod(t.shape) != 1 for t in entry.types):
         return ()
-    _, noted = step.residuals(pullback.saved)
+    _, noted = entry.residuals(pullback.saved)
     if noted is None or noted[0][0].size != 1 or not is_differentiable(noted[0][0]):
         return ()
     ct = jnp.ones_like(noted[0][0])
-    back = apply_rule(BackwardState(Options(), None), step, pullback.saved, [ct])
-    there = [s is not None and c is not None and c is not Zero for s, c in zip(step.inputs, back, strict=True)]
+    back = apply_rule(BackwardState(Options(), None), entry, pullback.saved, [ct])
+    there = [s is not None and c is not None and c is not Zero for s, c in zip(entry.inputs, back, strict=True)]
     return tuple(jnp.sum(materialize(c)).item() if t else None for t, c in zip(there, back, strict=True))

@@ -100,7 +100,9 @@ from .references import write_reference as write_reference
 from .snapshots import as_plain as as_plain
 from .snapshots import bind_reversal as bind_reversal
 from .snapshots import def_loop_transpose as def_loop_transpose
+from .snapshots import def_reversal_transpose as def_reversal_transpose
 from .snapshots import loop_reversal_p as loop_reversal_p
+from .snapshots import loop_reversal_tangent_p as loop_reversal_tangent_p
 from .snapshots import loop_tangent as loop_tangent
 from .snapshots import loop_tangent_p as loop_tangent_p
 from .snapshots import poisoned as poisoned

@@ -30,7 +30,9 @@ __all__ = [
     "as_plain",
     "bind_reversal",
     "def_loop_transpose",
+    "def_reversal_transpose",
     "loop_reversal_p",
+    "loop_reversal_tangent_p",
     "loop_tangent",
     "loop_tangent_p",
     "poisoned",
@@ -240,6 +242,7 @@ def _factor(unfinished: Any) -> Any:
 # --- the way back -----------------------------------------------------------------------------------------------------
 
 loop_reversal_p = _primitive("loop_reversal")  # a call: for JAX its program, for ours what cannot be gone back through
+loop_reversal_tangent_p = _primitive("loop_reversal_tangent", several=False)  # the same tangent, going forward only
 
 
 def bind_reversal(program: Program, args: Sequence[Any]) -> list[Any]:
@@ -252,12 +255,19 @@ def _call(*args: Any, jaxpr: Any) -> list[Any]:
 
 
 def _call_batched(axis: Any, args: Sequence[Any], dims: Sequence[int | None], *, jaxpr: Any) -> Any:
-    outs = jax.vmap(as_function(jaxpr), dims, axis_name=axis.name, axis_size=axis.size)(*args)
+    mapped = jax.vmap(as_function(jaxpr), dims, axis_name=axis.name, axis_size=axis.size)
+    outs = bind_reversal(trace(mapped, [*map(core.typeof, args)], "reversal"), args)
     return outs, [0] * len(outs)
 
 
 def _call_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any) -> Any:
-    return jax.jvp(as_function(jaxpr), list(primals), list(map(_instantiated, tangents)))
+    outs, moved = jax.jvp(as_function(jaxpr), list(primals), list(map(_instantiated, tangents)))
+    return outs, [t if t.dtype == jax.dtypes.float0 else loop_reversal_tangent_p.bind(t) for t in moved]
+
+
+def def_reversal_transpose(refuse: Callable[[], Any]) -> None:
+    """Refuse in this way, where JAX's reverse mode would go through the way back a second time."""
+    primitive_transposes[loop_reversal_tangent_p] = lambda ct, tangent: refuse()
 
 
 # --- what JAX asks of a primitive -------------------------------------------------------------------------------------
@@ -286,3 +296,11 @@ loop_reversal_p.def_effectful_abstract_eval(lambda *avals, jaxpr: (out_avals(jax
 mlir.register_lowering(loop_reversal_p, mlir.lower_fun(_call))
 batching.fancy_primitive_batchers[loop_reversal_p] = _call_batched
 primitive_jvps[loop_reversal_p] = _call_jvp
+
+loop_reversal_tangent_p.def_impl(lambda t: t)
+loop_reversal_tangent_p.def_abstract_eval(lambda t: t)
+mlir.register_lowering(loop_reversal_tangent_p, lambda ctx, t: [t])
+batching.defvectorized(loop_reversal_tangent_p)
+primitive_jvps[loop_reversal_tangent_p] = lambda primals, tangents: tuple(
+    x if type(x) is Zero else loop_reversal_tangent_p.bind(x) for (x,) in (primals, tangents)
+)

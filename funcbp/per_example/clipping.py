@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
 from .examples import backpropagate
 
@@ -40,6 +41,7 @@ def norms(
     squared: bool = False,
     per_leaf: bool = False,
     with_grad: bool = False,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Callable[[Any, Any], Any]:
@@ -50,6 +52,7 @@ def norms(
         squared: the squares of the norms.
         per_leaf: a norm for each leaf of the parameters.
         with_grad: also the mean of the gradients, from the same pass.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -71,6 +74,7 @@ def norms(
     References:
         I. Goodfellow, "Efficient per-example gradient computations", 2015.
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=with_grad)
@@ -78,7 +82,7 @@ def norms(
         out = found.map(lambda leaf: finish(leaf.squared_norms())) if per_leaf else finish(found.squared_norms())
         return found.returned(out, found.mean()) if with_grad else found.returned(out)
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def weighted_grad(
@@ -86,6 +90,7 @@ def weighted_grad(
     weight: Callable[[Array, Array], Array],
     *,
     divide_by: float | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Callable[..., tuple[Any, ...]]:
@@ -97,6 +102,7 @@ def weighted_grad(
         loss: the loss of one example, `loss(params, example)`, a scalar.
         weight: from the norms and the losses, each of shape (n,), to c, of shape (n,).
         divide_by: N; the size of the batch if left out.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -112,6 +118,7 @@ def weighted_grad(
         >>> bp.per_example.weighted_grad(loss, hard_only)(jnp.array([1.0, 0.0]), batch)[0]
         Array([4.5, 6. ], dtype=float32)
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
@@ -120,7 +127,7 @@ def weighted_grad(
         gradient = found.map(lambda leaf: leaf.weighted_sum(_divided(scales, mask, divide_by)))
         return found.returned(gradient, Clipping(found.outputs, n, scales, _fraction([scales], mask)))
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def clipped_grad(
@@ -129,6 +136,7 @@ def clipped_grad(
     *,
     per_leaf: bool = False,
     divide_by: float | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Callable[..., tuple[Any, ...]]:
@@ -143,6 +151,7 @@ def clipped_grad(
         max_norm: C, positive; with `per_leaf`, a number for all leaves or a tree of numbers like the parameters.
         per_leaf: clip each leaf by its own norm.
         divide_by: N; the size of the batch if left out. Under Poisson sampling, the expected size.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -162,14 +171,15 @@ def clipped_grad(
         M. Abadi and others, "Deep learning with differential privacy", 2016; X. Li and others, "Large language models
         can be strong differentially private learners", 2022, for clipping without making the gradients.
     """
+    loss = parameters_first(loss, argnums)
     for bound in jax.tree.leaves(max_norm):
         if not isinstance(bound, jax.core.Tracer) and not np.all(np.asarray(bound) > 0):
             raise ValueError(f"max_norm is positive, and was {bound!r}.")
     clip = lambda norm, bound: jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
     if not per_leaf:
-        return weighted_grad(
-            loss, lambda n, _: clip(n, max_norm), divide_by=divide_by, has_aux=has_aux, backward=backward
-        )
+        of_norm = lambda n, _: clip(n, max_norm)
+        whole = weighted_grad(loss, of_norm, divide_by=divide_by, has_aux=has_aux, backward=backward)
+        return parameters_first(whole, argnums)
 
     def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
@@ -182,7 +192,7 @@ def clipped_grad(
         clipping = Clipping(found.outputs, tree(all_norms), tree(scales), _fraction(scales, mask))
         return found.returned(tree(sums), clipping)
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def _divided(scales: Array, mask: Array | None, divide_by: float | None) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, checked, name_of
+from ..autodiff.arguments import check_callable, checked, checked_arrays, name_of
 from ..autodiff.transformations import Backward
 from .leaf import Leaf
 
@@ -136,6 +136,7 @@ def jacobian_rows(
     f: Callable[[Any, Any], Any], params: Any, batch: Any, backward: Backward, has_aux: bool = False
 ) -> tuple[Examples, int | None]:
     """The gradients of all outputs of all examples, and how many outputs there are: None for a scalar."""
+    checked_arrays(params)
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), jax.tree.map(jnp.asarray, batch))
     out = jax.eval_shape(f, params, example)
     out = out[0] if has_aux else out

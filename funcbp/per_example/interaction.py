@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.arguments import parameters_first, without_aux
 from .examples import batch_size
 
 __all__ = ["of_batch"]
@@ -15,7 +16,15 @@ __all__ = ["of_batch"]
 Loss = Callable[[Any, Any], Any]
 
 
-def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, tolerance: float = 1e-3) -> Loss:
+def of_batch(
+    batch_loss: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any,
+    *,
+    tolerance: float = 1e-3,
+    argnums: int = 0,
+    has_aux: bool = False,
+) -> Loss:
     """The loss of one example, from a loss that is written for a batch, once it is sure that examples do not interact.
 
     The batch's loss must be the mean or the sum of the losses of its examples alone. Under batch normalisation in
@@ -26,6 +35,8 @@ def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, 
         params: parameters to try it with.
         batch: a batch of at least two examples to try it with; values, not tracers.
         tolerance: how far the two may differ, relative to the loss.
+        argnums: which argument of `batch_loss`, 0 or 1, holds the parameters; the function returned has that order.
+        has_aux: whether `batch_loss` returns a pair (loss, auxiliary data); what is returned does so too.
 
     Returns:
         `loss(params, example)`, which calls `batch_loss` with a batch of one.
@@ -45,6 +56,7 @@ def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, 
         ...
         ValueError: The examples interact: the loss of the batch is 25, and those of its examples alone have mean 0 ...
     """
+    batch_loss = parameters_first(batch_loss, argnums)
     n = batch_size(batch)
     if n < 2:
         raise ValueError("Whether examples interact shows in a batch of at least two, and this one has one.")
@@ -52,8 +64,9 @@ def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, 
     def loss(params: Any, example: Any) -> Any:
         return batch_loss(params, jax.tree.map(lambda a: jnp.asarray(a)[None], example))
 
-    together = batch_loss(params, batch)
-    apart = jax.vmap(loss, (None, 0))(params, batch)
+    value_of = without_aux if has_aux else lambda f: f
+    together = value_of(batch_loss)(params, batch)
+    apart = jax.vmap(value_of(loss), (None, 0))(params, batch)
     if jnp.shape(together) != ():
         raise ValueError(f"The loss of a batch must be one number, and has shape {list(jnp.shape(together))}.")
     scale = max(abs(float(together)), float(jnp.max(jnp.abs(apart))))
@@ -65,4 +78,4 @@ def of_batch(batch_loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, 
             "example's output depends on the others; then there is no gradient of one example. Use the running "
             "averages, or a normalisation within the example (layer or group normalisation)."
         )
-    return loss
+    return parameters_first(loss, argnums)

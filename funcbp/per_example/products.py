@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
 from .examples import backpropagate, inner_products, jacobian_rows
 
@@ -17,7 +18,9 @@ Array = jax.Array
 Loss = Callable[[Any, Any], Any]
 
 
-def factors(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+def factors(
+    loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
     """Take out the factors of each weight's gradients: `{path: (inputs, deltas)}`.
 
     For a weight W[i,o], W̄_n = Σ_p inputs[n,p,i] deltas[n,p,o]: p runs over the positions that the example shares the
@@ -27,6 +30,7 @@ def factors(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -41,19 +45,23 @@ def factors(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
         >>> {k: (x.shape, d.shape) for k, (x, d) in bp.per_example.factors(loss)(params, jnp.ones((5, 2))).items()}
         {'kernel': ((5, 1, 2), (5, 1, 3))}
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
         return found.returned({leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs})
 
-    return of
+    return parameters_first(of, argnums)
 
 
-def gram(f: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+def gram(
+    f: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
     """Compute the Gram matrix of the per-example gradients, J J': all inner products ⟨W̄_n, W̄_m⟩, over all parameters.
 
     Args:
         f: `f(params, example)`: a scalar, or an array, whose elements then have a row each.
+        argnums: which argument of `f`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -67,20 +75,24 @@ def gram(f: Loss, *, has_aux: bool = False, backward: Backward | None = None) ->
         Array([[1., 1.],
                [1., 5.]], dtype=float32)
     """
+    f = parameters_first(f, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         rows, k = jacobian_rows(f, params, batch, backward or Backward(), has_aux)
         matrix = inner_products(rows, rows)
         return rows.returned(matrix if k is None else matrix.reshape(len(matrix) // k, k, len(matrix) // k, k))
 
-    return of
+    return parameters_first(of, argnums)
 
 
-def cosines(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+def cosines(
+    loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
     """Compute the cosines between the gradients of all pairs of examples: shape (n, n); 0 where a gradient is zero.
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -93,6 +105,7 @@ def cosines(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
         Array([[1. , 0.6],
                [0.6, 1. ]], dtype=float32)
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
@@ -101,11 +114,11 @@ def cosines(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
         scale = n[:, None] * n[None, :]
         return found.returned(jnp.where(scale > 0, matrix / jnp.where(scale > 0, scale, 1), 0))
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def methods(
-    loss: Loss, *, sums: bool = True, has_aux: bool = False, backward: Backward | None = None
+    loss: Loss, *, sums: bool = True, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
 ) -> Callable[[Any, Any], dict[str, str]]:
     """Say by which method each parameter goes: `{path: method}`, without computing anything.
 
@@ -116,6 +129,7 @@ def methods(
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
         sums: whether a sum is asked for too, as in `clipped_grad`; in `norms` alone it is not.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data).
         backward: the way of going backward, if not the default one.
 
@@ -128,6 +142,7 @@ def methods(
         >>> bp.per_example.methods(loss)({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, jnp.ones((5, 2)))
         {'bias': 'array', 'kernel': 'factors'}
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> dict[str, str]:
         out: dict[str, str] = {}
@@ -136,7 +151,8 @@ def methods(
             found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=sums)
             out.update((leaf.path, leaf.method) for leaf in found.leaves)
 
+        checked_arrays(params)
         jax.eval_shape(look, params, batch)
         return out
 
-    return of
+    return parameters_first(of, argnums)

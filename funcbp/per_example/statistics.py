@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
 from .examples import backpropagate, batch_size
 
@@ -34,7 +35,12 @@ class NoiseScale(NamedTuple):
 
 
 def grads(
-    loss: Loss, *, max_bytes: int | None = None, has_aux: bool = False, backward: Backward | None = None
+    loss: Loss,
+    *,
+    max_bytes: int | None = None,
+    argnums: int = 0,
+    has_aux: bool = False,
+    backward: Backward | None = None,
 ) -> Callable[[Any, Any], Any]:
     """Make the gradient of each example: what `jax.vmap(jax.grad(loss), (None, 0))` returns.
 
@@ -44,6 +50,7 @@ def grads(
         loss: the loss of one example, `loss(params, example)`, a scalar.
         max_bytes: how many bytes may be in use at a time beside the result: the batch is gone through in chunks that
             are as large as this allows, at least one example.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -55,8 +62,10 @@ def grads(
         >>> bp.per_example.grads(lambda w, x: (w * x) ** 2)(jnp.array(1.0), jnp.array([1.0, 2.0]))
         Array([2., 8.], dtype=float32)
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
+        checked_arrays(params)
         made = lambda leaf: leaf.arrays(direct=False)
 
         def run(batch: Any) -> Any:
@@ -79,10 +88,12 @@ def grads(
         rest = run(jax.tree.map(lambda a: a[whole:], batch))
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
-    return of
+    return parameters_first(of, argnums)
 
 
-def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+def moments(
+    loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
     """Compute mean, variance and signal-to-noise ratio of the per-example gradients, element by element.
 
     mean = Σ_n W̄_n / N,   variance = Σ_n (W̄_n - mean)² / (N - 1),   snr = |mean| / √variance.
@@ -91,6 +102,7 @@ def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -106,6 +118,7 @@ def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
     References:
         F. Dangel, F. Kunstner, P. Hennig, "BackPACK: packing more into backprop", 2020.
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
@@ -119,10 +132,12 @@ def moments(loss: Loss, *, has_aux: bool = False, backward: Backward | None = No
         moments = Moments(*(jax.tree.unflatten(found.tree, leaves) for leaves in (mean, variance, snr)))
         return found.returned(moments)
 
-    return of
+    return parameters_first(of, argnums)
 
 
-def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None = None) -> Callable[[Any, Any], Any]:
+def noise_scale(
+    loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[[Any, Any], Any]:
     """Estimate the simple noise scale: the batch size at which noise and gradient are of one size.
 
     With ḡ the mean of the N gradients and m = Σ_n ‖W̄_n‖² / N,
@@ -134,6 +149,7 @@ def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None 
 
     Args:
         loss: the loss of one example, `loss(params, example)`, a scalar.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters; what is returned takes them in that order.
         has_aux: whether the function returns a pair (output, auxiliary data); the latter is returned too, last.
         backward: the way of going backward, if not the default one.
 
@@ -152,6 +168,7 @@ def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None 
     References:
         S. McCandlish, J. Kaplan, D. Amodei, "An empirical model of large-batch training", 2018, appendix A.1.
     """
+    loss = parameters_first(loss, argnums)
 
     def of(params: Any, batch: Any) -> Any:
         n = batch_size(batch)
@@ -163,7 +180,7 @@ def noise_scale(loss: Loss, *, has_aux: bool = False, backward: Backward | None 
         trace, squared_norm = (m - big) * (n / (n - 1)), (n * big - m) / (n - 1)
         return found.returned(NoiseScale(trace / squared_norm, trace, squared_norm))
 
-    return of
+    return parameters_first(of, argnums)
 
 
 def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward, has_aux: bool) -> int:

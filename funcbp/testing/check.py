@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..autodiff.arguments import numbers_of
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from ..rules.fallback import BorrowedRuleWarning
@@ -217,16 +217,7 @@ def _checked_arguments(
     has_floats = lambda x: any(
         is_array(v) and is_differentiable(jax.typeof(jnp.asarray(v))) for v in jax.tree.leaves(x)
     )
-    if argnums is None:
-        return [i for i, x in enumerate(args) if has_floats(x)]
-    try:
-        numbers = [operator.index(i) for i in ([argnums] if not isinstance(argnums, Sequence) else argnums)]  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"argnums is the number of a positional argument, or several, and was {argnums!r}.") from None
-    for i in numbers:
-        if not -len(args) <= i < len(args):
-            raise ValueError(f"argnums={argnums!r} asks for positional argument {i}, and there are {len(args)}.")
-    return [i % len(args) for i in numbers]
+    return [i for i, x in enumerate(args) if has_floats(x)] if argnums is None else numbers_of(f, argnums, len(args))
 
 
 def _native(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> list[Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
+from ..autodiff.arguments import as_value, numbers_of, without_aux
 from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
 from ..autodiff.transformations import Backward
@@ -35,6 +36,8 @@ class Claim(NamedTuple):
 def check_rule(
     op_or_primitive: Any,
     *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
     backward: Backward | None = None,
     order: int = 2,
     numeric: bool = True,
@@ -52,6 +55,8 @@ def check_rule(
         op_or_primitive: a primitive (`jax.lax.tanh_p`) with `params` the parameters of its equation, or an operation
             (`jax.lax.tanh`, `funcbp.ops.logistic`) with `params` its keyword arguments.
         args: its operands.
+        argnums: which of them it is differentiated in; all of floating-point numbers if left out.
+        has_aux: whether it returns a pair (output, auxiliary data).
         backward: the way of going backward whose rule is meant, if not the default one.
         order: 2 to check the second order too, 1 for an operation that can be differentiated once.
         numeric: whether the operands are such that differences are a reference (no kinks, no infinities).
@@ -80,7 +85,8 @@ def check_rule(
     else:
         raise TypeError(f"check_rule needs a primitive or a function, and got {op_or_primitive!r}.")
     apply.__name__ = name
-    subject = _Rule(apply, args, backward or Backward())
+    chosen = range(len(args)) if argnums is None else numbers_of(apply, argnums, len(args))
+    subject = _Rule(without_aux(apply) if has_aux else apply, args, backward or Backward(), chosen)
     claims: list[Claim] = []
     for claim in (
         _primal_unchanged,
@@ -113,10 +119,10 @@ def check_rule(
 class _Rule:
     """One operation on given operands, recorded."""
 
-    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward):
+    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward, chosen: Sequence[int]):
         self.apply, self.backward = apply, backward
-        self.args = [jnp.asarray(x) for x in args]
-        self.floats = [i for i, x in enumerate(self.args) if is_differentiable(x)]
+        self.args = [as_value(x) for x in args]
+        self.floats = [i for i in sorted(chosen) if is_differentiable(self.args[i])]
         self.types = [jax.typeof(x) for x in self.args]
         self.out_types = [v.aval for v in jx.trace(self.flat, self.types).outvars]
         self.differentiable = [is_differentiable(t) for t in self.out_types]
@@ -247,7 +253,7 @@ def structural_claims(f: Callable[..., Any], args: Sequence[Any], backward: Back
         >>> [c.holds for c in structural_claims(jnp.multiply, (jnp.ones(3), jnp.ones(3)))]
         [True, True]
     """
-    rule = _Rule(f, args, backward or Backward())
+    rule = _Rule(f, args, backward or Backward(), range(len(args)))
     return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
 
 

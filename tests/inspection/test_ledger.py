@@ -14,6 +14,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp.inspection.statistics import statistics
+from funcbp.learn.plot import traces
 
 DRAW = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(DRAW.standard_normal(shape))
@@ -189,6 +190,39 @@ def test_branches_inside_branches_and_loops_say_when_they_ran():
     assert of["tanh"].of_value.zeros == 0 and "taken 2 of 4 times" in str(t) and "taken 2 of 4 times" in t._repr_html_()
     alone = {r.primitive: r.taken for r in bp.trace(lambda x: lax.cond(x > 0, inner, lambda c: c * 3, x))(0.5)}
     assert (alone["sin"], alone["tanh"], alone["mul"]) == (False, True, False)
+
+
+def in_scan(w, x):
+    return jnp.sum(bp.scan(lambda c, w: (bp.name(jnp.tanh(c @ w), "h"), None), x, w, snapshots=2)[0])
+
+
+def in_while(w, x):
+    step = lambda c: (bp.name(jnp.tanh(c[0] @ w[0]), "h"), c[1] + 1)
+    return jnp.sum(bp.while_loop(lambda c: c[1] < 3, step, (x, 0), max_steps=4, snapshots=2)[0])
+
+
+@pytest.mark.parametrize("f, length", [(in_scan, 3), (in_while, 4)])
+def test_loops_with_snapshots_are_shown_with_their_inside(f, length):
+    w, x = jnp.asarray(0.3 * np.random.default_rng(1).standard_normal((1, 2, 2)).repeat(3, 0)), jnp.ones(2)
+    hs, ct, cts = [x], np.ones(2), []
+    for _ in range(3):
+        hs.append(np.tanh(hs[-1] @ w[0]))
+    for h in hs[:0:-1]:
+        cts.insert(0, ct)
+        ct = (ct * (1 - h**2)) @ w[0].T
+    unused = np.zeros((length - 3, 2))
+    t = bp.trace(f)(w, x)
+    np.testing.assert_allclose(t["h"].value, np.concatenate([hs[1:], unused]), rtol=1e-12)
+    np.testing.assert_allclose(t["h"].cotangent, np.concatenate([cts, unused]), rtol=1e-12)
+    inside = [r for r in t if r.depth]
+    assert [r.primitive for r in inside if r.kind != "no derivative"][-3:] == ["dot_general", "tanh", "name"]
+    text = re.sub("<[^>]*>", " ", t._repr_html_())
+    assert all(r.index in text and r.primitive in text for r in inside)
+    np.testing.assert_array_equal(bp.cotangents(f)(w, x)[2]["h"], t["h"].cotangent)
+    (found,) = (v for v in bp.residuals(f)(w, x).values if v.name == "h")
+    (around,) = found.inside
+    assert (found.fate, found.steps) == ("recomputed", length) and f"{length} steps with snapshots=2" in around
+    assert traces._layers(t)[0][0] == ("w[0]" if f is in_scan else "w")  # gone along, or a constant
 
 
 def test_equations_inside_a_while_are_listed_without_numbers():

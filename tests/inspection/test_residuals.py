@@ -44,14 +44,14 @@ def test_each_value_is_listed_with_its_name_line_type_bytes_and_rule(report):
     (net,) = values(report, name="net")
     assert (net.shape, net.dtype, net.bytes, net.steps, net.total) == ((3,), "float64", 24, 5, 120)
     (tanh,) = values(report, name="tanh")
-    assert (tanh.fate, tanh.why) == ("computed again", "cheap to make of what is kept")
+    assert (tanh.fate, tanh.why) == ("recomputed", "cheap to make of what is kept")
     assert "test_residuals.py" in tanh.line
     assert any(w.startswith("tanh_bwd for `tanh` at ") and "test_residuals.py" in w for w in tanh.wanted)
     assert tanh.inside[0].startswith("loop of 5 steps at ")
     (xs,) = values(report, name="xs[step]")
-    assert xs.fate == "there anyway"
-    assert values(report, name="params/w", fate="there anyway") == []  # nobody asked for the cotangent of xs
-    assert values(report, name="params/b", fate="there anyway")
+    assert xs.fate == "available"
+    assert values(report, name="params/w", fate="available") == []  # nobody asked for the cotangent of xs
+    assert values(report, name="params/b", fate="available")
     (mask,) = values(report, fate="kept once")
     assert (mask.dtype, mask.steps, mask.why) == ("bool", 1, "the same in every step of a loop")
 
@@ -72,17 +72,17 @@ def test_the_total_is_what_the_loops_hand_over(report):
 
 def test_policies_differ_in_what_they_keep():
     plain = {r: bp.residuals(loss, backward=bp.Backward(residuals=r))(PARAMS, XS) for r in ("needed", "inputs")}
-    assert plain["needed"].again == 0
+    assert plain["needed"].recomputed == 0
     assert plain["inputs"].total < plain["needed"].total
     (tanh,) = values(plain["inputs"], name="tanh")
-    assert (tanh.fate, tanh.why) == ("computed again", "dot_general is run again to save it")
+    assert (tanh.fate, tanh.why) == ("recomputed", "dot_general is run again to save it")
     assert plain["inputs"].live.between < plain["needed"].live.between
     assert plain["needed"].live.between - plain["needed"].total < 100  # and the loss itself
 
 
 def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
     text = str(report)
-    assert text.splitlines()[0] == f"loss: {report.total:,} bytes kept, {report.again:,} computed again   (min_cut)"
+    assert text.splitlines()[0] == f"loss: {report.total:,} bytes kept, {report.recomputed:,} recomputed   (min_cut)"
     assert len(text.splitlines()) == len(report.values) + 2
     assert "/" not in next(line for line in text.splitlines() if " tanh_bwd" in line)  # lines without their folders
     page = report._repr_html_()

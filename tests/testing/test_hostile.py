@@ -38,6 +38,7 @@ zeros, x5, x23 = jnp.zeros(3), draw(5), draw(2, 3)
 as_float = lambda x, like: x.astype(like.dtype)
 
 # kinks, ties and steps
+NEAR = 1e-4 * jnp.where(jnp.abs(draw(10_100, seed=2)) < 0.5, 0.5, draw(10_100, seed=2))  # within the first steps
 hostile("relu at 0", jax.nn.relu, zeros, verdict="kink")
 hostile("abs at 0", jnp.abs, zeros, verdict="kink")
 hostile("max of equals", jnp.maximum, jnp.ones(2), jnp.ones(2), verdict="kink")
@@ -62,6 +63,8 @@ hostile("dead inputs and zero biases", lambda b, w: jnp.sum(jax.nn.relu(jnp.zero
         + jax.nn.relu(b)[None]), jnp.zeros(5), draw(3, 5))  # fmt: skip
 hostile("a large layer with a kink at every bias", lambda w, b: jnp.sum(jax.nn.relu(w @ jnp.zeros(20) + b) * draw(600)),
         draw(600, 20), jnp.zeros(600))  # fmt: skip
+hostile("more than 10,000 rectifiers, each with its kink near", lambda w: jnp.sum(draw(10_100, seed=1)
+        * jax.nn.relu(w - draw(10_100) + NEAR)), draw(10_100))  # fmt: skip
 hostile("norm at 0", jnp.linalg.norm, zeros, verdict="not finite")
 hostile("modulo", lambda x: jnp.mod(x, 0.3), x5)
 

@@ -203,7 +203,7 @@ def read_npz(path: str | Path, seed: int = 0) -> Dataset:
     x, y = (arrays["x_train"], arrays["y_train"]) if given_test else (arrays["x"], arrays["y"])
     parts = [(x, y), (arrays["x_test"], arrays["y_test"])] if given_test else [(x, y)]
     for part_x, part_y in parts:
-        _check_arrays(path, part_x, part_y, x.shape[1:])
+        _checked_arrays(path, part_x, part_y, x.shape[1:])
     y_test = parts[-1][1]
     if y_test.shape[1:] != y.shape[1:] or (y_test.dtype.kind == "f") != (y.dtype.kind == "f"):
         raise DataError(
@@ -237,7 +237,7 @@ def _arrays(path: Path, raw: BinaryIO) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is not an npz file of plain arrays, as numpy.savez writes it ({error}).") from error
 
 
-def _check_arrays(path: Path, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...]) -> None:
+def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...]) -> None:
     if x.ndim not in (2, 3, 4) or x.dtype.kind not in "iubf" or x.shape[1:] != shape or not x[:1].size:
         raise DataError(
             f"{path}: inputs must be numbers of shape (examples, inputs), (examples, height, width) or "

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...autodiff.arguments import checked_arrays
 from .. import ops
 from .initializers import Initializer
 
@@ -90,4 +91,4 @@ def count(params: Any) -> int:
         >>> nets.count(nets.mlp([2, 2, 1]).init(jax.random.key(0), jnp.zeros(2)))
         9
     """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(checked_arrays(params)))

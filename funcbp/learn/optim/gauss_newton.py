@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...autodiff.arguments import without_aux
+from ...autodiff.arguments import parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...curvature.gauss_newton import ggn
 from ...curvature.output_hessian import of_loss
@@ -30,6 +30,7 @@ def gauss_newton(
     *,
     solve: Callable[[Callable[[Any], Any], Any], Any] = conjugate_gradients,
     batch: Any = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,6 +47,7 @@ def gauss_newton(
         damping: λ.
         solve: `solve(product, b)`, the solver; JAX's conjugate gradients if left out. Lineax has others.
         batch: the batch (x, y), where it is the same for all updates; otherwise pass `batch=` to `update`.
+        argnums: which argument of `model`, 0 or 1, holds the parameters.
         has_aux: whether the model returns a pair (output, auxiliary data); of the latter no use is made.
         backward: the way of going backward, if not the default one.
 
@@ -69,7 +71,7 @@ def gauss_newton(
         C. Bishop, "Neural networks for pattern recognition", 1995; J. Martens, "Deep learning via Hessian-free
         optimization", 2010, for the solution by conjugate gradients.
     """
-    model = without_aux(model) if has_aux else model
+    model = parameters_first(without_aux(model) if has_aux else model, argnums)
     fixed, at = batch, ggn(model, loss, backward=backward)
     slope = of_loss(backward or Backward()).grad(loss)
 

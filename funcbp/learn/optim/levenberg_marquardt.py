@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ...autodiff.arguments import without_aux
+from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...per_example.examples import Examples, inner_products, jacobian_rows
 
@@ -39,6 +39,7 @@ def levenberg_marquardt(
     method: str = "auto",
     max_tries: int = 15,
     batch: Any = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,6 +60,7 @@ def levenberg_marquardt(
         method: `"primal"`: solve for the parameters; `"dual"`: solve for the residuals; `"auto"`: the smaller one.
         max_tries: how many dampings to try in an update; if none lets V fall, the parameters stay.
         batch: the batch, where it is the same for all updates; otherwise pass `batch=` to `update`.
+        argnums: which argument of `residuals`, 0 or 1, holds the parameters.
         has_aux: whether `residuals` returns a pair (output, auxiliary data); of the latter no use is made.
         backward: the way of going backward, if not the default one.
 
@@ -89,9 +91,10 @@ def levenberg_marquardt(
     if method not in ("auto", "primal", "dual"):
         raise ValueError(f'method is "auto", "primal" or "dual", and was {method!r}.')
     fixed, backward = batch, backward or Backward()
-    residuals = without_aux(residuals) if has_aux else residuals
+    residuals = parameters_first(without_aux(residuals) if has_aux else residuals, argnums)
 
     def init(params: Any) -> LevenbergMarquardtState:
+        checked_arrays(params)
         real = jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params)))
         return LevenbergMarquardtState(jnp.asarray(mu, real), jnp.asarray(jnp.inf, real), jnp.zeros((), jnp.int32))
 

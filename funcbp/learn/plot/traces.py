@@ -25,7 +25,7 @@ def _axes(ax: Any) -> Any:
 def _layers(trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(label, value, cotangent) of each parameter, those stacked along a loop's steps one by one."""
     layers = []
-    looped = {s for r in trace.rows if r.primitive == "scan" for s in r.inputs if s is not None}
+    looped = {s for r in trace.rows for s in r.along if s is not None}
     for r in trace.inputs:
         if r.outputs[0] in looped and r.value.ndim > 1:
             pairs = zip(r.value, r.cotangent, strict=True)

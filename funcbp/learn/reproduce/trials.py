@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ...autodiff.arguments import checked_arrays, without_aux
 from ...autodiff.transformations import Backward
 from ..nets import Net
 from ..train import stopping
@@ -85,6 +86,7 @@ def run_trials(
     trials: int,
     most: int,
     restart_at: int | None = None,
+    has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Outcome:
     """Learn from random weights until all examples are right, many times at once.
@@ -100,7 +102,8 @@ def run_trials(
         trials: how many.
         most: the number of updates after which a trial is given up.
         restart_at: after so many updates of an attempt, begin again with new weights and go on counting.
-        backward: the way of going backward.
+        has_aux: whether `error` returns a pair ((E, right), auxiliary data); of the latter no use is made.
+        backward: the way of going backward, if not the default one.
 
     Returns:
         How they ended.
@@ -114,6 +117,7 @@ def run_trials(
         >>> outcome.tally(), outcome.epochs.tolist()
         ('5 of 5', [2, 2, 2, 2, 2])
     """
+    error = without_aux(error) if has_aux else error
     learn = jax.jit(jax.vmap(make_trial(error, init, optimizer, most, restart_at, backward)))
     outcome: Outcome = jax.tree.map(np.asarray, learn(jax.random.split(jax.random.key(seed), trials)))
     return outcome
@@ -131,7 +135,8 @@ def make_trial(
     gradient = (backward or Backward()).value_and_grad(error, has_aux=True)
     optimizer = optax.with_extra_args_support(optimizer)
     goal = stopping.all_correct()
-    restart = stopping.Restart(stopping.maximum_epochs(restart_at or most), init, 0 if restart_at is None else most)
+    draw = lambda key: checked_arrays(init(key))
+    restart = stopping.Restart(stopping.maximum_epochs(restart_at or most), draw, 0 if restart_at is None else most)
 
     class Attempt(NamedTuple):
         params: Any

@@ -16,7 +16,7 @@ import optax
 from jax import P
 from jax.sharding import Mesh
 
-from ...autodiff.arguments import checked, without_aux
+from ...autodiff.arguments import checked, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...inspection import find_nan
 from . import loop
@@ -107,6 +107,7 @@ def fit(
     resume: bool = False,
     mesh: Mesh | None = None,
     layout: str | Layout | Mapping[str, P] | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Fit:
@@ -148,6 +149,7 @@ def fit(
         mesh: the devices, with axes out of `data`, `fsdp` and `tensor`: `train.make_mesh({"data": 4, "tensor": 2})`.
         layout: where the parameters live on it: `"data"`, `"fsdp"`, `"tensor"`, patterns of paths and their `jax.P`, or
             a function of path, shape and axes. By default the last of these that the mesh has an axis for.
+        argnums: which argument of `loss`, 0 or 1, holds the parameters.
         has_aux: whether `loss` returns a pair (loss, auxiliary data); of the latter no use is made.
         backward: the way of going backward, if not the default one.
 
@@ -172,11 +174,12 @@ def fit(
         >>> xor.reason
         'learned'
     """
+    loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     streams = hasattr(data, "__next__")
     rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
     learner = Learner(
-        without_aux(loss) if has_aux else loss,
+        loss,
         optimizer,
         "stream" if streams else mode,
         1 if mode == "online" else batch_size,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import data, nets, ops, plot, train
+from ..request import RequestError
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "identity": ops.identity,
@@ -29,10 +30,6 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "gelu": ops.gelu,
     "gaussian": ops.gaussian,
 }
-
-
-class RequestError(ValueError):
-    """What was asked for cannot be done; the message says why."""
 
 
 class Job(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ...autodiff.arguments import without_aux
+from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from . import loop
 from .checkpoint import Store, store_of
@@ -46,6 +46,7 @@ def fit_many(
     checkpoint: str | Path | Store | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
 ) -> Fit:
@@ -65,7 +66,7 @@ def fit_many(
             and the stopping rules that have a parameter of its name.
         mode, epochs, batch_size, replacement, validation, score, correct, restart: as for `fit`.
         stop: rules as for `fit`, or functions of numbers that `over` names, which return one.
-        progress, checkpoint, resume, has_aux, backward: as for `fit`.
+        progress, checkpoint, resume, argnums, has_aux, backward: as for `fit`.
         mesh: devices to divide the members over, along all axes.
 
     Returns:
@@ -87,7 +88,7 @@ def fit_many(
         >>> many.reason
         ['epochs', 'learned', 'diverged']
     """
-    loss = without_aux(loss) if has_aux else loss
+    loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
     rules, names = rules_of(stop)
     keys, params = _members(params, key, over)
@@ -133,9 +134,11 @@ def fit_many(
 
 def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
     """The members' keys and initial parameters."""
-    drawn = callable(params)
+    drawn = callable(params) and jax.tree_util.all_leaves([params])  # and not a module, a pytree that can be called
+    draw = lambda key: checked_arrays(params(key))
     lengths = {name: value.shape[0] if value.ndim else 0 for name, value in over.items()}
     if not drawn:
+        checked_arrays(params)
         lengths |= {
             f"params at {jax.tree_util.keystr(path)}": jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
             for path, leaf in jax.tree.leaves_with_path(params)
@@ -150,7 +153,7 @@ def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tupl
         raise ValueError(f"Everything has a leading axis of members, of one length, and {shown}.")
     keys = key if key.ndim else jax.random.split(key, count)
     halves = jax.vmap(jax.random.split)(keys)
-    return halves[:, 1], jax.vmap(params)(halves[:, 0]) if drawn else jax.tree.map(jnp.asarray, params)
+    return halves[:, 1], jax.vmap(draw)(halves[:, 0]) if drawn else jax.tree.map(jnp.asarray, params)
 
 
 def _check_names(over: Mapping[str, Any], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 import funcbp as bp
 from funcbp import ops
@@ -276,6 +277,18 @@ def mish_first(x):
     return np.tanh(z) + x * 4 * logistic_slope(2 * z) * sigma(x)
 
 
+def mish_second(x):
+    z = softplus_of(x)
+    return 4 * logistic_slope(2 * z) * sigma(x) * (2 + x * (sigma(-x) - 2 * np.tanh(z) * sigma(x)))
+
+
+def normal_density(x):
+    return np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+exact_gelu = functools.partial(ops.gelu, approximate=False)
+
+
 def sigma(x):
     return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
 
@@ -292,8 +305,13 @@ CLOSED = {  # a function, the order, the derivative in closed form without cance
     "swish, first": (ops.swish, 1, lambda x: sigma(x) * (1 + x * sigma(-x)), 8),
     "swish, second": (ops.swish, 2, lambda x: logistic_slope(x) * (2 - x * np.tanh(x / 2)), 8),
     "mish, first": (ops.mish, 1, mish_first, 8),
+    "mish, second": (ops.mish, 2, mish_second, 16),  # as much as rounding z makes of e^-2z
     "gelu, first": (ops.gelu, 1, gelu_first, 100),  # as much as rounding u, some hundreds, makes of e^u
     "gelu, second": (ops.gelu, 2, gelu_second, 100),
+    "gelu exact, first": (exact_gelu, 1, lambda x: ndtr(x) + x * normal_density(x), 4),
+    "gelu exact, second": (exact_gelu, 2, lambda x: (2 - x**2) * normal_density(x), 4),
+    "gaussian, first": (ops.gaussian, 1, lambda x: -2 * x * np.exp(-(x**2)), 4),
+    "gaussian, second": (ops.gaussian, 2, lambda x: (4 * x**2 - 2) * np.exp(-(x**2)), 4),
 }
 
 

@@ -1,0 +1,28 @@
+"""The one parser of the commands, and what they say where a request cannot be met."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from ..learn.request import RequestError
+
+__all__ = ["INTERRUPTED", "REFUSED", "Parser", "refuse"]
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are raised, so that there is one place that prints them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def refuse(error: Exception | str) -> int:
+    """Say on stderr why a request cannot be met, and return the exit code."""
+    if isinstance(error, OSError):
+        error = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+    print(f"funcbp: {error}", file=sys.stderr)
+    return REFUSED

@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant("autodiff/backward_pass.py", "self.observed |= {(self._at, *where): seen", "self.observed |= {(0, *where): seen", "inspection/test_ledger.py"),
     Mutant("autodiff/tape.py", "reached |= {i for i in entry.inputs if i is not None}", "reached = {i for i in entry.inputs if i is not None}", "autodiff"),
     Mutant("autodiff/feedback.py", "if any(p and not h for p, h in zip(operation.perturbed, here, strict=True)):", "if False:", "autodiff/test_marks.py"),
-    Mutant("autodiff/custom_rules.py", "    if trace.in_tangent_rule:", "    if False:", "autodiff/test_custom_rules.py"),
+    Mutant("autodiff/custom_rules.py", "if has_cells or trace.in_tangent_rule:", "if has_cells:", "autodiff/test_custom_rules.py"),
     Mutant("autodiff/attach.py", "tuple(p.perturbed for p in primals)", "(True,) * len(primals)", "autodiff/test_attach.py"),
     Mutant("autodiff/arguments.py", "if not -count <= i < count:", "if not -count <= i <= count:", "autodiff/test_transformations.py"),
     Mutant("per_example/leaf.py", "total = total + (inner if i == j else 2 * inner)", "total = total + inner", "per_example"),

@@ -120,7 +120,7 @@ class _Rule:
     """One operation on given operands, recorded."""
 
     def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward, chosen: Sequence[int]):
-        self.apply, self.backward = apply, backward
+        self.apply, self.backward = apply, backward.observing(inline_calls=True)  # the rule, and not a call around it
         self.args = [as_value(x) for x in args]
         self.floats = [i for i in sorted(chosen) if is_differentiable(self.args[i])]
         self.types = [jax.typeof(x) for x in self.args]

@@ -245,8 +245,18 @@ def test_runs_through_the_rule_it_names(row, monkeypatch):
 
 def test_every_ruled_primitive_has_a_row():
     # a mesh: tests/test_sharding.py; a weight: tests/autodiff/test_marks.py; loops: tests/control_flow/test_revolve.py;
-    # maps and collectives: tests/test_mapped.py
-    elsewhere = {"reshard", "feedback", "snapshot_scan", "snapshot_while", "loop_tangent", *MAPPED}
+    # maps and collectives: tests/test_mapped.py; what is said to the compiler: tests/control_flow/test_other_calls.py
+    elsewhere = {
+        "linear_call",
+        "shard_alike",
+        "xla_metadata_value",
+        "reshard",
+        "feedback",
+        "snapshot_scan",
+        "snapshot_while",
+        "loop_tangent",
+        *MAPPED,
+    }
     ruled = {p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None}
     assert not (unrowed := ruled - elsewhere - FIRST.keys()), f"no row for {sorted(unrowed)}"
 

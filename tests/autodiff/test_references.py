@@ -148,6 +148,7 @@ def test_a_loop_goes_on_by_what_its_body_writes():
     assert bp.grad(f)(2.0) == 4 * 2.0**3
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradient_and_hessian(name):
     f = PROGRAMS[name]

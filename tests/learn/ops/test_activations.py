@@ -94,6 +94,7 @@ def test_derivatives_equal_those_of_the_formula(row, grad, order):
     np.testing.assert_allclose(got, jax.jit(derivative(row.plain, order))(x), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 @rows
 def test_derivative_equals_finite_difference(row):
     x = jnp.asarray(POINTS[np.abs(POINTS) > 0.01])
@@ -166,6 +167,7 @@ def test_rectifiers_keep_one_boolean_per_unit(name):
     assert (kept.shape, kept.dtype) == ((5,), jnp.bool_)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", ["logistic", "tanh", "elu", "softplus", "swish", "mish", "gelu", "gaussian"])
 def test_these_keep_one_array_as_large_as_their_input(name):
     _, pullback = bp.vjp(ROWS[name].ours, jnp.ones(5))
@@ -198,6 +200,7 @@ def test_softmax_against_the_formula(axis, grad):
     np.testing.assert_allclose(twice, twice_expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_softmax_at_special_values():
     far = jnp.array([3e38, -3e38, 0.0], jnp.float32)
     y, pullback = bp.vjp(ops.softmax, far)

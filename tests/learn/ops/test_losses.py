@@ -235,6 +235,7 @@ def test_forward_mode_is_the_reverse_mode(loss):
 GAPS = np.float32([2, 8, 17, 20, 40, 80])
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("loss", ["softmax", "softmax, unsure", "classes", "classes, masked"])
 @grads
 def test_a_sure_answer_leaves_the_exact_rest(loss, grad):

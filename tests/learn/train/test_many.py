@@ -31,6 +31,7 @@ def close(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13), got, want)
 
 
+@pytest.mark.slow
 def test_members_are_what_fit_makes_of_them():
     """Seeds, learning rates, momentum, a number of the loss's, and one of a stopping rule's, all at once."""
     over = {

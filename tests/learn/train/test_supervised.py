@@ -18,6 +18,7 @@ def network(sizes):
     return net, net.init(jax.random.key(1), X)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("kind", ["classification", "regression", "reconstruction"])
 def test_every_task_is_learned(kind):
     sizes, y = {

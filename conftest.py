@@ -1,4 +1,5 @@
-"""Which tests run: `python -m pytest` leaves out what is marked `slow`, and `python -m pytest --all` runs every test.
+"""Which tests run: `python -m pytest` leaves out what is marked `slow`, `python -m pytest --all` runs every test, and
+`python -m pytest --rest` those that the first leaves out.
 
 Of a slow test with `once=`, a quick run takes the first row, and those with which a value of one of these parameters
 comes up for the first time.
@@ -11,6 +12,7 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the slow tests too")
+    parser.addoption("--rest", action="store_true", help="run the tests that a run without options leaves out")
 
 
 @pytest.hookimpl(tryfirst=True)  # before a plugin changes the order
@@ -19,9 +21,9 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--all") or any("::" in arg for arg in config.args):
         return
     seen = set()
-    quick = [item for item in items if is_quick(item, seen)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(quick)])
-    items[:] = quick
+    chosen = [item for item in items if is_quick(item, seen) != config.getoption("--rest")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
 
 
 def is_quick(item, seen):
@@ -43,5 +45,5 @@ def value_at(path, callspec):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not config.getoption("--all"):
+    if not (config.getoption("--all") or config.getoption("--rest")):
         terminalreporter.write_line("The quick tests. Every test: python -m pytest --all")

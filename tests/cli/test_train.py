@@ -98,9 +98,9 @@ def test_files(capsys):
     assert main(["train", "table.csv", "--network", "mlp:4", "--epochs", "1"]) == 0
     assert "table: 3 inputs, 2 classes" in capsys.readouterr().out
     assert Path("runs/table-mlp-4/params.npz").exists()
-    np.savez("images.npz", x=rng.normal(size=(60, 4, 4)), y=x[:, 0])
+    np.savez("images.npz", x=rng.normal(size=(60, 8, 8)), y=x[:, 0])
     assert main(["train", "--data", "images.npz", "--network", "convnet", "--epochs", "1"]) == 0
-    assert "images: 16 inputs, regression" in capsys.readouterr().out
+    assert "images: 64 inputs, regression" in capsys.readouterr().out
 
 
 @pytest.mark.slow

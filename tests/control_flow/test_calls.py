@@ -30,7 +30,8 @@ X = np.linspace(-1.0, 1.0, 3)
 
 def test_a_function_called_more_often_is_lowered_once():
     def functions(n):
-        return jax.jit(bp.grad(loss)).lower(weights(n), X).as_text().count("func.func")
+        text = jax.jit(bp.grad(loss)).lower(weights(n), X).as_text()
+        return text.count("func.func"), text.count("stablehlo.tanh")
 
     assert functions(3) == functions(6)
 
@@ -78,6 +79,13 @@ def test_edits_and_rules_reach_inside(run):
     flat = bp.Backward(rules={jax.lax.tanh_p: bp.rule(lambda res, ct, perturbed, **_: [jnp.zeros_like(ct)])})
     w = weights(1)
     np.testing.assert_array_equal(run(flat.grad(loss))(w, X)[0], jnp.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_what_is_found_inside_is_known_outside(run):
+    edit = bp.Backward(edits={"in": lambda ct, named: 2 * named["out"]})
+    got = run(edit.grad(lambda x: (layer(weights(1)[0], bp.name(x, "in")) * jnp.arange(3.0)).sum()))(X)
+    np.testing.assert_allclose(got, [0.0, 2.0, 4.0])
 
 
 def test_a_plan_looks_inside():

@@ -66,7 +66,7 @@ def rule(
 
 
 def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwise") -> Rule:
-    """Make a rule for an elementwise operation by its partial derivatives: x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back over broadcast axes.
+    """Make a rule for an elementwise operation by its partial derivatives, x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back where broadcast.
 
     Args:
         *partials: for each operand a function of what `save` keeps (the primals, or the output), or None where no
@@ -97,7 +97,7 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
 
 
 def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
-    """Make a rule for an operation linear in its first operand: `x̄ = transpose(z̄, type of x, **params)`. Keeps no numbers.
+    """Make a rule for an operation linear in its first: `x̄ = transpose(z̄, type of x, **params)`. Keeps no numbers.
 
     Args:
         transpose: the transposed map.
@@ -121,7 +121,7 @@ def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: s
 def bilinear_rule(
     left: Callable[..., Any], right: Callable[..., Any], factored: bool = True, name: str = "bilinear"
 ) -> Rule:
-    """Make a rule for an operation linear in each of two operands: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
+    """Make a rule for an operation linear in each of two: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
     An operand is kept only where the other one is perturbed.
 

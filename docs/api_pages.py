@@ -45,7 +45,8 @@ def page(title: str, where: str, purpose: str) -> str:
     for name, value in exports(module).items():
         again = ["   :no-index:"] if where != "funcbp" and any(value is x for x in exports(funcbp).values()) else []
         if inspect.isclass(value):
-            lines += [f".. autoclass:: {where}.{name}", "   :members:", *again, ""]
+            members = [] if hasattr(value, "_fields") else ["   :members:"]  # fields are said in the docstring
+            lines += [f".. autoclass:: {where}.{name}", *members, *again, ""]
         elif inspect.isroutine(value):
             lines += [f".. autofunction:: {where}.{name}", *again, ""]
         else:

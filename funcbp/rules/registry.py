@@ -66,7 +66,7 @@ def rule(
 
 
 def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwise") -> Rule:
-    """Make a rule for an elementwise operation by its partial derivatives, x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back where broadcast.
+    """Make a rule for an elementwise operation by its partial derivatives, x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back if broadcast.
 
     Args:
         *partials: for each operand a function of what `save` keeps (the primals, or the output), or None where no

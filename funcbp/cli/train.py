@@ -143,6 +143,13 @@ def add_train_command(commands: Any) -> None:
         "--checkpoint-every", type=whole(1), metavar="N", default=unset, help="epochs; default: every half minute"
     )
     record.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    record.add_argument(
+        "--resume-anyway",
+        action="store_const",
+        const="anyway",
+        dest="resume",
+        help="and where it is of other data, another loss or another optimizer",
+    )
 
     devices = command.add_argument_group("many devices")
     devices.add_argument("--mesh", type=_mesh, metavar="AXES", default=unset, help="such as data=4,tensor=2")

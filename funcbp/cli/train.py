@@ -39,6 +39,7 @@ from .parser import INTERRUPTED
 
 FAILED = 1
 CHECKED_EXAMPLES = 16
+SECONDS_WITHOUT_A_SIGN = 15  # from another process, until it is taken for dead
 Make = Callable[[float], Any]
 
 # --- what there is to choose from, each with the number it takes if none is given -------------------------------------
@@ -165,7 +166,7 @@ def add_train_command(commands: Any) -> None:
 def run_training(args: argparse.Namespace) -> int:
     """`funcbp train`: say what will be done, check the gradient, learn, judge, and leave the results."""
     _start_processes(args)
-    with _quiet(jax.process_index() > 0):
+    with _quiet(jax.process_index() > 0), _left_alone():
         return _run(args)
 
 
@@ -378,7 +379,27 @@ def _start_processes(args: argparse.Namespace) -> None:
     if args.process >= args.processes:
         raise RequestError(f"--process counts from 0, so with --processes {args.processes} it is not {args.process}.")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    jax.distributed.initialize(
+        args.coordinator, args.processes, args.process, heartbeat_timeout_seconds=SECONDS_WITHOUT_A_SIGN
+    )
+
+
+@contextlib.contextmanager
+def _left_alone() -> Iterator[None]:
+    """Where another process has ended, say so and end, without the wait for it at which JAX would end this one."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"funcbp: Another of the {jax.process_count()} processes has ended or cannot be reached, so the training "
+            f"stops. Start all of them again, with --resume if there is a checkpoint. ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(FAILED)
 
 
 @contextlib.contextmanager

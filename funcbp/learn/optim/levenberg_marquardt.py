@@ -143,9 +143,9 @@ def levenberg_marquardt(
 
 
 def _primal(rows: Examples, e: Array, params: Any) -> Callable[[Array], Any]:
-    """μ -> -(J'J + μ I)⁻¹ J'e, with J made."""
+    """μ -> -(J'J + μ I)⁻¹ J'e, with J made, in the residuals' type where the parameters are narrower."""
     flat, unravel = ravel_pytree(params)
-    jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1) for leaf in rows.leaves], 1)
+    jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1).astype(e.dtype) for leaf in rows.leaves], 1)
     matrix, gradient = jacobian.T @ jacobian, jacobian.T @ e
     return lambda mu: unravel(-_solve(matrix, mu, gradient).astype(flat.dtype))
 
@@ -156,7 +156,7 @@ def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
 
     def step(mu: Array) -> Any:
         u = _solve(matrix, mu, e)
-        return rows.map(lambda leaf: leaf.weighted_sum(-u.astype(leaf.aval.dtype)))
+        return rows.map(lambda leaf: leaf.weighted_sum(-u))
 
     return step
 

@@ -46,9 +46,9 @@ def levenberg_marquardt(
     """Levenberg-Marquardt for V = Σ e²: the step is -(J'J + μ I)⁻¹ J'e.
 
     If V would grow, μ is multiplied by the factor and the step computed again from the same J; once V falls, the step
-    is taken and μ divided by it. Where the shortest step of an update leaves V as it is, nothing more can be learned from
-    μ, and it is again what it was to begin with: so new data find it ready. For small μ this is Gauss-Newton's step, for large μ a short one of gradient descent:
-    J'e is the gradient that backpropagation computes, and J comes from the same pass, once for each output.
+    is taken and μ divided by it. Where the shortest step of an update leaves V as it is, more of μ says nothing, and it
+    begins anew: so new data find it ready. For small μ this is Gauss-Newton's step, for large μ a short one of gradient
+    descent: J'e is the gradient that backpropagation computes, and J comes from the same pass, once for each output.
 
     With fewer residuals than parameters the same step is J'(J J' + μ I)⁻¹ e. Then J is not made: J J' is the Gram
     matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted

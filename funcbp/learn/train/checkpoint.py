@@ -439,7 +439,6 @@ def _in_use(path: Path) -> str:
     return f"Another training is running with {path}: wait until it has ended, or give this one a file of its own."
 
 
-
 def _not_written(path: Path, error: OSError) -> str:
     return f"The checkpoint {path} could not be written: {error.strerror or error}. What was there is as it was."
 

@@ -270,21 +270,21 @@ def stream(items: Iterator[Any], updates: int, online: bool, placement: Placemen
 
 
 def _of_one_structure(items: Iterator[Any]) -> Iterator[Any]:
-    first = None
+    first: Any = None
     for number, item in enumerate(items, 1):
-        structure = jax.tree.structure(item)
+        structure: Any = jax.tree.structure(item)
         if not structure.num_leaves:
             raise ValueError(f"Item {number} of the iterator is {item!r}, and should be examples to learn from.")
         first = first or structure
         if structure != first:
             raise ValueError(
-                f"Item {number} of the iterator has the structure {structure}, and the first one has {first}: a network "
-                "learns from items of one structure."
+                f"Item {number} of the iterator has the structure {structure}, and the first one has {first}: a "
+                "network learns from items of one structure."
             )
         yield item
 
 
-# --- processes, exceptions, and Ctrl-C --------------------------------------------------------------------------------------------
+# --- processes, exceptions, and Ctrl-C --------------------------------------------------------------------------------
 
 
 def agree(*values: int) -> list[int]:

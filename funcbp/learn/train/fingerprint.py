@@ -1,4 +1,4 @@
-"""Fingerprints of what a training depends on: short texts that are the same in every process, and differ where it does."""
+"""Fingerprints of what a training depends on: short texts, the same in every process, that differ where it does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of_arrays(tree: Any) -> str:
     more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
     crc = zlib.crc32(" ".join([str(jax.tree.structure(tree)), *shown]).encode())
     for leaf in leaves:
-        crc = zlib.crc32(np.ascontiguousarray(to_host(_sample(leaf))).view(np.uint8), crc)
+        crc = zlib.crc32(to_host(_sample(leaf)).tobytes(), crc)
     return f"{' '.join(shown[:4])}{more}, {crc:08x}"
 
 

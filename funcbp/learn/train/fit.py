@@ -300,7 +300,7 @@ def programs_of(learner: Learner, params: Any, data: Any) -> dict[str, str]:
     return {
         "loss": fingerprint.of_program(loss, params, batch),
         "optimizer": fingerprint.of_program(
-            lambda *args: learner.step(*args, key), params, memory, params, value, batch
+            lambda g, m, w, e, b: learner.step(g, m, w, e, b, key), params, memory, params, value, batch
         ),
         "backward": fingerprint.placeless(repr(learner.backward)),
     }

@@ -256,7 +256,9 @@ def test_a_history_of_other_columns(tmp_path, written):
     with np.load(_file(path, written)) as file:
         arrays = {name: file[name] for name in file.files if name != "history/seconds"}
     np.savez(path, **arrays)
-    assert "its history has the columns loss, validation_loss, and this one's loss, validation_loss, sec" in refusal(path)
+    assert "its history has the columns loss, validation_loss, and this one's loss, validation_loss, sec" in refusal(
+        path
+    )
 
 
 def test_a_newer_format(tmp_path):

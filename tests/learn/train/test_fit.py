@@ -476,7 +476,10 @@ def test_gradients_are_gathered_over_mini_batches():
     ("second", "message"),
     [
         (None, "Item 2 of the iterator is None, and should be examples to learn from"),
-        ({"x": np.ones(2)}, r"Item 2 of the iterator has the structure PyTreeDef\(\{'x': \*\}\), and the first one has"),
+        (
+            {"x": np.ones(2)},
+            r"Item 2 of the iterator has the structure PyTreeDef\(\{'x': \*\}\), and the first one has",
+        ),
     ],
 )
 def test_a_stream_of_other_things(second, message):

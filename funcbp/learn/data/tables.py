@@ -433,7 +433,7 @@ def encode(path: Path, table: Table, frame: Any, inputs: Sequence[Input]) -> np.
         words = np.array([str(value).strip() for value in column])
         for i in np.flatnonzero(known & ~np.isin(words, values)):
             where = f"{path}, {table.where(frame.index[i])}, {_shown(name)}"
-            raise DataError(f"{where}: {words[i]!r} is none of {', '.join(values)}.")
+            raise DataError(f"{where}: {str(words[i])!r} is none of {', '.join(values)}.")
         parts.append(np.where(known[:, None], words[:, None] == np.array(values), np.nan))
     return np.concatenate(parts, 1).astype(float)
 

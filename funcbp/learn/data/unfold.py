@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib
 import io
@@ -36,18 +37,15 @@ def unfolded(path: Path) -> bytes:
 
 def check_unfolded(path: Path, content: bytes, suffix: str) -> None:
     """Raise if a .npz, .xlsx or .parquet file says that it unfolds to too much; damaged ones are not judged."""
-    if suffix in (".npz", ".xlsx"):
-        try:
+    size = 0
+    with contextlib.suppress(Exception):  # of a damaged file: whoever reads it says what is wrong
+        if suffix in (".npz", ".xlsx"):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                _check(path, sum(i.file_size for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED))
-        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
-            return
-    if suffix == ".parquet":
-        try:
+                size = sum(i.file_size for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
+        elif suffix == ".parquet":
             metadata = importlib.import_module("pyarrow.parquet").ParquetFile(io.BytesIO(content)).metadata
-        except Exception:  # whoever reads it says what is wrong
-            return
-        _check(path, metadata.num_rows * metadata.num_columns * 8)
+            size = metadata.num_rows * metadata.num_columns * 8
+    _check(path, size)
 
 
 def _check(path: Path, size: int) -> None:

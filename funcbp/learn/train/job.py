@@ -255,7 +255,7 @@ def read_run(folder: Path) -> Run:
         columns = run.columns and tuple(data.Input(n, tuple(values) if values else None) for n, values in run.columns)
         return run._replace(
             classes=run.classes and tuple(run.classes),
-            image_shape=run.image_shape and tuple(run.image_shape),
+            image_shape=run.image_shape and (*run.image_shape[:2], run.image_shape[2]),
             columns=columns,
             inputs=scaling(run.inputs),
             targets=scaling(run.targets),

@@ -48,6 +48,7 @@ OPTIMIZERS: dict[str, tuple[Make, float]] = {
     "sgd": (optax.sgd, 0.1),
     "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.02),
     "nesterov": (lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 0.02),
+    "inertia": (optim.inertia, 0.2),
     "adam": (optax.adam, 0.001),
     "adamw": (optax.adamw, 0.001),
     "rmsprop": (optax.rmsprop, 0.001),

@@ -398,11 +398,13 @@ def _input(path: Path, table: Table, column: Any) -> Input:
     where = f"{path}, {_shown(str(column.name))}"
     if values.dtype.kind in "mM":
         raise DataError(f"{where}: dates are no inputs; leave the column out by --ignore (ignore=).")
-    numbers = _pandas().to_numeric(values.astype(str), errors="coerce").notna()
-    if numbers.mean() >= 0.5:
+    texts = values.astype(str)
+    numbers = _pandas().to_numeric(texts, errors="coerce").notna()
+    words = sorted({text.strip() for text in texts})
+    meant = texts.str.fullmatch(r"[-+\d.,:/'% €$]+") if len(words) > MOST_VALUES else numbers
+    if meant.mean() >= 0.5:  # most of it is numbers, or written with the signs that are in numbers
         first = values[~numbers].index[0]
         raise DataError(f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number.")
-    words = sorted({str(value).strip() for value in values})
     if len(words) > MOST_VALUES:
         raise DataError(
             f"{where} holds {len(words)} different words, and at most {MOST_VALUES} become inputs: leave the column "

@@ -105,6 +105,7 @@ def said(tmp_path, content, name="table.csv", **options):
         ('1,2\n1,"2\n', {}, "table.csv, line 2: this is not CSV (unexpected end of data)"),
         ("a,b,y\n1,2,0\n3,inf,1\n", {}, "table.csv, line 3, column 'b': inf is not a finite number"),
         ("a,b,y\n1,2,0\n\n1,red,0\n3,4,1\n", {}, "table.csv, line 4, column 'b': 'red' is not a number"),
+        (text([f"1.{i:03d},5" for i in range(30)], LABEL[:30], header="a;y", sep=";"), {}, "'1.000,5' is not a number"),
         ("a,b,y\n1,,0\n1,NA,0\n2,3,\n", {}, "missing values: 2 in column 'b', 1 in column 'y'; the first is in line 2"),
         ("a,b,c\n1,2,0\n3,4,1\n", {}, "Which column of"),
         ("a,target,y\n1,2,0\n3,4,1\n", {}, "there are 'target' and 'y'"),

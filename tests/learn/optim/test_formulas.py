@@ -34,7 +34,7 @@ def handed_out(optimizer, stream=STREAM, values=VALUES):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.4, 1.0])
 def test_inertia_weighs_the_gradient_and_the_last_change(momentum):
-    """The gradient alone at 0, the last change alone, of which there is none, at 1; and sgd's with a rate of its own."""
+    """The gradient alone at 0, the last change alone (there is none) at 1; and sgd's with a rate of its own."""
     got, last = handed_out(optim.inertia(0.1, momentum)), 0.0
     for update, g in zip(got, STREAM, strict=True):
         last = -(1 - momentum) * 0.1 * g + momentum * last

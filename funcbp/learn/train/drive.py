@@ -77,19 +77,6 @@ def drive(
 
     `data` yields what each call learns from. With `members`, everything has a leading axis.
     """
-    with sole_user(config.store):
-        return _drive(learner, params, key, data, validation, members, config)
-
-
-def _drive(
-    learner: Learner,
-    params: Any,
-    key: jax.Array,
-    data: Iterable[Any],
-    validation: Any,
-    members: Mapping[str, jax.Array] | None,
-    config: HostConfig,
-) -> TrainingOutcome:
     many, streams = members is not None, learner.mode == "stream"
     members = members or {}
     start = time.perf_counter()
@@ -97,56 +84,56 @@ def _drive(
     state = compiled.init(params, key, members)
     if learner.placement:
         state = learner.placement.put(state)
-    checkpointer = Checkpointer(config.store, config.settings, (*learner.columns, "seconds"))
-    state, columns = checkpointer.begin(state, config.resume)
-    past = _rows(_joined(columns))
-    done, spent = len(past), past[-1]["seconds"] if past else 0.0
-    sizer = ChunkSizer(SECONDS_PER_SHOW if config.progress else SECONDS_PER_CALL)
-    feed, batch, ended, whole = iter(data), None, "epochs", True
-    first = jax.process_index() == 0
+    with sole_user(config.store):
+        checkpointer = Checkpointer(config.store, config.settings, (*learner.columns, "seconds"))
+        state, columns = checkpointer.begin(state, config.resume)
+        past = _rows(_joined(columns))
+        done, spent = len(past), past[-1]["seconds"] if past else 0.0
+        sizer = ChunkSizer(SECONDS_PER_SHOW if config.progress else SECONDS_PER_CALL)
+        feed, batch, ended, whole = iter(data), None, "epochs", True
+        first = jax.process_index() == 0
 
-    def save() -> None:
-        if whole:  # and not in the middle of a call, which has taken the state's memory
-            checkpointer.save(state, columns, done)
-
-    with (
-        interruptible() as interrupted,
-        trackers(config.log if first else None, past) as log,
-        progress_bar(config.progress if first else False, config.epochs, done) as show,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.enter_context(kept_if_raised(save))
-        if streams:  # what has been learned from is skipped
-            collections.deque(itertools.islice(feed, done), maxlen=0)
-        while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
-            halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
-            if due:
+        def save() -> None:
+            if whole:  # and not in the middle of a call, which has taken the state's memory
                 checkpointer.save(state, columns, done)
-            if halt:
-                ended = "interrupted"
-                break
-            if (batch := next(feed, None)) is None:
-                ended = "data"
-                break
-            count = 1 if streams else count or sizer.guess(learner, state.params, batch)
-            count = checkpointer.limit(min(count, config.epochs - done, ROWS), done)
-            begun, whole = time.perf_counter(), False
-            state, rows, ran = compiled.run(state, batch, validation, members, np.int32(count))
-            epochs = int(to_host(ran))
-            if not many and int(to_host(state.code)) in (Status.DIVERGED, Status.DIVERGED_AT_ONCE):
-                epochs -= 1
-            sizer.adjust(epochs, time.perf_counter() - begun)
-            column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
-            column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
-            columns.append(column)
-            done, whole = done + epochs, True
-            new = [] if many else _rows(column)
-            for epoch, row in enumerate(new, done - epochs + 1):
-                log(epoch, row)
-            show(epochs, new[-1] if new else {})
-        checkpointer.save(state, columns, done)
-    reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
-    return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
+
+        with (
+            interruptible() as interrupted,
+            trackers(config.log if first else None, past) as log,
+            progress_bar(config.progress if first else False, config.epochs, done) as show,
+            kept_if_raised(save),
+        ):
+            if streams:  # what has been learned from is skipped
+                collections.deque(itertools.islice(feed, done), maxlen=0)
+            while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
+                halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
+                if due:
+                    checkpointer.save(state, columns, done)
+                if halt:
+                    ended = "interrupted"
+                    break
+                if (batch := next(feed, None)) is None:
+                    ended = "data"
+                    break
+                count = 1 if streams else count or sizer.guess(learner, state.params, batch)
+                count = checkpointer.limit(min(count, config.epochs - done, ROWS), done)
+                begun, whole = time.perf_counter(), False
+                state, rows, ran = compiled.run(state, batch, validation, members, np.int32(count))
+                epochs = int(to_host(ran))
+                if not many and int(to_host(state.code)) in (Status.DIVERGED, Status.DIVERGED_AT_ONCE):
+                    epochs -= 1
+                sizer.adjust(epochs, time.perf_counter() - begun)
+                column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
+                column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
+                columns.append(column)
+                done, whole = done + epochs, True
+                new = [] if many else _rows(column)
+                for epoch, row in enumerate(new, done - epochs + 1):
+                    log(epoch, row)
+                show(epochs, new[-1] if new else {})
+            checkpointer.save(state, columns, done)
+        reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
+        return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
 
 
 class Checkpointer:

@@ -16,6 +16,7 @@ IN_CELLS = [
     "modes_of_learning",
     "momentum_in_a_ravine",
     "rprop_against_gradient_descent",
+    "why_a_hidden_layer",
 ]
 
 

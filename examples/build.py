@@ -76,7 +76,11 @@ def executed(book: Any) -> Any:
     import nbclient
 
     client = nbclient.NotebookClient(
-        book, timeout=600, resources={"metadata": {"path": str(FOLDER.parent)}}, record_timing=False, coalesce_streams=True
+        book,
+        timeout=600,
+        resources={"metadata": {"path": str(FOLDER.parent)}},
+        record_timing=False,
+        coalesce_streams=True,
     )
     client.execute()
     for cell in book.cells:

@@ -38,7 +38,9 @@ def test_the_scripts_in_cells_are_known():
 def test_every_notebook_is_in_step_with_its_script(path):
     stored = nbformat.read(path, as_version=4)
     fresh = BUILD.notebook(BUILD.sources()[path])
-    assert [c.source for c in stored.cells] == [c.source for c in fresh.cells], f"run python examples/build.py {path.stem}"
+    assert [c.source for c in stored.cells] == [c.source for c in fresh.cells], (
+        f"run python examples/build.py {path.stem}"
+    )
     code = [c for c in stored.cells if c.cell_type == "code"]
     assert all(c.execution_count for c in code) and any(c.outputs for c in code)
 

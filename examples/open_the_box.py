@@ -42,7 +42,7 @@ x, target = normal(32, 6), normal(32, 1)
 # %%
 ledger = bp.trace(loss)(params, x, target)
 print(ledger)
-(out / "ledger.html").write_text(f"<!doctype html><meta charset=utf-8>{ledger._repr_html_()}")
+(out / "ledger.html").write_text(ledger.to_html())
 ledger  # noqa: B018 (a notebook shows it as a page)
 
 # %% [markdown]

@@ -31,7 +31,7 @@ class CallRecorder(Recorder, Protocol):
     def value(self, x: Any) -> Any: ...
     def new(self, value: Any) -> Any: ...
     def tangent_rule(self) -> AbstractContextManager[None]: ...
-    def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
+    def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
     def look_at(self, operation: Operation, outs: Any) -> None: ...
     def write_entry(
         self, rule: Rule, operation: Operation, outs: Sequence[Any], res: Any, several: bool, name: str
@@ -57,14 +57,16 @@ def record_custom_jvp(
         with trace.above():
             return list(fun.call_wrapped(*tracers))
     values = operation.values
-    if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+    where = jx.written_where(fun)
+    if (rule := trace.options.rules.get(where)) is not None:
         return _by_another_rule(trace, rule, fun, operation)
     named = NAMED.get(jx.own_name(fun))
     if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
         with trace.below():
             outs = fun.call_wrapped(*values)
-        with trace.above():
-            return trace.carried(outs, [named(values, [t if trace.mine(t) else None for t in tracers])])
+        with trace.tangent_rule():
+            slopes = [named(values, [t if trace.mine(t) else None for t in tracers])]
+        return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
             t if p else jx.zero_tangent(v, symbolic_zeros)
@@ -74,7 +76,7 @@ def record_custom_jvp(
     with trace.tangent_rule():
         outs = jvp.call_wrapped(*map(trace.with_feedback, values, feedback), *tangents)
     n = len(outs) // 2
-    return trace.carried(outs[:n], outs[n:])
+    return trace.carried(where, operation, outs[:n], outs[n:])
 
 
 def record_custom_vjp(

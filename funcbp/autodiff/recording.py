@@ -155,8 +155,10 @@ class RecordingTrace(core.Trace):
         tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
         with self.tangent_rule():
             outs, slopes = tangent(operation.values, tangents, **operation.params)
-        several = operation.primitive.multiple_results
-        return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]
+        several, name = operation.primitive.multiple_results, operation.primitive.name
+        if several:
+            return self.carried(name, operation, outs, slopes)
+        return self.carried(name, operation, [outs], [slopes])[0]
 
     def passed(self, operation: Operation) -> Any:
         outs = self.run(operation)
@@ -166,7 +168,7 @@ class RecordingTrace(core.Trace):
     def look_at(self, operation: Operation, outs: Any) -> None:
         """Put an operation that no derivative goes through on the tape, where an observer asks for it."""
         if self.observing:
-            self._write(PassedRule(), operation._replace(indices=[None] * len(operation.values)), outs, ())
+            self._write(PassedRule(), operation, outs, ())
 
     def write(
         self,
@@ -222,14 +224,15 @@ class RecordingTrace(core.Trace):
     def in_tangent_rule(self) -> bool:
         return self._in_tangents > 0
 
-    def carried(self, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-        """Box the outputs of a tangent rule, each with the index of its tangent."""
+    def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """Box the outputs of an operation that has a tangent rule, each with the index of its tangent."""
         observer = self.options.observer
         if observer is not None and not self._in_tangents:
             for y, t in zip(outs, tangents, strict=True):
                 made_by = next((e for e in self.tape.entries if self.index(t) in e.outputs), None)
-                if self.index(t) is not None and made_by is not None:
-                    noted = observer.forward(made_by.primitive, made_by.params, (), [self.value(y)])
+                if self.index(t) not in (None, *operation.indices) and made_by is not None:
+                    params = {"function": name, "indices": tuple(operation.indices)}
+                    noted = observer.forward(made_by.primitive, params, operation.values, [self.value(y)])
                     self.tape.note(self.index(t), noted)
         return [
             self.value(y) if self.index(t) is None else RecordedValue(self, self.value(y), t.index)

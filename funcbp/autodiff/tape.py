@@ -67,14 +67,19 @@ class Tape(NamedTuple):
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
 
-    def reached(self, outputs: Sequence[bool]) -> list[bool]:
-        """Tell which inputs a cotangent of these outputs can come back to."""
+    def active(self, outputs: Sequence[bool]) -> set[int]:
+        """Tell which values a cotangent of these outputs can come back to."""
         active = {i for i, a in zip(self.outputs, outputs, strict=True) if a and i is not None}
         for entry in reversed(self.entries):
             outs = [o in active for o in entry.outputs]
             if any(outs):
                 back = entry.rule.reached(entry, outs)
                 active |= {i for i, b in zip(entry.inputs, back, strict=True) if b and i is not None}
+        return active
+
+    def reached(self, outputs: Sequence[bool]) -> list[bool]:
+        """Tell which inputs a cotangent of these outputs can come back to."""
+        active = self.active(outputs)
         return [i in active for i in self.inputs]
 
 

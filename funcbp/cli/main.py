@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .reproduce import run_reproduce_command
 
         return run_reproduce_command(argv[1:])
+    if argv[:1] == ["play"]:
+        from .play import run_play_command
+
+        return run_play_command(argv[1:])
     from ..learn import data, train
 
     try:
@@ -79,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "reproduce", help="published results, looked for again (see `funcbp reproduce --help`)", add_help=False
     )
+    commands.add_parser("play", help="a small network that learns on a page (see `funcbp play --help`)", add_help=False)
     return top
 
 

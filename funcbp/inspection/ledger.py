@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,9 @@ from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from .render import graph
-from .render.page import page
+from .render.page import document, page
+from .render.play import play
+from .render.table import table
 from .rows import Row
 from .tabulate import Everything, rows_of
 
@@ -75,27 +78,50 @@ class Trace:
         return found
 
     def __str__(self) -> str:
-        columns = "index  operation  rule  shape  value: norm  mean  zero  sat  bad  cotangent: norm  zero  bad  line"
-        table = [columns.split("  ")]
-        for r in (*self.inputs, *self.rows):
-            v, c = r.of_value, r.of_cotangent
-            share = lambda x: "" if not x else f"{x:.0%}"
-            title = "  " * r.depth + (r.primitive if not r.name or r.primitive == "input" else f"name {r.name}")
-            cells = [r.index, f"{title} {r.name}" if r.primitive == "input" else title, r.kind, r.shape]
-            cells += ["", "", "", "", ""] if v is None else [
-                f"{v.norm:.4g}", f"{v.mean:.4g}", share(v.zeros), share(v.saturated), share(v.nonfinite)
-            ]  # fmt: skip
-            cells += ["", "", ""] if c is None else [f"{c.norm:.4g}", share(c.zeros), share(c.nonfinite)]
-            table.append([*cells, f"{r.place}{r.when}" if r.taken else "not taken"])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return table(self.value, self.inputs, self.rows)
 
     def __repr__(self) -> str:
         return f"Trace of {len(self.rows)} equations; print it, or show it in a notebook"
 
     def _repr_html_(self) -> str:
         return page(self.value, self.inputs, self.rows)
+
+    def to_html(self) -> str:
+        """The page as a whole file: search, filters, what is nested folded, and a map of both passes.
+
+        It needs nothing from elsewhere, and shows ten thousand equations as well as three.
+
+        Example:
+            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
+            >>> t = bp.trace(lambda x: jnp.sum(jnp.sin(x)))(jnp.ones(3))
+            >>> pathlib.Path(tempfile.mkdtemp(), "page.html").write_text(t.to_html()) > 1000
+            True
+        """
+        return document(self.value, self.inputs, self.rows)
+
+    def play(self, path: str | Path, *, update: Sequence[str] | None = None, learning_rate: float = 0.5) -> None:
+        """Write a page on which a small network learns before your eyes: both passes and the update, step by step.
+
+        The page draws the graph, and fills in each value, local derivative and cotangent where and when it is made,
+        with the rule in words. By sliders for inputs, weights and the learning rate it computes everything again: it
+        runs the equations of this trace on other numbers, and does not decide a Python `if` anew. Where an equation is
+        not among those that the page can compute, it says so and plays the recorded numbers, without sliders.
+
+        Args:
+            path: where to write it.
+            update: the paths of the inputs that learn, w ← w - η w̄; if None, those in the function's first argument.
+            learning_rate: η, to begin with.
+
+        Raises:
+            ValueError: the function is too large to be drawn, more than 256 numbers; or the trace is a part of one.
+            KeyError: there is no input of a path in `update`.
+
+        Example:
+            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
+            >>> t = bp.trace(lambda w, x: (jnp.tanh(w * x) - 1.0) ** 2)(0.5, 2.0)
+            >>> t.play(pathlib.Path(tempfile.mkdtemp(), "page.html"))
+        """
+        Path(path).write_text(play(self.inputs, self.rows, self.outputs, update, learning_rate), encoding="utf-8")
 
     def to_dot(self) -> str:
         """The graph of the outermost program, for Graphviz."""
@@ -161,7 +187,10 @@ def trace(
         grads, seen = pullback.observed(jnp.ones_like(value))
         number = lambda x: np.asarray(jnp.asarray(x))
         names = [
-            name for i in numbers for name, x in zip(paths[i], jax.tree.leaves(parts[i]), strict=True) if _is_float(x)
+            (name, i)
+            for i in numbers
+            for name, x in zip(paths[i], jax.tree.leaves(parts[i]), strict=True)
+            if _is_float(x)
         ]
         inputs = [
             Row(
@@ -171,8 +200,9 @@ def trace(
                 values=(number(x),),
                 cotangents=(np.asarray(g),),
                 outputs=(s,),
+                argument=i,
             )
-            for name, x, g, s in zip(
+            for (name, i), x, g, s in zip(
                 names, jax.tree.leaves(chosen), jax.tree.leaves(grads), pullback.tape.inputs, strict=True
             )
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -36,11 +37,19 @@ class Row:
         cotangents: their cotangents, None where zero; none for an equation without derivative.
         depth: how many programs it is inside of.
         taken: whether it ran: False in a branch not taken.
+        reached: whether a derivative comes back to it from the function's output, if only as zeros.
+        dead: whether it was computed for nothing: it is not reached, and nothing without a derivative reads it either.
         steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
         types: the types of the outputs.
         inputs, outputs: which values of its program go in and come out.
         along: which of those that go in a loop goes along.
         program: which program it is in: the place of the equation around it.
+        function: of a function with a tangent rule of its own, such as relu: its name and where it is written. It is
+            one row, whose primitive is the last of its rule.
+        argument: of an input: which of the function's arguments it is in.
+        params: the parameters of an equation of the outermost program, those that are numbers, names and tuples.
+        operands: what goes into an equation of small arrays there: None where `inputs` says it, the index of an
+            equation without a derivative and which of its outputs, or a constant.
         locals: for an equation of scalars: the local derivatives, the cotangent of each input per cotangent of output.
     """
 
@@ -56,6 +65,8 @@ class Row:
     cotangents: tuple[Any, ...] = ()
     depth: int = 0
     taken: bool = True
+    reached: bool = True
+    dead: bool = False
     steps: Any = None
     types: tuple[Any, ...] = ()
     inputs: tuple[int | None, ...] = ()
@@ -63,6 +74,10 @@ class Row:
     outputs: tuple[int | None, ...] = ()
     program: tuple[int, ...] = ()
     locals: tuple[Any, ...] = ()
+    function: str = ""
+    argument: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    operands: tuple[Any, ...] = ()
 
     @property
     def _shown(self) -> int:
@@ -86,7 +101,7 @@ class Row:
     def of_value(self) -> Statistics | None:
         """Statistics of the value, in a branch inside a loop over the steps that took it; None of random keys."""
         number = self.value is not None and not isinstance(self.value, jax.Array)
-        return statistics(self._where_it_ran(self.value), self.primitive) if number else None
+        return statistics(self._where_it_ran(self.value), self.operation) if number else None
 
     @functools.cached_property
     def of_cotangent(self) -> Statistics | None:
@@ -107,8 +122,13 @@ class Row:
         return "" if self.steps is None else f", taken {np.sum(self.steps)} of {np.size(self.steps)} times"
 
     @property
+    def operation(self) -> str:
+        """The function's name, if it is one with a tangent rule of its own; otherwise the primitive."""
+        return self.function.split(" at ")[0] or self.primitive
+
+    @property
     def title(self) -> str:
-        return self.name or self.primitive
+        return self.name or self.operation
 
     @property
     def place(self) -> str:

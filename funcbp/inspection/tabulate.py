@@ -23,19 +23,36 @@ from .rows import NO_DERIVATIVE, Row
 
 __all__ = ["Everything", "rows_of"]
 
+SMALL = 256  # elements: up to that operands are kept
+
 
 @dataclass(frozen=True)
 class Everything:
-    """An observer that keeps the outputs of all entries and hands them out with their cotangents."""
+    """An observer that keeps the outputs of all entries and hands them out with their cotangents.
+
+    Of entries outside loops also the operands, if they are small.
+    """
 
     everything: bool = True
 
     def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
         chooses = jx.Inside.of(params, tuple(map(jx.type_of, values))).kind is jx.Kind.COND
-        return tuple(map(_kept, outs)), values[0] if chooses else None
+        large = any(isinstance(x, jax.core.Tracer) or np.size(x) > SMALL for x in (*values, *outs))
+        operands = () if large else tuple(map(_kept, values))
+        function = Function(params["function"], params["indices"]) if "function" in params else None
+        return tuple(map(_kept, outs)), values[0] if chooses else None, operands, function
 
     def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
         return None if noted is None else (*noted, tuple(ct))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Function:
+    """Where a function with a tangent rule of its own is written, and which values it was called on."""
+
+    where: str
+    inputs: tuple[int | None, ...]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["impl"])
@@ -48,7 +65,7 @@ class Keys:
 
 
 def _kept(x: Any) -> Any:
-    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if not hasattr(x, "dtype") or not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return Keys(jax.random.key_data(x), jax.random.key_impl(x))
 
@@ -65,6 +82,7 @@ def rows_of(
     around: tuple[int, ...] = (),
     ran: Any = True,
     call: tuple[str, int] = ("", 0),
+    wanted: Sequence[bool] | None = None,
 ) -> Iterator[Row]:
     """The rows of a program.
 
@@ -74,14 +92,21 @@ def rows_of(
         around: its place.
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
+        wanted: which of its outputs cotangents come from; all, if None.
     """
+    active = tape.active([True] * len(tape.outputs) if wanted is None else wanted)
+    used = _used(tape, active)
+    made: dict[int, tuple[str, int]] = {}  # by which equation each array of the outermost program was made
     kinds = backward.coverage()
     for entry in tape.entries:
         place = (*around, entry.number)
         inside, tapes = entry.inside, entry.tapes
         if place not in seen and not tapes:
             continue  # part of a tangent rule
-        values, index, cts = seen.get(place, ((), None, ()))
+        values, index, operands, function, cts = seen.get(place, ((), None, (), None, ()))
+        inputs = entry.inputs if function is None else function.inputs
+        known = {} if around else _arithmetic(entry, inputs, operands, made)
+        made |= {id(v): (str(entry.number), i) for i, v in enumerate(values)}
         values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in entry.outputs)
         line, number = written = _line(entry.source, call)
@@ -98,24 +123,74 @@ def rows_of(
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
             depth=len(around),
             taken=bool(np.any(ran)),
+            reached=not active.isdisjoint(entry.outputs),
+            dead=derivable and used.isdisjoint(entry.outputs),
             steps=None if np.ndim(ran) == 0 else ran,
             types=values,
-            inputs=entry.inputs,
+            inputs=inputs,
+            function="" if function is None else function.where,
             along=_along(entry),
             outputs=entry.outputs,
             program=around,
             locals=() if around else _locals(entry, pullback),
+            **known,
         )
         if inside.kind is jx.Kind.WHILE and not tapes:
             for i, part in enumerate(inside.programs):
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
         for i, inner in enumerate(tapes):
+            asked = _wanted(entry, inner, [slot in active for slot in entry.outputs])
             if inside.kind is not jx.Kind.COND:
-                yield from rows_of(backward, pullback, inner, seen, place, ran, written)
+                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written)
+                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written, asked)
+
+
+def _arithmetic(
+    entry: Entry, inputs: Sequence[int | None], operands: Sequence[Any], made: dict[int, tuple[str, int]]
+) -> dict[str, Any]:
+    """What it takes to compute an equation of small arrays again: its parameters, and where its operands are from."""
+    if not operands:
+        return {}
+    sources = zip(operands, inputs, strict=True)
+    return {
+        "params": {k: known for k, v in entry.params.items() if (known := _plain(v)) is not None},
+        "operands": tuple(made.get(id(x), _shown(x)) if slot is None else None for x, slot in sources),
+    }
+
+
+def _plain(x: Any) -> Any:
+    """A parameter made of numbers, names and tuples of them; None for any other."""
+    if isinstance(x, np.dtype):
+        return str(x)
+    if isinstance(x, tuple):
+        parts = tuple(map(_plain, x))
+        return None if any(p is None for p in parts) else parts
+    return x if isinstance(x, bool | int | float | str) else None
+
+
+def _used(tape: Tape, active: set[int]) -> set[int]:
+    """The values that a cotangent comes back to, and those that go into what has no derivative: it may have its use."""
+    used = set(active)
+    for entry in reversed(tape.entries):
+        outputs = {o for o in entry.outputs if o is not None}
+        if not outputs or not used.isdisjoint(outputs):
+            used |= {i for i in entry.inputs if i is not None}
+    return used
+
+
+def _wanted(entry: Entry, inner: Tape, outputs: list[bool]) -> list[bool]:
+    """Which outputs of a program inside cotangents come from: of a loop's carries also those that later steps need."""
+    if len(outputs) != len(inner.outputs):
+        return [any(outputs)] * len(inner.outputs)
+    if entry.inside.kind is jx.Kind.SCAN:
+        _, n_consts, n_carry = jx.scan_parts(entry.params)
+        for _ in range(n_carry):  # each time one more at least, or none
+            before = inner.reached(outputs)[n_consts : n_consts + n_carry]
+            outputs = [a or b for a, b in zip(outputs, before, strict=False)] + outputs[n_carry:]
+    return outputs
 
 
 def _along(entry: Entry) -> tuple[int | None, ...]:

@@ -1,9 +1,6 @@
 """The ledger: values, cotangents and their statistics against the gradient, and the page in a browser."""
 
-import html.parser
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -150,9 +147,8 @@ def test_every_equation_has_a_row(inside):
     assert np.all(branches.value == 2)
     staged = {e.primitive.name for e in jax.make_jaxpr(f)(2.0, x).eqns}
     assert staged - {"jit", "pjit", "convert_element_type"} <= set(found)
-    text, page = str(t), t._repr_html_()
-    assert text.count("no derivative") == sum(r.kind == "no derivative" for r in t) > 10
-    assert page.count("no derivative") == text.count("no derivative")
+    assert str(t).count("no derivative") == sum(r.kind == "no derivative" for r in t) > 10
+    assert t.to_html().count('"kind":"no derivative"') == str(t).count("no derivative")
     np.testing.assert_allclose(t["w"].cotangent, jax.grad(f)(2.0, x))
 
 
@@ -187,7 +183,7 @@ def test_branches_inside_branches_and_loops_say_when_they_ran():
     ran = {"tanh": [True, False, False, False], "sin": [False, False, True, False], "mul": [False, True, False, True]}
     assert {p: list(of[p].steps) for p in ran} == ran
     np.testing.assert_allclose(of["mul"].of_value.min, 3 * np.tanh(0.5))  # not the zero of other steps
-    assert of["tanh"].of_value.zeros == 0 and "taken 2 of 4 times" in str(t) and "taken 2 of 4 times" in t._repr_html_()
+    assert of["tanh"].of_value.zeros == 0 and "taken 2 of 4" in str(t) and "taken 2 of 4 times" in t.to_html()
     alone = {r.primitive: r.taken for r in bp.trace(lambda x: lax.cond(x > 0, inner, lambda c: c * 3, x))(0.5)}
     assert (alone["sin"], alone["tanh"], alone["mul"]) == (False, True, False)
 
@@ -216,8 +212,7 @@ def test_loops_with_snapshots_are_shown_with_their_inside(f, length):
     np.testing.assert_allclose(t["h"].cotangent, np.concatenate([cts, unused]), rtol=1e-12)
     inside = [r for r in t if r.depth]
     assert [r.primitive for r in inside if r.kind != "no derivative"][-3:] == ["dot_general", "tanh", "name"]
-    text = re.sub("<[^>]*>", " ", t._repr_html_())
-    assert all(r.index in text and r.primitive in text for r in inside)
+    assert all(f'"index":"{r.index}","op":"{r.primitive}"' in t.to_html() for r in inside)
     np.testing.assert_array_equal(bp.cotangents(f)(w, x)[2]["h"], t["h"].cotangent)
     (found,) = (v for v in bp.residuals(f)(w, x).values if v.name == "h")
     (around,) = found.inside
@@ -235,7 +230,7 @@ def test_equations_inside_a_while_are_listed_without_numbers():
     ]  # fmt: skip
     assert t[0].value == 6 and t["0.1.0"].value is None and t["0.1.0"].shape == "int64[]"
     assert all(r.kind == "no derivative" and "test_ledger.py" in r.line for r in t if r.index.startswith("0"))
-    assert "no numbers" in t._repr_html_()
+    assert t.to_html() and re.search(r"\n0\.1\.0 +abs +i64\[\] +…", str(t))
 
 
 def test_what_jax_calls_for_the_user_bears_the_users_line():
@@ -278,9 +273,12 @@ def test_rows_by_number(ledger):
 
 def test_the_table(ledger):
     text = str(ledger)
-    assert len(text.splitlines()) == 2 + 6 + len(ledger)
-    assert re.search(rf"dot_general +hand-written +float64\[6, 5\] .* test_ledger.py:{LINE}:", text)
-    assert "not taken" in text
+    head, rows = text.split("-" * 100 + "\n")
+    assert len(rows.splitlines()) == 6 + len(ledger) and max(map(len, text.splitlines())) <= 100
+    assert re.search(rf"\n0 +dot_general +f64\[6,5\] .* …st_ledger.py:{LINE}\n", rows)
+    assert "not taken" in rows
+    norm, ct = np.linalg.norm(ledger["h"].value), np.linalg.norm(ledger["h"].cotangent)
+    assert re.search(rf"\n  layer +5 +{norm:.4g} +{ct:.4g}\n", head)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -303,55 +301,3 @@ def test_the_graph_has_the_local_derivatives(small):
         assert edge in dot
     assert dot.count("->") == small.to_mermaid().count("-->") == 7
     assert small.to_mermaid().startswith("flowchart LR\n")
-
-
-class Checker(html.parser.HTMLParser):
-    """Tags that close, and no reference to anything outside."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.outside = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        self.outside += [v for k, v in attrs if k in ("src", "href")] + ([tag] if tag in ("script", "link") else [])
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.mark.parametrize("which", ["ledger", "small"])
-def test_the_page_is_whole_and_alone(which, request):
-    t = request.getfixturevalue(which)
-    page = t._repr_html_()
-    checker = Checker()
-    checker.feed(page)
-    assert checker.open == []
-    assert checker.outside == []
-    assert page.count('<div class="row') == 1 + len(t.inputs) + len(t)
-    assert page.count("<svg") == 1
-    if which == "ledger":
-        assert {"encoder", "layer", "inside scan", "inside cond"} <= set(re.findall(r"<summary>(.*?)</summary>", page))
-
-
-def test_the_page_in_a_browser(ledger, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed: the page is not looked at in a browser")
-    from matplotlib.image import imread
-
-    page, shot = tmp_path / "page.html", tmp_path / "page.png"
-    page.write_text(f"<!doctype html><meta charset=utf-8>{ledger._repr_html_()}")
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --window-size=1300,900"
-    own = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
-    subprocess.run([chromium, *quiet.split(), *own, page.as_uri()], check=True, capture_output=True, timeout=120)
-    picture = imread(shot)[..., :3]
-    assert picture.shape == (900, 1300, 3)
-    left, right = picture[100:700, :630], picture[100:700, 670:1280]
-    for half in (left, right):  # both columns have ink, and the right one its own paper
-        assert (half.min(-1) < 0.5).mean() > 0.01
-    assert right.reshape(-1, 3).mean(0)[0] > right.reshape(-1, 3).mean(0)[2]

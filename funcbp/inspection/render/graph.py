@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..rows import Row
+from ..rows import NO_DERIVATIVE, Row
 
 __all__ = ["to_dot", "to_mermaid", "to_svg"]
 
@@ -27,6 +27,8 @@ def nodes_and_edges(inputs: Sequence[Row], rows: Sequence[Row]) -> tuple[list[Ro
     made = {slot: i for i, r in enumerate(nodes) for slot in r.outputs if slot is not None}
     edges = []
     for i, r in enumerate(nodes[len(inputs) :], len(inputs)):
+        if r.kind == NO_DERIVATIVE:
+            continue
         for j, slot in enumerate(r.inputs):
             if slot in made:
                 local = r.locals[j] if j < len(r.locals) else None
@@ -39,7 +41,7 @@ def nodes_and_edges(inputs: Sequence[Row], rows: Sequence[Row]) -> tuple[list[Ro
 
 def lines_of(row: Row) -> list[str]:
     """What stands in a box: the title, the value, the gradient."""
-    title = row.name if row.primitive == "input" else f"{row.primitive} {row.name}".strip()
+    title = row.name if row.primitive == "input" else f"{row.operation} {row.name}".strip()
     if row.value is None:
         return [title, "", ""]
     if row.value.size == 1 and row.of_value is not None:
@@ -141,8 +143,9 @@ def _cut(text: str, longest: int = 25) -> str:
 
 
 STYLE = (
-    "<style>.box{fill:#fff;stroke:#556;}.input{fill:#eef3fb}.head{font-weight:bold;fill:#223}text{fill:#223}"
-    ".grad{fill:#a3341f}.edge{fill:none;stroke:#889;marker-end:url(#tip)}.local{fill:#a3341f;font-size:11px}"
+    "<style>.box{fill:#fff;fill:light-dark(#fff,#1d222b);stroke:#778}.input{fill:#eef3fb;fill:light-dark(#eef3fb,#22304a)}"
+    "text{fill:#223;fill:light-dark(#223,#dfe3ea)}.head{font-weight:bold}.edge{fill:none;stroke:#889;marker-end:url(#tip)}"
+    ".grad,.local{fill:#a3341f;fill:light-dark(#a3341f,#ff9b7d)}.local{font-size:11px}"
     ".node:hover .box{stroke:#a3341f;stroke-width:2}</style>"
 )
 MARKER = (

@@ -307,7 +307,7 @@ def test_what_the_page_cannot_compute_is_played_as_recorded(browser, tmp_path):
     browser.open(path)
     said = browser.run("document.querySelector('.warning').textContent")
     assert (
-        "cannot compute cumsum (its rule is cumsum_bwd), round (its rule was replaced)" in said
+        "cannot compute cumsum (its rule is cumsum_bwd), round (its rule is replaced)" in said
         and "sliders are off" in said
     )
     assert browser.run("[...document.querySelectorAll('input')].every(e => e.disabled)")

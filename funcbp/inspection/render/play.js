@@ -28,9 +28,9 @@ for (const node of nodes) {
   const from = [...node.from, ...(node.operands ?? [])].filter(k => typeof k === "number");
   varies[node.id] = node.input || from.some(id => varies[id]);
   if (node.input && node.recorded.value) continue;
-  if (!varies[node.id]) { if (!node.recorded.value) unknown.set(node.op, "its numbers are not on the page"); continue; }
-  const whole = node.operands && node.operands.every(k => typeof k === "number" || k?.value);
-  if (!node.usual) unknown.set(node.op, "its rule was replaced");
+  if (!varies[node.id]) continue;
+  const whole = node.operands && node.operands.every(k => typeof k === "number" ? varies[k] || nodes[k].recorded.value : k?.value);
+  if (!node.usual) unknown.set(node.op, `its rule is ${node.kind}`);
   else if (!knows(node)) unknown.set(node.op, node.known && node.rule ? `its rule is ${node.rule}` : node.known ? "" : "somebody's own");
   else if (!whole || !node.recorded.value) unknown.set(node.op, "not all of its operands are on the page");
 }

@@ -95,6 +95,7 @@ def _node(
         "index": row.index,
         "line": row.place,
         "rule": row.rule,
+        "kind": row.kind,
         "usual": row.kind in ("", "hand-written", NO_DERIVATIVE),
         "derivable": derivable,
         "shape": list(np.shape(row.value)),

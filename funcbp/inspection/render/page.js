@@ -13,7 +13,11 @@ const MEANS = {
   dead: "computed for nothing: the output does not depend on it. Counted apart from cotangents that vanish",
 };
 const escaped = s => String(s ?? "").replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
-const short = x => typeof x === "string" ? x : x === 0 ? "0" : String(+x.toPrecision(4)).replace("e+", "e");
+const short = x => {
+  if (typeof x === "string" || x === 0) return String(x);
+  const n = +x.toPrecision(4), size = Math.abs(n);
+  return (size >= 1e6 || size < 1e-4 ? n.toExponential() : String(n)).replace("e+", "e");
+};
 const finite = s => s && typeof s.norm === "number" && s.norm > 0;
 
 // --- what there is: parents, the text that is searched, the range of the bars ---------------------------------------
@@ -179,7 +183,7 @@ function detail() {
   $(".detail").innerHTML = `<b>${escaped(line.index)} ${escaped(line.op)}</b> ${line.name ? `<span class="tag">${escaped(line.name)}</span>` : ""} <span class="s">${escaped(line.type)} ${escaped(line.scope)}</span>
 <dl><dt>value</dt><dd>${numbers(line.value)}</dd><dt>cotangent</dt><dd>${line.kind === "no derivative" ? "no derivative" : numbers(line.cotangent)}</dd>
 ${why ? `<dt>marks</dt><dd>${escaped(why)}</dd>` : ""}<dt>made of</dt><dd>${links(line.from)}</dd><dt>read by</dt><dd>${links(line.to)}</dd>
-<dt>rule</dt><dd>${escaped(line.rule ?? "none")} ${line.kind ? `(${escaped(line.kind)})` : ""}</dd>${line.line ? `<dt>line</dt><dd>${escaped(line.line)}</dd>` : ""}</dl>`;
+<dt>rule</dt><dd>${escaped(line.rule ?? "none")} ${line.kind ? `(${escaped(line.kind === "stopped" ? "stopped: no derivative comes back to it" : line.kind)})` : ""}</dd>${line.line ? `<dt>line</dt><dd>${escaped(line.line)}</dd>` : ""}</dl>`;
 }
 function choose(id, scroll = true) {
   chosen = id;

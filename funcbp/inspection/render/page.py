@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..outline import FACTOR, MARKS, Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 from ..statistics import Statistics
 from .graph import size_of_graph, to_svg
-from .table import headline, summary
+from .table import headline, short_type, summary
 
 __all__ = ["document", "file_beside", "page", "script_with"]
 
@@ -76,7 +78,7 @@ def _lines(inputs: Sequence[Row], rows: Sequence[Row], whole: Outline) -> list[d
                 "index": item.index,
                 "op": item.operation,
                 "name": item.name,
-                "type": item.shape,
+                "type": short_type(item.shape),
                 "line": item.line,
                 "scope": item.scope,
                 "rule": item.rule,
@@ -96,7 +98,7 @@ def _lines(inputs: Sequence[Row], rows: Sequence[Row], whole: Outline) -> list[d
 def _remark(row: Row) -> str:
     """What is to be said of its rule, if anything."""
     if not (row.reached or row.dead or row.kind == NO_DERIVATIVE):
-        return "stopped: no derivative comes back to it"
+        return "stopped"
     return "" if row.kind == "hand-written" else row.kind
 
 
@@ -104,15 +106,15 @@ def _sizes(row: Row) -> dict[str, Any]:
     """The statistics of a row's value and of its cotangent."""
     value = row.of_value if row.taken else None
     cotangent = row.of_cotangent if row.taken and row.kind != NO_DERIVATIVE else None
-    return {"value": _numbers(value), "cotangent": _numbers(cotangent)}
+    return {"value": _numbers(value, row.value), "cotangent": _numbers(cotangent, row.cotangent)}
 
 
-def _numbers(s: Statistics | None) -> dict[str, Any] | None:
+def _numbers(s: Statistics | None, x: Any) -> dict[str, Any] | None:
     if s is None:
         return None
     shares = {what: round(share, 4) for what, share in s.shares if share}
-    if s.shape == ():
-        return {"norm": _number(s.norm), "is": _number(s.mean if not s.nonfinite else s.norm)} | shares
+    if np.shape(x) == () and not np.iscomplexobj(x):
+        return {"norm": _number(s.norm), "is": _number(float(x))} | shares
     return {k: _number(getattr(s, k)) for k in ("norm", "mean", "min", "max")} | shares
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..outline import Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 
-__all__ = ["headline", "summary", "table"]
+__all__ = ["headline", "short_type", "summary", "table"]
 
 WIDTH = 100
 SUMMARY = 24  # lines, at most
@@ -51,7 +51,7 @@ def summary(whole: Outline) -> Iterator[str]:
 
 def _line(r: Row, whole: Outline) -> str:
     title = r.name if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
-    texts = (r.index, "  " * r.depth + title, _short(r.shape))
+    texts = (r.index, "  " * r.depth + title, short_type(r.shape))
     cells = " ".join(f"{_cut(text, width):<{width}}" for text, (_, width) in zip(texts, COLUMNS, strict=False))
     line = ":".join(r.place.split(" ")[0].split(":")[:2])
     width = COLUMNS[-1][1]
@@ -76,7 +76,7 @@ def _said(r: Row, whole: Outline) -> Iterator[str]:
         yield from (f"{share:.0%} {what}" for what, share in r.of_value.shares[:2] if share and r.of_value.shape != ())
 
 
-def _short(shape: str) -> str:
+def short_type(shape: str) -> str:
     """The types as JAX writes them: f32[2,3]."""
     letters = lambda m: f"{m[1]}{m[2][0]}{m[3]}"
     return SHORT.sub(letters, shape.replace(", ", ","))

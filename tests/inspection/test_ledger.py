@@ -71,6 +71,19 @@ def test_the_output_of_a_function_with_its_own_derivative_is_its_value(ledger):
     np.testing.assert_allclose(row.value, np.log1p(np.exp(X)), rtol=1e-12)
 
 
+def test_a_function_with_a_tangent_rule_of_its_own_is_one_row_with_its_name():
+    through = jax.custom_jvp(lambda x: jnp.round(x))
+    through.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
+    t = bp.trace(lambda x: jnp.sum(bp.ops.logistic(x) * jax.nn.softplus(x)) + jnp.sum(through(x / 2)))(100 * X)
+    logistic, softplus, product, *others = [r for r in t if r.kind != "no derivative"]
+    assert (logistic.operation, softplus.operation, product.operation) == ("logistic", "logaddexp", "mul")
+    assert [r.operation for r in others] == ["reduce_sum", "div", "reduce_sum", "add"]
+    assert logistic.inputs == t["x"].outputs and softplus.inputs[0] == t["x"].outputs[0]
+    assert product.inputs == logistic.outputs + softplus.outputs and logistic.of_value.saturated > 0.9
+    (half,) = (r for r in t if r.primitive == "div")
+    np.testing.assert_array_equal(half.value, 50 * X)  # the value, and not what is straight through
+
+
 def test_rows_know_their_line_scope_rule_and_number(ledger):
     rows = ledger.at(LINE)
     assert rows == ledger.at(f"test_ledger.py:{LINE}")

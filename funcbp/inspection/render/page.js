@@ -107,7 +107,7 @@ function look() {
   }
   visible.forEach((id, at) => { place[id] = at; });
   height = parseInt(getComputedStyle(list).getPropertyValue("--row"));
-  body.classList.toggle("short", lines.length * height < 340);
+  body.classList.toggle("short", lines.length * height < (whole ? 340 : 560));
   space.style.height = `${Math.max(1, visible.length) * height}px`;
   draw(true);
 }

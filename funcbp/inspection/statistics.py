@@ -36,14 +36,10 @@ class Statistics(NamedTuple):
     saturated: float | None
     nonfinite: float
 
-    @property
-    def shares(self) -> tuple[tuple[str, float | None], ...]:
-        """The shares of elements, each with its word."""
-        return ("zero", self.zeros), ("saturated", self.saturated), ("not finite", self.nonfinite)
-
     def __str__(self) -> str:
         text = f"{self.dtype}{list(self.shape)} min {self.min:.4g} mean {self.mean:.4g} max {self.max:.4g}"
-        return text + "".join(f", {share:.0%} {what}" for what, share in self.shares if share)
+        shares = (("zero", self.zeros), ("saturated", self.saturated), ("not finite", self.nonfinite))
+        return text + "".join(f", {share:.0%} {what}" for what, share in shares if share)
 
 
 def statistics(x: Any, primitive: str | None = None) -> Statistics:

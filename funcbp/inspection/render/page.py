@@ -112,7 +112,8 @@ def _sizes(row: Row) -> dict[str, Any]:
 def _numbers(s: Statistics | None, x: Any) -> dict[str, Any] | None:
     if s is None:
         return None
-    shares = {what: round(share, 4) for what, share in s.shares if share}
+    shares = {"zero": s.zeros, "saturated": s.saturated, "not finite": s.nonfinite}
+    shares = {what: round(share, 4) for what, share in shares.items() if share}
     if np.shape(x) == () and not np.iscomplexobj(x):
         return {"norm": _number(s.norm), "is": _number(float(x))} | shares
     return {k: _number(getattr(s, k)) for k in ("norm", "mean", "min", "max")} | shares

@@ -72,8 +72,9 @@ def _said(r: Row, whole: Outline) -> Iterator[str]:
     yield from dict.fromkeys(mark for marks in whole.marks[id(r)] for mark in marks if mark != "saturated")
     if not r.reached and not r.dead and r.kind != NO_DERIVATIVE:
         yield "stopped"
-    if r.of_value is not None and r.kind != NO_DERIVATIVE:
-        yield from (f"{share:.0%} {what}" for what, share in r.of_value.shares[:2] if share and r.of_value.shape != ())
+    if r.of_value is not None and r.kind != NO_DERIVATIVE and r.of_value.shape != ():
+        shares = {"zero": r.of_value.zeros, "saturated": r.of_value.saturated}
+        yield from (f"{share:.0%} {what}" for what, share in shares.items() if share)
 
 
 def short_type(shape: str) -> str:

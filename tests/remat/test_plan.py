@@ -178,6 +178,12 @@ def test_a_mask_is_kept_for_relu():
     assert bp.residuals(f)(x).total == 6 * 2 * 16 // 8
 
 
+def test_a_loop_is_unrolled_in_both_passes():
+    f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 8, unroll=4)[0].sum()
+    loops = [e for e in jax.make_jaxpr(bp.grad(f))(jnp.ones(3)).eqns if e.primitive.name == "scan"]
+    assert [(e.params["unroll"], e.params["reverse"]) for e in loops] == [(4, False), (4, True)]
+
+
 def test_unknown_policy():
     with pytest.raises(
         ValueError,

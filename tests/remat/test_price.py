@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
+from funcbp.remat import policies
 from funcbp.remat.cut import cheapest_cut
 from funcbp.remat.graph import bytes_of
 from funcbp.remat.machine import MACHINES, Machine, machine_here, machine_of
@@ -132,6 +133,30 @@ def test_a_plan_for_what_does_not_fit():
     assert report.total == 97 * 2**20 * 12288 * 2
     small = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (W, X))
     assert str(bp.residuals(blocks)(*small)) == str(bp.residuals(blocks)(W, X))
+
+
+@pytest.mark.parametrize("name", ["h200", "a100", "tpu v4"])
+def test_on_an_accelerator_products_are_kept_and_what_is_as_wide_as_attention_is_not(name, monkeypatch):
+    """Of 12 blocks of 768 units in bfloat16, nothing wider than the hidden layer is kept, and no T x T matrix."""
+
+    def block(x, w):
+        q, k, v = (a.reshape(8, 1024, 12, 64).swapaxes(1, 2) for a in jnp.split(x @ w["qkv"], 3, -1))
+        attended = (jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v).swapaxes(1, 2).reshape(x.shape)
+        return jnp.sin(x + attended @ w["out"]) + jnp.tanh(attended @ w["up"]) @ w["down"], None
+
+    monkeypatch.setattr(policies, "machine_here", lambda balance: MACHINES[name])
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    w = {
+        "qkv": struct(12, 768, 2304),
+        "out": struct(12, 768, 768),
+        "up": struct(12, 768, 3072),
+        "down": struct(12, 3072, 768),
+    }
+    report = bp.residuals(lambda w, x: jnp.sum(lax.scan(block, x, w)[0]))(w, struct(8, 1024, 768))
+    kept = [v for v in report.values if v.fate == "kept" and v.inside]
+    assert max(v.bytes for v in kept) == 2 * 8 * 1024 * 3072
+    assert all(v.again > v.bytes or v.name == "carry 0" for v in kept if v.again is not None)
+    assert [v.shape for v in report.values if v.shape[-2:] == (1024, 1024) and v.fate == "kept"] == []
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import jax
 import jax.numpy as jnp
 
-from ..remat.machine import machine_here
+from ..remat.machine import device_here, machine_here
 from ..remat.measured import measure_balance
 
 __all__ = ["add_balance_command"]
@@ -26,7 +25,7 @@ def add_balance_command(commands: argparse._SubParsersAction) -> None:  # type: 
 
 def run_balance(args: argparse.Namespace) -> int:
     """Measure, and print the balance beside the table's."""
-    device, measured = jax.devices()[0], measure_balance(args.size)
+    device, measured = device_here(), measure_balance(args.size)
     print(f"{device.device_kind} ({device.platform})")
     print(f"products           {measured.products / 1e9:10.1f} Gflop/s in float32")
     print(f"keeping            {measured.kept / 1e9:10.2f} GB/s, written and read")

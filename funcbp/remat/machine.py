@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["MACHINES", "Machine", "machine_here"]
+__all__ = ["MACHINES", "Machine", "device_here", "machine_here"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,15 @@ def machine_here(balance: float | None = None) -> Machine:
     Args:
         balance: operations in float32 per byte, in the place of the table's.
     """
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None or isinstance(device, str):
-        device = jax.devices(device)[0]
+    device = device_here()
     machine = machine_of(device.device_kind, device.platform)
     return machine if balance is None else machine.with_balance(balance)
+
+
+def device_here() -> Any:
+    """Return JAX's default device, and where none is set, its first one."""
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return jax.devices(device)[0] if device is None or isinstance(device, str) else device
 
 
 def machine_of(kind: str, platform: str) -> Machine:

@@ -78,11 +78,15 @@ class Backward:
             that is that operation, `{jnp.tanh: bp.rule(...)}`, or by a function with a derivative of its own, made by
             `jax.custom_vjp` or `jax.custom_jvp`: `{bp.ops.logistic: bp.rule(...)}`; or a
             `Backward` that has nothing but rules, such as `funcbp.credit` returns.
-        residuals: what the loops save for their backward pass: `"min_cut"`: the fewest bytes from which the rest can be
-            recomputed cheaply, never repeating a contraction, convolution, loop, sort or draw; `"needed"`: all that the
-            backward pass reads; `"inputs"`: the inputs of each step, recomputing everything; a `Budget`: the least
-            recomputation that fits into a number of bytes; or a policy of your own, a function
-            `(forward, needed, available) -> variables to save` or a subclass of `funcbp.remat.Policy`.
+        residuals: what the loops save for their backward pass: `"min_cut"`: what takes the least time to keep and to
+            recompute, by the balance of the machine; never repeating a draw, collective, callback or custom call;
+            `"min_cut_cheap"`: the fewest bytes from which the rest can be recomputed cheaply, never repeating a
+            contraction, convolution, loop or sort either; `"needed"`: all that the backward pass reads; `"inputs"`: the
+            inputs of each step, recomputing everything; a `Budget`: the least recomputation that fits into a number of
+            bytes; or a policy of your own, a function `(forward, needed, available) -> variables to save` or a subclass
+            of `funcbp.remat.Policy`.
+        balance: for `"min_cut"`, how many operations in float32 the machine does while it moves a byte; left out, that
+            of JAX's default device, from a table. The higher, the more is recomputed. `funcbp balance` measures it.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
             and cut into regions, stretches that repeat (equal layers in a Python loop) alike, and each region
             recomputes, behind a barrier, what its plan did not save.
@@ -107,6 +111,7 @@ class Backward:
         edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
         feedback: Any = None,
         residuals: Any = "min_cut",
+        balance: float | None = None,
         outside_loops: bool = False,
         on_missing: str = "error",
     ):
@@ -120,17 +125,18 @@ class Backward:
             rules=own,
             edits=dict(edits or {}),
             residuals=residuals,
+            balance=balance,
             outside_loops=outside_loops,
             on_missing=on_missing,
         )
         self._arguments = {k: v for k, v in arguments.items() if v != _DEFAULTS[k]}
         if feedback is not None:
             self._arguments["feedback"] = feedback
-        self.feedback = feedback
+        self.feedback, self.balance = feedback, balance
         self.options = Options(
             rules={_operation(key): rule for key, rule in own.items()},
             edits=dict(edits or {}),
-            policy=policy_of(residuals),
+            policy=policy_of(residuals, balance),
             outside_loops=outside_loops,
             on_missing=on_missing,
         )
@@ -538,7 +544,9 @@ def _same_weights(a: Any, b: Any) -> bool:
     return bool(tree == other) and all(p is q for p, q in zip(x, y, strict=True))  # type: ignore[operator]
 
 
-_DEFAULTS = dict(rules={}, edits={}, residuals="min_cut", outside_loops=False, on_missing="error")
+_DEFAULTS: dict[str, Any] = dict(
+    rules={}, edits={}, residuals="min_cut", balance=None, outside_loops=False, on_missing="error"
+)
 _default = Backward()
 vjp, grad, value_and_grad = _default.vjp, _default.grad, _default.value_and_grad
 jacrev, hessian, hvp = _default.jacrev, _default.hessian, _default.hvp

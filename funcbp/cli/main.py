@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What the command understands."""
+    from .balance import add_balance_command
     from .predict import add_predict_command
     from .train import add_train_command
 
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         description="List JAX's primitives and how each is accounted for.",
     )
     command.set_defaults(run=run_coverage)
+    add_balance_command(commands)
     commands.add_parser("check", help="is a function's derivative right? (see `funcbp check --help`)", add_help=False)
     commands.add_parser(
         "reproduce", help="published results, looked for again (see `funcbp reproduce --help`)", add_help=False

@@ -7,7 +7,7 @@ import html
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,8 +22,10 @@ from ..autodiff.transformations import Backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
 from ..remat.graph import bytes_of, kept_bytes
+from ..remat.machine import Machine, machine_here
 from ..remat.plan import Plan, plan_of_call
 from ..remat.policies import POLICIES
+from ..remat.price import price
 from ..remat.regions import in_regions
 from ..rules.cost import is_cheap
 from .live import Live, live_bytes
@@ -49,6 +51,8 @@ class Residual:
         why: the reason.
         wanted: the rules that want it, with their lines.
         inside: the loops and regions around it, from the outermost in.
+        again: the price of making one step's value again of what is there otherwise, in bytes, to be weighed against
+            `bytes`: as many could be kept in the same time. None for what cannot be made again.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Residual:
     why: str
     wanted: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    again: float | None = None
 
     @property
     def total(self) -> int:
@@ -124,14 +129,15 @@ class Residuals:
         return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
 
 
-_HEAD = ("value", "type", "bytes", "steps", "total", "fate", "why", "wanted by", "line", "inside")
-_NUMBERS = (2, 3, 4)
+_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "why", "wanted by", "line", "inside")
+_NUMBERS = (2, 3, 4, 5)
 
 
 def _row(v: Residual) -> tuple[str, ...]:
     kind = f"{v.dtype}[{','.join(map(str, v.shape))}]"
     rules = list(dict.fromkeys(w.split(" ")[0] for w in v.wanted))
-    numbers = (f"{v.bytes:,}", f"{v.steps:,}", f"{v.total:,}")
+    again = "-" if v.again is None else f"{v.again:,.0f}"
+    numbers = (f"{v.bytes:,}", again, f"{v.steps:,}", f"{v.total:,}")
     inside = " > ".join(map(_short, v.inside))
     return (v.name, kind, *numbers, v.fate, v.why, ", ".join(rules) or "-", _short(v.line) or "-", inside)
 
@@ -157,7 +163,8 @@ def residuals(
         backward: the way of going backward, if not the default one.
 
     Returns:
-        A function with the arguments of `f` that returns a `Residuals`: a table in a terminal and a notebook.
+        A function with the arguments of `f` that returns a `Residuals`: a table in a terminal and a notebook. In the
+        place of arrays it takes `jax.ShapeDtypeStruct`s, too: a plan for what does not fit this machine.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
@@ -174,9 +181,13 @@ def residuals(
     def report(*args: Any, **kwargs: Any) -> Residuals:
         numbers = numbers_of(f, argnums, len(args))
         leaves, tree = jax.tree_util.tree_flatten_with_path(args)
-        chosen = [path[0].idx in numbers and is_array(x) for path, x in leaves]
-        arrays = [i for i, (_, x) in enumerate(leaves) if chosen[i] or isinstance(x, (jax.Array, np.ndarray))]
-        values = [as_value(leaves[i][1]) for i in arrays]
+        typed = [isinstance(x, jax.ShapeDtypeStruct) for _, x in leaves]
+        chosen = [path[0].idx in numbers and (t or is_array(x)) for (path, x), t in zip(leaves, typed, strict=True)]
+        given = [
+            c or t or isinstance(x, (jax.Array, np.ndarray)) for c, t, (_, x) in zip(chosen, typed, leaves, strict=True)
+        ]
+        arrays = [i for i, g in enumerate(given) if g]
+        types = [jx.type_of_struct(x) if typed[i] else jax.typeof(as_value(x)) for i in arrays for x in [leaves[i][1]]]
 
         def flat(*xs: Any) -> list[Any]:
             full = [x for _, x in leaves]
@@ -189,14 +200,15 @@ def residuals(
             return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
 
         run = in_regions(flat, options.policy) if options.outside_loops else flat
-        program = jx.trace(run, [jax.typeof(v) for v in values])
+        program = jx.trace(run, types)
         n = len(program.consts)
-        perturbed = [chosen[i] and is_differentiable(v) for i, v in zip(arrays, values, strict=True)]
+        perturbed = [chosen[i] and is_differentiable(t) for i, t in zip(arrays, types, strict=True)]
         plan = plan_of_call(passes_of(program.closed, [False] * n + perturbed, options))
         paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
         policy = next((name for name, p in POLICIES.items() if p == options.policy), repr(options.policy))
         name = getattr(f, "__name__", repr(f))
-        found = tuple(_of_plan(plan, dict(zip(plan.passes.forward.invars, paths, strict=True)), 1, (), "outside"))
+        names, machine = dict(zip(plan.passes.forward.invars, paths, strict=True)), machine_here(backward.balance)
+        found = tuple(_of_plan(plan, names, 1, (), "outside", machine))
         return Residuals(name, policy, found, live_bytes(plan))
 
     return report
@@ -216,16 +228,26 @@ def _path(f: Any, path: Any) -> str:
 
 
 def _of_plan(
-    plan: Plan, names: Mapping[Any, str], steps: int, inside: tuple[str, ...], kind: str
+    plan: Plan,
+    names: Mapping[Any, str],
+    steps: int,
+    inside: tuple[str, ...],
+    kind: str,
+    machine: Machine,
+    redone: Collection[Any] = (),
 ) -> Iterator[Residual]:
-    """The values of one plan, those of the plans inside in the place of what these hand out."""
+    """The values of one plan, those of the plans inside in the place of what these hand out.
+
+    What a loop or region inside keeps is `redone` where that runs once more on the way back.
+    """
     forward = plan.passes.forward
     maker = {v: eqn for eqn in forward.eqns for v in eqn.outvars}
     wanted, plans, loop_invariant = _wanted(plan)
     given = {e.invars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     given |= {e.outvars[0]: e.params["name"] for e in forward.eqns if e.primitive.name == "name"}
     free = [forward.invars[i] for i in plan.available_inputs]
-    fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved} | {v: AVAILABLE for v in free}
+    fates = {v: ONCE if v in loop_invariant else KEPT for v in plan.saved if v not in redone}
+    fates |= {v: AVAILABLE for v in free}
     # what this loop keeps once is made outside it, and listed there
     values = [v for v in dict.fromkeys([*plan.saved, *free, *plan.needed]) if v not in plan.hoisted]
     snapshots = _snapshots(plan)
@@ -238,7 +260,7 @@ def _of_plan(
         if eqn is not None and inner is not None and eqn.outvars.index(v) >= len(inner.passes.outputs):
             if id(eqn) not in opened:
                 opened.add(id(eqn))
-                yield from _of_inner(eqn, inner, names, given, steps, inside)
+                yield from _of_inner(eqn, inner, names, given, steps, inside, machine, fates)
             continue
         made_by = "snapshots" if v in snapshots else eqn.primitive.name if eqn is not None else "input"
         name = given.get(v) or names.get(v) or made_by
@@ -247,12 +269,13 @@ def _of_plan(
         size = kept_bytes([v]) if plan.storage.get(v) is jx.Bits else bytes_of([v])
         stacked = v in plan.passes.stacks
         why = "saved in a loop by the region's policy" if stacked else _why(fate, eqn, kind, dear.get(v, ""))
+        if v in redone:
+            why = "made again with what it is inside of"
         if v in snapshots:
             entry, loop, _ = snapshots[v]
             why, reruns[entry.number] = f"the state before {loop.snapshots} of {loop.steps} steps", (eqn, snapshots[v])
-        yield Residual(
-            name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, tuple(wanted.get(v, ())), inside
-        )
+        rules, again = tuple(wanted.get(v, ())), _again(v, maker, {*fates, *plan.hoisted}, machine)
+        yield Residual(name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, rules, inside, again)
     for eqn, (entry, loop, step) in reruns.values():
         label = (
             f"loop of {'' if loop.condition is None else 'at most '}{loop.steps} steps with snapshots={loop.snapshots}"
@@ -261,14 +284,21 @@ def _of_plan(
         outer = dict(zip(step.passes.forward.invars, _operands(eqn, loop), strict=False))
         known = {v: n for v, o in outer.items() if not jx.is_literal(o) and (n := given.get(o) or names.get(o))}
         yield from _of_plan(
-            step, known | carries, steps * loop.steps, (*inside, _located(label, entry.source)), "rerun"
+            step, known | carries, steps * loop.steps, (*inside, _located(label, entry.source)), "rerun", machine
         )
 
 
 def _of_inner(
-    eqn: Any, plan: Plan, names: Mapping[Any, str], given: Mapping[Any, str], steps: int, inside: tuple[str, ...]
+    eqn: Any,
+    plan: Plan,
+    names: Mapping[Any, str],
+    given: Mapping[Any, str],
+    steps: int,
+    inside: tuple[str, ...],
+    machine: Machine,
+    fates: Mapping[Any, str],
 ) -> Iterator[Residual]:
-    """The values of the plan of a loop or a region."""
+    """The values of the plan of a loop or a region; those that it hands out and that have no fate are made again."""
     runs = jx.inside_of(eqn).kind
     loop = runs is jx.Kind.SCAN
     label = f"loop of {eqn.params['length']} steps" if loop else "branch" if runs is jx.Kind.COND else "region"
@@ -283,7 +313,23 @@ def _of_inner(
             inner[v] = f"{name}[step]" if i >= n_consts + n_carry else name
     times = steps * (eqn.params["length"] if loop else 1)
     where = _located(label, eqn.source_info)
-    yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region")
+    handed_out = zip(plan.saved, eqn.outvars[len(plan.passes.outputs) :], strict=False)
+    redone = {v for v, outer in handed_out if outer not in fates}
+    yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region", machine, redone)
+
+
+def _again(v: Any, maker: Mapping[Any, Any], given: Collection[Any], machine: Machine) -> float | None:
+    """Return the price of making a value of what is given beside it; None if it cannot be made of that."""
+    total, seen, wanted = 0.0, set(), [v]
+    while wanted:
+        eqn = maker.get(u := wanted.pop())
+        if eqn is None or (own := price(eqn, machine)) is None:
+            return None
+        if id(eqn) not in seen:
+            seen.add(id(eqn))
+            total += own
+            wanted += [w for w in eqn.invars if not jx.is_literal(w) and (w is u or w not in given)]
+    return total
 
 
 def _located(label: str, source: Any) -> str:

@@ -150,6 +150,7 @@ from .values import strong as strong
 from .values import to_space as to_space
 from .values import to_strong as to_strong
 from .values import type_of as type_of
+from .values import type_of_struct as type_of_struct
 from .values import varying as varying
 from .values import weakref_cache as weakref_cache
 from .values import zero_tangent as zero_tangent

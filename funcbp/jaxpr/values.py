@@ -133,6 +133,11 @@ def cotangent_type(aval: Aval) -> Aval:
     return aval.to_ct_aval() if sums else aval
 
 
+def type_of_struct(struct: jax.ShapeDtypeStruct) -> Any:
+    """The type of the arrays that a `jax.ShapeDtypeStruct` stands for."""
+    return jax.make_jaxpr(lambda x: x)(struct).in_avals[0]
+
+
 def strong(aval: Aval) -> Aval:
     """The type of the cotangent without weakness: what a cotangent of a value of this type has."""
     aval = cotangent_type(aval)

@@ -1,4 +1,4 @@
-"""The minimum cut: the fewest bytes from which all that is needed can be recomputed."""
+"""The minimum cut: the least time for what is kept and what is recomputed; or the fewest bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from ..jaxpr import Program, primitives
 from ..rules.cost import is_cheap
 from .graph import Graph, graph_of, read_for
+from .machine import Machine
+from .price import NEVER, price
 
-__all__ = ["NEVER", "Choose", "minimum_cut", "narrowest", "permitted"]
+__all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted"]
 
 Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
-NEVER = None  # the cost of what is not recomputed
 
 
 def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
@@ -54,6 +55,18 @@ def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> lis
     """
     graph = graph_of(forward, needed, available)
     return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
+
+
+def cheapest_cut(forward: Program, needed: list[Any], available: set[Any], machine: Machine) -> list[Any]:
+    """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time."""
+    graph = graph_of(forward, needed, available)
+    return narrowest(graph, [_together(eqns, machine) for eqns in graph.makers])
+
+
+def _together(eqns: Sequence[Any], machine: Machine) -> float | None:
+    """Return the price of computing these equations again; an input of the body cannot be."""
+    prices = [price(eqn, machine) for eqn in eqns]
+    return NEVER if not prices or NEVER in prices else sum(prices)  # type: ignore[arg-type]
 
 
 def permitted(

@@ -7,15 +7,17 @@ subclass of `Policy`, which may also say how it stands to what is decided beside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..jaxpr import Program
-from .cut import Choose, minimum_cut, permitted
+from .cut import Choose, cheapest_cut, minimum_cut, permitted
 from .graph import read_for
+from .machine import machine_here
 
-__all__ = ["POLICIES", "MinCut", "Policy", "RecomputeAll", "SaveAll", "policy_of"]
+__all__ = ["POLICIES", "MinCut", "MinCutCheap", "Policy", "RecomputeAll", "SaveAll", "policy_of"]
 
 
 class Policy:
@@ -53,7 +55,23 @@ class Policy:
 
 @dataclass(frozen=True)
 class MinCut(Policy):
-    """The fewest bytes from which the rest can be recomputed cheaply."""
+    """What takes the least time to keep and to recompute, and then the fewest bytes, by what the machine is like.
+
+    Attributes:
+        balance: operations in float32 that the machine does while it moves a byte; the table's, if left out.
+    """
+
+    balance: float | None = None
+
+    sinks = True
+
+    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+        return cheapest_cut(forward, needed, available, machine_here(self.balance))
+
+
+@dataclass(frozen=True)
+class MinCutCheap(Policy):
+    """The fewest bytes from which the rest can be recomputed cheaply: no contraction is repeated."""
 
     sinks = True
 
@@ -97,15 +115,26 @@ class FunctionPolicy(Policy):
         return list(self.function(forward, needed, available))
 
 
-POLICIES: dict[str, Policy] = {"min_cut": MinCut(), "needed": SaveAll(), "inputs": RecomputeAll()}
+POLICIES: dict[str, Policy] = {
+    "min_cut": MinCut(),
+    "min_cut_cheap": MinCutCheap(),
+    "needed": SaveAll(),
+    "inputs": RecomputeAll(),
+}
 
 
-def policy_of(residuals: Any) -> Policy:
-    """Find the policy that `Backward(residuals=...)` asks for: by name, a `Policy`, or a function.
+def policy_of(residuals: Any, balance: float | None = None) -> Policy:
+    """Find the policy that `Backward(residuals=..., balance=...)` asks for: by name, a `Policy`, or a function.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or has no use for a balance, or that is not positive.
     """
+    if balance is not None:
+        if residuals != "min_cut":
+            raise ValueError(f'balance= is for residuals="min_cut", which weighs by it, and residuals={residuals!r}.')
+        if not 0 < balance < math.inf:
+            raise ValueError(f"balance= is operations per byte, positive and finite, and was {balance!r}.")
+        return MinCut(float(balance))
     if isinstance(residuals, Policy):
         return residuals
     if isinstance(residuals, str) and residuals in POLICIES:

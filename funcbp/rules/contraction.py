@@ -16,7 +16,7 @@ from jax import lax
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from .registry import def_bilinear, def_rule
-from .traits import DEAR
+from .traits import CONTRACTION
 
 
 def dot_general_left(
@@ -83,7 +83,9 @@ def dot_general_flops(eqn: Any) -> int:
     return 2 * math.prod(z.shape) * math.prod(x.shape[c] for c in x_contract)
 
 
-def_bilinear(primitives.dot_general_p, dot_general_left, dot_general_right, traits=DEAR.but(flops=dot_general_flops))
+def_bilinear(
+    primitives.dot_general_p, dot_general_left, dot_general_right, traits=CONTRACTION.but(flops=dot_general_flops)
+)
 ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_general_summed})
 
 
@@ -212,7 +214,7 @@ def conv_flops(eqn: Any) -> int:
     return 2 * math.prod(z.shape) * (math.prod(w.shape) // max(channels, 1))
 
 
-def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right, traits=DEAR.but(flops=conv_flops))
+def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right, traits=CONTRACTION.but(flops=conv_flops))
 ABSORB[conv_right] = _conv_right_summed
 
 
@@ -295,5 +297,5 @@ def_rule(
     primitive("ragged_dot_general_p"),
     ragged_dot_general_bwd,
     save=ragged_dot_general_save,
-    traits=DEAR.but(linear=(0, 1), flops=ragged_dot_general_flops),
+    traits=CONTRACTION.but(linear=(0, 1), flops=ragged_dot_general_flops),
 )

@@ -17,6 +17,7 @@ from ..cotangents import Moves, is_differentiable
 
 __all__ = [
     "CALL",
+    "CONTRACTION",
     "DEAR",
     "ELEMENTWISE",
     "REDUCTION",
@@ -76,6 +77,8 @@ class Traits:
         repeatable: whether it gives the same numbers when computed again: no draw, collective, callback.
         flops: `flops(eqn)`, how many floating-point operations an equation takes; left out, that of the programs
             inside it, or else its `results`.
+        contracts: whether it is made of products of matrices, for which a machine has its highest rate.
+        passes: how often it goes through its operands and results.
         inside: `inside(params, costs)`, what the programs inside cost together, of what each of them costs.
         linear: the operands that it is linear in, each while the others are held.
         scales: the operands of which each number of the result is a multiple (rounded, perhaps) while the others are
@@ -96,6 +99,8 @@ class Traits:
     cheap: bool = False
     repeatable: bool = False
     flops: Callable[[Any], int] | None = None
+    contracts: bool = False
+    passes: int = 1
     inside: Callable[[dict[str, Any], Sequence[float]], float] = lambda params, costs: sum(costs)
     linear: tuple[int, ...] = ()
     scales: tuple[int, ...] = ()
@@ -113,7 +118,8 @@ class Traits:
 ELEMENTWISE = Traits(cheap=True, repeatable=True)
 STRUCTURAL = Traits(cheap=True, repeatable=True, flops=free)
 REDUCTION = Traits(cheap=True, repeatable=True, flops=operand)
-DEAR = Traits(repeatable=True)  # contractions, special functions, factorizations
+DEAR = Traits(repeatable=True)  # special functions, factorizations
+CONTRACTION = DEAR.but(contracts=True)
 CALL = Traits(cheap=True, repeatable=True)  # if all that is inside is
 
 UNKNOWN = Traits()

@@ -152,11 +152,12 @@ def policies(usual_jax):
 def test_each_policy_has_its_row_beside_jax(policies):
     labels = [row.name.partition(": ")[2] for row in policies.rows]
     assert labels[:3] == ["jax", "jax, dots_saveable", "jax, by hand (net)"]
-    assert labels[3:5] == ["funcbp, needed", "funcbp, min_cut"] and labels[6:] == ["funcbp, inputs", "funcbp, by hand"]
-    assert "Budget" in labels[5] and policies.rows[5].cells["time"].remark == "cannot be met"
+    assert labels[3:6] == ["funcbp, needed", "funcbp, min_cut_cheap", "funcbp, min_cut"]
+    assert labels[7:] == ["funcbp, inputs", "funcbp, by hand"]
+    assert "Budget" in labels[6] and policies.rows[6].cells["time"].remark == "cannot be met"
     counted = [(label, row) for label, row in zip(labels, policies.rows, strict=True) if "contractions" in row.cells]
     again = {label: row.cells["contractions"].value for label, row in counted}
-    assert again["funcbp, min_cut"] == again["jax, dots_saveable"] == 1.0
+    assert again["funcbp, min_cut_cheap"] == again["jax, dots_saveable"] == 1.0
     assert again["funcbp, inputs"] == pytest.approx(4 / 3)  # three contractions per step, and one again
     assert not any(row.refused for row in policies.rows)
 

@@ -148,10 +148,10 @@ def count(f, args, name):
 
 def test_the_cut_keeps_fewer_bytes_and_repeats_no_contraction():
     f = lambda w: (layers(w, jnp.tile(jnp.arange(4.0), (2, 1))) ** 2).sum()
-    cut, needed = bytes_between(f, BLOCKS, "min_cut"), bytes_between(f, BLOCKS, "needed")
+    cut, needed = bytes_between(f, BLOCKS, "min_cut_cheap"), bytes_between(f, BLOCKS, "needed")
     assert cut <= 0.6 * needed
     contractions = {r: count(bp.Backward(residuals=r).grad(f), BLOCKS, "dot_general") for r in POLICIES}
-    assert contractions["min_cut"] == contractions["needed"] < contractions["inputs"]
+    assert contractions["min_cut_cheap"] == contractions["needed"] < contractions["inputs"]
     # x, the two products going into gelu and sigmoid: all that cannot be had again cheaply
     assert cut == 3 * (2 * 4 + 2 * 8 + 2 * 8) * 8
 
@@ -178,9 +178,16 @@ def test_a_mask_is_kept_for_relu():
     assert bp.residuals(f)(x).total == 6 * 2 * 16 // 8
 
 
+def test_a_loop_is_unrolled_in_both_passes():
+    f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 8, unroll=4)[0].sum()
+    loops = [e for e in jax.make_jaxpr(bp.grad(f))(jnp.ones(3)).eqns if e.primitive.name == "scan"]
+    assert [(e.params["unroll"], e.params["reverse"]) for e in loops] == [(4, False), (4, True)]
+
+
 def test_unknown_policy():
     with pytest.raises(
-        ValueError, match=r"residuals is one of 'min_cut', 'needed', 'inputs', a Budget, .*, and was 'most'"
+        ValueError,
+        match=r"residuals is one of 'min_cut', 'min_cut_cheap', 'needed', 'inputs', a Budget, .*, and was 'most'",
     ):
         bp.Backward(residuals="most")
 

@@ -70,7 +70,7 @@ def test_layers_that_differ_are_not_taken_for_equal():
         assert all(sum(e.primitive.name == "dot_general" for e in p.eqns) == 4 for p in shared)  # two layers each
 
 
-@pytest.mark.parametrize("residuals", ["min_cut", bp.Budget(fraction=0.3)], ids=["min_cut", "Budget"])
+@pytest.mark.parametrize("residuals", ["min_cut_cheap", bp.Budget(fraction=0.3)], ids=["min_cut_cheap", "Budget"])
 def test_gradients_stay_and_memory_falls(residuals):
     """Measured on the compiled program: a barrier that XLA saw through would leave the bytes where they were."""
     plain = jax.jit(bp.grad(network)).lower(LAYERS, X).compile()
@@ -82,7 +82,7 @@ def test_gradients_stay_and_memory_falls(residuals):
     temp = [c.memory_analysis().temp_size_in_bytes for c in (ours, plain)]
     assert temp[0] < 0.75 * temp[1]
     contractions = [count(jax.make_jaxpr(g.grad(network))(LAYERS, X).eqns) for g in (planned, bp.Backward())]
-    if residuals == "min_cut":
+    if residuals == "min_cut_cheap":
         assert contractions[0] == contractions[1]
 
 

@@ -1,0 +1,69 @@
+"""What it costs to compute an equation again, in bytes: so much could be kept instead in the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import jaxpr as jx
+from ..jaxpr import inside_of
+from ..rules.cost import flops, is_cheap, is_repeatable
+from ..rules.traits import traits_of
+from .machine import Machine
+
+__all__ = ["NEVER", "price"]
+
+NEVER = None  # the price of what is not computed again
+VECTOR = 10.0  # operations per byte moved, outside products: 5 to 20 on all machines of the table
+
+
+def price(eqn: Any, machine: Machine) -> float | None:
+    """Return what computing an equation again costs; None if it would not give the same numbers, or has no end.
+
+    A byte that is kept is moved twice, written and read back. So what takes as long as moving n bytes costs n / 2:
+
+        product              max(operations / balance, bytes wider than the cache), and no less than its launch
+        other dear equation  max(operations / VECTOR, bytes of operands and results)
+        reduction            bytes of an operand wider than the cache, where the machine does not fuse it
+        cheap equation       nothing, it runs along with what reads it; in a loop or a branch its result's bytes
+        loop, branches       what is inside, each time no less than a launch, and of branches the dearest
+    """
+    if not is_repeatable(eqn):
+        return NEVER
+    moved = _moved(eqn, machine, alone=False)
+    return NEVER if moved is None else float(moved) / 2
+
+
+def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
+    """Return the bytes that could be moved in the time of an equation; `alone` if it is fused with nothing."""
+    traits, inside = traits_of(eqn.primitive), inside_of(eqn)
+    if traits.flops is None and inside.programs:
+        if inside.kind is jx.Kind.WHILE:
+            return None  # how often it runs is not known
+        apart = alone or not inside.kind & jx.CALLS
+        inner = [[_moved(e, machine, apart) for e in program.eqns] for program in inside.programs]
+        if any(m is None for program in inner for m in program):
+            return None
+        least = machine.idle if inside.kind & jx.CONTROL else 0.0
+        return traits.inside(eqn.params, [max(sum(program), least) for program in inner])  # type: ignore[arg-type]
+    if is_cheap(eqn):
+        own = sum(_bytes(eqn.outvars)) if alone else 0
+        return own if machine.fuses or not _reduces(eqn) else max(own, _streamed(eqn, machine))
+    if traits.contracts:
+        dtype = eqn.invars[0].aval.dtype
+        return max(flops(eqn) / machine.balance(dtype), _streamed(eqn, machine), machine.idle)
+    return traits.passes * max(flops(eqn) / VECTOR, sum(_bytes([*eqn.invars, *eqn.outvars])), machine.idle)
+
+
+def _bytes(variables: Sequence[Any]) -> list[int]:
+    types = (v.aval for v in variables if hasattr(v.aval, "dtype"))
+    return [t.size * t.dtype.itemsize for t in types]
+
+
+def _streamed(eqn: Any, machine: Machine) -> int:
+    """Count the bytes of those operands and results that go through memory."""
+    return sum(b for b in _bytes([*eqn.invars, *eqn.outvars]) if b > machine.cache)
+
+
+def _reduces(eqn: Any) -> bool:
+    return sum(_bytes(eqn.outvars)) < max(_bytes(eqn.invars), default=0) and flops(eqn) > 0

@@ -7,7 +7,7 @@ JAX does not import it by itself, and nor does anybody here: these rules are ent
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +16,14 @@ from ..jaxpr.sparse import dense_programs, spsolve_p
 from .registry import def_body, def_rule
 from .traits import DEAR
 
+
+def with_params(program: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
+    """The program, as a function of the operands alone."""
+    return functools.partial(program, **params)
+
+
 for p, program in dense_programs().items():
-    def_body(p, lambda params, program=program: functools.partial(program, **params), traits=DEAR)
+    def_body(p, functools.partial(with_params, program), traits=DEAR)
 
 
 def spsolve_save(primals: Sequence[Any], x: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from jax.extend.core import primitives
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
-from .values import Aval, Offload, Storage, float0, sharding_of, weakref_cache, zeros
+from .values import Aval, Offload, Storage, as_cotangent, float0, sharding_of, weakref_cache, zeros
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -315,18 +315,12 @@ def custom_bwd(
     in_types: Sequence[Aval],
     symbolic_zeros: bool,
 ) -> tuple[list[Any], dict[str, Any] | None]:
-    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero.
-
-    A number that is no array is a cotangent of its primal's dtype.
-    """
+    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero."""
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
     out, logs = out if hasattr(jax.custom_vjp, "defvjp_with_logs") else (out, None)
-    out = [
-        jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
-        for c, t in zip(out, in_types, strict=True)
-    ]
+    out = [as_cotangent(c, t) for c, t in zip(out, in_types, strict=True)]
     is_zero = lambda c: c is None or isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0
     return [None if is_zero(c) else c for c in out], logs
 

@@ -24,9 +24,10 @@ from jax.extend.core import primitives
 
 from .inside import bind_cond, bind_remat, bind_scan, bind_while
 from .interpreter import Inside, Kind, Visitor, call_jaxpr, run, scan_parts, while_condition, while_parts
+from .operations import region_of
 from .programs import Program, bind_eqn, close, in_avals, trace, trace_with
 from .sources import current_source, user_line
-from .values import Aval, as_array, like, split_list, type_of, weakref_cache, zeros
+from .values import Aval, as_array, like, primitive, split_list, type_of, weakref_cache, zeros
 
 __all__ = [
     "ACCESSES",
@@ -478,6 +479,12 @@ def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> 
     return list(primitive.bind(*references, **primitive.get_bind_params(params)))
 
 
+def _run_operation(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+    if (region := region_of(params)) is None:
+        raise UnfollowedReferenceError(f"into `{type(params['_prim']).__name__}`")
+    return _run_remat(primitives.remat_p, region, args)
+
+
 _RUNS: dict[Any, Callable[..., Any]] = {
     primitives.jit_p: _run_jit,
     primitives.remat_p: _run_remat,
@@ -486,4 +493,5 @@ _RUNS: dict[Any, Callable[..., Any]] = {
     primitives.cond_p: _run_cond,
     primitives.custom_jvp_call_p: _run_custom_jvp,
     primitives.custom_vjp_call_p: _run_custom_vjp,
+    primitive("call_hi_primitive_p"): _run_operation,
 }

@@ -94,6 +94,11 @@ def as_residual(x: Any) -> Any:
     return dtypes.canonicalize_value(x) if is_number(x) else as_array(x)
 
 
+def as_cotangent(x: Any, aval: Aval) -> Any:
+    """What a backward rule returned for a primal of this type: a number that is no array is one of its dtype."""
+    return jnp.asarray(x, aval.dtype) if is_number(x) else x
+
+
 class _Perturbed(JVPTracer):
     """A tracer that is never run: by it, JAX knows a value for one that is being differentiated."""
 

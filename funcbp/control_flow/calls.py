@@ -15,6 +15,7 @@ from ..cotangents import Zero, materialize
 from ..jaxpr import (
     Program,
     as_function,
+    bind_compute_on,
     bind_jit,
     call_jaxpr,
     constrained,
@@ -24,7 +25,7 @@ from ..jaxpr import (
 from ..remat.plan import Plan, Residuals, plan_of_call
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
-from ..rules.registry import def_body, enter
+from ..rules.registry import def_body, def_control, enter
 from ..rules.traits import CALL, def_traits
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -68,6 +69,20 @@ enter(
     CallRule(jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))),
     CALL,
 )
+
+
+def compute_on_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the forward program on the unit that the user named: what it saves stays where that has it."""
+    plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
+    return call_res(plan, primals, bind_compute_on(plan.forward, primals, params, params["out_memory_spaces"]))
+
+
+def compute_on_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Run the backward program on the same unit."""
+    return call_back(state, res, ct, lambda program, args: bind_compute_on(program, args, params))
+
+
+def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
 def_traits(CALL, primitive("custom_jvp_call_p"))

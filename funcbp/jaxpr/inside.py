@@ -18,7 +18,21 @@ from jax.extend.core import primitives
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
-from .values import Aval, Offload, Storage, as_cotangent, float0, sharding_of, weakref_cache, zeros
+from .values import (
+    Aval,
+    Offload,
+    Storage,
+    as_cotangent,
+    float0,
+    primitive,
+    sharding_of,
+    to_space,
+    type_of,
+    weakref_cache,
+    zeros,
+)
+
+compute_on_p = primitive("compute_on_p")
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -57,6 +71,20 @@ def bind_jit(
     new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
     new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
     return list(primitives.jit_p.bind(*args, **new))
+
+
+def bind_compute_on(
+    program: Program, args: Sequence[Any], params: dict[str, Any], outs: Sequence[Any] = ()
+) -> list[Any]:
+    """Run a program on the unit that this `compute_on` names.
+
+    Its first outputs go to the memories `outs`, and the others stay in that of their type.
+    """
+    memory = lambda aval: getattr(aval, "memory_space", None)
+    here = lambda x, v: x if memory(type_of(x)) == memory(v.aval) else to_space(x, v.aval.memory_space)
+    args = [*program.consts, *map(here, args, program.invars)]
+    spaces = (*outs, *(memory(v.aval) for v in program.outvars[len(outs) :]))
+    return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
 
 
 def is_saved(policy: Any, eqn: Any) -> bool:

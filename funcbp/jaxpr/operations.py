@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax._src import ad_checkpoint, ad_util, hijax
-from jax._src.interpreters import ad
+from jax._src.interpreters.ad import NullAccum, ValAccum
 from jax._src.tree_util import broadcast_prefix
 
 from .interpreter import close
@@ -158,12 +158,12 @@ def has_transpose(operation: Any) -> bool:
 
 def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Any]:
     """What a backward rule adds its cotangents to."""
-    kinds = [ad.ValAccum if p else ad.NullAccum for p in perturbed]
+    kinds = [ValAccum if p else NullAccum for p in perturbed]
     return [kind(t.to_ct_aval()) for kind, t in zip(kinds, operation.in_avals_flat, strict=True)]
 
 
 def _found(accumulators: Sequence[Any]) -> list[Any]:
-    found = ((a.freeze(), a.aval) if isinstance(a, ad.ValAccum) else (None, None) for a in accumulators)
+    found = ((a.freeze(), a.aval) if isinstance(a, ValAccum) else (None, None) for a in accumulators)
     return [None if c is None or _is_zero(c) else as_cotangent(c, t) for c, t in found]
 
 

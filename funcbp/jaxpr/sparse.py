@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from jax.experimental.sparse import api, bcoo, bcsr, coo, csr, linalg
+from jax.experimental import sparse
+from jax.experimental.sparse import bcoo, bcsr, coo, csr, linalg
 
 __all__ = ["dense_programs", "spsolve_p"]
 
@@ -14,6 +16,6 @@ spsolve_p = linalg.spsolve_p
 
 def dense_programs() -> dict[Any, Callable[..., Any]]:
     """The program that each primitive is computed by, where no library of a device's has it."""
-    of_all = [vars(m) for m in (api, bcoo, bcsr, coo, csr)]
+    of_all = [vars(m) for m in (sys.modules[sparse.todense.__module__], bcoo, bcsr, coo, csr)]
     computes = lambda module, name: module.get(f"_{name.removesuffix('_p')}_impl")
     return {m[name]: computes(m, name) for m in of_all for name in m if name.endswith("_p") and computes(m, name)}

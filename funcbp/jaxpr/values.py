@@ -29,7 +29,7 @@ float0 = jax.dtypes.float0
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
     lax.control_flow.conditionals lax.control_flow.solves lax.parallel core pjit dispatch custom_batching
-    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike
+    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike compute_on
 """.split()
 
 

@@ -95,6 +95,7 @@ from .references import makes_reference as makes_reference
 from .references import meets_references as meets_references
 from .references import passes_by as passes_by
 from .references import read_reference as read_reference
+from .references import run_custom_jvp as run_custom_jvp
 from .references import run_on_cells as run_on_cells
 from .references import with_closed_over as with_closed_over
 from .references import without_references as without_references

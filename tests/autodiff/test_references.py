@@ -48,6 +48,21 @@ def python_loop(x):
 
 
 @program
+def mapped(x):
+    """One made in a `shard_map`, and one that is handed to it."""
+
+    def f(r, x):
+        inner = jax.new_ref(x)
+        inner[...] = jnp.sin(inner[...]) * r[...]
+        r[...] += inner[...] * x
+        return inner[...]
+
+    r, mesh = jax.new_ref(x**2), jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    y = jax.shard_map(f, mesh=mesh, in_specs=(jax.P("i"), jax.P("i")), out_specs=jax.P("i"))(r, x)
+    return jnp.sum(y * r[...])
+
+
+@program
 def overwritten(x):
     r = jax.new_ref(x)
     y = r[0] ** 2

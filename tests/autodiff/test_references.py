@@ -48,7 +48,7 @@ def python_loop(x):
 
 
 @program
-def mapped(x):
+def on_devices(x):
     """One made in a `shard_map`, and one that is handed to it."""
 
     def f(r, x):

@@ -64,7 +64,13 @@ def test_no_reverse_mode_of_jax(path):
             ("authors_transpose", "jax._src.interpreters.ad.UndefinedPrimal"),
             ("authors_transpose", "jax._src.interpreters.ad.primitive_transposes"),
         ],
+        "jaxpr/operations.py": [  # what an operation's own backward rule, its author's, adds its cotangents to
+            ("_accumulators", "jax._src.interpreters.ad.ValAccum"),
+            ("_accumulators", "jax._src.interpreters.ad.NullAccum"),
+            ("_found", "jax._src.interpreters.ad.ValAccum"),
+        ],
         "jaxpr/marks.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode
+        "jaxpr/elementwise.py": [("elementwise_primitive", "jax._src.interpreters.ad.primitive_jvps")],  # and of more
         "jaxpr/snapshots.py": [  # our own primitives' forward mode, and the way back that JAX takes through them
             ("", "jax._src.interpreters.ad.primitive_jvps"),
             ("def_loop_transpose", "jax._src.interpreters.ad.primitive_transposes"),

@@ -51,14 +51,20 @@ def record_custom_jvp(
     operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
     if not operation.is_perturbed and not has_cells:
         return _passed(trace, operation, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
-    if has_cells and operation.is_perturbed:
-        raise jx.UnfollowedReferenceError("into a `jax.custom_jvp` function")
-    if has_cells or trace.in_tangent_rule:
+    if not operation.is_perturbed or trace.in_tangent_rule:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
     values = operation.values
     where = jx.written_where(fun)
-    if (rule := trace.options.rules.get(where)) is not None:
+    rule = trace.options.rules.get(where)
+    if has_cells and rule is not None:
+        raise jx.UnfollowedReferenceError("into a `jax.custom_jvp` function whose rule was replaced")
+    if has_cells:
+        cells = [cell_of(trace, t) for t in tracers]
+        with trace.above():
+            operands = [c or t for c, t in zip(cells, tracers, strict=True)]
+            return jx.run_custom_jvp(fun, jvp, operands, [c is not None for c in cells])
+    if rule is not None:
         return _by_another_rule(trace, rule, fun, operation)
     named = NAMED.get(jx.own_name(fun))
     if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):

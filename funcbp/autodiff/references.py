@@ -120,14 +120,13 @@ def shown(trace: Any, x: Any) -> Any:
 
 
 def take_up(trace: Any, x: Any, shown: Any) -> None:
-    """Take up what a rule that somebody wrote has written into a reference of ours that it was shown."""
+    """Take up what a rule that somebody wrote has written into a reference of ours that it was shown.
+
+    That moves as what the reference held: its author says nothing else, and JAX takes it so.
+    """
     cell = cell_of(trace, x)
-    if cell is None or not shown.cell.written:
-        return
-    if trace.index(cell.value) is not None:
-        what = "that holds a differentiated value into a `jax.custom_vjp` function that writes it"
-        raise jx.UnfollowedReferenceError(what)
-    cell.value = shown.cell.value
+    if cell is not None and shown.cell.written:
+        cell.value = trace.with_index(shown.cell.value, trace.index(cell.value))
 
 
 def kept_reference(trace: Any, x: Any) -> Any:

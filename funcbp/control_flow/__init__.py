@@ -6,6 +6,7 @@ from . import cond as cond
 from . import linear_call as linear_call
 from . import linear_solve as linear_solve
 from . import mapped as mapped
+from . import operations as operations
 from . import revolve as revolve
 from . import scan as scan
 from . import while_loop as while_loop

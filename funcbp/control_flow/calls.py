@@ -10,29 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ..autodiff.passes import passes_of
-from ..cotangents import Zero, float0_zeros, materialize
+from ..cotangents import Zero, materialize
 from ..jaxpr import (
     Program,
     as_function,
+    bind_compute_on,
     bind_jit,
     call_jaxpr,
     constrained,
-    current_source,
-    instantiated_tangent,
-    is_jax_zero,
     primitive,
     primitives,
-    user_line,
 )
 from ..remat.plan import Plan, Residuals, plan_of_call
-from ..rules.contract import MissingRuleError
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
-from ..rules.registry import def_body, enter
+from ..rules.registry import def_body, def_control, enter
 from ..rules.traits import CALL, def_traits
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -76,51 +69,21 @@ enter(
     CallRule(jit_bwd, jit_fwd, reaches=call_reached, body=lambda params: as_function(constrained(params))),
     CALL,
 )
+
+
+def compute_on_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the forward program on the unit that the user named: what it saves stays where that has it."""
+    plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
+    return call_res(plan, primals, bind_compute_on(plan.forward, primals, params, params["out_memory_spaces"]))
+
+
+def compute_on_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Run the backward program on the same unit."""
+    return call_back(state, res, ct, lambda program, args: bind_compute_on(program, args, params))
+
+
+def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
 def_traits(CALL, primitive("custom_jvp_call_p"))
 def_traits(CALL.but(cheap=False, repeatable=False), primitive("custom_vjp_call_p"))
-
-
-def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
-    """z = x 2ⁿ:  ż = ẋ 2ⁿ. (JAX's is the operation itself, once more, to be transposed by a method of its class.)"""
-    (x, n), (dx, _) = primals, tangents
-    return operation(x, n), dx * jnp.ldexp(jnp.ones_like(x), n)
-
-
-def frexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
-    """x = m 2ⁿ:  ṁ = ẋ 2⁻ⁿ."""
-    (x,), (dx,) = primals, tangents
-    m, n = operation(x)
-    return (m, n), (dx * jnp.ldexp(jnp.ones_like(x), -n), float0_zeros(jax.typeof(n)))
-
-
-SCALED = {"Ldexp": ldexp_jvp, "Frexp": frexp_jvp}
-
-
-def with_its_jvp(params: dict[str, Any]) -> Any:
-    """Run an operation that JAX writes as a class (in newer JAX `jnp.ldexp`, `lax.custom_root`) with its own `jvp`.
-
-    It becomes a `jax.custom_jvp` function of the same value and derivative. A class without a `jvp` is refused.
-    """
-    operation = params["_prim"]
-    jvp = SCALED.get(type(operation).__name__, lambda operation, *moving: operation.jvp(*moving))
-    if type(operation).jvp.__qualname__.split(".")[0] in ("HiPrim", "VJPHiPrimitive", "HiPrimitive"):
-        what = f"`{type(operation).__name__}` at {user_line(current_source())}"
-        raise MissingRuleError(f"funcbp has no derivative for {what}: its class has no `jvp`. Write one.")
-    unflatten = operation.in_tree.unflatten
-
-    @jax.custom_jvp
-    def run(*primals: Any) -> list[Any]:
-        return jax.tree.leaves(operation.expand(*unflatten(primals)))
-
-    @run.defjvp
-    def run_jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
-        outs, moved = jvp(operation, unflatten(primals), unflatten(tangents))
-        return jax.tree.leaves(outs), [instantiated_tangent(t) for t in jax.tree.leaves(moved, is_leaf=is_jax_zero)]
-
-    return run
-
-
-if primitive("CustomRoot") is not None:  # where JAX itself writes its operations so
-    def_body(primitive("call_hi_primitive_p"), with_its_jvp)

@@ -13,6 +13,8 @@ from .authors import authors_primitives as authors_primitives
 from .authors import authors_transpose as authors_transpose
 from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
+from .elementwise import elementwise_primitive as elementwise_primitive
+from .inside import bind_compute_on as bind_compute_on
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
 from .inside import bind_jit as bind_jit
@@ -93,6 +95,7 @@ from .references import makes_reference as makes_reference
 from .references import meets_references as meets_references
 from .references import passes_by as passes_by
 from .references import read_reference as read_reference
+from .references import run_custom_jvp as run_custom_jvp
 from .references import run_on_cells as run_on_cells
 from .references import with_closed_over as with_closed_over
 from .references import without_references as without_references

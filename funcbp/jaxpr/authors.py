@@ -42,11 +42,11 @@ def authors_jvp(
     primitive: Any, primals: Sequence[Any], tangents: Sequence[Any], params: dict[str, Any]
 ) -> tuple[Any, Any]:
     """The outputs and their tangents, None where zero, by the author's rule."""
-    moving = [
+    moving = tuple(
         ad_util.Zero(core.typeof(x).to_tangent_aval()) if t is None else t
         for x, t in zip(primals, tangents, strict=True)
-    ]
-    outs, moved = primitive_jvps[primitive](list(primals), moving, **params)
+    )
+    outs, moved = primitive_jvps[primitive](tuple(primals), moving, **params)  # tuples, as from JAX
     known = lambda t: None if type(t) is ad_util.Zero else t
     return outs, [known(t) for t in moved] if primitive.multiple_results else known(moved)
 

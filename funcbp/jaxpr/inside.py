@@ -18,7 +18,21 @@ from jax.extend.core import primitives
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
-from .values import Aval, Offload, Storage, float0, sharding_of, weakref_cache, zeros
+from .values import (
+    Aval,
+    Offload,
+    Storage,
+    as_cotangent,
+    float0,
+    primitive,
+    sharding_of,
+    to_space,
+    type_of,
+    weakref_cache,
+    zeros,
+)
+
+compute_on_p = primitive("compute_on_p")
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -57,6 +71,20 @@ def bind_jit(
     new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
     new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
     return list(primitives.jit_p.bind(*args, **new))
+
+
+def bind_compute_on(
+    program: Program, args: Sequence[Any], params: dict[str, Any], outs: Sequence[Any] = ()
+) -> list[Any]:
+    """Run a program on the unit that this `compute_on` names.
+
+    Its first outputs go to the memories `outs`, and the others stay in that of their type.
+    """
+    memory = lambda aval: getattr(aval, "memory_space", None)
+    here = lambda x, v: x if memory(type_of(x)) == memory(v.aval) else to_space(x, v.aval.memory_space)
+    args = [*program.consts, *map(here, args, program.invars)]
+    spaces = (*outs, *(memory(v.aval) for v in program.outvars[len(outs) :]))
+    return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
 
 
 def is_saved(policy: Any, eqn: Any) -> bool:
@@ -315,18 +343,12 @@ def custom_bwd(
     in_types: Sequence[Aval],
     symbolic_zeros: bool,
 ) -> tuple[list[Any], dict[str, Any] | None]:
-    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero.
-
-    A number that is no array is a cotangent of its primal's dtype.
-    """
+    """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero."""
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
     out = bwd.call_wrapped(*res, *full)
     out, logs = out if hasattr(jax.custom_vjp, "defvjp_with_logs") else (out, None)
-    out = [
-        jnp.asarray(c, t.dtype) if isinstance(c, (bool, int, float, complex)) else c
-        for c, t in zip(out, in_types, strict=True)
-    ]
+    out = [as_cotangent(c, t) for c, t in zip(out, in_types, strict=True)]
     is_zero = lambda c: c is None or isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0
     return [None if is_zero(c) else c for c in out], logs
 

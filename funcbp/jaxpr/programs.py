@@ -85,6 +85,7 @@ class Program:
             [*self.constvars, *other.constvars, *self.invars, *fresh],
             [look(v) for v in other.outvars],
             [*self.jaxpr.eqns, *eqns],
+            is_high=self.jaxpr.is_high or other.jaxpr.is_high,
         )
         return Program(jaxpr, (*self.consts, *other.consts))
 
@@ -115,9 +116,9 @@ class Program:
         return partial_eval.close_jaxpr(self.jaxpr)
 
 
-def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any], **changes: Any) -> Any:
     effects = partial_eval.make_jaxpr_effects([], invars, outvars, eqns)
-    return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects)
+    return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects, **changes)
 
 
 def _effect_on(effect: Any, variable: Callable[[Any], Any]) -> Any:

@@ -22,11 +22,12 @@ from jax._src.state import discharge
 from jax._src.state.types import AbstractRef, RefEffect
 from jax.extend.core import primitives
 
-from .inside import bind_cond, bind_remat, bind_scan, bind_while
+from .inside import bind_cond, bind_remat, bind_scan, bind_while, custom_bwd
 from .interpreter import Inside, Kind, Visitor, call_jaxpr, run, scan_parts, while_condition, while_parts
-from .programs import Program, bind_eqn, close, in_avals, trace, trace_with
+from .operations import region_of
+from .programs import Program, bind_eqn, close, in_avals, out_avals, trace, trace_with
 from .sources import current_source, user_line
-from .values import Aval, as_array, like, split_list, type_of, weakref_cache, zeros
+from .values import Aval, as_array, like, primitive, split_list, type_of, weakref_cache, zeros
 
 __all__ = [
     "ACCESSES",
@@ -43,12 +44,14 @@ __all__ = [
     "meets_references",
     "passes_by",
     "read_reference",
+    "run_custom_jvp",
     "run_on_cells",
     "with_closed_over",
     "without_references",
     "write_reference",
 ]
 
+LOGS = hasattr(jax.custom_vjp, "defvjp_with_logs")
 # the operations on a reference itself, and those of them that make one
 MAKERS = frozenset(("new_ref", "empty_ref"))
 ACCESSES = MAKERS | {"get", "swap", "addupdate", "freeze", "free_ref"}
@@ -263,6 +266,18 @@ class Discharged(NamedTuple):
         references = [x.reference for x, p in zip(args, self.passed, strict=True) if p]
         return [*(x.value if type(x) is Cell else x for x in args), *references]
 
+    def ran(self, values: Sequence[Any], references: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """Run the program on values, and on the references beside them that it passes on.
+
+        Returns:
+            The outputs, and what the inputs hold by then.
+        """
+        given = [r for r, p in zip(references, self.passed, strict=False) if p]
+        outs = self.program(*values, *given)
+        outs, new = split_list(outs, len(outs) - sum(self.written))
+        rest = iter(new)
+        return outs, [next(rest) if w else x for w, x in zip(self.written, values, strict=True)]
+
     def write(self, args: Sequence[Any], values: Sequence[Any]) -> None:
         """Give the cells that it wrote their new values."""
         cells = [x for x, w in zip(args, self.written, strict=True) if w]
@@ -462,20 +477,125 @@ def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
 
 
 def _run_custom_jvp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    raise UnfollowedReferenceError("into a `jax.custom_jvp` function, inside another program")
+    fun, jvp = primitive.get_bind_params(params)["subfuns"]
+    return run_custom_jvp(fun, jvp, args, discharged(params["call_jaxpr"], args).written)
+
+
+def run_custom_jvp(fun: Any, jvp: Any, args: Sequence[Any], may_write: Sequence[bool]) -> list[Any]:
+    """Run a `jax.custom_jvp` function on cells: it becomes one of values, which returns those it may write.
+
+    The tangent of a reference is one that holds the tangent of what that holds.
+    """
+    types, n = _types(args), len(args)
+    written = [i for i in range(n) if may_write[i]]
+    moving = lambda t: AbstractRef(t.inner_aval.to_tangent_aval()) if is_reference(t) else t.to_tangent_aval()
+
+    def ran(f: Any, types: Sequence[Aval], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The outputs of a function of references, and what these hold by then."""
+        program = trace(f.call_wrapped, types, "custom_jvp")
+        k = len(program.consts)
+        inside = discharged(program.closed, [*program.consts, *args, *types[n:]])
+        if any(inside.passed):
+            raise UnfollowedReferenceError("through a `jax.custom_jvp` function into the backward rule of another one")
+        if any(w and i % n not in written for i, w in enumerate(inside.written[k:])):
+            raise UnfollowedReferenceError("that only the tangent rule of a `jax.custom_jvp` function writes")
+        outs, now = inside.ran([*program.consts, *xs])
+        return outs, now[k:]
+
+    @jax.custom_jvp
+    def on_values(*xs: Any) -> list[Any]:
+        outs, now = ran(fun, types, xs)
+        return [*outs, *(now[i] for i in written)]
+
+    @on_values.defjvp
+    def along(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        outs, now = ran(jvp, [*types, *map(moving, types)], [*primals, *tangents])
+        m = len(outs) // 2
+        return [*outs[:m], *(now[i] for i in written)], [*outs[m:], *(now[n + i] for i in written)]
+
+    outs = on_values(*(x.value if type(x) is Cell else x for x in args))
+    outs, values = split_list(outs, len(outs) - len(written))
+    for i, value in zip(written, values, strict=True):
+        args[i].value = value
+    return outs
 
 
 def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+    """A function that only hands references on is given them; one that reads or writes some becomes one of values."""
     if _has_effects(params["call_jaxpr"], RefEffect):
-        raise UnfollowedReferenceError(
-            "into a `jax.custom_vjp` function that reads or writes it, inside another program"
-        )
+        return _run_custom_vjp_on_values(primitive, params, args)
     references = [x.reference if type(x) is Cell else x for x in args]
     if any(x is None for x in references):
         raise UnfollowedReferenceError(
             "that was made inside the differentiated function into a `jax.custom_vjp` function"
         )
     return list(primitive.bind(*references, **primitive.get_bind_params(params)))
+
+
+def _run_custom_vjp_on_values(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+    """Its rules are discharged too, and return what they write, which moves as what was there before.
+
+    What its backward rule gets of its forward rule may be a reference that outlasts the program: these are handed on.
+    """
+    bound = primitive.get_bind_params(params)
+    (_, fwd, bwd), types, n = bound["subfuns"], _types(args), len(args)
+    body = discharged(params["call_jaxpr"], args)
+    perturbed = [i >= params["num_consts"] for i in range(n)]
+    passed = [type(x) is Cell and x.outlasts for x in args]
+    place = {i: n + k for k, i in enumerate(i for i in range(n) if passed[i])}
+    references = lambda xs: [xs[place[i]] if i in place else None for i in range(n)]
+    written = lambda now: [x for x, w in zip(now, body.written, strict=True) if w]
+
+    def on_values(*xs: Any) -> list[Any]:
+        outs, now = body.ran(xs[:n], references(xs))
+        return [*outs, *written(now)]
+
+    def forward(*xs: Any) -> tuple[list[Any], list[Any]]:
+        on_references = lambda *xs: fwd.call_wrapped(*(x for pair in zip(xs, perturbed, strict=True) for x in pair))
+        program = trace(on_references, types, "fwd")
+        k = len(program.consts)
+        inside = discharged(program.closed, [*program.consts, *args])
+        if any(w and not b for w, b in zip(inside.written[k:], body.written, strict=True)):
+            raise UnfollowedReferenceError("that only the forward rule of a `jax.custom_vjp` function writes")
+        outs, now = inside.ran([*program.consts, *xs[:n]], [*program.consts, *references(xs)])
+        _, res_tree, forwarded = bound["out_trees"]()
+        if any(i is not None and is_reference(types[i]) and i not in place for i in forwarded):
+            raise UnfollowedReferenceError(
+                "that is made inside the differentiated function into the backward rule of a `jax.custom_vjp` function"
+            )
+        own, outs = split_list(outs, res_tree.num_leaves - sum(i is not None for i in forwarded))
+        rest = iter(own)
+        return [*outs, *written(now[k:])], [next(rest) if i is None else xs[place.get(i, i)] for i in forwarded]
+
+    def backward(res: Sequence[Any], cts: Sequence[Any]) -> Any:
+        out_types, in_types = out_avals(params["call_jaxpr"]), [t.inner_aval if is_reference(t) else t for t in types]
+        own, logs = custom_bwd(bwd, res, cts[: len(out_types)], out_types, in_types, bound["symbolic_zeros"])
+        back = (*own, *(None for _ in place))
+        return (back, logs) if LOGS else back
+
+    function: Any = jax.custom_vjp(on_values)
+    (function.defvjp_with_logs if LOGS else function.defvjp)(forward, backward)
+    both = Discharged(body.program, body.written, passed)
+    outs = function(*both.inputs(args))
+    outs, values = split_list(outs, len(outs) - sum(body.written))
+    for cell, value in zip(written(args), values, strict=True):
+        cell.value = moved_as(value, cell.value)
+    return outs
+
+
+@jax.custom_jvp
+def moved_as(value: Any, other: Any) -> Any:
+    """A value that moves as another one does: what is written into a reference by a rule that is somebody's own."""
+    return value
+
+
+moved_as.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
+
+
+def _run_operation(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+    if (region := region_of(params)) is None:
+        raise UnfollowedReferenceError(f"into `{type(params['_prim']).__name__}`")
+    return _run_remat(primitives.remat_p, region, args)
 
 
 _RUNS: dict[Any, Callable[..., Any]] = {
@@ -486,4 +606,5 @@ _RUNS: dict[Any, Callable[..., Any]] = {
     primitives.cond_p: _run_cond,
     primitives.custom_jvp_call_p: _run_custom_jvp,
     primitives.custom_vjp_call_p: _run_custom_vjp,
+    primitive("call_hi_primitive_p"): _run_operation,
 }

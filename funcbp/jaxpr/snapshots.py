@@ -272,16 +272,22 @@ def def_reversal_transpose(refuse: Callable[[], Any]) -> None:
 
 # --- what JAX asks of a primitive -------------------------------------------------------------------------------------
 
+
+def _computed_by(primitive: Any, program: Callable[..., Any]) -> None:
+    """Say what computes a primitive: when it is run, when it is lowered, and when classes in its programs are."""
+    primitive.def_impl(program)
+    primitive.to_lojax = program
+    mlir.register_lowering(primitive, mlir.lower_fun(program))
+
+
 for _p in PLAIN:
-    _p.def_impl(functools.partial(_run, _p))
+    _computed_by(_p, functools.partial(_run, _p))
     _p.def_effectful_abstract_eval(functools.partial(_abstract_eval, _p))
-    mlir.register_lowering(_p, mlir.lower_fun(functools.partial(_run, _p)))
     batching.fancy_primitive_batchers[_p] = functools.partial(_batched, _p)
     primitive_jvps[_p] = functools.partial(_loop_jvp, _p)
 
-loop_tangent_p.def_impl(loop_tangent)
+_computed_by(loop_tangent_p, loop_tangent)
 loop_tangent_p.def_effectful_abstract_eval(_tangent_abstract_eval)
-mlir.register_lowering(loop_tangent_p, mlir.lower_fun(loop_tangent))
 batching.fancy_primitive_batchers[loop_tangent_p] = _tangent_batched
 primitive_jvps[loop_tangent_p] = _tangent_jvp
 
@@ -291,9 +297,8 @@ unfinished_loop_p.def_abstract_eval(lambda unfinished: unfinished.update(dtype=n
 mlir.register_lowering(unfinished_loop_p, mlir.lower_fun(_factor, multiple_results=False))
 batching.primitive_batchers[unfinished_loop_p] = lambda args, dims: (unfinished_loop_p.bind(*args), dims[0])
 
-loop_reversal_p.def_impl(_call)
+_computed_by(loop_reversal_p, _call)
 loop_reversal_p.def_effectful_abstract_eval(lambda *avals, jaxpr: (out_avals(jaxpr), jaxpr.effects))
-mlir.register_lowering(loop_reversal_p, mlir.lower_fun(_call))
 batching.fancy_primitive_batchers[loop_reversal_p] = _call_batched
 primitive_jvps[loop_reversal_p] = _call_jvp
 

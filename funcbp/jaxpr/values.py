@@ -29,7 +29,7 @@ float0 = jax.dtypes.float0
 _PLACES = """
     lax.lax lax.slicing lax.special lax.linalg lax.fft lax.ann lax.windowed_reductions lax.eval_jaxpr
     lax.control_flow.conditionals lax.control_flow.solves lax.parallel core pjit dispatch custom_batching
-    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike
+    custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike compute_on
 """.split()
 
 
@@ -92,6 +92,11 @@ def is_number(x: Any) -> bool:
 def as_residual(x: Any) -> Any:
     """What a backward rule gets of what its forward rule kept: Python numbers as numbers with a dtype, as JAX does."""
     return dtypes.canonicalize_value(x) if is_number(x) else as_array(x)
+
+
+def as_cotangent(x: Any, aval: Aval) -> Any:
+    """What a backward rule returned for a primal of this type: a number that is no array is one of its dtype."""
+    return jnp.asarray(x, aval.dtype) if is_number(x) else x
 
 
 class _Perturbed(JVPTracer):

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
-from ..jaxpr import aval_of, like, primitive, primitives
+from ..jaxpr import aval_of, elementwise_primitive, like, primitive, primitives
 from .contract import OUTPUT, TYPES
 from .kinds import ZeroOnRealsRule
 from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, enter, rule
@@ -259,7 +259,6 @@ def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save, traits=STRUCTU
 def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save, traits=ELEMENTWISE)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct), traits=SCALED)
 def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=POWER)
-def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
 
 
 def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
@@ -329,20 +328,22 @@ def_rule(primitives.log1p_p, log1p_bwd, traits=LOG)
 # --- trigonometric and hyperbolic -------------------------------------------------------------------------------------
 
 
-@jax.custom_jvp
-def one_minus_square(x: Any) -> Any:
-    """1 - x² as (1 - x)(1 + x), accurate near ±1; and its derivative as -2x, where that product's cancels near 0."""
+def _one_minus_square(x: Any) -> Any:
+    """1 - x² as (1 - x)(1 + x), accurate near ±1."""
     one = lax.full_like(x, 1)
     return lax.mul(lax.sub(one, x), lax.add(one, x))
 
 
-@one_minus_square.defjvp
-def _one_minus_square_tangent(primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    return one_minus_square(x), lax.mul(lax.mul(lax.full_like(x, -2), x), dx)
+def one_minus_square_slope(x: Any, **_: Any) -> Any:
+    """z = 1 - x²:  dz/dx = -2x, where the derivative of that product cancels near 0."""
+    return lax.mul(lax.full_like(x, -2), x)
 
 
-one_minus_square = getattr(lax, "one_minus_square", one_minus_square)  # newer JAX has it as a primitive
+one_minus_square_p = primitive("one_minus_square_p") or elementwise_primitive(  # newer JAX has it
+    "one_minus_square", _one_minus_square, one_minus_square_slope
+)
+one_minus_square = one_minus_square_p.bind
+def_elementwise(one_minus_square_p, one_minus_square_slope)
 
 
 def tanh_slope(y: Any, **_: Any) -> Any:
@@ -356,20 +357,25 @@ def tanh_from_input_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) 
     return [lax.mul(ct, lax.mul(lax.full_like(x, 4), logistic_slope(lax.mul(lax.full_like(x, 2), x))))]
 
 
-@jax.custom_jvp
-def logistic_slope(x: Any) -> Any:
-    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had.
+def _logistic_slope(x: Any) -> Any:
+    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x) = e^-|x| / (1 + e^-|x|)².
 
-    Its own derivative is -σ'(x) tanh(x/2), in which nothing cancels near 0.
+    Keeps x: from y near 1, 1 - y cannot be had.
     """
-    return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+    if is_complex(x):
+        return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+    small = lax.exp(lax.neg(lax.abs(x)))
+    return lax.div(small, lax.square(lax.add(lax.full_like(x, 1), small)))
 
 
-@logistic_slope.defjvp
-def _logistic_slope_tangent(primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    slope = logistic_slope(x)
-    return slope, lax.mul(lax.mul(lax.neg(slope), lax.tanh(lax.mul(lax.full_like(x, 0.5), x))), dx)
+def logistic_curvature(x: Any, **_: Any) -> Any:
+    """z = σ'(x):  dz/dx = -σ'(x) tanh(x/2), in which nothing cancels near 0."""
+    return lax.mul(lax.neg(logistic_slope(x)), lax.tanh(lax.mul(lax.full_like(x, 0.5), x)))
+
+
+logistic_slope_p = elementwise_primitive("logistic_slope", _logistic_slope, logistic_curvature)
+logistic_slope = logistic_slope_p.bind
+def_elementwise(logistic_slope_p, logistic_curvature)
 
 
 def logaddexp_tangent(primals: Any, tangents: Any) -> Any:

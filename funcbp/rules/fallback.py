@@ -13,7 +13,7 @@ from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable
 from ..jaxpr import authors_transpose, has_authors_jvp, has_authors_transpose
 from .kinds import AuthorsRule, MissingRule, Rule
 from .options import Options
-from .registry import TABLE, UNSUPPORTED
+from .registry import TABLE, UNSUPPORTED, enter_later
 
 
 def missing(primitive: Any) -> Rule:
@@ -76,6 +76,9 @@ def authors(primitive: Any) -> Rule:
 def lookup(options: Options, primitive: Any) -> Rule:
     """The rule for a primitive: the option, the table, its author's, or the way these options treat missing ones."""
     rule = options.rules.get(primitive) or TABLE.get(primitive)
+    if rule is None:
+        enter_later()
+        rule = TABLE.get(primitive)
     if rule is None and (has_authors_jvp(primitive) or has_authors_transpose(primitive)):
         rule = authors(primitive)
     if rule is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ __all__ = [
     "def_zero",
     "elementwise_rule",
     "enter",
+    "enter_later",
     "linear_rule",
     "rule",
 ]
@@ -392,6 +395,15 @@ def def_named(name: str, tangent: Callable[..., Any]) -> None:
     NAMED[name] = tangent
 
 
+LATER = {"jax.experimental.sparse": ".sparse"}
+
+
+def enter_later() -> None:
+    """Enter the rules of those modules of JAX that it does not import by itself, and that somebody has imported."""
+    for module in LATER.keys() & sys.modules.keys():
+        importlib.import_module(LATER[module], __package__)
+
+
 UNSUPPORTED: dict[str, str] = {}
 
 
@@ -428,6 +440,7 @@ def coverage(borrow: bool = False) -> dict[str, str]:
         >>> bp.coverage()["tanh"], bp.coverage()["floor"], bp.coverage()["eq"]
         ('hand-written', 'zero', 'non-differentiable')
     """
+    enter_later()
     own = dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "the function's own")
     own |= dict.fromkeys(ACCESSES, "discharged")
     known = own | {p.name: r.how for p, r in TABLE.items() if r.message is None}

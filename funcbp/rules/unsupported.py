@@ -10,13 +10,8 @@ PYTHON = "pure_callback io_callback debug_callback debug_print ffi_call buffer_c
 KERNELS = "pallas_call mpmd_map"
 REFERENCES = "accum_grad_in_ref run_state masked_load masked_swap get_global"
 BOXES = "box_get box_set new_box new_log log_extend log_read"
-SPARSE = """
-    bcoo_dot_general bcoo_dot_general_sampled bcoo_extract bcoo_fromdense bcoo_sort_indices bcoo_spdot_general
-    bcoo_sum_duplicates bcoo_todense bcoo_transpose bcsr_dot_general bcsr_extract bcsr_fromdense bcsr_todense
-    coo_fromdense coo_matmat coo_matvec coo_todense csr_fromdense csr_matmat csr_matvec csr_todense spsolve todense
-"""
 INTERNAL = """
-    call_hi_primitive call_hi_primitive_linearized
+    call_hi_primitive_linearized
     custom_lin eval_jaxpr remat_opt stage tie dce_sink to_edtype from_edtype call relayout
     with_memory_space_constraint xla_metadata_call
 """
@@ -30,5 +25,4 @@ def_unsupported(
     *REFERENCES.split(),
 )
 def_unsupported("mutable boxes and logs are not recorded. Use jax.new_ref.", *BOXES.split())
-def_unsupported("jax.experimental.sparse is not supported. Use dense arrays, or jax.grad.", *SPARSE.split())
 def_unsupported("it is part of JAX's own machinery. Use jax.grad for this program.", *INTERNAL.split())

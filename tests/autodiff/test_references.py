@@ -48,6 +48,21 @@ def python_loop(x):
 
 
 @program
+def on_devices(x):
+    """One made in a `shard_map`, and one that is handed to it."""
+
+    def f(r, x):
+        inner = jax.new_ref(x)
+        inner[...] = jnp.sin(inner[...]) * r[...]
+        r[...] += inner[...] * x
+        return inner[...]
+
+    r, mesh = jax.new_ref(x**2), jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    y = jax.shard_map(f, mesh=mesh, in_specs=(jax.P("i"), jax.P("i")), out_specs=jax.P("i"))(r, x)
+    return jnp.sum(y * r[...])
+
+
+@program
 def overwritten(x):
     r = jax.new_ref(x)
     y = r[0] ** 2
@@ -290,8 +305,7 @@ def test_a_custom_function_reads_a_reference():
     f = lambda x: (lambda r: first_times(r, x[1]) + jax.jit(first_times)(r, x[2]))(jax.new_ref(x))
     np.testing.assert_allclose(bp.grad(f)(X), [10 * (X[1] + X[2]), X[0], X[0], 0], rtol=1e-12)
     looped = lambda x: (lambda r: lax.fori_loop(0, 2, lambda i, c: first_times(r, c), x[1]))(jax.new_ref(x))
-    with pytest.raises(NotImplementedError, match=r"cannot follow a mutable reference into a `jax\.custom_vjp`"):
-        bp.grad(looped)(X)
+    np.testing.assert_allclose(bp.grad(looped)(X), [20 * X[0] * X[1], X[0] ** 2, 0, 0], rtol=1e-12)
 
 
 # --- accumulation -----------------------------------------------------------------------------------------------------
@@ -338,3 +352,79 @@ def test_a_primal_may_be_a_reference():
         bp.grad(f)(r)
     with pytest.raises(ValueError, match="passed twice"):
         bp.vjp(lambda a, b: a[...] * b[...], r, r)
+
+
+# --- functions with a derivative of their own -------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def scaled(r, v):
+    """r v, whose author says that it goes back as v̄ = 5 r ȳ; and r becomes 2 r."""
+    y = r[...] * v
+    r[...] *= 2
+    return y
+
+
+def scaled_fwd(r, v):
+    was = r[...]
+    return scaled(r, v), was
+
+
+scaled.defvjp(scaled_fwd, lambda was, ct: (None, 5 * was * ct))
+
+
+@jax.custom_jvp
+def mixed(r, v):
+    """r v, whose author says that it moves by 3 r v̇ + 11 ṙ v; and r becomes r + v, which he says moves by 7 v̇."""
+    y = r[...] * v
+    r[...] += v
+    return y
+
+
+@mixed.defjvp
+def mixed_jvp(primals, tangents):
+    (r, v), (dr, dv) = primals, tangents
+    dy = 3 * r[...] * dv + 11 * dr[...] * v
+    dr[...] = 7 * dv
+    return mixed(r, v), dy
+
+
+OWN = {  # the function; and by hand, for one call of it: value, derivative, what r is then, its derivative
+    scaled: lambda r, dr, v, dv: (r * v, 5 * r * dv, 2 * r, dr),
+    mixed: lambda r, dr, v, dv: (r * v, 3 * r * dv + 11 * dr * v, r + v, 7 * dv),
+}
+AROUND = {
+    "plain": (1, lambda f: f),
+    "jit": (1, jax.jit),
+    "scan": (2, lambda f: lambda v: lax.scan(lambda c, _: (f(c), None), v, length=2)[0]),
+    "loop": (2, lambda f: lambda v: lax.fori_loop(0, 2, lambda i, c: f(c), v)),
+    "cond": (1, lambda f: lambda v: lax.cond(v > 0, f, jnp.sin, v)),
+    "region": (1, jax.checkpoint),
+}
+
+
+@pytest.mark.slow(once=["own", "around"])
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("around", AROUND)
+def test_a_function_with_its_own_derivative_reads_and_writes_references(own, around):
+    """One made in the differentiated function, which holds a differentiated value."""
+    times, wrap = AROUND[around]
+
+    def f(v):
+        r = jax.new_ref(v**2)
+        return jnp.sin(wrap(lambda v: own(r, v))(v)) * r[...]
+
+    x = 0.7
+    r, dr, y, dy = x**2, 2 * x, x, 1.0
+    for _ in range(times):
+        y, dy, r, dr = OWN[own](r, dr, y, dy)
+    np.testing.assert_allclose(bp.grad(f)(x), np.cos(y) * dy * r + np.sin(y) * dr, rtol=1e-12)
+
+
+def test_one_from_outside_is_read_and_written_by_a_function_with_its_own_derivative():
+    r = jax.new_ref(2.0)
+    f = lambda v: lax.scan(lambda c, _: (jnp.sin(scaled(r, c)), None), v, length=2)[0]
+    first = np.sin(2 * 0.7)
+    want = np.cos(4 * first) * 5 * 4 * np.cos(2 * 0.7) * 5 * 2
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(0.7), want, rtol=1e-12)
+    assert r[...] == 8

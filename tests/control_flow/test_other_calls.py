@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export, lax
+from jax._src import compute_on
+from jax._src.core import MemorySpace as Space
 from jax.experimental import checkify
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -42,6 +44,20 @@ def test_what_is_said_to_the_compiler_is_the_identity():
     shard_alike = pytest.importorskip("jax.experimental.shard_alike").shard_alike
     f = lambda x: jnp.sum(jnp.sin(shard_alike(x, 2 * x)[1]) + shard_alike(x, x)[0])
     np.testing.assert_allclose(jax.jit(bp.grad(f))(X), 2 * jnp.cos(2 * X) + 1)
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_what_is_computed_on_the_host_goes_back_there(how):
+    on_host = getattr(compute_on, "compute_on2", compute_on.compute_on)  # two names for it
+    f = on_host(lambda x, y: jnp.sin(x) * y, compute_type="device_host", out_memory_spaces=Space.Device)
+    g = lambda x: jnp.sum(WRAPS[how](lambda x: f(x, x))(x))
+    np.testing.assert_allclose(bp.grad(g)(X), np.cos(X) * X + np.sin(X))
+    np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(bp.grad(g)(x)))(X), 2 * np.cos(X) - np.sin(X) * X)
+    passes = [
+        eqn.params["compute_type"] for eqn in jax.make_jaxpr(bp.grad(lambda x: jnp.sum(f(x, x))))(X).eqns
+        if eqn.primitive.name == "compute_on"
+    ]  # fmt: skip
+    assert passes == ["device_host"] * 2
 
 
 @pytest.mark.parametrize("residuals", ["min_cut", "needed", "inputs"])

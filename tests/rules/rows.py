@@ -22,6 +22,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import primitives
 
+from funcbp.rules.elementwise import logistic_slope, one_minus_square
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -85,8 +87,8 @@ UNARY = {
 POSITIVE = {"log": lax.log, "log1p": lax.log1p, "sqrt": lax.sqrt, "rsqrt": lax.rsqrt, "cbrt": lax.cbrt,
             "lgamma": lax.lgamma, "digamma": lax.digamma}  # fmt: skip
 UNIT = {"asin": lax.asin, "acos": lax.acos, "atanh": lax.atanh, "erf_inv": lax.erf_inv}
-if hasattr(lax, "one_minus_square"):  # newer JAX
-    UNARY |= {"one_minus_square": lax.one_minus_square}
+UNARY |= {"one_minus_square": one_minus_square, "logistic_slope": logistic_slope}
+if hasattr(lax, "polynomial"):  # newer JAX
     POSITIVE |= {"log2": lax.log2}
     row("polynomial", lambda x, a, b, c: lax.polynomial(x, [a, b, c]), x23, y23, scalar, y23[:, :1])
 for name, f in UNARY.items():

@@ -13,6 +13,7 @@ import pytest
 
 import funcbp as bp
 from funcbp.autodiff import recording
+from funcbp.jaxpr import sparse
 from funcbp.rules import TABLE
 from funcbp.testing.rules import structural_claims
 
@@ -245,9 +246,12 @@ def test_runs_through_the_rule_it_names(row, monkeypatch):
 
 def test_every_ruled_primitive_has_a_row():
     # a mesh: tests/test_sharding.py; a weight: tests/autodiff/test_marks.py; loops: tests/control_flow/test_revolve.py;
-    # maps and collectives: tests/test_mapped.py; what is said to the compiler: tests/control_flow/test_other_calls.py
+    # maps and collectives: tests/test_mapped.py; calls, and what is said to the compiler:
+    # tests/control_flow/test_other_calls.py;
+    # jax.experimental.sparse: test_sparse.py; operations written as classes: tests/control_flow/test_operations.py
     elsewhere = {
         "linear_call",
+        "compute_on",
         "shard_alike",
         "xla_metadata_value",
         "reshard",
@@ -256,6 +260,9 @@ def test_every_ruled_primitive_has_a_row():
         "snapshot_while",
         "loop_tangent",
         *MAPPED,
+        "call_hi_primitive",
+        "spsolve",
+        *(p.name for p in sparse.dense_programs()),
     }
     ruled = {p.name for p, r in TABLE.items() if r.how not in ("zero", "non-differentiable") and r.message is None}
     assert not (unrowed := ruled - elsewhere - FIRST.keys()), f"no row for {sorted(unrowed)}"

@@ -1,0 +1,173 @@
+"""Operations that are written as classes, `jax.experimental.hijax`, by the methods that their authors gave them.
+
+An operation takes and returns trees. Here they are flat, as everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import ad_checkpoint, ad_util, hijax
+from jax._src.interpreters.ad import NullAccum, ValAccum
+from jax._src.tree_util import broadcast_prefix
+
+from .interpreter import close
+from .values import as_array, as_cotangent, as_residual, primitives, type_of
+
+__all__ = [
+    "Forward",
+    "expanded",
+    "has_backward",
+    "has_tangents",
+    "has_transpose",
+    "is_jaxs",
+    "own_backward",
+    "own_forward",
+    "own_tangents",
+    "own_transpose",
+    "region_of",
+    "stands_for",
+]
+
+BASE: Any = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive
+
+
+def _gives(operation: Any, method: str) -> bool:
+    """Whether an operation's class has a method of its own: none that is left to be written, or that JAX derives."""
+    if hasattr(operation, "prim"):  # another one, mapped
+        return _gives(operation.prim, method)
+    own = getattr(type(operation), method, None)
+    return own is not getattr(BASE, method) and own is not vars(hijax).get(getattr(own, "__name__", ""))
+
+
+def is_jaxs(operation: Any) -> bool:
+    """Whether a module of JAX has the class of this operation."""
+    return type(operation).__module__.startswith("jax.")
+
+
+def _is_zero(x: Any) -> bool:
+    return isinstance(x, (ad_util.Zero, ad_util.SymbolicZero))
+
+
+# --- in the place of other operations ---------------------------------------------------------------------------------
+
+
+def region_of(params: dict[str, Any]) -> dict[str, Any] | None:
+    """The parameters of the region that an operation is: `jax.checkpoint` under `jax_remat3`."""
+    operation = params["_prim"]
+    if not isinstance(operation, ad_checkpoint.RematTraced):
+        return None
+    jaxpr = close(operation.jaxpr).jaxpr
+    prevent_cse = getattr(operation, "prevent_cse", True)
+    return dict(jaxpr=jaxpr, policy=operation.policy, prevent_cse=prevent_cse, differentiated=False)
+
+
+def stands_for(params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+    """What an operation is among those that are no classes, if there is such a one: a region, or a name."""
+    operation = params["_prim"]
+    if (region := region_of(params)) is not None:
+        return lambda *xs: primitives.remat_p.bind(*xs, **region)
+    if type(operation).__name__ in ("CheckpointName", "CheckpointNameFwd"):
+        return lambda x: [primitives.name_p.bind(x, name=operation.name)]
+    return None
+
+
+def expanded(operation: Any, *operands: Any) -> list[Any]:
+    """Run the program that an operation is written in."""
+    return jax.tree.leaves(operation.expand(*operation.in_tree.unflatten(operands)))
+
+
+# --- its own derivative -----------------------------------------------------------------------------------------------
+
+
+class Forward(NamedTuple):
+    """What an operation's own forward pass, or its linearization, returns.
+
+    Attributes:
+        outs: the outputs.
+        res: what its backward pass is given: the residuals, and beside them those that have a structure, if it has any.
+        moving: which outputs move with the operands, flat.
+    """
+
+    outs: list[Any]
+    res: list[Any]
+    moving: list[bool]
+
+    @classmethod
+    def of(cls, operation: Any, outs: Any, res: Any, moving: Any = True, structured: Any = None) -> Forward:
+        of_backward = [res] if structured is None else [res, structured]
+        moving = broadcast_prefix(moving, operation.out_aval)
+        return cls([as_array(y) for y in jax.tree.leaves(outs)], of_backward, moving)
+
+
+def has_tangents(operation: Any) -> bool:
+    """Whether an operation's author gave it tangents."""
+    return _gives(operation, "jvp") or _gives(operation, "lin")
+
+
+def own_tangents(operation: Any, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Run an operation along a direction: its outputs and their tangents. None is a tangent of zero."""
+    unflatten = operation.in_tree.unflatten
+    zero = lambda x: ad_util.Zero(type_of(x).to_tangent_aval())
+    moving = unflatten([zero(x) if t is None else t for x, t in zip(primals, tangents, strict=True)])
+    if _gives(operation, "jvp"):
+        outs, moved = operation.jvp(unflatten(primals), moving)
+        outs = jax.tree.leaves(outs)
+    else:
+        which = unflatten([t is not None for t in tangents])
+        outs, res, _ = Forward.of(operation, *operation.lin(which, *unflatten(primals)))
+        moved = operation.linearized(*res, *moving)
+    return outs, [None if _is_zero(t) else t for t in operation.out_tree.flatten_up_to(moved)]
+
+
+def has_backward(operation: Any) -> bool:
+    """Whether an operation's author gave it a backward pass."""
+    return _gives(operation, "vjp_fwd")
+
+
+def own_forward(operation: Any, operands: Sequence[Any], perturbed: Sequence[bool]) -> Forward:
+    """Run an operation's own forward pass."""
+    unflatten = operation.in_tree.unflatten
+    outs, res, moving = Forward.of(operation, *operation.vjp_fwd(unflatten(perturbed), *unflatten(operands)))
+    return Forward(outs, jax.tree.map(as_residual, res), moving)
+
+
+def own_backward(
+    operation: Any, res: Sequence[Any], ct: Sequence[Any], perturbed: Sequence[bool]
+) -> tuple[list[Any], dict[str, Any] | None]:
+    """Run an operation's own backward pass: its cotangents, and what it logs. None is a cotangent of zero."""
+    into = _accumulators(operation, perturbed)
+    logs = operation.vjp_bwd(*res, _cotangents(operation, ct), *operation.in_tree.unflatten(into))
+    return _found(into), logs
+
+
+def own_transpose(operation: Any, operands: Sequence[Any], linear: Sequence[bool], ct: Sequence[Any]) -> list[Any]:
+    """Run an operation's own transpose rule, with respect to the operands that it is linear in."""
+    into = _accumulators(operation, linear)
+    given = [a if m else x for a, x, m in zip(into, operands, linear, strict=True)]
+    operation.transpose(_cotangents(operation, ct), *operation.in_tree.unflatten(given))
+    return _found(into)
+
+
+def has_transpose(operation: Any) -> bool:
+    """Whether an operation's author gave it a transpose rule."""
+    return _gives(operation, "transpose") and not is_jaxs(operation)
+
+
+def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Any]:
+    """What a backward rule adds its cotangents to."""
+    kinds = [ValAccum if p else NullAccum for p in perturbed]
+    return [kind(t.to_ct_aval()) for kind, t in zip(kinds, operation.in_avals_flat, strict=True)]
+
+
+def _found(accumulators: Sequence[Any]) -> list[Any]:
+    found = ((a.freeze(), a.aval) if isinstance(a, ValAccum) else (None, None) for a in accumulators)
+    return [None if c is None or _is_zero(c) else as_cotangent(c, t) for c, t in found]
+
+
+def _cotangents(operation: Any, ct: Sequence[Any]) -> Any:
+    zero = lambda t: ad_util.Zero(t.to_ct_aval())
+    flat = [zero(t) if c is None else c for c, t in zip(ct, operation.out_avals_flat, strict=True)]
+    return operation.out_tree.unflatten(flat)

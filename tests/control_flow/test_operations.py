@@ -1,0 +1,198 @@
+"""Operations that are written as classes (`jax.experimental.hijax`): by the methods that their authors gave them."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax._src import hijax
+
+import funcbp as bp
+
+Base = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive
+
+
+class Operation(Base):
+    """One that takes arrays of one type, or a dict of them, and returns as many."""
+
+    def __init__(self, *operands):
+        self.in_avals = jax.tree.map(jax.typeof, operands)
+        self.out_aval = self.in_avals[0]
+        self.params = {}
+        super().__init__()
+
+    @classmethod
+    def of(cls, *operands):
+        return cls(*operands)(*operands)
+
+
+class Cubed(Operation):
+    """x ↦ x³, whose author says that it goes back as x̄ = 5 x² ȳ."""
+
+    def expand(self, x):
+        return x**3
+
+    def vjp_fwd(self, moving, x):
+        return self(x), x
+
+    def vjp_bwd_retval(self, x, ct):
+        return (5 * x**2 * ct,)
+
+
+class Pair(Operation):
+    """(a, b) ↦ (a b, a + b), of which the author says that the first is a constant of b."""
+
+    def expand(self, d):
+        return {"a": d["a"] * d["b"], "b": d["a"] + d["b"]}
+
+    def vjp_fwd(self, moving, d):
+        return self(d), d["b"]
+
+    def vjp_bwd(self, b, ct, into):
+        array = lambda c: jnp.zeros(c.aval.shape, c.aval.dtype) if hasattr(c, "aval") and not hasattr(c, "size") else c
+        into["a"].accum(array(ct["a"]) * b + array(ct["b"]))
+        into["b"].accum(array(ct["b"]))
+
+
+class Squared(Operation):
+    """x ↦ x², whose author says that it moves by 3 x ẋ; within that rule it is applied to a tangent."""
+
+    def expand(self, x):
+        return x**2
+
+    def jvp(self, primals, tangents):
+        (x,), (t,) = primals, tangents
+        return self(x), 3 * x * Doubled.of(t)
+
+
+class Halved(Operation):
+    """x ↦ x / 2, whose author says by a linearization that it moves by 7 ẋ."""
+
+    def expand(self, x):
+        return x / 2
+
+    def lin(self, moving, x):
+        return self(x), 7.0
+
+    def linearized(self, seven, t):
+        return seven * t
+
+
+class Doubled(Operation):
+    """x ↦ 2 x, a linear operation, whose author says that it goes back as x̄ = 11 ȳ."""
+
+    def expand(self, x):
+        return 2 * x
+
+    def transpose(self, ct, into):
+        into.accum(11 * ct)
+
+
+class Bare(Operation):
+    def expand(self, x):
+        return x + 1
+
+
+X = jnp.array([0.3, 0.7])
+loss = lambda f: lambda x: jnp.sum(jnp.sin(f(x)))
+WRAPS = {
+    "eager": lambda f: f,
+    "jit": jax.jit,
+    "scan": lambda f: lambda x: lax.scan(lambda c, _: (c, f(x)), 0.0, length=1)[1][0],
+    "cond": lambda f: lambda x: lax.cond(x[0] > 0, f, jnp.cos, x),
+    "checkpoint": jax.checkpoint,
+}
+SLOPES = {  # an operation, its value, and what its author says that its slope is
+    Cubed: (lambda x: x**3, lambda x: 5 * x**2),
+    Squared: (lambda x: x**2, lambda x: 33 * x),
+    Halved: (lambda x: x / 2, lambda x: 7 + 0 * x),
+}
+
+
+@pytest.mark.slow(once=["operation", "how"])
+@pytest.mark.parametrize("operation", SLOPES)
+@pytest.mark.parametrize("how", WRAPS)
+def test_an_operation_goes_back_as_its_author_says(operation, how):
+    value, slope = SLOPES[operation]
+    np.testing.assert_allclose(bp.grad(loss(WRAPS[how](operation.of)))(X), np.cos(value(X)) * slope(X), rtol=1e-12)
+
+
+def test_an_operation_of_trees_is_given_its_cotangents_as_a_tree():
+    f = lambda a, b: Pair.of({"a": a, "b": b})
+    both = lambda a, b: jnp.sum(f(a, b)["a"]) + 3 * jnp.sum(f(a, b)["b"])
+    np.testing.assert_allclose(bp.grad(both, (0, 1))(X, 2 * X), [2 * X + 3, [3, 3]])
+    np.testing.assert_allclose(jax.jit(bp.grad(lambda a: jnp.sum(f(a, 2 * X)["a"])))(X), 2 * X)  # and of one alone
+
+
+def test_a_second_derivative_is_that_of_the_authors_backward_pass():
+    twice = bp.grad(lambda x: jnp.sum(bp.grad(lambda x: jnp.sum(Cubed.of(x)))(x)))
+    np.testing.assert_allclose(twice(X), 10 * X)
+
+
+def test_an_operation_without_a_derivative_is_an_error():
+    with pytest.raises(bp.MissingRuleError, match=r"`Bare`, .*test_operations.* neither a `vjp_fwd` nor a `jvp`"):
+        bp.grad(loss(Bare.of))(X)
+    np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(x * Bare.of(X)))(X), X + 1)  # it is not differentiated
+
+
+@contextlib.contextmanager
+def turned_on(flag):
+    if not hasattr(jax.config, flag):
+        pytest.skip("this JAX has no such flag")
+    jax.config.update(flag, True)
+    try:
+        yield
+    finally:
+        jax.config.update(flag, False)
+
+
+def test_custom_vjp_functions_are_operations_under_their_flag():
+    with turned_on("jax_custom_vjp3"):
+
+        @jax.custom_vjp
+        def f(x, n):
+            return {"y": x**n, "one": 1}  # a Python number stands beside the result
+
+        f.defvjp(lambda x, n: (f(x, n), (x, n)), lambda res, ct: (5 * res[0] * ct["y"], None))
+        g = lambda x: f(x, jnp.full_like(x, 2))["y"]
+        for how in ("eager", "jit", "scan", "checkpoint"):
+            np.testing.assert_allclose(bp.grad(loss(WRAPS[how](g)))(X), np.cos(X**2) * 5 * X, rtol=1e-12)
+        np.testing.assert_allclose(jax.vmap(bp.grad(lambda x: jnp.sin(g(x))))(X), np.cos(X**2) * 5 * X, rtol=1e-12)
+
+
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.save_only_these_names("h")])
+def test_checkpointed_functions_are_operations_under_their_flag(policy):
+    """Gradients and plans are what they are without it."""
+
+    def f(x):
+        return lax.scan(
+            jax.checkpoint(lambda c, x: (jnp.sin(bp.name(jnp.exp(c), "h") * x), None), policy=policy), 0.1, x
+        )
+
+    planned = lambda: (
+        bp.grad(lambda x: f(x)[0])(X),
+        [(v.name, v.fate) for v in bp.residuals(lambda x: f(x)[0])(X).values],
+    )
+    gradient, plan = planned()
+    with turned_on("jax_remat3"):
+        assert "call_hi_primitive" in str(jax.make_jaxpr(f)(X).eqns[0].params["jaxpr"].eqns[0].primitive)
+        gradient_as_operations, plan_of_operations = planned()
+    np.testing.assert_array_equal(gradient_as_operations, gradient)
+    assert plan_of_operations == plan and (("h", "kept") in plan) == (policy is not None)
+
+
+def test_references_in_a_checkpointed_function_are_followed_under_its_flag():
+    with turned_on("jax_remat3"):
+
+        @jax.checkpoint
+        def f(x, r):
+            r[...] = jnp.sin(x) * r[...]
+
+        def g(x):
+            r = jax.new_ref(x)
+            f(x, r)
+            return r[...]
+
+        np.testing.assert_allclose(bp.grad(g)(0.3), np.sin(0.3) + 0.3 * np.cos(0.3))

@@ -358,11 +358,15 @@ def tanh_from_input_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) 
 
 @jax.custom_jvp
 def logistic_slope(x: Any) -> Any:
-    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x). Keeps x: from y near 1, 1 - y cannot be had.
+    """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x) = e / (1 + e)² with e = e^-|x|, where x is real.
 
-    Its own derivative is -σ'(x) tanh(x/2), in which nothing cancels near 0.
+    It is of x: from y near 1, 1 - y cannot be had. Its own derivative is -σ'(x) tanh(x/2), in which nothing cancels
+    near 0.
     """
-    return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+    if jnp.iscomplexobj(x):
+        return lax.mul(lax.logistic(x), lax.logistic(lax.neg(x)))
+    e = lax.exp(lax.neg(lax.abs(x)))
+    return lax.div(e, lax.square(lax.add(e, lax.full_like(e, 1))))
 
 
 @logistic_slope.defjvp

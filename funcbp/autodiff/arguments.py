@@ -233,8 +233,8 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
             raise TypeError(f"{what} with holomorphic=True requires inputs with complex dtype, but got {dtype}.")
     else:
         raise TypeError(
-            f"{what} requires real- or complex-valued inputs (input dtype that is a sub-dtype of np.inexact), but got {dtype}. "
-            "Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
+            f"{what} requires real- or complex-valued inputs (input dtype that is a sub-dtype of np.inexact), but got "
+            f"{dtype}. Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
         )
 
 
@@ -254,8 +254,8 @@ def check_output(y: Any, holomorphic: bool, what: str) -> None:
             raise TypeError(f"{what} with holomorphic=True requires outputs with complex dtype, but got {dtype}.")
     elif jax.dtypes.issubdtype(dtype, np.complexfloating):
         raise TypeError(
-            f"{what} requires real-valued outputs (output dtype that is a sub-dtype of np.floating), but got {dtype}. For holomorphic "
-            "differentiation pass holomorphic=True; otherwise use vjp."
+            f"{what} requires real-valued outputs (output dtype that is a sub-dtype of np.floating), but got {dtype}. "
+            "For holomorphic differentiation pass holomorphic=True; otherwise use vjp."
         )
     elif not jax.dtypes.issubdtype(dtype, np.floating):
         raise TypeError(

@@ -495,6 +495,8 @@ def test_tracers_do_not_leak():
     with jax.checking_leaks():
         bp.grad(scalar)(x23)
         jax.jit(bp.grad(scalar))(x23)
+        # a custom rule inside keeps the trace in which its program was made
+        jax.jit(lambda x: bp.vjp(jax.checkpoint(jax.nn.relu), x)[1](1.0))(1.0)
 
 
 @jax.custom_vjp
@@ -503,6 +505,16 @@ def both(x, y):
 
 
 both.defvjp(lambda x, y: (both(x, y), (x, y)), lambda res, ct: (ct[0] * res[1] + ct[1], ct[0] * res[0] + ct[1]))
+
+
+@pytest.mark.parametrize("n", [3, np.array(3)], ids=["int", "numpy"])
+def test_an_integer_primal_stays_a_number_under_jit(n):
+    f = lambda x, n: sum(x**i for i in range(n))  # 1 + x + x²
+    assert jax.jit(lambda x: bp.vjp(f, x, n)[1](1.0)[0])(2.0) == 5
+    assert jax.jit(lambda x: bp.grad(f, (0, 1), allow_int=True)(x, n)[0])(2.0) == 5
+    assert jax.jit(lambda x, y: bp.grad(lambda x, i: x[i] ** 2, (0, 1), allow_int=True)(x, n)[0][n] + y)(
+        jnp.arange(4.0), 1.0
+    ) == 7  # fmt: skip
 
 
 def test_rules_by_function_and_for_what_is_no_operation():

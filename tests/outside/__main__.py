@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         "--jax-repo", required=True, metavar="DIR", help="a copy of JAX's repository at the version installed"
     )
     for command in (packages, jax):
+        command.add_argument("--tests", default="", metavar="EXPR", help="those of these names, as pytest -k has it")
         command.add_argument(
             "--per-test", type=int, default=0, metavar="N", help="so many of a test's parametrisations"
         )

@@ -77,7 +77,7 @@ def put_in_place(module: Any, calls: collections.Counter[str]) -> None:
 
 
 def mentions_reverse_mode(item: pytest.Item) -> bool:
-    """Tell whether a test's own text mentions reverse mode: those come first, for the time may not be enough for all."""
+    """Tell whether a test's own text mentions reverse mode: those are run first, as time may run out."""
     try:
         return REVERSE_MODE.search(inspect.getsource(item.function)) is not None  # type: ignore[attr-defined]
     except (AttributeError, OSError, TypeError):

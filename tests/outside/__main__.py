@@ -41,8 +41,13 @@ def main(argv: list[str]) -> int:
         command.add_argument(
             "--per-test", type=int, default=0, metavar="N", help="so many of a test's parametrisations"
         )
-        command.add_argument("--seconds", type=float, default=60, help="the longest that one test may take")
-        command.add_argument("--minutes", type=float, default=60, help="the longest that a run of a suite may take")
+        command.add_argument("--seconds", type=float, default=60, help="of the processor, for one test")
+        command.add_argument(
+            "--minutes",
+            type=float,
+            default=60,
+            help="of the processor, for a suite on JAX's; with ours three times that",
+        )
     options = vars(parser.parse_args(argv))
 
     match options.pop("command"):

@@ -74,7 +74,7 @@ def suite(
 ) -> Row:
     """Run those of these files that mention reverse mode; with ours, the tests that pass on JAX and call it.
 
-    With ours they have three times as long, so that a busy machine makes no failures.
+    With ours they have three times as long, so that what is slower is not what failed.
     """
     chosen = [p for p in files if REVERSE_MODE.search(p.read_text())]
     if not chosen:

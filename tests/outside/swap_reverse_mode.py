@@ -92,8 +92,8 @@ class Plugin:
         records: the file that gets a line of JSON per test.
         only: the tests to run, by name; None for all.
         per_test: how many of a test's parametrisations to run; 0 for all.
-        seconds: the longest that one test may take.
-        minutes: the longest that all may take; what is left then is not run.
+        seconds: how long the processor may work on one test.
+        minutes: how long on all of them; what is left then is not run.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Plugin:
     ) -> None:
         self.calls: collections.Counter[str] = collections.Counter()
         self.records, self.only, self.per_test, self.seconds = records, only, per_test, seconds
-        self.end = time.monotonic() + 60 * minutes
+        self.end = time.process_time() + 60 * minutes
         put_in_place(importlib.import_module(module), self.calls)
         self.ran = [] if module == "jax" else note_reverse_mode()
 
@@ -127,17 +127,17 @@ class Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
         def stop(*_: Any) -> None:
-            raise TookTooLong(f"It took more than {self.seconds:g} seconds.")
+            raise TookTooLong(f"It took more than {self.seconds:g} seconds of the processor.")
 
         self.calls.clear()
         self.ran.clear()
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        before = signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
         try:
             result = yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
         if self.ran:
             pytest.fail(f"JAX's own reverse mode ran {len(self.ran)} times, first from {self.ran[0]}.")
         return result
@@ -150,7 +150,7 @@ class Plugin:
             record = {"test": item.nodeid, "outcome": report.outcome, "calls": self.calls.total(), "error": error[:600]}
             with open(self.records, "a") as file:
                 file.write(json.dumps(record) + "\n")
-        if time.monotonic() > self.end:
+        if time.process_time() > self.end:
             item.session.shouldstop = "the time is over"
         return report
 

@@ -115,7 +115,7 @@ def prepare(workload: Workload) -> tuple[list[Any], list[Cost]]:
     return compiled, costs
 
 
-def written(workload: Workload, repeats: int = 3) -> list[Written]:
+def written(workload: Workload, repeats: int) -> list[Written]:
     """Write the programs of ours and of JAX's down `repeats` times each with nothing cached; the best time counts."""
     spent: list[list[tuple[float, ...]]] = [[], []]
     sizes: list[Any] = [None, None]
@@ -131,8 +131,7 @@ def written(workload: Workload, repeats: int = 3) -> list[Written]:
             if turn == 0:
                 lowered.compile()
             at.append(time.process_time())
-            compiled = at[3] - at[2] if turn == 0 else float("inf")
-            spent[side].append((at[1] - at[0], at[2] - at[1], compiled))
+            spent[side].append((at[1] - at[0], at[2] - at[1], at[3] - at[2] if turn == 0 else np.inf))
             sizes[side] = len(traced.jaxpr.eqns), equations_inside(traced.jaxpr), len(lowered.as_text())
     return [Written(*size, *map(min, zip(*times, strict=True))) for size, times in zip(sizes, spent, strict=True)]
 

@@ -93,7 +93,7 @@ def programs(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build]
     """Write programs down that are long, and compare how long, and what tracing, lowering and compiling cost.
 
     Args:
-        pairs: how often each is traced and lowered, at most 5 times; it is compiled once.
+        pairs: how often each is traced and lowered, at most 5 times.
         only: the numbers of the workloads, all of them if empty.
         builds: the workloads, by name.
     """

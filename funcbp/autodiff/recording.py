@@ -89,7 +89,8 @@ class RecordingTrace(core.Trace):
     def close(self) -> None:
         """Let go of what was recorded and of the trace around: JAX may hold on to this one for as long as a program."""
         self.invalidate()
-        self.tape, self.parent_trace = TapeWriter(), None
+        self.tape = TapeWriter()
+        self.parent_trace = None  # type: ignore[assignment]
 
     # boxing
 

@@ -17,6 +17,7 @@ from . import accuracy, curvature, learning, memory, openbox, per_example, repor
 
 TABLES = {
     "step": step.run,
+    "program": step.programs,
     "accuracy": accuracy.run,
     "openbox": openbox.run,
     "memory": memory.run,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jex
 import numpy as np
 
 import funcbp as bp
@@ -34,6 +35,17 @@ class Cost(NamedTuple):
     compile: float
     temp_bytes: int
     flops: float
+
+
+class Written(NamedTuple):
+    """A gradient step as it is written down before it is compiled, which no noise touches, and what that costs."""
+
+    equations: int  # of the jaxpr
+    inside: int  # those of the programs inside it included, each program once
+    stablehlo: int  # bytes
+    trace: float  # seconds of the process
+    lower: float
+    compile: float
 
 
 class Times(NamedTuple):
@@ -101,6 +113,39 @@ def prepare(workload: Workload) -> tuple[list[Any], list[Cost]]:
         flops = program.cost_analysis()["flops"]
         costs.append(Cost(least["first"], least["trace"], least["lower"], least["compile"], temp, flops))
     return compiled, costs
+
+
+def written(workload: Workload, repeats: int) -> list[Written]:
+    """Write the programs of ours and of JAX's down `repeats` times each with nothing cached; the best time counts."""
+    spent: list[list[tuple[float, ...]]] = [[], []]
+    sizes: list[Any] = [None, None]
+    for turn in range(repeats):
+        for side in turns(turn):
+            jax.clear_caches()
+            gc.collect()
+            at = [time.process_time()]
+            traced = jax.jit(workload.program(APIS[side])).trace(*workload.args)
+            at.append(time.process_time())
+            lowered = traced.lower()
+            at.append(time.process_time())
+            if turn == 0:
+                lowered.compile()
+            at.append(time.process_time())
+            spent[side].append((at[1] - at[0], at[2] - at[1], at[3] - at[2] if turn == 0 else np.inf))
+            sizes[side] = len(traced.jaxpr.eqns), equations_inside(traced.jaxpr), len(lowered.as_text())
+    return [Written(*size, *map(min, zip(*times, strict=True))) for size, times in zip(sizes, spent, strict=True)]
+
+
+def equations_inside(jaxpr: Any) -> int:
+    """Count the equations of a program and of those inside it, each program once, as it is lowered."""
+    found, todo = {}, [jaxpr]
+    while todo:
+        program = todo.pop()
+        program = getattr(program, "jaxpr", program)
+        if id(program) not in found:
+            found[id(program)] = program
+            todo += [inside for eqn in program.eqns for inside in jex.jaxprs_in_params(eqn.params)]
+    return sum(len(program.eqns) for program in found.values())
 
 
 def take_turns(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int) -> Times:

@@ -25,6 +25,15 @@ WORKLOADS: dict[str, Build] = {
     "W6 LSTM, T=1000": functools.partial(workloads.lstm, time=1000),
     "W10 2-2-2 network, 10,000 updates": workloads.worked_example,
 }
+PROGRAMS: dict[str, Build] = {
+    "W11 MLP, 300 layers": workloads.deep_mlp,
+    "W12 LSTM, unrolled over 100 steps": workloads.unrolled_lstm,
+    "W13 jitted layer, 4 calls": functools.partial(workloads.jitted_layers, 4),
+    "W13 jitted layer, 16 calls": functools.partial(workloads.jitted_layers, 16),
+    "W13 jitted layer, 64 calls": workloads.jitted_layers,
+    "W14 GPT-2 in Flax, 12 blocks": workloads.gpt_in_flax,
+}
+WRITTEN_TARGET = Target(1.1)
 TARGETS: dict[str, dict[str, Target]] = {
     "W1": {"time": Target(1.02), "trace": Target(0.8), "compile": Target(1.0)},
     "W2": {"time": Target(1.02)},
@@ -78,6 +87,30 @@ def milliseconds(times: measure.Times) -> dict[str, Cell]:
     if jax.default_backend() == "cpu":
         return {}
     return {"ms, funcbp": Cell(1e3 * np.median(times.ours)), "ms, jax": Cell(1e3 * np.median(times.theirs))}
+
+
+def programs(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build] = PROGRAMS) -> Table:
+    """Write programs down that are long, and compare how long, and what tracing, lowering and compiling cost.
+
+    Args:
+        pairs: how often each is traced and lowered, at most 5 times.
+        only: the numbers of the workloads, all of them if empty.
+        builds: the workloads, by name.
+    """
+    rows: list[Row] = []
+    for name, build in builds.items():
+        if only and number(name) not in only:
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        if "Flax" in name and importlib.util.find_spec("flax") is None:
+            rows.append(Row(name, {"equations": Cell(remark="skipped: flax is not installed")}))
+            continue
+        ours, theirs = measure.written(build(), min(pairs, 5))
+        cells = {
+            c: Cell(ratio(a, b), target=WRITTEN_TARGET) for c, a, b in zip(ours._fields, ours, theirs, strict=True)
+        }
+        rows.append(Row(name, cells))
+    return Table("The program of one gradient step, funcbp : jax", measure.Written._fields, rows)
 
 
 def run(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build] = WORKLOADS) -> Table:

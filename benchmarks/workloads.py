@@ -199,6 +199,71 @@ def lstm(
     return gradient_of(make_loss, params, normal(rng, time, batch, units))
 
 
+def deep_mlp(layers: int = 300, units: int = 16, batch: int = 4) -> Workload:
+    """W11: many small layers in Python."""
+    return mlp((units,) * (layers + 1), batch)
+
+
+def unrolled_lstm(time: int = 100, batch: int = 4, units: int = 16) -> Workload:
+    """W12: W6 with its loop over time in Python."""
+
+    def unrolled(step, carry, xs):
+        for x in xs:
+            carry, _ = step(carry, x)
+        return carry, None
+
+    return lstm(time, batch, units, scan=unrolled)
+
+
+def jitted_layers(calls: int = 64, units: int = 8, batch: int = 4) -> Workload:
+    """W13: one jitted layer, called many times with other weights."""
+    rng = np.random.default_rng(13)
+
+    def make_loss():
+        @jax.jit
+        def layer(w, x):
+            for _ in range(6):
+                x = x + jax.nn.gelu((x - x.mean(-1, keepdims=True)) @ w) * 0.1
+                x = x / jnp.sqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-3)
+            return x
+
+        def loss(kernels, x):
+            for w in kernels:
+                x = layer(w, x)
+            return jnp.sum(x)
+
+        return loss
+
+    kernels = [normal(rng, units, units, scale=units**-0.5) for _ in range(calls)]
+    return gradient_of(make_loss, kernels, normal(rng, batch, units))
+
+
+def gpt_in_flax(blocks: int = 12, d: int = 64, heads: int = 4, time: int = 32, vocabulary: int = 128) -> Workload:
+    """W14: GPT-2 as one writes it in Flax, its blocks in Python; `GPT-2` is 12 blocks of 768 units."""
+    import flax.linen as nn
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, mask):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(heads, qkv_features=d)(y, y, mask=mask)
+            return x + nn.Dense(d)(nn.gelu(nn.Dense(4 * d)(nn.LayerNorm()(x))))
+
+    class GPT(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            embedding = nn.Embed(vocabulary, d)
+            x = embedding(tokens) + nn.Embed(time, d)(jnp.arange(time))
+            for _ in range(blocks):
+                x = Block()(x, nn.make_causal_mask(tokens))
+            return embedding.attend(nn.LayerNorm()(x))
+
+    tokens = jnp.asarray(np.random.default_rng(14).integers(vocabulary, size=(2, time)), jnp.int32)
+    params = GPT().init(jax.random.key(14), tokens)
+    make_loss = lambda: lambda params, tokens: cross_entropy(GPT().apply(params, tokens), jnp.roll(tokens, -1, 1))
+    return gradient_of(make_loss, params, tokens)
+
+
 # Mazur, "A Step by Step Backpropagation Example" (2015): weights of two layers, the biases stay fixed.
 WEIGHTS = ([[0.15, 0.25], [0.20, 0.30]], [[0.40, 0.50], [0.45, 0.55]])
 BIASES = (0.35, 0.60)

@@ -66,7 +66,7 @@ def is_array(x: Any) -> bool:
 def checked(x: Any) -> Any:
     if not is_array(x):
         raise TypeError(
-            f"{x!r} of type {type(x).__name__} is not a valid JAX type; arrays and numbers are. {PARTITION}"
+            f"Argument {str(x)!r} of type {type(x)} is not a valid JAX type; arrays and numbers are. {PARTITION}"
         )
     return x
 
@@ -96,7 +96,10 @@ def checked_arrays(tree: Any) -> Any:
 
 
 def as_value(x: Any) -> Any:
-    return x if isinstance(x, (jax.Array, jax.Ref)) else jnp.asarray(checked(x))
+    """Read a primal: as an array, or, where it cannot be differentiated, as JAX hands it on; that may be a number."""
+    if isinstance(x, (jax.Array, jax.Ref)):
+        return x
+    return jnp.asarray(x) if is_inexact(jx.type_of(checked(x)).dtype) else jx.with_dtype(x)
 
 
 class ArgnumsError(TypeError, ValueError):
@@ -129,9 +132,11 @@ def numbers_of(f: Callable[..., Any], argnums: int | Sequence[int], count: int) 
     numbers = [indices] if isinstance(indices, int) else list(indices)
     for i in numbers:
         if not -count <= i < count:
+            least = i + 1 if i >= 0 else -i
             raise ArgnumsError(
-                f"argnums={argnums!r} asks for positional argument {i}, and {name_of(f)} was called with {count}. "
-                "Arguments passed by keyword cannot be differentiated with respect to."
+                f"differentiating with respect to argnums={argnums!r} requires at least {least} positional arguments "
+                f"to be passed by the caller, but got only {count} positional arguments. Arguments passed to "
+                f"{name_of(f)} by keyword cannot be differentiated with respect to."
             )
     numbers = [i % count for i in numbers]
     if len(set(numbers)) < len(numbers):
@@ -208,7 +213,7 @@ def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:
 def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
     """Divide what `f` returned with `has_aux`: its output, and the auxiliary data."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(f"With has_aux=True, {name_of(f)} must return a pair (output, aux).")
+        raise TypeError(f"With has_aux=True, {name_of(f)} must return a two-element tuple (output, aux).")
     return out[0], out[1]
 
 
@@ -225,11 +230,11 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
         raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
     if holomorphic:
         if not jax.dtypes.issubdtype(dtype, np.complexfloating):
-            raise TypeError(f"{what} with holomorphic=True requires complex inputs, and got {dtype}.")
+            raise TypeError(f"{what} with holomorphic=True requires inputs with complex dtype, but got {dtype}.")
     else:
         raise TypeError(
-            f"{what} requires real- or complex-valued inputs (a sub-dtype of np.inexact), and got {dtype}. "
-            "Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
+            f"{what} requires real- or complex-valued inputs (input dtype that is a sub-dtype of np.inexact), but got "
+            f"{dtype}. Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
         )
 
 
@@ -246,14 +251,16 @@ def check_output(y: Any, holomorphic: bool, what: str) -> None:
     dtype = jax.typeof(y).dtype
     if holomorphic:
         if not jax.dtypes.issubdtype(dtype, np.complexfloating):
-            raise TypeError(f"{what} with holomorphic=True requires complex outputs, and got {dtype}.")
+            raise TypeError(f"{what} with holomorphic=True requires outputs with complex dtype, but got {dtype}.")
     elif jax.dtypes.issubdtype(dtype, np.complexfloating):
         raise TypeError(
-            f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}. For holomorphic "
-            "differentiation pass holomorphic=True; otherwise use vjp."
+            f"{what} requires real-valued outputs (output dtype that is a sub-dtype of np.floating), but got {dtype}. "
+            "For holomorphic differentiation pass holomorphic=True; otherwise use vjp."
         )
     elif not jax.dtypes.issubdtype(dtype, np.floating):
-        raise TypeError(f"{what} requires real-valued outputs (a sub-dtype of np.floating), and got {dtype}.")
+        raise TypeError(
+            f"{what} requires real-valued outputs (output dtype that is a sub-dtype of np.floating), but got {dtype}."
+        )
 
 
 def checked_ct(ct: Any, aval: Any) -> Any:

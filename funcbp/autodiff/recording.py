@@ -13,7 +13,7 @@ entry is and which are left is the tape's (`tape.py`), functions with a derivati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -85,6 +85,12 @@ class RecordingTrace(core.Trace):
         self.marked = False  # whether any value has a feedback weight
         self._count = 0
         self._in_tangents = 0  # inside how many tangent rules, whose values are of no consequence
+
+    def close(self) -> None:
+        """Let go of what was recorded and of the trace around: JAX may hold on to this one for as long as a program."""
+        self.invalidate()
+        self.tape = TapeWriter()
+        self.parent_trace = None  # type: ignore[assignment]
 
     # boxing
 
@@ -293,8 +299,7 @@ def record(
         MissingRuleError: an equation between a perturbed input and an output has no rule.
     """
     refuse_twice(values)
-    with core.take_current_trace() as parent:
-        trace = RecordingTrace(parent, options)
+    with core.take_current_trace() as parent, closing(RecordingTrace(parent, options)) as trace:
         with trace.below():
             box = lambda v: lend(trace, v, perturbed=True) if jx.is_reference(v) else trace.new(v)
             primals = [box(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]

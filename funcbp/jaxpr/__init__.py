@@ -156,5 +156,6 @@ from .values import type_of as type_of
 from .values import type_of_struct as type_of_struct
 from .values import varying as varying
 from .values import weakref_cache as weakref_cache
+from .values import with_dtype as with_dtype
 from .values import zero_tangent as zero_tangent
 from .values import zeros as zeros

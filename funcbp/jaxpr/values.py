@@ -89,9 +89,14 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (bool, int, float, complex))
 
 
+def with_dtype(x: Any) -> Any:
+    """A Python number as a number with a dtype, a numpy array as one of JAX's kinds, as JAX hands them on."""
+    return dtypes.canonicalize_value(x)
+
+
 def as_residual(x: Any) -> Any:
     """What a backward rule gets of what its forward rule kept: Python numbers as numbers with a dtype, as JAX does."""
-    return dtypes.canonicalize_value(x) if is_number(x) else as_array(x)
+    return with_dtype(x) if is_number(x) else as_array(x)
 
 
 def as_cotangent(x: Any, aval: Aval) -> Any:

@@ -60,6 +60,22 @@ def test_every_workload_has_its_row_and_every_row_its_numbers(table):
             assert low <= row.cells["time"].value <= high
 
 
+PROGRAMS = {
+    "W11 MLP": functools.partial(workloads.deep_mlp, 3, 4, 2),
+    "W12 LSTM": functools.partial(workloads.unrolled_lstm, 4, 2, 4),
+    "W13 jitted layer": functools.partial(workloads.jitted_layers, 3, 4, 2),
+}
+
+
+@pytest.mark.slow
+def test_our_programs_are_about_as_long_as_those_of_jax():
+    rows = step.programs(pairs=1, builds=PROGRAMS).rows
+    assert [row.name for row in rows] == list(PROGRAMS)
+    for row in rows:
+        assert 0 < row.cells["equations"].value < 1.2
+        assert 0 < row.cells["stablehlo"].value < 1.2
+
+
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch):
     monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
     assert str(step.torch_row("W10", 1.0).cells["time"]) == "skipped: torch is not installed"

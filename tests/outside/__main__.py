@@ -37,11 +37,17 @@ def main(argv: list[str]) -> int:
         "--jax-repo", required=True, metavar="DIR", help="a copy of JAX's repository at the version installed"
     )
     for command in (packages, jax):
+        command.add_argument("--tests", default="", metavar="EXPR", help="those of these names, as pytest -k has it")
         command.add_argument(
             "--per-test", type=int, default=0, metavar="N", help="so many of a test's parametrisations"
         )
-        command.add_argument("--seconds", type=float, default=60, help="the longest that one test may take")
-        command.add_argument("--minutes", type=float, default=60, help="the longest that a run of a suite may take")
+        command.add_argument("--seconds", type=float, default=60, help="of the processor, for one test")
+        command.add_argument(
+            "--minutes",
+            type=float,
+            default=60,
+            help="of the processor, for a suite on JAX's; with ours three times that",
+        )
     options = vars(parser.parse_args(argv))
 
     match options.pop("command"):

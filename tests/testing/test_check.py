@@ -312,7 +312,7 @@ def test_another_value_than_the_functions():
         (lambda: check(jnp.sin, X, argnums="x"), TypeError, "an int or a sequence of ints"),
         (lambda: check(lambda i: i, jnp.arange(3)), ValueError, "no argument has a floating-point leaf"),
         (lambda: check(lambda x: "text", X), TypeError, "returned 'text' of type str, which is no array"),
-        (lambda: check(lambda x: x, X, has_aux=True), TypeError, r"must return a pair \(output, aux\)"),
+        (lambda: check(lambda x: x, X, has_aux=True), TypeError, r"must return a two-element tuple \(output, aux\)"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said_in_a_sentence(request_, error, sentence):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from .. import jaxpr as jx
 from ..cotangents import Moves
+from ..rules.contract import EscapedMarkError
 from ..rules.kinds import Operation, Recorder
 from ..rules.traits import traits_of
 
@@ -60,11 +61,7 @@ def refuse_escape(out: Any) -> None:
     """Refuse a marked value that comes out of a branch, loop or region: outside it has no feedback weight any more."""
     weight = getattr(out, "feedback", None)
     if weight is not None and type(weight) is not Lost:
-        raise ValueError(
-            "A value with a feedback weight comes out of the branch, loop or region at "
-            f"{jx.user_line(jx.current_source())}, and cannot be followed out of there. Mark what comes out: "
-            "feedback(f(w), f(b)) in the place of f(feedback(w, b))."
-        )
+        raise EscapedMarkError
 
 
 def feedback_through(trace: Recorder, operation: Operation, outs: Any, lost: Sequence[Lost | None]) -> Any:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from .. import jaxpr as jx
 from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
-from .contract import INPUTS, MissingRuleError, Save
+from .contract import INPUTS, EscapedMarkError, MissingRuleError, Save
 from .options import Options
 
 __all__ = [
@@ -423,6 +423,11 @@ class ControlRule(Rule):
             if error.located or not line:
                 raise
             raise MissingRuleError(f"{error} It is inside the `{operation.primitive}` at {line}.") from None
+        except EscapedMarkError as error:
+            line = jx.user_line(jx.current_source())
+            if error.where or not line:
+                raise
+            raise EscapedMarkError(f"the `{operation.primitive}` at {line}") from None
 
     def reached(self, entry: Entry, outputs: Sequence[bool]) -> Sequence[bool]:
         if self.reaches is None:

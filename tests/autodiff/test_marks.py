@@ -240,7 +240,7 @@ def test_a_lost_mark_is_refused_where_it_would_count(f):
 
 def test_a_mark_that_leaves_a_branch_is_refused():
     f = lambda x, w: jnp.sum(x @ lax.cond(x[0, 0] > 0, lambda w: w.T, lambda w: 2 * w, bp.feedback(w, B3)))
-    with pytest.raises(ValueError, match=r"comes out of the branch, loop or region at .*test_marks.py"):
+    with pytest.raises(ValueError, match=r"comes out of the `cond` at .*test_marks.py"):
         bp.grad(f, (0, 1))(jnp.ones((1, 3)), W3)
     with pytest.raises(ValueError, match=r"was lost in `cond` at .*test_marks.py"):  # the weight is frozen
         bp.grad(f)(jnp.ones((1, 3)), W3)

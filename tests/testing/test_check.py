@@ -17,8 +17,9 @@ from jax import lax
 import funcbp as bp
 from funcbp.testing import assert_gradients, check
 from funcbp.testing.numerical import Evaluator, power_of_two, slopes
-from funcbp.testing.programs import blame
+from funcbp.testing.programs import blame, program_of
 from funcbp.testing.subject import Subject
+from funcbp.testing.witnesses import FULL_WORK, _work
 
 X = jnp.array([0.3, -1.2, 2.0])
 
@@ -533,3 +534,16 @@ def test_a_vjp_that_rounds_everything_is_no_single_equations_fault():
 
     report = check(jnp.sin, jnp.array([0.3, -0.7]), vjp=coarse)
     assert report.culprit.startswith("No equation")
+
+
+def test_the_whole_jacobian_is_looked_at_where_it_takes_few_operations():
+    """A convolution's kernel has few elements and takes many: mapped over kernels it would run for minutes."""
+    few, many = (
+        _work(program_of(Subject(f, (x,), {}, [0], False)), x.size, 1)
+        for f, x in (
+            (lambda w: jnp.sum(jnp.ones((4, 3)) @ w), jnp.ones((3, 2))),
+            (lambda k: jnp.sum(lax.conv(jnp.ones((8, 4, 16, 16)), k, (1, 1), "SAME")), jnp.ones((16, 4, 3, 3))),
+        )
+    )
+    assert few < FULL_WORK < many
+    assert few == (8 * 6 + 3) * (2 * 4 * 3 * 2 + 4 * 2)  # along each coordinate and back, times the product and the sum

@@ -29,6 +29,7 @@ class CallRecorder(Recorder, Protocol):
     def above(self) -> AbstractContextManager[Any]: ...
     def mine(self, x: Any) -> bool: ...
     def value(self, x: Any) -> Any: ...
+    def read_back(self, x: Any) -> Any: ...
     def new(self, value: Any) -> Any: ...
     def tangent_rule(self) -> AbstractContextManager[None]: ...
     def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
@@ -70,7 +71,7 @@ def record_custom_jvp(
     if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
         with trace.below():
             outs = fun.call_wrapped(*values)
-        with trace.tangent_rule():
+        with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
             slopes = [named(values, [t if trace.mine(t) else None for t in tracers])]
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
@@ -79,7 +80,7 @@ def record_custom_jvp(
             for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
         ]
     feedback = operation.feedback or [None] * len(values)
-    with trace.tangent_rule():
+    with trace.tangent_rule(), jx.tangent_of("custom_jvp"):
         outs = jvp.call_wrapped(*map(trace.with_feedback, values, feedback), *tangents)
     n = len(outs) // 2
     return trace.carried(where, operation, outs[:n], outs[n:])
@@ -126,8 +127,7 @@ def record_custom_vjp(
     res = [kept_reference(trace, x) for x in res]
     with trace.below():
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
-        # here only a value with a feedback weight is ours
-        res = [jx.as_residual(x.feedback if trace.mine(x) else x) for x in res]
+        res = [jx.as_residual(trace.read_back(x)) for x in res]
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
     def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> tuple[list[Any], Any]:

@@ -37,9 +37,11 @@ def feedback(w: Any, b: Any) -> Any:
     """Use w going forward and b going backward: whatever consumes w propagates its delta through b.
 
     Where w is a factor of a product, z = x w, the cotangents are x̄ = z̄ b' and w̄ = x' z̄: the gradient goes to w, and
-    b gets none. The mark stays on w through transposing, casting, reshaping, slicing, joining, masking and scaling,
-    into loops, branches and `jax.checkpoint`; it has no effect on other uses of w, such as a penalty on its size. The
-    product of two marked values (a weight written as a product) is itself not marked: mark the product.
+    b gets none. The mark stays on w through transposing, casting, reshaping, slicing, joining, writing, masking and
+    scaling, into loops, branches and `jax.checkpoint`; it has no effect on other uses of w, such as a penalty on its
+    size. The product of two marked values (a weight written as a product) is itself not marked: mark the product. What
+    is looked up in w by many indices, or comes out of a loop or branch, may be a weight or activations: used as the one
+    factor without a mark, it is refused.
 
     For JAX, and for `funcbp.vjp` around it, it is the identity of w.
 
@@ -51,7 +53,8 @@ def feedback(w: Any, b: Any) -> Any:
         A pytree like w, to be used in its place inside the function that is differentiated.
 
     Raises:
-        ValueError: b has another structure, or an array of b another shape than that of w.
+        ValueError: b has another structure, or an array of b another shape than that of w; or, where it is
+            differentiated, the mark was lost.
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp

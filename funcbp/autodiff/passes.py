@@ -10,6 +10,7 @@ from .. import jaxpr as jx
 from ..remat.plan import Passes
 from ..rules.options import Options
 from .backward_pass import BackwardState, backward_pass
+from .feedback import refuse_escape
 from .recording import record
 
 __all__ = ["passes_of"]
@@ -22,8 +23,14 @@ def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes
 
 @functools.partial(jx.weakref_cache, maxsize=4096)
 def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Passes:
+    def body(*xs: Any) -> tuple[list[Any], None]:
+        outs = jx.as_function(jaxpr)(*xs)
+        for out in outs:
+            refuse_escape(out)
+        return outs, None
+
     def forward(*args: Any) -> tuple[list[Any], Any]:
-        tape, outs, saved, _ = record(lambda *xs: (jx.as_function(jaxpr)(*xs), None), args, perturbed, options)
+        tape, outs, saved, _ = record(body, args, perturbed, options)
         # a reference is saved for a rule that writes into it; no program hands one out, and it is an input
         inputs = {id(x): i for i, x in enumerate(args)}
         references = [inputs[id(x)] if jx.is_reference(x) else None for x in saved]

@@ -27,7 +27,7 @@ from ..rules.kinds import Operation, PassedRule, Rule
 from ..rules.options import Options
 from ..rules.spikes import has_spike, record_spikes
 from .custom_rules import record_custom_jvp, record_custom_vjp
-from .feedback import feedback_through, read_backward
+from .feedback import Lost, feedback_through, read_backward, refuse_lost
 from .references import (
     cell_of,
     contents,
@@ -117,9 +117,21 @@ class RecordingTrace(core.Trace):
         return values, [t.index if m else None for t, m in zip(tracers, mine, strict=True)]
 
     def feedback(self, tracers: Sequence[Any]) -> list[Any] | None:
-        """Return the feedback weights of these values, None for each that has none; or None if none of them has."""
-        weights = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
-        return weights if any(w is not None for w in weights) else None
+        """Return the feedback weights of these values, None for each that has none or whose is lost; or None if all of
+        them were never marked.
+        """
+        marks = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
+        return [None if type(m) is Lost else m for m in marks] if any(m is not None for m in marks) else None
+
+    def lost(self, tracers: Sequence[Any]) -> list[Lost | None]:
+        """Return where the feedback weights of these values were lost, None for each of which none was."""
+        marks = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
+        return [m if type(m) is Lost else None for m in marks]
+
+    def read_back(self, x: Any) -> Any:
+        """Return what a rule reads of a value on the way back: its feedback weight if it has one."""
+        weight = x.feedback if self.mine(x) else None
+        return self.value(x) if weight is None or type(weight) is Lost else weight
 
     def with_feedback(self, value: Any, weight: Any) -> Any:
         """Give a value, recorded or not, this feedback weight if there is one."""
@@ -159,7 +171,7 @@ class RecordingTrace(core.Trace):
 
     def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
         tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
-        with self.tangent_rule():
+        with self.tangent_rule(), jx.tangent_of(operation.primitive.name):
             outs, slopes = tangent(operation.values, tangents, **operation.params)
         several, name = operation.primitive.multiple_results, operation.primitive.name
         if several:
@@ -169,7 +181,7 @@ class RecordingTrace(core.Trace):
     def passed(self, operation: Operation) -> Any:
         outs = self.run(operation)
         self.look_at(operation, outs)
-        return feedback_through(self, operation, outs)
+        return feedback_through(self, operation, outs, self.lost(operation.operands))
 
     def look_at(self, operation: Operation, outs: Any) -> None:
         """Put an operation that no derivative goes through on the tape, where an observer asks for it."""
@@ -193,7 +205,7 @@ class RecordingTrace(core.Trace):
         outs = wrapped if several else wrapped[0]
         if always or any(differentiable):
             self._write(rule, operation, outs, res)
-        return feedback_through(self, operation, outs)
+        return feedback_through(self, operation, outs, self.lost(operation.operands))
 
     def _write(self, rule: Rule, operation: Operation, outs: Any, res: Any) -> None:
         several = operation.primitive.multiple_results
@@ -262,6 +274,7 @@ class RecordingTrace(core.Trace):
     def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
         """Record an operation that has nothing to do with references."""
         operation = self.operation(primitive, params, tracers)
+        refuse_lost(operation, self.lost(tracers))
         if operation.is_perturbed or operation.feedback is not None or self.observing:
             if self.options.inlines_calls and has_spike(operation):
                 return record_spikes(self, operation)

@@ -13,7 +13,7 @@ from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
 from ..per_example.examples import Examples, backpropagate, batch_size
 from ..per_example.leaf import Leaf
-from .output_hessian import of_loss, output_hessian
+from .output_hessian import of_loss, output_hessian, refuse_indefinite
 
 __all__ = ["diag_ggn", "kfac_factors"]
 
@@ -48,7 +48,7 @@ def diag_ggn(
         A function of `(params, x, y)`, or `(params, x, y, key)` with samples, that returns a tree like the parameters.
 
     Raises:
-        ValueError: samples without a key.
+        ValueError: samples without a key; or a loss that is not convex in z. Under `jit` the result is nan then.
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
@@ -63,11 +63,14 @@ def diag_ggn(
     model = parameters_first(model, argnums)
     kind = "exact" if samples is None else "monte_carlo"
     at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
+    hessian = output_hessian(loss, backward or Backward())
 
     def of(params: Any, x: Any, y: Any, key: Array | None = None) -> Any:
         found = at(params, x, y, key)
         scale = 1 / (batch_size(x) * (samples or 1))
-        return found.returned(found.map(lambda leaf: (leaf.sum_of_squares() * scale).astype(leaf.aval.dtype)))
+        diagonal = found.map(lambda leaf: (leaf.sum_of_squares() * scale).astype(leaf.aval.dtype))
+        refuse_indefinite(diagonal, hessian, lambda: outputs(model, params, x, has_aux), y)
+        return found.returned(diagonal)
 
     return parameters_first(of, argnums)
 
@@ -109,7 +112,8 @@ def kfac_factors(
         not in it, nor is a weight whose cotangents are no products that go together (see `per_example.factors`).
 
     Raises:
-        ValueError: an unknown kind or sharing, or draws without a key.
+        ValueError: an unknown kind or sharing, draws without a key, or a loss that is not convex in z. Under `jit` the
+            result is nan then.
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
@@ -131,14 +135,21 @@ def kfac_factors(
         raise ValueError(f'shared is "expand" or "reduce", and was {shared!r}.')
 
     at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
+    hessian = output_hessian(loss, backward or Backward())
 
     def of(params: Any, x: Any, y: Any, key: Array | None = None) -> Any:
         found = at(params, x, y, key)
         draws = samples if kind == "monte_carlo" else 1
         pairs = {leaf.path: _kronecker(leaf, batch_size(x), draws, shared) for leaf in found.leaves if leaf.pairs}
+        refuse_indefinite(pairs, hessian, lambda: outputs(model, params, x, has_aux), y)
         return found.returned(pairs)
 
     return parameters_first(of, argnums)
+
+
+def outputs(model: Model, params: Any, x: Any, has_aux: bool) -> Array:
+    """The outputs of the model, one for each example."""
+    return jax.vmap(lambda x: model(params, x)[0] if has_aux else model(params, x))(x)
 
 
 def _kronecker(leaf: Leaf, n: int, draws: int, shared: str) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..autodiff.transformations import Backward
 
-__all__ = ["OUTPUT_HESSIANS", "OutputHessian", "identity_basis", "of_loss", "output_hessian"]
+__all__ = ["OUTPUT_HESSIANS", "OutputHessian", "identity_basis", "of_loss", "output_hessian", "refuse_indefinite"]
 
 Array = jax.Array
 Loss = Callable[[Array, Any], Array]
@@ -42,6 +42,32 @@ def identity_basis(z: Array, y: Any) -> Array:
 OUTPUT_HESSIANS: dict[Any, OutputHessian] = {}  # by loss; `funcbp.ops` enters its own
 
 
+def refuse_indefinite(quantity: Any, hessian: OutputHessian, z: Callable[[], Array], y: Any) -> None:
+    """Refuse a loss whose Hessian in the output has negative eigenvalues, and so no root; under `jit` it is nan.
+
+    Args:
+        quantity: what was made of the root.
+        hessian: of the loss.
+        z: gives the outputs, one for each example.
+        y: the targets.
+
+    Raises:
+        ValueError: the quantity is nan because of that.
+    """
+    leaves = jax.tree.leaves(quantity)
+    if any(isinstance(x, jax.core.Tracer) for x in leaves) or not any(bool(jnp.isnan(x).any()) for x in leaves):
+        return
+    outputs = z()
+    broken = jnp.isnan(jax.vmap(hessian.root)(outputs, y)).reshape(len(outputs), -1).any(1)
+    found = jnp.flatnonzero(broken & jnp.isfinite(outputs.reshape(len(outputs), -1)).all(1))
+    if len(found):
+        raise ValueError(
+            "The loss is not convex in the model's output: its Hessian there has negative eigenvalues for "
+            f"{len(found)} of {len(outputs)} examples, first for example {found[0]}. The Gauss-Newton matrix needs a "
+            "convex loss; a part of the loss that is not convex belongs to the model."
+        )
+
+
 def output_hessian(loss: Loss, backward: Backward) -> OutputHessian:
     """The loss's own Hessian, or that of any convex loss: H u is the forward derivative of its gradient."""
     if loss in OUTPUT_HESSIANS:
@@ -53,7 +79,9 @@ def output_hessian(loss: Loss, backward: Backward) -> OutputHessian:
     def root(z: Array, y: Any) -> Array:
         rows = jax.vmap(lambda u: product(z, y, u))(identity_basis(z, y)).reshape(z.size, z.size)
         values, vectors = jnp.linalg.eigh(rows)
-        return (jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T).reshape(z.size, *z.shape)
+        rounding = z.size * jnp.finfo(values.dtype).eps ** 0.75 * jnp.max(jnp.abs(values))
+        roots = jnp.where(jnp.min(values) < -rounding, jnp.nan, jnp.sqrt(jnp.maximum(values, 0)))
+        return (roots[:, None] * vectors.T).reshape(z.size, *z.shape)
 
     def sample(key: Array, z: Array, y: Any) -> Array:
         s = root(z, y)

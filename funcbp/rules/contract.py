@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["INPUTS", "NOTHING", "OUTPUT", "TYPES", "MissingRuleError", "Save"]
+__all__ = ["INPUTS", "NOTHING", "OUTPUT", "TYPES", "EscapedMarkError", "MissingRuleError", "Save"]
 
 
 class MissingRuleError(NotImplementedError, ValueError):
@@ -38,6 +38,21 @@ class MissingRuleError(NotImplementedError, ValueError):
     def __init__(self, message: str, located: bool = True):
         super().__init__(message)
         self.located = located
+
+
+class EscapedMarkError(ValueError):
+    """A value with a feedback weight comes out of a program inside an operation, where nobody follows it.
+
+    Attributes:
+        where: the operation and its line, "" as long as it is not known.
+    """
+
+    def __init__(self, where: str = ""):
+        super().__init__(
+            f"A value with a feedback weight comes out of {where or 'a program'} and cannot be followed out of there. "
+            "Mark what comes out: feedback(f(w), f(b)) in the place of f(feedback(w, b))."
+        )
+        self.where = where
 
 
 Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]

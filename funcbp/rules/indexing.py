@@ -57,7 +57,7 @@ def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> li
     ]
 
 
-READ, WRITTEN = DEAR.but(flops=free, linear=(0,)), DEAR.but(flops=free)
+READ, WRITTEN = DEAR.but(flops=free, linear=(0,)), DEAR.but(flops=free, writes=True)
 COMBINED = DEAR.but(flops=lambda eqn: operand(eqn, 2))  # one operation for each update
 
 def_rule(
@@ -302,7 +302,7 @@ def_rule(
 ABSORB[gather_left] = _gather_summed
 def_rule(primitives.scatter_add_p, scatter_add_bwd, save=keep_indices_of_updates, traits=COMBINED)
 def_rule(primitive("scatter_sub_p"), scatter_sub_bwd, save=keep_indices_of_updates, traits=COMBINED)
-def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save, traits=COMBINED)
+def_rule(primitives.scatter_mul_p, scatter_mul_bwd, save=scatter_mul_save, traits=COMBINED.but(scales=(0,)))
 def_rule(primitives.scatter_max_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z), traits=COMBINED)
 def_rule(primitives.scatter_min_p, scatter_extremum_bwd, save=lambda p, z, *_: (*p, z), traits=COMBINED)
 def_rule(primitives.scatter_p, scatter_bwd, fwd=scatter_fwd, save=scatter_save, traits=WRITTEN)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from .. import jaxpr as jx
 from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
-from .contract import INPUTS, MissingRuleError, Save
+from .contract import INPUTS, EscapedMarkError, MissingRuleError, Save
 from .options import Options
 
 __all__ = [
@@ -398,11 +398,11 @@ class ControlRule(Rule):
             program = self.instead(recorder.options, operation.params)
             if program is not None:
                 return recorder.inline(program, operation, call=False)
-        if operation.feedback is not None and self.mark_inside is not None:
-            operation = _marked_inside(operation, self.mark_inside)
         enters = recorder.observing and self.bwd is not None
         if not operation.is_perturbed and not enters:
             return recorder.passed(operation)
+        if operation.feedback is not None and any(w is not None for w in operation.feedback) and self.mark_inside:
+            operation = _marked_inside(operation, self.mark_inside)
         # a boolean's cotangent does not go through programs inside programs
         floats = [is_differentiable(jx.type_of(x)) for x in operation.values]
         indices = [i if f else None for i, f in zip(operation.indices, floats, strict=True)]
@@ -423,6 +423,11 @@ class ControlRule(Rule):
             if error.located or not line:
                 raise
             raise MissingRuleError(f"{error} It is inside the `{operation.primitive}` at {line}.") from None
+        except EscapedMarkError as error:
+            line = jx.user_line(jx.current_source())
+            if error.where or not line:
+                raise
+            raise EscapedMarkError(f"the `{operation.primitive}` at {line}") from None
 
     def reached(self, entry: Entry, outputs: Sequence[bool]) -> Sequence[bool]:
         if self.reaches is None:

@@ -42,7 +42,9 @@ class Singularity(enum.StrEnum):
     LOG = "log"
     POWER = "pow"
     DIVISION = "division"
-    EDGE = "edge"  # of the domain
+    EDGE = "edge"  # of the domain, or a pole
+    SPECTRUM = "spectrum"  # equal eigenvalues
+    MATRIX = "matrix"  # without an inverse
 
 
 # --- counts of floating-point operations ------------------------------------------------------------------------------
@@ -85,6 +87,7 @@ class Traits:
             held.
         moves: how it moves the numbers of its operands (of the linear ones, if these are given), if that is all it
             does, but for rounding them.
+        writes: whether it writes the numbers of one operand over some of another's.
         singular: where it, or its derivative, is not finite.
         bounds: what its result lies between.
         step: whether it is a step function that follows its operand, such as rounding: its slope is zero.
@@ -105,6 +108,7 @@ class Traits:
     linear: tuple[int, ...] = ()
     scales: tuple[int, ...] = ()
     moves: Moves = Moves.NOT
+    writes: bool = False
     singular: Singularity | None = None
     bounds: tuple[float, float] | None = None
     step: bool = False

@@ -50,8 +50,8 @@ def check(
 
         `|got - slope| <= tolerance` · max(the slope's error estimate, a few ulps of the leaf's largest element).
 
-    The whole Jacobian is compared where it has at most 10,000 entries; beyond that, each leaf has `samples` random
-    directions of its own, and every element is compared with `jax.vjp`'s.
+    The whole Jacobian is compared where it has at most 10,000 entries and takes few operations; beyond that, each leaf
+    has `samples` random directions of its own, and every element is compared with `jax.vjp`'s.
 
     Args:
         f: a function of `args` and `kwargs`; its output is a pytree of real, complex or integer arrays of any shape.
@@ -169,6 +169,7 @@ def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> Repor
         >>> assert_gradients(jnp.sin, 0.3).ok
         True
     """
+    __tracebackhide__ = True  # pytest shows the test's line
     report = check(f, *args, **options)
     if not report.ok:
         raise AssertionError(f"\n{report}")

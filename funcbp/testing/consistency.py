@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cotangents import is_differentiable
+from .numerical import compiled
 from .report import Finding
 from .subject import Subject, first_line
 
@@ -92,8 +93,8 @@ def self_agreement(
     own, floor = floats(eager), _floor(subject, outs)
     findings = [_compared("called again", floats(run(*values)[1]), own, floor)]
     try:
-        compiled = jax.jit(lambda *vs: floats(run(*vs)[1]))(*values)
-        findings.append(_compared("jit equals eager", compiled, own, floor, precision))
+        in_one = compiled(lambda *vs: floats(run(*vs)[1]))(*values)
+        findings.append(_compared("jit equals eager", in_one, own, floor, precision))
     except Exception as error:
         findings.append(Finding("jit equals eager", f"does not apply: {first_line(error)}"))
     stacked = [jnp.stack([jnp.asarray(v)] * 2) for v in values]
@@ -103,7 +104,7 @@ def self_agreement(
         findings.append(Finding("vmap equals a loop", f"does not apply: {first_line(error)}"))
         return findings, outs, eager
     try:
-        mapped = jax.jit(jax.vmap(lambda *vs: floats(run(*vs)[1])))(*stacked)
+        mapped = compiled(jax.vmap(lambda *vs: floats(run(*vs)[1])))(*stacked)
         findings.append(_compared("vmap equals a loop", [c[1] for c in mapped], own, floor, precision))
     except Exception as error:
         findings.append(

@@ -17,12 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["LEVELS", "STEP", "Evaluator", "Slopes", "power_of_two", "slopes"]
+__all__ = ["LEVELS", "STEP", "Evaluator", "Slopes", "compiled", "power_of_two", "slopes"]
 
 LEVELS = 4
 STEP = 2.0**-7
 CHUNK = 2**20  # numbers evaluated at a time
-FEW, MANY = 8, 64  # directions evaluated at a time: two sizes, so that the function is compiled at most twice
+BATCHES = (2, 8, 64)  # directions evaluated at a time: few sizes, so that the function is compiled for few
+
+
+def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile what runs a few times only: most of the time of a check goes into compiling, so little is optimized."""
+    lean = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(f, compiler_options=lean, **options)
 
 
 class Slopes(NamedTuple):
@@ -118,7 +124,7 @@ class Evaluator:
         self.f, self.point, self.resolution, self.step = f, np.asarray(point), resolution, step
         self.middle = np.asarray(f(jnp.asarray(self.point)), np.float64)
         self.looping = False
-        self._batch = jax.jit(lambda z, d, t: jax.vmap(lambda d, t: f(z + t * d))(d, t))
+        self._batch = compiled(lambda z, d, t: jax.vmap(lambda d, t: f(z + t * d))(d, t))
 
     def slopes(
         self, directions: np.ndarray, scales: np.ndarray, project: Callable[[np.ndarray, bool], np.ndarray]
@@ -137,7 +143,8 @@ class Evaluator:
         steps = self.step * scales[:, None] * 2.0 ** -np.arange(LEVELS)
         offsets = np.concatenate([-steps, steps], 1)
         widest = max(self.point.size, self.middle.size, 1)
-        rows = max(1, min(FEW if len(directions) <= FEW else MANY, CHUNK // (widest * 2 * LEVELS)))
+        fitting = next((size for size in BATCHES if len(directions) <= size), BATCHES[-1])
+        rows = max(1, min(fitting, CHUNK // (widest * 2 * LEVELS)))
         middle = project(self.middle, False)
         parts = []
         for start in range(0, len(directions), rows):

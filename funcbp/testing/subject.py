@@ -12,6 +12,7 @@ import numpy as np
 
 from ..autodiff.arguments import divided
 from ..cotangents import float0_zeros, is_differentiable
+from .numerical import compiled
 
 CHUNK = 2**20  # numbers handled at a time
 UNMAPPED = 8  # cotangents pulled back where they cannot be mapped over
@@ -242,8 +243,8 @@ class Subject:
         z, reason = jnp.asarray(self.point), ""
         widest = max(self.outputs.size, self.inputs.size, 1)
         limit = min(len(cotangents), max(1, CHUNK // widest))
-        for mapped, compiled in ((True, True), (True, False), (False, False)):
-            run = jax.jit(back, static_argnums=2) if compiled else back
+        for mapped, whole in ((True, True), (True, False), (False, False)):
+            run = compiled(back, static_argnums=2) if whole else back
             used = cotangents if mapped else cotangents[:UNMAPPED]
             try:
                 parts = []

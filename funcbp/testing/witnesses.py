@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .numerical import STEP, Evaluator
+from ..rules.cost import flops
+from .numerical import LEVELS, STEP, Evaluator, compiled
 from .programs import Frozen, draws_implicitly, stops_gradients
 from .subject import Subject, first_line
 
@@ -19,6 +20,7 @@ __all__ = ["Setting", "Witnesses", "gather", "or_none", "random_cotangents"]
 
 FULL = 10_000  # up to this many entries, the whole Jacobian is compared
 FULL_LOOPING = 512  # and up to this many where the function is evaluated one value at a time
+FULL_WORK = 5e8  # floating-point operations that it may take, about: seconds, where each parameter's copy is convolved
 WIDE_STEP = 2.0**-4  # where the function cannot be evaluated in float64
 
 
@@ -106,7 +108,7 @@ def gather(
     n, m = subject.inputs.size, subject.outputs.size
     step = STEP if subject.inputs.dtype == np.float64 else WIDE_STEP
     evaluate = lambda f: Evaluator(f, subject.point, setting.resolution, step)
-    full = 0 < n * m <= (FULL if program is not None else FULL_LOOPING)
+    full = 0 < n * m <= (FULL if program is not None else FULL_LOOPING) and _work(program, n, m) <= FULL_WORK
     cotangents = np.concatenate([random, np.eye(m)]) if full else random
     got, reason = subject.rows(setting.vjp, cotangents)
     if reason:
@@ -152,6 +154,14 @@ def gather(
     )
 
 
+def _work(program: Any, n: int, m: int) -> float:
+    """How many operations the whole Jacobian takes: along n coordinates at each step, and back from m outputs."""
+    if program is None:
+        return 0.0
+    passes = 2 * LEVELS * n + 3 * m  # of the function; going back takes about two more
+    return passes * sum(map(flops, program.eqns))
+
+
 def random_cotangents(rng: Any, samples: int, size: int) -> np.ndarray:
     """Random multiples of 1/8 between 1/2 and 1, of both signs: exact in every dtype, and none of them small."""
     return rng.integers(4, 9, (samples, size)) / 8 * rng.choice([-1.0, 1.0], (samples, size))
@@ -182,7 +192,7 @@ def _dot_products(subject: Subject, random: np.ndarray, got: np.ndarray, rng: An
 
     flat = jnp.asarray(directions.reshape(-1, subject.inputs.size), subject.inputs.dtype)
     try:
-        moved = jax.jit(jax.vmap(forward))(flat)
+        moved = compiled(jax.vmap(forward))(flat)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         moved = jnp.stack([forward(d) for d in flat])
     moved = np.asarray(moved, np.float64).reshape(leaves, count, -1)

@@ -211,6 +211,47 @@ def check_model(loss, params, x):
     assert sum(changed) == len(changed) - 1  # all weights but those of the last layer
 
 
+W3, B3, ORDER = jnp.arange(9.0).reshape(3, 3), jnp.arange(9.0, 18.0).reshape(3, 3), jnp.array([2, 0, 1])
+CHANGED = {
+    "some rows put to zero": lambda w: w.at[0].set(0.0),
+    "a block scaled": lambda w: w.at[:, 1:].multiply(2.0),
+    "put together from its rows": lambda w: jnp.zeros_like(w).at[:2].set(w[:2]),
+    "one row in the place of another": lambda w: lax.dynamic_update_slice(w, w[:1], (1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_mark_follows_what_is_written(name):
+    change, x = CHANGED[name], jnp.array([[1.0, 2.0, 3.0]])
+    x_bar = bp.grad(lambda x, w: jnp.sum(x @ change(bp.feedback(w, B3))))(x, W3)
+    np.testing.assert_allclose(x_bar, jnp.sum(change(B3), 1)[None])
+
+
+@pytest.mark.parametrize("f", [
+    lambda x, w: x @ jnp.take(w, ORDER, axis=0),
+    lambda x, w: x @ (2.0 * w[:, ORDER].T),
+    lambda x, w: x @ w.at[0].set(x[0]),
+    lambda x, w: jax.jit(lambda w: x @ w[ORDER])(w),
+], ids=["take", "an index array, moved and scaled", "written over by activations", "in a call"])  # fmt: skip
+def test_a_lost_mark_is_refused_where_it_would_count(f):
+    with pytest.raises(ValueError, match=r"of an operand of `dot_general` at .*test_marks.py:.* was lost in `\w+` at "):
+        bp.grad(lambda x, w: jnp.sum(f(x, bp.feedback(w, B3))), (0, 1))(jnp.ones((1, 3)), W3)
+
+
+def test_a_mark_that_leaves_a_branch_is_refused():
+    f = lambda x, w: jnp.sum(x @ lax.cond(x[0, 0] > 0, lambda w: w.T, lambda w: 2 * w, bp.feedback(w, B3)))
+    with pytest.raises(ValueError, match=r"comes out of the `cond` at .*test_marks.py"):
+        bp.grad(f, (0, 1))(jnp.ones((1, 3)), W3)
+    with pytest.raises(ValueError, match=r"was lost in `cond` at .*test_marks.py"):  # the weight is frozen
+        bp.grad(f)(jnp.ones((1, 3)), W3)
+
+
+def test_activations_of_an_embedding_are_used_by_marked_weights():
+    f = lambda e, w, i: jnp.sum((2.0 * bp.feedback(e, B3)[i] + 1.0) @ bp.feedback(w, B3))
+    e_bar = bp.grad(f)(W3, W3, jnp.array([0, 0, 2]))
+    np.testing.assert_allclose(e_bar, np.outer([4.0, 0.0, 2.0], jnp.sum(B3, 1)))
+
+
 def test_wrong_shapes_and_structures_are_errors():
     with pytest.raises(ValueError, match=r"feedback at layer/kernel has shape \(2, 3\), and the value it stands for"):
         bp.feedback({"layer": {"kernel": jnp.ones((3, 2))}}, {"layer": {"kernel": jnp.ones((2, 3))}})

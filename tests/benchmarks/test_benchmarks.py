@@ -200,6 +200,7 @@ def test_the_open_box_has_its_rows():
         lambda: openbox.feedback("signs", **mlp),
         lambda: openbox.direct(8, 3, 6, 4, 2),
         lambda: openbox.whether(**mlp),
+        lambda: openbox.checked(jnp.sin, (jnp.float32(0.3),)),
     ]
     toys = {n: (b, target) for b, (n, (_, target)) in zip(builds, openbox.ROWS.items(), strict=True)}
     table = openbox.run(2, rows=toys)

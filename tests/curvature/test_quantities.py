@@ -208,6 +208,18 @@ def test_refusals():
         curvature.diag_ggn(plain, convex, samples=1)(PLAIN, ROWS, CLASSES)
 
 
+@pytest.mark.parametrize("quantity", [curvature.diag_ggn, curvature.kfac_factors], ids=lambda f: f.__name__)
+def test_a_loss_that_is_not_convex_in_the_output_is_refused(quantity):
+    """cos z has the second derivative -cos z, and no root: nothing is made of what is left of it."""
+    model, x, y = lambda w, x: x @ w, jnp.array([[1.0, 0.0], [3.0, 0.0]]), jnp.zeros(2)
+    w = jnp.ones((2, 1))
+    of = quantity(model, lambda z, y: jnp.cos(z[0]) + y)
+    with pytest.raises(ValueError, match=r"negative eigenvalues for 1 of 2 examples, first for example 0"):
+        of(w, x, y)
+    assert any(np.isnan(leaf).all() for leaf in jax.tree.leaves(jax.jit(of)(w, x, y)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(of(w, x[1:], y[1:])))  # -cos 3 > 0
+
+
 @pytest.mark.slow
 def test_cross_entropy_at_several_positions():
     """One number for each position is no loss; their sum is one."""

@@ -145,18 +145,37 @@ def check_bounds(eqn):
 
 
 POINTS = {"pow": [(0.0, 0.5)], "div": [(1.0, 0.0)], "rem": [(1.0, 0.0)], "atan2": [(0.0, 0.0)]}
+NONE, SAME, ROW = jnp.zeros((2, 2)), jnp.eye(2), jnp.zeros(3)
+ALONG = {  # those that do not take one number each
+    "cholesky": (jnp.linalg.cholesky, NONE),
+    "custom_linear_solve": (lambda a: jnp.linalg.solve(a, jnp.ones(2)), NONE),
+    "eig": (lambda a: lax.linalg.eig(a, compute_left_eigenvectors=False, enable_eigvec_derivs=True), SAME),
+    "eigh": (jnp.linalg.eigh, SAME),
+    "integer_pow": (lambda x: lax.integer_pow(x, -1), jnp.asarray(0.0)),
+    "lu": (lambda a: lax.linalg.lu(a)[0], NONE),
+    "polygamma": (lambda x: lax.polygamma(jnp.ones(()), x), jnp.asarray(0.0)),
+    "qr": (jnp.linalg.qr, NONE),
+    "svd": (jnp.linalg.svd, SAME),
+    "triangular_solve": (lambda a: lax.linalg.triangular_solve(a, SAME), NONE),
+    "tridiagonal_solve": (lambda d: lax.linalg.tridiagonal_solve(ROW, d, ROW, ROW[:, None] + 1), ROW),
+    "zeta": (lambda x: lax.zeta(jnp.full((), 2.0), lax.stop_gradient(x)), jnp.asarray(0.0)),  # its value
+}
 SINGULAR = sorted(n for n, t in TRAITS.items() if isinstance(n, str) and t.singular)
 
 
 @pytest.mark.parametrize("name", SINGULAR)
 def test_what_is_singular_is_not_finite_somewhere(name):
     """Its value, or its slope by JAX's forward mode."""
-    (p,) = (p for p in TABLE if p.name == name)
     found = []
-    for point in POINTS.get(name, [(-1.0,), (0.0,), (1.0,)]):
-        f = lambda *xs: lax.integer_pow(xs[0], -1) if name == "integer_pow" else p.bind(*xs, **accuracy(p))
-        found += jax.jvp(f, point, tuple(jnp.ones(len(point))))
-    assert not np.isfinite(found).all()
+    if name in ALONG:
+        f, x = ALONG[name]
+        found = jax.tree.leaves(jax.jvp(f, (x,), (jnp.arange(1.0, x.size + 1).reshape(x.shape),)))
+    else:
+        (p,) = (p for p in TABLE if p.name == name)
+        for point in POINTS.get(name, [(-1.0,), (0.0,), (1.0,)]):
+            f = lambda *xs: p.bind(*xs, **accuracy(p))
+            found += jax.jvp(f, point, tuple(jnp.ones(len(point))))
+    assert not all(np.isfinite(x).all() for x in found)
 
 
 def accuracy(p):

@@ -19,6 +19,7 @@ __all__ = [
     "Backward",
     "Budget",
     "MissingRuleError",
+    "Trace",
     "check",
     "cotangents",
     "coverage",
@@ -56,7 +57,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import credit, curvature, inspection, per_example, testing
-    from .inspection import cotangents, find_nan, trace
+    from .inspection import Trace, cotangents, find_nan, trace
     from .inspection.residuals import residuals
     from .inspection.summary import summary
     from .learn import data, nets, ops, optim, plot, reproduce, train
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 else:
     # what is imported when it is used: the module that a name is, or that it is in
     LAZY = {
+        "Trace": ".inspection",
         "check": ".testing",
         "cotangents": ".inspection",
         "credit": ".credit",

@@ -1,9 +1,11 @@
 """Looking into the two passes: cotangents by name, the first number that is not finite, what is kept, the ledger."""
 
+from .ledger import Trace as Trace
 from .ledger import trace as trace
 from .named import cotangents as cotangents
 from .nan import find_nan as find_nan
 from .residuals import Residual as Residual
 from .residuals import Residuals as Residuals
 from .residuals import residuals as residuals
+from .rows import Row as Row
 from .summary import summary as summary

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from ..autodiff.arguments import check_callable, check_scalar, holding_static, i
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
+from . import storage
 from .render import graph
 from .render.page import page
 from .rows import Row
@@ -47,10 +50,10 @@ class Trace:
     def __getitem__(self, key: str | int | slice) -> Any:
         """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
-        Of a name that several values bear, a tuple; of a slice, a list of rows.
+        Of a name that several values bear, a tuple; of a slice, a trace of these rows.
         """
         if isinstance(key, slice):
-            return self.rows[key]
+            return Trace(self.value, [], self.rows[key], self.outputs)
         named = [r for r in (*self.inputs, *self.rows) if r.name == key]
         found = named or [r for r in self.rows if r.index == str(key)]
         if not found and isinstance(key, int):
@@ -61,18 +64,127 @@ class Trace:
             raise KeyError(f"There is no name or path {key!r}; there are {listed(names)}.")
         return found[0] if len(found) == 1 else tuple(found)
 
-    def at(self, line: int | str) -> list[Row]:
-        """The rows of a line of the user's program.
+    def at(
+        self,
+        line: int | str | None = None,
+        *,
+        operation: str | None = None,
+        kind: str | None = None,
+        scope: str | None = None,
+        path: str | None = None,
+    ) -> Trace:
+        """Choose rows; those that meet all that is asked for. The result is a trace, too: it prints, and is saved.
 
         Args:
-            line: its number, or `"file.py:12"`.
+            line: of the user's program: its number, or `"file.py:12"`.
+            operation: the primitive: `"dot_general"`.
+            kind: of the rule: `"replaced"`.
+            scope: the name scope or one around it, as a pattern: `"block_*/attention"`.
+            path: of an input, or of the part of the parameters it is in, as a pattern: `"dense_*/kernel"`. The rows are
+                the inputs, and the equations of the outermost program that they enter.
+
+        Raises:
+            KeyError: no row is left; the message lists what there is.
+
+        Example:
+            >>> import jax.numpy as jnp, funcbp as bp
+            >>> t = bp.trace(lambda p, x: jnp.sum(jnp.tanh(p["w"] * x) * p["v"]))({"w": 1.0, "v": 2.0}, 3.0)
+            >>> [row.index for row in t.at(operation="mul")], [row.rule for row in t.at(path="v")]
+            (['0', '2'], ['mul_bwd'])
         """
-        wanted = lambda r: r.number == line if isinstance(line, int) else r.place.startswith(f"{line}:")
-        found = [r for r in self.rows if wanted(r) or r.place.split(" ")[0] == line]
-        if not found:
-            there = dict.fromkeys(r.place.split(" ")[0] for r in self.rows if r.line)
-            raise KeyError(f"There is no equation of line {line}; there are {listed(there)}.")
-        return found
+        inputs, rows = self.inputs, self.rows
+        if path is not None:
+            inputs = [r for r in inputs if _within(r.name, path)]
+            slots = {slot for r in inputs for slot in r.outputs}
+            rows = [r for r in rows if not r.program and not slots.isdisjoint(r.inputs) and slots]
+            if not inputs:
+                raise KeyError(f"There is no input {path!r}; there are {listed(r.name for r in self.inputs)}.")
+        for what, wanted, of, fits in (
+            ("equation of line", line, lambda r: r.place.split(" ")[0], _is_at),
+            ("operation", operation, lambda r: r.primitive, lambda r, x: r.primitive == x),
+            ("rule of kind", kind, lambda r: r.kind, lambda r, x: r.kind == x),
+            ("scope", scope, lambda r: r.scope, lambda r, x: _within(r.scope, x)),
+        ):
+            if wanted is None:
+                continue
+            inputs, found = [], [r for r in rows if fits(r, wanted)]
+            if not found:
+                name = repr(wanted) if isinstance(wanted, str) else wanted
+                raise KeyError(
+                    f"There is no {what} {name}; there are {listed(dict.fromkeys(filter(None, map(of, rows))))}."
+                )
+            rows = found
+        return Trace(self.value, inputs, rows, self.outputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into an npz file, without pickle: to be looked at elsewhere, or compared with another run.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            TypeError: the auxiliary data has something else in it than arrays, numbers and strings in dicts, lists and
+                tuples.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "run.npz")
+            >>> bp.trace(lambda x: jnp.sum(jnp.sin(x)))(jnp.ones(3)).save(path)
+            >>> [row.primitive for row in bp.Trace.load(path)]
+            ['sin', 'reduce_sum']
+        """
+        storage.save(self._parts, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read what `save` has written, by this version of funcbp or an older one; arrays come back as NumPy's.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: it is no trace, is damaged, or was written by a newer version.
+            OSError: the file cannot be read.
+        """
+        return cls(*storage.load(path))
+
+    def to_json(self) -> str:
+        """The whole trace as JSON: the rows' attributes by name, an array as its type, shape and list of numbers.
+
+        What is as by default in a row is left out. A nan or an infinity is written as a string.
+        """
+        return storage.to_json(self._parts)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Read what `to_json` has written; arrays come back as NumPy's, to the last bit.
+
+        Raises:
+            ValueError: it is something else, or was written by a newer version.
+        """
+        return cls(*storage.from_json(text))
+
+    def to_pandas(self) -> Any:
+        """The inputs and the equations as a `pandas.DataFrame`, a row each.
+
+        Columns: `equation` is the row's index and `type` the type of its outputs; `primitive`, `name`, `kind`, `rule`,
+        `scope`, `line`, `number`, `depth` and `taken` are as in `Row`; `value_norm`, `value_mean`, `value_min`,
+        `value_max`, `value_zeros`, `value_saturated` and `value_nonfinite` are the statistics of the value, and
+        `cotangent_norm` and so on those of the cotangent, missing where there is none.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
+        return pandas.DataFrame(storage.to_columns([*self.inputs, *self.rows]))
+
+    @property
+    def _parts(self) -> storage.Parts:
+        return storage.Parts(self.value, self.inputs, self.rows, self.outputs)
 
     def __str__(self) -> str:
         columns = "index  operation  rule  shape  value: norm  mean  zero  sat  bad  cotangent: norm  zero  bad  line"
@@ -95,7 +207,8 @@ class Trace:
         return f"Trace of {len(self.rows)} equations; print it, or show it in a notebook"
 
     def _repr_html_(self) -> str:
-        return page(self.value, self.inputs, self.rows)
+        value = self.value[0] if isinstance(self.value, tuple) else self.value  # without auxiliary data
+        return page(value, self.inputs, self.rows)
 
     def to_dot(self) -> str:
         """The graph of the outermost program, for Graphviz."""
@@ -180,6 +293,18 @@ def trace(
         return Trace((value, aux[0]) if has_aux else value, inputs, rows, pullback.tape.outputs)
 
     return traced
+
+
+def _is_at(row: Row, line: int | str) -> bool:
+    """Whether a row is of this line."""
+    if isinstance(line, int):
+        return row.number == line
+    return row.place.startswith(f"{line}:") or row.place.split(" ")[0] == line
+
+
+def _within(name: str, pattern: str) -> bool:
+    """Whether a path or a scope, or what it is in, matches a pattern."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
 
 
 def _is_float(x: Any) -> bool:

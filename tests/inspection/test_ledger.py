@@ -75,8 +75,8 @@ def test_the_output_of_a_function_with_its_own_derivative_is_its_value(ledger):
 
 
 def test_rows_know_their_line_scope_rule_and_number(ledger):
-    rows = ledger.at(LINE)
-    assert rows == ledger.at(f"test_ledger.py:{LINE}")
+    rows = list(ledger.at(LINE))
+    assert rows == list(ledger.at(f"test_ledger.py:{LINE}"))
     assert rows[0].primitive == "dot_general"
     assert all(r.scope == "encoder" and r.kind == "hand-written" for r in rows)
     assert rows[0].rule == "dot_general_bwd"

@@ -1,0 +1,240 @@
+"""A trace as data: JSON text, an npz file without pickle, and a data frame."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._version import __version__
+from .rows import Row
+from .statistics import Statistics
+
+__all__ = ["Parts", "from_json", "load", "save", "to_columns", "to_json"]
+
+WHAT, FORMAT = "funcbp trace", 1
+PLAIN = (type(None), bool, int, str)  # what JSON has
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Row) if f.default is not dataclasses.MISSING}
+
+
+class Parts(NamedTuple):
+    """What a trace consists of."""
+
+    value: Any
+    inputs: Sequence[Row]
+    rows: Sequence[Row]
+    outputs: Sequence[int | None]
+
+
+class ArrayType(NamedTuple):
+    """The type of a value of which no numbers were kept."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def to_json(parts: Parts) -> str:
+    """Write a trace as JSON: the numbers of an array in one list, nan and infinities as strings."""
+    return json.dumps(_written(parts, _numbers), allow_nan=False)
+
+
+def from_json(text: str) -> Parts:
+    """Read what `to_json` has written.
+
+    Raises:
+        ValueError: it is something else, or of a newer version.
+    """
+    try:
+        return _read(json.loads(text), _from_numbers)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"This text is no trace that funcbp has written ({error!r}).") from error
+
+
+def _numbers(x: np.ndarray) -> list[Any]:
+    if np.iscomplexobj(x):
+        x = np.stack([x.real, x.imag], -1)
+    known = x.astype(np.float64) if jax.dtypes.issubdtype(x.dtype, np.floating) else x
+    known = known.astype(np.int64) if known.dtype.kind == "V" else known  # int4 and the like
+    return [v if not isinstance(v, float) or math.isfinite(v) else str(v) for v in known.ravel().tolist()]
+
+
+def _from_numbers(numbers: list[Any], dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    if not jax.dtypes.issubdtype(dtype, np.inexact):
+        return np.array(numbers, np.uint64 if dtype == np.uint64 else None).astype(dtype).reshape(shape)
+    numbers = list(map(float, numbers))
+    if np.issubdtype(dtype, np.complexfloating):
+        return np.array(numbers).view(np.complex128).astype(dtype).reshape(shape)
+    return np.array(numbers).astype(dtype).reshape(shape)
+
+
+# --- npz --------------------------------------------------------------------------------------------------------------
+
+
+def save(parts: Parts, path: str | Path) -> None:
+    """Write a trace into an npz file: `about` is what JSON can say, the arrays are numbered."""
+    arrays: list[Any] = []
+
+    def numbered(x: np.ndarray) -> int:
+        # types that numpy does not know, such as bfloat16, as their bytes
+        arrays.append(x if x.dtype.isbuiltin == 1 else np.ascontiguousarray(x)[..., None].view(np.uint8))
+        return len(arrays) - 1
+
+    about = json.dumps(_written(parts, numbered), allow_nan=False)
+    with open(path, "wb") as file:
+        np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
+
+
+def load(path: str | Path) -> Parts:
+    """Read what `save` has written.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is something else, damaged, or of a newer version.
+    """
+    with open(path, "rb") as raw:
+        try:
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(str(arrays["about"]))
+        except Exception as error:  # zip, zlib and numpy have many words for one thing
+            raise ValueError(f"{path} is no trace that funcbp has saved, or is damaged ({error!r}).") from error
+
+    def at(index: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+        x = arrays[str(index)]
+        return (x if dtype.isbuiltin == 1 else x.view(dtype)).reshape(shape)
+
+    try:
+        return _read(about, at)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no trace that funcbp has saved, or is damaged ({error!r}).") from error
+
+
+# --- what both have in common -----------------------------------------------------------------------------------------
+
+Put = Callable[[np.ndarray], Any]
+Get = Callable[[Any, np.dtype, Sequence[int]], np.ndarray]
+
+
+def _written(parts: Parts, put: Put) -> dict[str, Any]:
+    versions = {"funcbp": __version__, "jax": jax.__version__}
+    rows = {part: [_row_written(r, put) for r in getattr(parts, part)] for part in ("inputs", "rows")}
+    value = _value_written(parts.value, put)
+    return {"what": WHAT, "format": FORMAT, **versions, "value": value, **rows, "outputs": list(parts.outputs)}
+
+
+def _read(about: Any, get: Get) -> Parts:
+    if about["what"] != WHAT:
+        raise ValueError(f"This is a {about['what']}, and no trace.")
+    if about["format"] > FORMAT:
+        raise ValueError(
+            f"This trace was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
+            f"{__version__}, reads {FORMAT}."
+        )
+    inputs, rows = ([_row_read(r, get) for r in about[part]] for part in ("inputs", "rows"))
+    return Parts(_value_read(about["value"], get), inputs, rows, tuple(about["outputs"]))
+
+
+def _row_written(row: Row, put: Put) -> dict[str, Any]:
+    """The fields of a row that are not as by default; types are left out where the values say them."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(row):
+        x = getattr(row, f.name)
+        if f.name == "types":
+            x = None if x is row.values else [[str(t.dtype), list(t.shape)] for t in x]
+        elif isinstance(x, tuple):
+            x = [_value_written(v, put) for v in x]
+        else:
+            x = _value_written(x, put)
+        if f.name not in DEFAULTS or x != (list(DEFAULTS[f.name]) if isinstance(x, list) else DEFAULTS[f.name]):
+            out[f.name] = x
+    if row.types is row.values:
+        out["types"] = None
+    return out
+
+
+def _row_read(data: Mapping[str, Any], get: Get) -> Row:
+    fields: dict[str, Any] = {
+        name: tuple(_value_read(v, get) for v in x) if isinstance(x, list) and name != "types" else _value_read(x, get)
+        for name, x in data.items()
+        if name != "types"
+    }
+    types = data.get("types", ())
+    fields["types"] = (
+        fields.get("values", ()) if types is None else tuple(ArrayType(d, tuple(shape)) for d, shape in types)
+    )
+    return Row(**fields)
+
+
+def _value_written(x: Any, put: Put) -> Any:
+    """A pytree of arrays, numbers and strings, as JSON knows it: what it has not is a dict with one key."""
+    match x:
+        case _ if isinstance(x, PLAIN):
+            return x
+        case float():
+            return x if math.isfinite(x) else {"float": str(x)}
+        case complex():
+            return {"complex": [_value_written(x.real, put), _value_written(x.imag, put)]}
+        case dict():
+            return {"dict": [[_value_written(k, put), _value_written(v, put)] for k, v in x.items()]}
+        case list() | tuple() if type(x) in (list, tuple):
+            return {type(x).__name__: [_value_written(v, put) for v in x]}
+        case jax.Array() if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return {"key": str(jax.random.key_impl(x)), "data": _value_written(jax.random.key_data(x), put)}
+        case np.ndarray() | np.generic() | jax.Array():
+            x = np.asarray(x)
+            if x.dtype == jax.dtypes.float0:
+                return {"array": "float0", "shape": list(x.shape)}
+            return {"array": str(x.dtype), "shape": list(x.shape), "numbers": put(x)}
+        case _:
+            raise TypeError(
+                f"The trace's value holds a {type(x).__name__}, which cannot be written; arrays, numbers and strings "
+                "in dicts, lists and tuples can. Let the function return those as auxiliary data."
+            )
+
+
+def _value_read(x: Any, get: Get) -> Any:
+    if not isinstance(x, dict):
+        return x
+    match next(iter(x)):
+        case "float":
+            return float(x["float"])
+        case "complex":
+            return complex(*(_value_read(v, get) for v in x["complex"]))
+        case "dict":
+            return {_value_read(k, get): _value_read(v, get) for k, v in x["dict"]}
+        case "list":
+            return [_value_read(v, get) for v in x["list"]]
+        case "tuple":
+            return tuple(_value_read(v, get) for v in x["tuple"])
+        case "key":
+            return jax.random.wrap_key_data(jnp.asarray(_value_read(x["data"], get)), impl=x["key"])
+        case _:
+            if x["array"] == "float0":
+                return np.zeros(x["shape"], jax.dtypes.float0)
+            return get(x["numbers"], jnp.dtype(x["array"]), x["shape"])
+
+
+# --- data frames ------------------------------------------------------------------------------------------------------
+
+OF_ROWS = ("primitive", "name", "kind", "rule", "scope", "line", "number", "depth", "taken")
+OF_STATISTICS = tuple(name for name in Statistics._fields if name not in ("shape", "dtype"))
+
+
+def to_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The columns of a data frame: what rows say of themselves, and the statistics of value and cotangent."""
+    columns: dict[str, list[Any]] = {"equation": [r.index for r in rows], "type": [r.shape for r in rows]}
+    columns |= {name: [getattr(r, name) for r in rows] for name in OF_ROWS}
+    for part in ("value", "cotangent"):
+        of = [getattr(r, f"of_{part}") for r in rows]
+        columns |= {f"{part}_{name}": [None if s is None else getattr(s, name) for s in of] for name in OF_STATISTICS}
+    return columns

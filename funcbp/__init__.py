@@ -41,6 +41,7 @@ __all__ = [
     "optim",
     "per_example",
     "plot",
+    "precision",
     "reproduce",
     "residuals",
     "rule",
@@ -57,7 +58,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import credit, curvature, inspection, per_example, testing
-    from .inspection import Trace, cotangents, find_nan, trace
+    from .inspection import Trace, cotangents, find_nan, precision, trace
     from .inspection.residuals import residuals
     from .inspection.summary import summary
     from .learn import data, nets, ops, optim, plot, reproduce, train
@@ -82,6 +83,7 @@ else:
         "optim": ".learn.optim",
         "per_example": ".per_example",
         "plot": ".learn.plot",
+        "precision": ".inspection",
         "reproduce": ".learn.reproduce",
         "residuals": ".inspection",
         "summary": ".inspection",

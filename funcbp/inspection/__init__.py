@@ -4,8 +4,12 @@ from .ledger import Trace as Trace
 from .ledger import trace as trace
 from .named import cotangents as cotangents
 from .nan import find_nan as find_nan
+from .precision import Errors as Errors
+from .precision import Precision as Precision
+from .precision import precision as precision
 from .residuals import Residual as Residual
 from .residuals import Residuals as Residuals
 from .residuals import residuals as residuals
 from .rows import Row as Row
+from .shadow import Rounding as Rounding
 from .summary import summary as summary

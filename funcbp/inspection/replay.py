@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 
-__all__ = ["Birth", "Held", "replay"]
+__all__ = ["Birth", "Held", "Located", "replay"]
 
 
 @dataclass
@@ -88,15 +88,19 @@ def replay(jaxpr: Any, args: Sequence[Any]) -> list[Held]:
     return jx.run(jaxpr, [Held(x, birth_of(x)) for x in args], _Replay())
 
 
-class _Replay(jx.Visitor):
-    """Holds each value with its birth, through calls, loops and branches."""
+class Located(jx.Visitor):
+    """Goes through calls, loops and branches, and knows where it is.
+
+    Attributes:
+        scope: the name scope of the calls that are being run.
+        line: of the call or loop that is being run.
+        steps: the numbers of the loop steps around, outermost first.
+    """
 
     enters = jx.CALLS | jx.CONTROL
 
     def __init__(self) -> None:
-        self.order = 0
-        self.scope = ""  # of the calls that are being run
-        self.line = ""  # of the call or loop that is being run
+        self.scope = self.line = ""
         self.steps: tuple[int, ...] = ()
 
     def scope_of(self, eqn: Any) -> str:
@@ -120,6 +124,14 @@ class _Replay(jx.Visitor):
         outside, self.steps = self.steps, (*self.steps, i)
         yield
         self.steps = outside
+
+
+class _Replay(Located):
+    """Holds each value with its birth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = 0
 
     def constant(self, x: Any) -> Held:
         return Held(x, birth_of(x))

@@ -1,0 +1,324 @@
+"""A program run equation by equation beside its float64 shadow, to see where digits are lost.
+
+Each value is held with what float64 makes of the same program. Of an equation's error three parts are known: what its
+operands' errors become in it, what it rounds away itself (its result against float64 on the very operands it got), and
+both together. Loops are run step by step, and decisions (branches taken, integers, masks) are those of the program.
+
+Which losses matter is found by going back over what ran: an error is felt as far as it is still there, relative to the
+values it went into, on its way to the value or the gradient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..cotangents import Moves
+from ..rules.traits import traits_of
+from .replay import Located
+from .widened import is_float, widen, widened_equation
+
+__all__ = ["Pair", "Rounding", "beside_shadow", "relative"]
+
+ZERO = 2.0**-40  # of the largest part of a gradient: what is smaller is what float64 has left of a zero
+
+
+@dataclass(eq=False)
+class Rounding:
+    """What one equation does to the digits of its result; inside a loop in each step.
+
+    The errors are relative to the size of the shadow's result (root mean square), and at most 1: no digit is left.
+
+    Attributes:
+        index: in which order the equations ran first.
+        primitive: the equation's primitive.
+        operation: the operation of the program; on the way back, the one whose rule the equation is part of.
+        backward: whether it is in the backward pass.
+        name: the name of a value named by `funcbp.name`; otherwise "".
+        scope, line: its name scope, and `file:line (function)` of the user's program.
+        dtype, shape: of its first floating-point result.
+        steps: the numbers of the loop steps around it, for each time that it ran.
+        went_in: the largest error among the operands, each time.
+        came_in: what the operands' errors became in the result.
+        added: what the equation itself rounded away.
+        total: both together: the error of the result.
+        overflowed, underflowed, flushed: how many numbers became infinite, smaller than the smallest normal one, or
+            zero here, which in float64 they do not.
+        decided: how many decisions (integers, booleans, whole numbers) float64 would have taken otherwise.
+        opaque: why it could not be run in float64, or "": the errors behind it are counted anew.
+        lost: how much of the relative error of the value or the gradient was lost here.
+    """
+
+    index: int
+    primitive: str
+    operation: str
+    backward: bool
+    name: str
+    scope: str
+    line: str
+    dtype: Any
+    shape: tuple[int, ...]
+    steps: list[tuple[int, ...]] = field(default_factory=list)
+    went_in: list[float] = field(default_factory=list)
+    came_in: list[float] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+    overflowed: int = 0
+    underflowed: int = 0
+    flushed: int = 0
+    decided: int = 0
+    opaque: str = ""
+    lost: float = 0.0
+    origins: tuple[frozenset[str], ...] = ()  # the operations that made each operand, where numbers are only moved
+    constants: tuple[float, ...] = ()  # operands that are single numbers nobody computed
+
+    @property
+    def unit(self) -> float:
+        """One ulp of 1 in the result's type, by which errors are given in ulps."""
+        return float(jnp.finfo(self.dtype).eps)
+
+    def ulps(self, errors: float | Sequence[float]) -> Any:
+        """Express relative errors in ulps of the result's type."""
+        return np.asarray(errors) / self.unit
+
+    @property
+    def bits(self) -> float:
+        """How many of the type's bits are lost here."""
+        return float(np.clip(np.log2(max(self.lost, self.unit / 2) / self.unit) + 1, 0, None))
+
+    @property
+    def cancels(self) -> bool:
+        """Whether what is lost is what its operands' errors grew by, more than its own rounding."""
+        grown = np.subtract(self.came_in, self.went_in)
+        return float(np.maximum(grown, 0).sum()) > float(np.sum(self.added))
+
+
+class Run(NamedTuple):
+    """An equation, one time that it ran."""
+
+    row: Rounding
+    total: float
+    gained: float  # the error of the result beyond that of the operands
+    makers: tuple[int, ...]
+    origins: frozenset[str]
+
+
+@dataclass(eq=False)
+class Pair:
+    """A value, and what float64 makes of it.
+
+    Attributes:
+        actual: the program's value.
+        shadow: a float64 array; of what is no number, the value itself.
+        error: the relative error.
+        makers: the runs that it came out of.
+        rows: what it was stacked of, by a loop.
+    """
+
+    actual: Any
+    shadow: Any
+    error: float = 0.0
+    makers: tuple[int, ...] = ()
+    rows: Sequence[Pair] | None = None
+
+
+def relative(error: np.ndarray, shadow: np.ndarray) -> float:
+    """The size of an error relative to the shadow's, at most 1; where the shadow is not finite nothing is asked."""
+    finite = np.isfinite(shadow)
+    with np.errstate(all="ignore"):
+        wrong, size = _rms(error[finite]), _rms(shadow[finite])
+        if not wrong:
+            return 0.0
+        return float(min(1.0, wrong / size)) if size and np.isfinite(wrong) else 1.0
+
+
+def _rms(x: np.ndarray) -> float:
+    """Root mean square, without overflow."""
+    largest = float(np.max(np.abs(x), initial=0.0))
+    return largest * float(np.sqrt(np.mean(np.abs(x / largest) ** 2))) if largest and np.isfinite(largest) else largest
+
+
+def beside_shadow(
+    jaxpr: Any, args: Sequence[Any]
+) -> tuple[list[Rounding], list[Pair]]:
+    """Run a program on these arguments beside its shadow, and say what was lost where.
+
+    Returns:
+        A row for each equation, and the outputs.
+    """
+    visitor = Shadowing()
+    outs = jx.run(jaxpr, [visitor.constant(x) for x in args], visitor)
+    _blame(visitor.runs, outs)
+    return list(visitor.rows.values()), outs
+
+
+class Shadowing(Located):
+    """Holds each value beside its shadow, and writes down what happens to its digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.around: tuple[int, ...] = ()
+        self.rows: dict[tuple[int, ...], Rounding] = {}
+        self.runs: list[Run] = []
+
+    @contextmanager
+    def within(self, eqn: Any, kind: jx.Kind) -> Iterator[None]:
+        outside, self.around = self.around, (*self.around, id(eqn))
+        with super().within(eqn, kind):
+            yield
+        self.around = outside
+
+    def constant(self, x: Any) -> Pair:
+        with jax.enable_x64(True):
+            return Pair(x, widen(x))
+
+    def number(self, x: Pair) -> Any:
+        return x.actual
+
+    def row(self, x: Pair, i: int) -> Pair:
+        if x.rows is not None:
+            return x.rows[i]
+        with jax.enable_x64(True):
+            shadow = x.shadow[i]
+            error = relative(_wide(x.actual[i]) - _wide(shadow), _wide(shadow)) if x.error else 0.0
+        return Pair(x.actual[i], shadow, error, x.makers)
+
+    def stack(self, rows: Sequence[Pair], aval: Any) -> Pair:
+        actual = super().stack([p.actual for p in rows], aval)
+        if not is_float(actual):
+            return Pair(actual, actual)
+        with jax.enable_x64(True):
+            shadow = jnp.stack([p.shadow for p in rows]) if rows else widen(actual)
+            error = relative(_wide(actual) - _wide(shadow), _wide(shadow))
+        return Pair(actual, shadow, error, tuple({m: None for p in rows for m in p.makers}), list(rows))
+
+    def equation(self, eqn: Any, args: list[Pair]) -> list[Pair]:
+        actual = jx.bind_eqn(eqn, [a.actual for a in args])
+        if not any(is_float(x) for x in (*actual, *(a.actual for a in args))):
+            return [Pair(x, x) for x in actual]
+        row = self.row_of(eqn, actual, args)
+        with jax.enable_x64(True):
+            exact, shadow = self.wide_results(eqn, args, actual, row)
+            follows = [is_float(x) and not traits_of(eqn.primitive).step for x in actual]
+            for x, s, f in zip(actual, shadow, follows, strict=True):
+                row.decided += 0 if f else _differing(x, s)
+            shadow = [s if f else widen(x) for x, s, f in zip(actual, shadow, follows, strict=True)]
+            numbers = [tuple(map(_wide, xs)) for f, *xs in zip(follows, actual, exact, shadow, strict=True) if f]
+            wrong = [relative(x - s, s) if f else 0.0 for f, x, s in _each(follows, numbers)]
+        number = self.write(row, numbers, args)
+        return [Pair(x, s, e, (number,)) for x, s, e in zip(actual, shadow, wrong, strict=True)]
+
+    def row_of(self, eqn: Any, actual: Sequence[Any], args: Sequence[Pair]) -> Rounding:
+        """The row of an equation, a new one where it runs for the first time."""
+        place = (*self.around, id(eqn))
+        if place not in self.rows:
+            scope, name = self.scope_of(eqn), eqn.primitive.name
+            backward, rule = "transpose(" in scope, re.search(r"(\w+)_bwd\)*$", scope)
+            shown = next(filter(is_float, actual), None)
+            shown = next(a.actual for a in args if is_float(a.actual)) if shown is None else shown
+            self.rows[place] = Rounding(
+                index=len(self.rows),
+                primitive=name,
+                operation=rule[1] if backward and rule else name,
+                backward=backward,
+                name=eqn.params["name"] if name == "name" else "",
+                scope=scope,
+                line=self.line_of(eqn),
+                dtype=jx.type_of(shown).dtype,
+                shape=jx.type_of(shown).shape,
+                origins=tuple(frozenset().union(*(self.runs[m].origins for m in a.makers)) for a in args),
+                constants=tuple(float(a.actual) for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)),
+            )
+        return self.rows[place]
+
+    def wide_results(self, eqn: Any, args: Sequence[Pair], actual: Sequence[Any], row: Rounding) -> Any:
+        """What float64 makes of the program's operands, and of the shadow's."""
+        opaque = "it has effects" if eqn.effects else ""
+        if jx.inside_of(eqn).kind is jx.Kind.MAPPED:
+            opaque = "it runs on several devices"
+        if not opaque:
+            try:
+                exact = widened_equation(eqn, [widen(a.actual) for a in args])
+                if not any(a.error for a in args):
+                    return exact, exact
+                return exact, widened_equation(eqn, [a.shadow for a in args])
+            except Exception as error:  # a kernel or a callback, which takes its own types and no others
+                opaque = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        row.opaque = opaque
+        wide = list(map(widen, actual))
+        return wide, wide
+
+    def write(self, row: Rounding, numbers: Sequence[tuple[np.ndarray, ...]], args: Sequence[Pair]) -> int:
+        """Write down one run of an equation, and return its number."""
+        went_in = max([a.error for a in args if is_float(a.actual)], default=0.0)
+        errors = [(relative(e - s, s), relative(x - e, s), relative(x - s, s)) for x, e, s in numbers]
+        came_in, added, total = (max(column) for column in zip(*errors, strict=True)) if errors else (0.0, 0.0, 0.0)
+        smallest = float(jnp.finfo(row.dtype).tiny)
+        for x, exact, _ in numbers:
+            below = (exact != 0) & (np.abs(exact) < smallest)
+            row.overflowed += int(np.sum(np.isfinite(exact) & ~np.isfinite(x)))
+            row.underflowed += int(np.sum(below))
+            row.flushed += int(np.sum(below & (x == 0)))
+        row.steps.append(self.steps)
+        for column, value in zip((row.went_in, row.came_in, row.added, row.total), (went_in, came_in, added, total), strict=True):
+            column.append(value)
+        makers = tuple({m: None for a in args for m in a.makers})
+        moves = traits_of(row.primitive).moves is not Moves.NOT or traits_of(row.primitive).mark
+        origins = frozenset().union(*(self.runs[m].origins for m in makers)) if moves and makers else {row.primitive}
+        self.runs.append(Run(row, total, total - went_in, makers, frozenset(origins)))
+        return len(self.runs) - 1
+
+
+def _each(follows: Sequence[bool], numbers: Sequence[tuple[np.ndarray, ...]]) -> Iterator[tuple[bool, Any, Any]]:
+    rest = iter(numbers)
+    for f in follows:
+        x, _, s = next(rest) if f else (None, None, None)
+        yield f, x, s
+
+
+def _is_real(pair: Pair) -> bool:
+    return jax.dtypes.issubdtype(jx.type_of(pair.actual).dtype, np.floating)
+
+
+def _wide(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x if np.iscomplexobj(x) else x.astype(np.float64)
+
+
+def _differing(x: Any, other: Any) -> int:
+    if jax.dtypes.issubdtype(jx.type_of(x).dtype, jax.dtypes.extended):
+        return 0
+    a, b = _wide(x), _wide(other)
+    return int(np.sum((a != b) & ~(np.isnan(a) & np.isnan(b))))
+
+
+def _blame(runs: Sequence[Run], outs: Sequence[Pair]) -> None:
+    """Say of each row how much was lost in it of what is felt in the end, in the value or the gradient."""
+    felt = [0.0] * len(runs)
+    numbers = [out for out in outs if is_float(out.actual)]
+    largest = max([_rms(_wide(out.shadow)) for out in numbers[1:]], default=0.0)
+    for i, out in enumerate(numbers):
+        error = out.error
+        if i and _rms(_wide(out.shadow)) < ZERO * largest:  # a gradient that is zero but for rounding
+            error = min(1.0, _rms(_wide(out.actual) - _wide(out.shadow)) / largest)
+        for m in out.makers:
+            felt[m] = max(felt[m], error)
+    for i in reversed(range(len(runs))):
+        for m in runs[i].makers:
+            felt[m] = max(felt[m], min(runs[i].total, felt[i]))
+    gained: dict[int, float] = {}
+    most: dict[int, float] = {}
+    for run, f in zip(runs, felt, strict=True):
+        gained[run.row.index] = gained.get(run.row.index, 0.0) + run.gained
+        most[run.row.index] = max(most.get(run.row.index, 0.0), f)
+    for row in {id(run.row): run.row for run in runs}.values():
+        row.lost = min(max(0.0, gained[row.index]), most[row.index])
+

@@ -41,18 +41,18 @@ REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
     (lambda r, o: bool(r.overflowed) and r.operation == "exp",
      "Subtract the maximum before exp: jax.nn.softmax, jax.nn.log_softmax or jax.nn.logsumexp do."),
     (lambda r, o: bool(r.overflowed), "Scale down, or keep it in bfloat16 or float32, which reach further."),
-    (lambda r, o: bool(r.flushed) and r.backward,
+    (lambda r, o: bool(r.flushed or r.underflowed) and r.backward,
      "Scale the loss up before going back, and the gradient down by as much (loss scaling), or go back in a wider type."),
     (lambda r, o: bool(r.flushed or r.underflowed) and "exp" in o | {r.operation},
      "Work with logarithms: jax.nn.log_softmax, jax.nn.logsumexp."),
     (lambda r, o: bool(r.flushed or r.underflowed), "Scale up first, or keep it in a wider type."),
     (lambda r, o: r.primitive in ("convert_element_type", "reduce_precision"),
      "The cast keeps no more digits. Cast later, keep this value wide, or scale it into the type's range first."),
-    (lambda r, o: not r.cancels and r.primitive in SUMS and bool(r.steps[-1]),
+    (lambda r, o: not r.cancels and r.primitive in ("add", "add_any") and bool(r.steps[-1]),
      "A running sum swallows what is smaller than its last digit: carry it in a wider type, or with its error (Kahan)."),
     (lambda r, o: not r.cancels and r.primitive in SUMS,
      "Sum in a wider type (dtype=, preferred_element_type=), in blocks, or after the mean was subtracted."),
-    (lambda r, o: r.backward and r.operation in ("tanh", "logistic", "erf"),
+    (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive == "sub",
      "It is far out in its flat part, where 1 - y has no digits left: keep what goes in small (scaled weights, a "
      "normalisation), or take a loss that is a function of the net input."),
     (lambda r, o: r.primitive == "log" and bool(o & {"div", "exp", "reduce_sum"}),
@@ -86,7 +86,9 @@ def what_is_lost(row: Rounding) -> str:
         return f"{row.flushed} numbers are flushed to zero"
     if row.underflowed:
         return f"{row.underflowed} numbers are below the smallest normal one"
-    return "it makes more of its operands' errors (cancellation)" if row.cancels else "it rounds"
+    if not row.cancels:
+        return "it rounds"
+    return "what it adds up cancels" if row.primitive in (*SUMS, "sub") else "its operands' errors become larger in it"
 
 
 def remedy_of(row: Rounding) -> str:
@@ -103,8 +105,8 @@ def sentence(row: Rounding) -> str:
         part = f"The backward pass of `{row.operation}`{where}" + (
             f" (its `{row.primitive}`)" if row.operation != row.primitive else ""
         )
-    of = int(1 - math.log2(row.unit))
-    text = f"{part} loses {row.bits:.0f} of {of} bits ({row.dtype}): {what_is_lost(row)}."
+    of = int(1 - math.log2(row.of))
+    text = f"{part} loses {min(row.bits, of):.0f} of {of} bits ({row.dtype}): {what_is_lost(row)}."
     remedy = remedy_of(row)
     return f"{text} {remedy}" if remedy else text
 
@@ -144,15 +146,20 @@ class Precision:
 
     @property
     def by_loss(self) -> list[Rounding]:
-        """The rows, those first in which most is lost of what is felt in the value or the gradient."""
-        return sorted(self.rows, key=lambda r: (-r.lost, r.index))
+        """The rows, those first in which most bits are lost that are felt in the value or the gradient."""
+        return sorted(self.rows, key=lambda r: (-r.weight, r.index))
 
     def worst(self, n: int = 5) -> list[str]:
         """Say in a sentence each where most digits are lost, with the line, and what to do where that is known.
 
-        Only losses of more than one bit are named.
+        Named is what loses more than two bits, and is felt as more than four ulps; of the equations of one rule at one
+        line the worst.
         """
-        return [sentence(r) for r in self.by_loss[:n] if r.bits > 1]
+        first: dict[Any, Rounding] = {}
+        for r in self.by_loss:
+            if r.bits > 2 and r.felt > 4 * r.of:
+                first.setdefault((r.operation, r.backward, r.line), r)
+        return list(map(sentence, list(first.values())[:n]))
 
     def __str__(self) -> str:
         table = [("pass", "operation", "type", "bits lost", "went in", "came in", "added", "error", "", "line")]

@@ -54,7 +54,8 @@ class Rounding:
             zero here, which in float64 they do not.
         decided: how many decisions (integers, booleans, whole numbers) float64 would have taken otherwise.
         opaque: why it could not be run in float64, or "": the errors behind it are counted anew.
-        lost: how much of the relative error of the value or the gradient was lost here.
+        felt: how much of its result's error is still there in the value or the gradient.
+        bits: how many bits fewer the result has than the operands had.
     """
 
     index: int
@@ -76,9 +77,11 @@ class Rounding:
     flushed: int = 0
     decided: int = 0
     opaque: str = ""
-    lost: float = 0.0
+    felt: float = 0.0
+    bits: float = 0.0
     origins: tuple[frozenset[str], ...] = ()  # the operations that made each operand, where numbers are only moved
     constants: tuple[float, ...] = ()  # operands that are single numbers nobody computed
+    of: float = 0.0  # one ulp of 1 in the widest type among the operands
 
     @property
     def unit(self) -> float:
@@ -90,9 +93,9 @@ class Rounding:
         return np.asarray(errors) / self.unit
 
     @property
-    def bits(self) -> float:
-        """How many of the type's bits are lost here."""
-        return float(np.clip(np.log2(max(self.lost, self.unit / 2) / self.unit) + 1, 0, None))
+    def weight(self) -> float:
+        """By what losses are ranked: the bits lost, and how much of the error is felt."""
+        return self.bits * self.felt
 
     @property
     def cancels(self) -> bool:
@@ -109,6 +112,7 @@ class Run(NamedTuple):
     gained: float  # the error of the result beyond that of the operands
     makers: tuple[int, ...]
     origins: frozenset[str]
+    moves: bool  # whether it only moves or chooses numbers
 
 
 @dataclass(eq=False)
@@ -128,6 +132,17 @@ class Pair:
     error: float = 0.0
     makers: tuple[int, ...] = ()
     rows: Sequence[Pair] | None = None
+
+    def at(self, i: int) -> Pair:
+        """What a loop's step of this number reads of it."""
+        if self.rows is not None:
+            return self.rows[i]
+        actual = _parts(self.actual)[i]
+        if not is_float(self.actual):
+            return Pair(actual, actual, 0.0, self.makers)
+        shadow = np.asarray(self.shadow)[i]
+        error = relative(_wide(actual) - shadow, shadow) if self.error else 0.0
+        return Pair(actual, shadow, error, self.makers)
 
 
 def relative(error: np.ndarray, shadow: np.ndarray) -> float:
@@ -184,21 +199,15 @@ class Shadowing(Located):
         return x.actual
 
     def row(self, x: Pair, i: int) -> Pair:
-        if x.rows is not None:
-            return x.rows[i]
-        with jax.enable_x64(True):
-            shadow = x.shadow[i]
-            error = relative(_wide(x.actual[i]) - _wide(shadow), _wide(shadow)) if x.error else 0.0
-        return Pair(x.actual[i], shadow, error, x.makers)
+        return x.at(i)
 
     def stack(self, rows: Sequence[Pair], aval: Any) -> Pair:
-        actual = super().stack([p.actual for p in rows], aval)
-        if not is_float(actual):
-            return Pair(actual, actual)
-        with jax.enable_x64(True):
-            shadow = jnp.stack([p.shadow for p in rows]) if rows else widen(actual)
-            error = relative(_wide(actual) - _wide(shadow), _wide(shadow))
-        return Pair(actual, shadow, error, tuple({m: None for p in rows for m in p.makers}), list(rows))
+        actual = super().stack([jnp.asarray(p.actual) for p in rows], aval)
+        if not rows or not is_float(actual):
+            return self.constant(actual)
+        shadow = np.stack([np.asarray(p.shadow) for p in rows])
+        makers = tuple({m: None for p in rows for m in p.makers})
+        return Pair(actual, shadow, relative(_wide(actual) - shadow, shadow), makers, list(rows))
 
     def equation(self, eqn: Any, args: list[Pair]) -> list[Pair]:
         actual = jx.bind_eqn(eqn, [a.actual for a in args])
@@ -212,18 +221,23 @@ class Shadowing(Located):
                 row.decided += 0 if f else _differing(x, s)
             shadow = [s if f else widen(x) for x, s, f in zip(actual, shadow, follows, strict=True)]
             numbers = [tuple(map(_wide, xs)) for f, *xs in zip(follows, actual, exact, shadow, strict=True) if f]
-            wrong = [relative(x - s, s) if f else 0.0 for f, x, s in _each(follows, numbers)]
-        number = self.write(row, numbers, args)
-        return [Pair(x, s, e, (number,)) for x, s, e in zip(actual, shadow, wrong, strict=True)]
+        number, wrong = self.write(row, numbers, args)
+        totals = iter(wrong)
+        return [
+            Pair(x, s, next(totals) if f else 0.0, (number,)) for x, s, f in zip(actual, shadow, follows, strict=True)
+        ]
 
     def row_of(self, eqn: Any, actual: Sequence[Any], args: Sequence[Pair]) -> Rounding:
         """The row of an equation, a new one where it runs for the first time."""
         place = (*self.around, id(eqn))
         if place not in self.rows:
-            scope, name = self.scope_of(eqn), eqn.primitive.name
+            scope, name, line = self.scope_of(eqn), eqn.primitive.name, self.line_of(eqn)
             backward, rule = "transpose(" in scope, re.search(r"(\w+)_bwd\)*$", scope)
-            shown = next(filter(is_float, actual), None)
-            shown = next(a.actual for a in args if is_float(a.actual)) if shown is None else shown
+            made_by = [self.runs[m].row for a in args for m in a.makers[-1:]]
+            if not line and made_by:  # the sum of two cotangents
+                line, backward = made_by[-1].line, any(r.backward for r in made_by)
+            into = [jx.type_of(a.actual) for a in args if is_float(a.actual)]
+            shown = next((jx.type_of(x) for x in actual if is_float(x)), None) or into[0]
             self.rows[place] = Rounding(
                 index=len(self.rows),
                 primitive=name,
@@ -231,9 +245,10 @@ class Shadowing(Located):
                 backward=backward,
                 name=eqn.params["name"] if name == "name" else "",
                 scope=scope,
-                line=self.line_of(eqn),
-                dtype=jx.type_of(shown).dtype,
-                shape=jx.type_of(shown).shape,
+                line=line,
+                dtype=shown.dtype,
+                shape=shown.shape,
+                of=min(float(jnp.finfo(t.dtype).eps) for t in into or [shown]),
                 origins=tuple(frozenset().union(*(self.runs[m].origins for m in a.makers)) for a in args),
                 constants=tuple(float(a.actual) for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)),
             )
@@ -256,10 +271,11 @@ class Shadowing(Located):
         wide = list(map(widen, actual))
         return wide, wide
 
-    def write(self, row: Rounding, numbers: Sequence[tuple[np.ndarray, ...]], args: Sequence[Pair]) -> int:
-        """Write down one run of an equation, and return its number."""
+    def write(self, row: Rounding, numbers: Sequence[tuple[np.ndarray, ...]], args: Sequence[Pair]) -> Any:
+        """Write down one run of an equation, and return its number and the errors of its results."""
         went_in = max([a.error for a in args if is_float(a.actual)], default=0.0)
-        errors = [(relative(e - s, s), relative(x - e, s), relative(x - s, s)) for x, e, s in numbers]
+        with np.errstate(all="ignore"):
+            errors = [(relative(e - s, s), relative(x - e, s), relative(x - s, s)) for x, e, s in numbers]
         came_in, added, total = (max(column) for column in zip(*errors, strict=True)) if errors else (0.0, 0.0, 0.0)
         smallest = float(jnp.finfo(row.dtype).tiny)
         for x, exact, _ in numbers:
@@ -271,17 +287,16 @@ class Shadowing(Located):
         for column, value in zip((row.went_in, row.came_in, row.added, row.total), (went_in, came_in, added, total), strict=True):
             column.append(value)
         makers = tuple({m: None for a in args for m in a.makers})
-        moves = traits_of(row.primitive).moves is not Moves.NOT or traits_of(row.primitive).mark
+        traits = traits_of(row.primitive)
+        moves = traits.mark or (traits.moves is not Moves.NOT and not any(added for _, added, _ in errors))
         origins = frozenset().union(*(self.runs[m].origins for m in makers)) if moves and makers else {row.primitive}
-        self.runs.append(Run(row, total, total - went_in, makers, frozenset(origins)))
-        return len(self.runs) - 1
+        self.runs.append(Run(row, total, total - went_in, makers, frozenset(origins), moves))
+        return len(self.runs) - 1, [t for *_, t in errors]
 
 
-def _each(follows: Sequence[bool], numbers: Sequence[tuple[np.ndarray, ...]]) -> Iterator[tuple[bool, Any, Any]]:
-    rest = iter(numbers)
-    for f in follows:
-        x, _, s = next(rest) if f else (None, None, None)
-        yield f, x, s
+def _parts(x: Any) -> Any:
+    """An array that is cheap to index: NumPy's, but for random keys."""
+    return x if jax.dtypes.issubdtype(jx.type_of(x).dtype, jax.dtypes.extended) else np.asarray(x)
 
 
 def _is_real(pair: Pair) -> bool:
@@ -315,10 +330,32 @@ def _blame(runs: Sequence[Run], outs: Sequence[Pair]) -> None:
         for m in runs[i].makers:
             felt[m] = max(felt[m], min(runs[i].total, felt[i]))
     gained: dict[int, float] = {}
-    most: dict[int, float] = {}
-    for run, f in zip(runs, felt, strict=True):
-        gained[run.row.index] = gained.get(run.row.index, 0.0) + run.gained
-        most[run.row.index] = max(most.get(run.row.index, 0.0), f)
+    for i, run in enumerate(runs):
+        at = _culprit(runs, i)
+        gained[at.index] = gained.get(at.index, 0.0) + run.gained
+        at.felt = max(at.felt, min(run.total, felt[i]))
     for row in {id(run.row): run.row for run in runs}.values():
-        row.lost = min(max(0.0, gained[row.index]), most[row.index])
+        before, after = min(row.went_in), max(row.total)
+        more = gained.get(row.index, 0.0) if row.flushed else min(gained.get(row.index, 0.0), after - before)
+        row.bits = float(np.log2(1 + max(0.0, more) / max(before, row.of / 2)))
 
+
+def _culprit(runs: Sequence[Run], i: int) -> Rounding:
+    """The row that a run's loss is of. Where numbers are only chosen, what is wrong with them was so before: the row is
+    that in which they were flushed to zero or overflowed, or that they were made in.
+    """
+    run = runs[i]
+    if not run.moves or run.gained <= 0:
+        return run.row
+    seen, waiting, made_in = {i}, list(run.makers), run.row
+    while waiting:
+        m = waiting.pop(0)
+        if m in seen:
+            continue
+        seen.add(m)
+        row = runs[m].row
+        if row.flushed or row.overflowed:
+            return row
+        made_in = row if made_in is run.row and not runs[m].moves else made_in
+        waiting += runs[m].makers
+    return made_in

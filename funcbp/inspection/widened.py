@@ -36,7 +36,8 @@ def narrow(x: Any, aval: Any) -> Any:
 
 
 def _cast(x: Any, dtype: Any) -> Any:
-    x = jnp.asarray(x)
+    if not isinstance(x, jax.core.Tracer):
+        return jnp.asarray(np.asarray(x).astype(dtype))  # nothing to be compiled
     return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
 
 

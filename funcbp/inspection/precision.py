@@ -36,7 +36,9 @@ class Errors(NamedTuple):
 # --- what is said of a loss ------------------------------------------------------------------------------------------
 
 SUMS = ("add", "add_any", "reduce_sum", "cumsum", "dot_general", "conv_general_dilated", "reduce_window_sum")
-SUBTRACT_FIRST = "Subtract before the digits are gone: shift by a common value (x - mean), or take a formula without the difference."
+SUBTRACT_FIRST = (
+    "Subtract before the digits are gone: shift by a common value (x - mean), or take a formula without the difference."
+)
 REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
     (lambda r, o: bool(r.overflowed) and r.operation == "exp",
      "Subtract the maximum before exp: jax.nn.softmax, jax.nn.log_softmax or jax.nn.logsumexp do."),
@@ -52,7 +54,7 @@ REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
      "A running sum swallows what is smaller than its last digit: carry it in a wider type, or with its error (Kahan)."),
     (lambda r, o: not r.cancels and r.primitive in SUMS,
      "Sum in a wider type (dtype=, preferred_element_type=), in blocks, or after the mean was subtracted."),
-    (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive == "sub",
+    (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive != "mul",
      "It is far out in its flat part, where 1 - y has no digits left: keep what goes in small (scaled weights, a "
      "normalisation), or take a loss that is a function of the net input."),
     (lambda r, o: r.primitive == "log" and bool(o & {"div", "exp", "reduce_sum"}),

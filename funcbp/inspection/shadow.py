@@ -161,9 +161,7 @@ def _rms(x: np.ndarray) -> float:
     return largest * float(np.sqrt(np.mean(np.abs(x / largest) ** 2))) if largest and np.isfinite(largest) else largest
 
 
-def beside_shadow(
-    jaxpr: Any, args: Sequence[Any]
-) -> tuple[list[Rounding], list[Pair]]:
+def beside_shadow(jaxpr: Any, args: Sequence[Any]) -> tuple[list[Rounding], list[Pair]]:
     """Run a program on these arguments beside its shadow, and say what was lost where.
 
     Returns:
@@ -250,7 +248,9 @@ class Shadowing(Located):
                 shape=shown.shape,
                 of=min(float(jnp.finfo(t.dtype).eps) for t in into or [shown]),
                 origins=tuple(frozenset().union(*(self.runs[m].origins for m in a.makers)) for a in args),
-                constants=tuple(float(a.actual) for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)),
+                constants=tuple(
+                    float(a.actual) for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)
+                ),
             )
         return self.rows[place]
 
@@ -284,7 +284,9 @@ class Shadowing(Located):
             row.underflowed += int(np.sum(below))
             row.flushed += int(np.sum(below & (x == 0)))
         row.steps.append(self.steps)
-        for column, value in zip((row.went_in, row.came_in, row.added, row.total), (went_in, came_in, added, total), strict=True):
+        for column, value in zip(
+            (row.went_in, row.came_in, row.added, row.total), (went_in, came_in, added, total), strict=True
+        ):
             column.append(value)
         makers = tuple({m: None for a in args for m in a.makers})
         traits = traits_of(row.primitive)

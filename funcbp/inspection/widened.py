@@ -56,7 +56,10 @@ def widened_equation(eqn: Any, args: Sequence[Any]) -> list[Any]:
     if "mantissa_bits" in eqn.params:  # rounds, and does nothing else
         return list(args)
     params = {name: _wide_param(name, value) for name, value in eqn.params.items()}
-    return jx.bind_eqn(eqn.replace(params=params), args)
+    wide = jx.bind_eqn(eqn.replace(params=params), args)
+    if any(is_float(x) and jx.type_of(x).dtype != _wide(jx.type_of(x).dtype) for x in wide):
+        raise TypeError(f"`{eqn.primitive}` gives no float64.")
+    return wide
 
 
 def _is_float_type(aval: Any) -> bool:
@@ -75,7 +78,9 @@ def _wide_param(name: str, value: Any) -> Any:
 
 
 def _wide_program(program: Any) -> Any:
-    types = [jax.ShapeDtypeStruct(a.shape, _wide(a.dtype) if _is_float_type(a) else a.dtype) for a in jx.in_avals(program)]
+    types = [
+        jax.ShapeDtypeStruct(a.shape, _wide(a.dtype) if _is_float_type(a) else a.dtype) for a in jx.in_avals(program)
+    ]
     wide = jax.make_jaxpr(lambda *xs: jx.run(program, xs, Widened()))(*types)
     return wide if hasattr(program, "consts") else wide.jaxpr
 

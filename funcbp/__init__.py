@@ -26,6 +26,7 @@ __all__ = [
     "credit",
     "curvature",
     "data",
+    "diff",
     "feedback",
     "find_nan",
     "fit",
@@ -58,7 +59,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import credit, curvature, inspection, per_example, testing
-    from .inspection import Trace, cotangents, find_nan, precision, trace
+    from .inspection import Trace, cotangents, diff, find_nan, precision, trace
     from .inspection.residuals import residuals
     from .inspection.summary import summary
     from .learn import data, nets, ops, optim, plot, reproduce, train
@@ -74,6 +75,7 @@ else:
         "credit": ".credit",
         "curvature": ".curvature",
         "data": ".learn.data",
+        "diff": ".inspection",
         "find_nan": ".inspection",
         "fit": ".learn.train",
         "fit_many": ".learn.train",

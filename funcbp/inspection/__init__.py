@@ -1,5 +1,8 @@
 """Looking into the two passes: cotangents by name, the first number that is not finite, what is kept, the ledger."""
 
+from .difference import Difference as Difference
+from .difference import Match as Match
+from .difference import diff as diff
 from .ledger import Trace as Trace
 from .ledger import trace as trace
 from .named import cotangents as cotangents

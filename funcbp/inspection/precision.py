@@ -44,14 +44,14 @@ REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
      "Subtract the maximum before exp: jax.nn.softmax, jax.nn.log_softmax or jax.nn.logsumexp do."),
     (lambda r, o: bool(r.overflowed), "Scale down, or keep it in bfloat16 or float32, which reach further."),
     (lambda r, o: bool(r.flushed or r.underflowed) and r.backward,
-     "Scale the loss up before going back, and the gradient down by as much (loss scaling), or go back in a wider type."),
+     "Scale the loss up before going back and the gradient down by as much (loss scaling), or go back wider."),
     (lambda r, o: bool(r.flushed or r.underflowed) and "exp" in o | {r.operation},
      "Work with logarithms: jax.nn.log_softmax, jax.nn.logsumexp."),
     (lambda r, o: bool(r.flushed or r.underflowed), "Scale up first, or keep it in a wider type."),
     (lambda r, o: r.primitive in ("convert_element_type", "reduce_precision"),
      "The cast keeps no more digits. Cast later, keep this value wide, or scale it into the type's range first."),
     (lambda r, o: not r.cancels and r.primitive in ("add", "add_any") and bool(r.steps[-1]),
-     "A running sum swallows what is smaller than its last digit: carry it in a wider type, or with its error (Kahan)."),
+     "A running sum swallows what is smaller than its last digit: carry it wider, or with its error (Kahan)."),
     (lambda r, o: not r.cancels and r.primitive in SUMS,
      "Sum in a wider type (dtype=, preferred_element_type=), in blocks, or after the mean was subtracted."),
     (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive != "mul",
@@ -164,7 +164,9 @@ class Precision:
         return list(map(sentence, list(first.values())[:n]))
 
     def __str__(self) -> str:
-        table = [("pass", "operation", "type", "bits lost", "went in", "came in", "added", "error", "", "line")]
+        table: list[tuple[str, ...]] = [
+            ("pass", "operation", "type", "bits lost", "went in", "came in", "added", "error", "", "line")
+        ]
         for r in self.by_loss:
             forms = (f"{max(r.ulps(e)):.3g}" for e in (r.went_in, r.came_in, r.added, r.total))
             counts = ((r.overflowed, "inf"), (r.flushed, "flushed"), (r.underflowed, "tiny"), (r.decided, "decided"))

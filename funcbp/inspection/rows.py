@@ -37,6 +37,7 @@ class Row:
         depth: how many programs it is inside of.
         taken: whether it ran: False in a branch not taken.
         steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
+        loops: how many loops' steps its values are stacked by, along their first axes.
         types: the types of the outputs.
         inputs, outputs: which values of its program go in and come out.
         along: which of those that go in a loop goes along.
@@ -57,6 +58,7 @@ class Row:
     depth: int = 0
     taken: bool = True
     steps: Any = None
+    loops: int = 0
     types: tuple[Any, ...] = ()
     inputs: tuple[int | None, ...] = ()
     along: tuple[int | None, ...] = ()

@@ -65,6 +65,7 @@ def rows_of(
     around: tuple[int, ...] = (),
     ran: Any = True,
     call: tuple[str, int] = ("", 0),
+    loops: int = 0,
 ) -> Iterator[Row]:
     """The rows of a program.
 
@@ -74,6 +75,7 @@ def rows_of(
         around: its place.
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
+        loops: how many loops are around it.
     """
     kinds = backward.coverage()
     for entry in tape.entries:
@@ -99,6 +101,7 @@ def rows_of(
             depth=len(around),
             taken=bool(np.any(ran)),
             steps=None if np.ndim(ran) == 0 else ran,
+            loops=loops,
             types=values,
             inputs=entry.inputs,
             along=_along(entry),
@@ -109,13 +112,14 @@ def rows_of(
         if inside.kind is jx.Kind.WHILE and not tapes:
             for i, part in enumerate(inside.programs):
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
+        more = loops + (inside.kind is jx.Kind.SCAN)
         for i, inner in enumerate(tapes):
             if inside.kind is not jx.Kind.COND:
-                yield from rows_of(backward, pullback, inner, seen, place, ran, written)
+                yield from rows_of(backward, pullback, inner, seen, place, ran, written, more)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written)
+                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written, more)
 
 
 def _along(entry: Entry) -> tuple[int | None, ...]:

@@ -67,7 +67,7 @@ SOUND = {
     "log-softmax": (lambda x: -jax.nn.log_softmax(x)[0], [f32([1, -3, 120])]),
     "variance": (jnp.var, [f32(1000 + normal(50))]),
     "quantised": (
-        lambda x, w: total((jnp.round(x * 50).astype(jnp.int8).astype(f32) / 50) * w), [f32(normal(4)), f32(normal(4))]),
+        lambda x, w: total(jnp.round(x * 50).astype(jnp.int8).astype(f32) / 50 * w), [f32(normal(4)), f32(normal(4))]),
     "integers and draws": (
         lambda x, key: total(x * jax.random.bernoulli(key, 0.5, (3,)).astype(f32) + jax.random.normal(key, (3,), f32)),
         [f32(normal(3)), jax.random.key(0)]),

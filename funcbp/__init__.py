@@ -59,7 +59,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import credit, curvature, inspection, per_example, testing
-    from .inspection import Trace, cotangents, diff, find_nan, precision, trace
+    from .inspection import Trace, cotangents, diff, find_nan, trace
+    from .inspection.precision import precision
     from .inspection.residuals import residuals
     from .inspection.summary import summary
     from .learn import data, nets, ops, optim, plot, reproduce, train

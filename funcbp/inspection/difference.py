@@ -177,10 +177,11 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
     for i in range(len(a)):
         if i in left or a[i].name:
             continue
-        j = next((j for j in there.get(kind(a[i]), ()) if same(i, j)), None)
-        if j is not None:
-            there[kind(a[i])].remove(j)
-            pairs.append((i, j))
+        for j in there.get(kind(a[i]), []):
+            if same(i, j):
+                there[kind(a[i])].remove(j)
+                pairs.append((i, j))
+                break
     left, right = ({p[k] for p in pairs} for k in (0, 1))
     partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *apart)}
     pairs += [(i, j) for i, j in apart if i not in left and j not in right and _alike(a[i], b[j], links, partners)]
@@ -250,7 +251,7 @@ class Difference:
             raise ValueError(f"No name is on both sides: on the first there are {there[0]}, on the second {there[1]}.")
         gradients = [_numbers(r.cotangent) for side in (a, b) for r in side.inputs]
         largest = max((float(_rms(g)) for g in gradients if g is not None), default=0.0)
-        pairs = _by_name(*rows) if by_name else _aligned(*rows, ulps, self._links)
+        pairs = _by_name(rows[0], rows[1]) if by_name else _aligned(rows[0], rows[1], ulps, self._links)
         whole = max((unit for side in coarsest for unit in side.values()), default=0.0)
         self.matches: list[Match] = []
         for i, (x, y) in enumerate(pairs):
@@ -342,8 +343,8 @@ class Difference:
         lines.append(f"{len(self.matches)} equations, inputs and named values are on both sides.")
         for side, rows in (("first", self.only_a), ("second", self.only_b)):
             if rows:
-                few = ", ".join(f"{r.title} at {r.place}" if r.place else r.title for r in rows[:3])
-                lines.append(f"{len(rows)} are on the {side} alone: {few}{', ...' if len(rows) > 3 else ''}.")
+                said = ", ".join(f"{r.title} at {r.place}" if r.place else r.title for r in rows[:3])
+                lines.append(f"{len(rows)} are on the {side} alone: {said}{', ...' if len(rows) > 3 else ''}.")
         return "\n".join(lines)
 
     def _told(self, m: Match, back: bool) -> list[str]:
@@ -407,7 +408,7 @@ def _largest(apart: np.ndarray | None, noise: float, which: int) -> tuple[float 
 
 def _as_trace(arrays: Mapping[str, Any]) -> Trace:
     """Named arrays as a trace: each a value, or a pair of a value and its gradient, of which one may be None."""
-    rows = []
+    rows: list[Row] = []
     for name, given in arrays.items():
         value, cotangent = given if isinstance(given, tuple) else (given, None)
         value, cotangent = (None if x is None else np.asarray(x) for x in (value, cotangent))
@@ -469,8 +470,8 @@ def diff(
     """
     sides = (f, other)
     if all(isinstance(s, Trace | Mapping) for s in sides):
-        by_name = any(isinstance(s, Mapping) for s in sides)
-        return Difference(*(s if isinstance(s, Trace) else _as_trace(s) for s in sides), ulps, by_name)
+        a, b = (s if isinstance(s, Trace) else _as_trace(s) for s in sides)
+        return Difference(a, b, ulps, by_name=any(isinstance(s, Mapping) for s in sides))
     if not callable(f) or not (callable(other) or isinstance(other, tuple)):
         raise TypeError(
             "diff compares two functions, a function with itself on other arguments (a tuple), or two sides that are "

@@ -243,6 +243,7 @@ class Difference:
 
     def __init__(self, a: Trace, b: Trace, ulps: float, by_name: bool = False):
         rows = [[*side.inputs, *side.rows, *_output(side)] for side in (a, b)]
+        self._named_only = by_name
         self._links = [Links(side) for side in rows]
         coarsest = [_coarsest(side) for side in rows]
         rows = [[r for r in side if r.name or not by_name] for side in rows]
@@ -361,16 +362,15 @@ class Difference:
         apart = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(_apart, *sides)]
         for side, arrays in zip(("first", "second"), sides, strict=True):
             lines.append(f"  {side}: {statistics(arrays[int(np.argmax(apart))])}")
-        around = [
-            r for k, of in enumerate((m.a, m.b)) for r in self._next(k, of, back) if not k or id(r) not in self._by_row
-        ]
+        pairs = enumerate((m.a, m.b))
+        around = [r for k, of in pairs for r in self._next(k, of, back) if not k or id(r) not in self._by_row]
+        around = [] if self._named_only else around
         for row in around:
             other = self._by_row.get(id(row))
             of = None if other is None else other.cotangent if back else other.value
             said = "has no counterpart" if of is None else f"differs by {of:.2g}"
-            lines.append(
-                f"  {'the cotangent of' if back else 'operand'} {row.title}{row.place and f' at {row.place}'} {said}"
-            )
+            at = f"{row.title} at {row.place}" if row.place else row.title
+            lines.append(f"  {'the cotangent of' if back else 'operand'} {at} {said}")
         differ = [self._by_row.get(id(r)) for r in around]
         if back and around and not any(o is None or o.cotangents_differ or o.values_differ for o in differ):
             lines.append(

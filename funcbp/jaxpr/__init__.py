@@ -110,9 +110,14 @@ from .snapshots import snapshot_scan_p as snapshot_scan_p
 from .snapshots import snapshot_while_p as snapshot_while_p
 from .snapshots import unfinished_loop_p as unfinished_loop_p
 from .snapshots import with_snapshots as with_snapshots
+from .sources import Nearness as Nearness
 from .sources import called_through as called_through
+from .sources import count_as_library as count_as_library
 from .sources import current_source as current_source
 from .sources import inside_call as inside_call
+from .sources import is_library as is_library
+from .sources import library_line as library_line
+from .sources import nearness as nearness
 from .sources import own_name as own_name
 from .sources import path_name as path_name
 from .sources import restored as restored

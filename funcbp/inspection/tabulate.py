@@ -165,7 +165,7 @@ def _line(source: Any, call: Written) -> Written:
 
 
 def _scope(scope: str) -> str:
-    return "/".join(part for part in scope.split("/") if not part.startswith("jit("))
+    return "/".join(part for part in scope.split("/") if not part.startswith(("jit(", "jvp(")))
 
 
 def _kind(backward: Backward, kinds: dict[str, str], entry: Entry) -> str:

@@ -122,6 +122,7 @@ from .sources import own_name as own_name
 from .sources import path_name as path_name
 from .sources import restored as restored
 from .sources import scope as scope
+from .sources import tangent_of as tangent_of
 from .sources import user_line as user_line
 from .sources import user_place as user_place
 from .sources import written_at as written_at

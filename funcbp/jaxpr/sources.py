@@ -124,6 +124,14 @@ def written_at(source: Source, rule: str) -> Iterator[None]:
         yield
 
 
+def tangent_of(function: str) -> Any:
+    """A context in which equations bear in their name scope that they are part of the derivative of a function, written
+    along a direction.
+    """
+    stack = source_info_util.current_name_stack().transform("jvp").extend(f"{function}_tangent")
+    return source_info_util.user_context(source_info_util.current().traceback, name_stack=stack)
+
+
 @contextlib.contextmanager
 def restored(source: Source) -> Iterator[None]:
     """Enter a context in which equations bear this line and name scope, and in which holds what held there."""

@@ -225,7 +225,8 @@ HIDDEN = jx.Kind.MAPPED | jx.Kind.OTHER  # are not gone into
 
 
 def _has_own_rules(programs: Sequence[Any]) -> bool:
-    return any(o.inside.kind is jx.Kind.CUSTOM for p in programs for o in jx.equations(p))
+    around = (call.inside.kind for p in programs for o in jx.equations(p) for call in o.around)
+    return jx.Kind.CUSTOM in around
 
 
 class _Value(NamedTuple):

@@ -63,7 +63,7 @@ def record_custom_jvp(
     if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
         with trace.below():
             outs = fun.call_wrapped(*values)
-        with trace.above():
+        with trace.above(), jx.tangent_of(jx.own_name(fun)):
             return trace.carried(outs, [named(values, [t if trace.mine(t) else None for t in tracers])])
     with trace.below():
         tangents = [
@@ -71,7 +71,7 @@ def record_custom_jvp(
             for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
         ]
     feedback = operation.feedback or [None] * len(values)
-    with trace.tangent_rule():
+    with trace.tangent_rule(), jx.tangent_of("custom_jvp"):
         outs = jvp.call_wrapped(*map(trace.with_feedback, values, feedback), *tangents)
     n = len(outs) // 2
     return trace.carried(outs[:n], outs[n:])

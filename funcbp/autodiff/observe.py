@@ -65,7 +65,7 @@ class ObservingTrace(RecordingTrace):
 
     def observed(self, name: str, params: Any, apply: Any, values: Any, indices: Any, outs: Any) -> list[Any]:
         written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
-        source = next(filter(jx.user_line, written), written[0])
+        source = max(written, key=jx.nearness)
         perturbed = tuple(index is not None for index in indices)
         self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]

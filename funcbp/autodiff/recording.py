@@ -153,7 +153,7 @@ class RecordingTrace(core.Trace):
 
     def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
         tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
-        with self.tangent_rule():
+        with self.tangent_rule(), jx.tangent_of(operation.primitive.name):
             outs, slopes = tangent(operation.values, tangents, **operation.params)
         several = operation.primitive.multiple_results
         return self.carried(outs, slopes) if several else self.carried([outs], [slopes])[0]

@@ -64,6 +64,11 @@ def run_check_command(argv: Sequence[str]) -> int:
         report = check(f, *args, **options)
     except Exception as error:
         return refuse(f"{request.function} could not be checked: {type(error).__name__}: {error}")
+    if request.junit is not None:
+        try:
+            Path(request.junit).write_text(report.to_junit())
+        except OSError as error:
+            return refuse(error)
     print(report.to_json() if request.json else report)
     return RIGHT if report.ok else WRONG
 
@@ -90,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vjp", metavar="package.module:vjp", help="anybody's reverse mode, to be tested in its place")
     parser.add_argument("--has-aux", action="store_true", help="the function returns (output, anything)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML, too, for CI systems")
     return parser
 
 

@@ -14,6 +14,7 @@ from ..jaxpr import primitives, solve_parts, transposed_solve
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
+from ..rules.traits import UNKNOWN, Singularity
 
 __all__ = ["linear_solve_bwd", "linear_solve_fwd"]
 
@@ -43,4 +44,6 @@ def linear_solve_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Seque
     return [*to_matrix, *(Zero for _ in constants[lengths[0] :]), *b_bar]
 
 
-def_control(primitives.linear_solve_p, linear_solve_fwd, linear_solve_bwd)
+def_control(
+    primitives.linear_solve_p, linear_solve_fwd, linear_solve_bwd, traits=UNKNOWN.but(singular=Singularity.MATRIX)
+)

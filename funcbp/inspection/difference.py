@@ -351,7 +351,7 @@ class Difference:
     def _told(self, m: Match, back: bool) -> list[str]:
         what = f"value {m.a.name!r}" if m.a.name and m.a.primitive == "name" else f"`{m.a.primitive}`"
         what = f"argument {m.a.name!r}" if m.a.primitive == "input" else what
-        places = list(dict.fromkeys(r.line for r in (m.a, m.b) if r.line))
+        places = list(dict.fromkeys(", in ".join(filter(None, (r.line, r.library))) for r in (m.a, m.b) if r.line))
         where = f" at {' and '.join(places)}" if places else ""
         size, noise, step = (m.cotangent, m.noise_back, m.step_back) if back else (m.value, m.noise, m.step)
         when = f" in loop step {', '.join(map(str, step))}" if step else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
-from ..rules.traits import Singularity, traits_of
-from .replay import Birth, replay
+from ..rules.traits import UNKNOWN, Singularity, traits_of
+from .replay import Birth, first_birth, replay
 from .statistics import Statistics, statistics
 
 __all__ = ["FindNan", "Nonfinite", "find_nan"]
@@ -44,8 +45,8 @@ TRAPS = {
                 "away from 0, or use an integer power."),
     "division": Trap("division by 0", "Add a small constant to the denominator, or divide by a safe one and choose "
                      "with jnp.where afterwards."),
-    "edge": Trap("end of the domain", "There the derivative, or the value, is infinite. Keep the argument inside: "
-                 "jnp.clip(x, -1 + eps, 1 - eps)."),
+    "edge": Trap("end of the domain", "There, or at a pole, the derivative or the value is infinite. Keep the argument "
+                 "inside: jnp.clip(x, -1 + eps, 1 - eps) for arcsin, arccos, arctanh and erfinv."),
     "negative": Trap("argument outside the domain", "sqrt, log and fractional powers of a negative number are nan, and "
                      "so are arccos and arcsin beyond ±1. Check the range, or clip rounding: jnp.maximum(x, 0)."),
     "softmax": Trap("inf - inf in a softmax", "A row without any finite entry: every position is masked. Mask with a "
@@ -56,47 +57,100 @@ TRAPS = {
                  "down."),
     "overflow": Trap("overflow", "The result is larger than the dtype's largest number. Subtract the maximum before "
                      "exp, use jax.nn.logsumexp or log_softmax, or scale down."),
+    "spectrum": Trap("equal eigenvalues", "The derivative of eigenvectors has 1/(λᵢ - λⱼ) in it, and that of singular "
+                     "vectors 1/(sᵢ² - sⱼ²): where two are equal, the vectors are not unique. Use the values alone "
+                     "(jnp.linalg.eigvalsh), something that is the same for all choices of vectors, or keep the values "
+                     "apart: add a small diagonal of distinct numbers."),
+    "matrix": Trap("singular matrix", "It has no inverse, or is not positive definite. Add a small multiple of the "
+                   "identity, or use jnp.linalg.lstsq or jnp.linalg.pinv."),
     "unfinished": Trap("max_steps reached", "The funcbp.while_loop there had not ended after max_steps, so what it "
                        "would have returned is not known. Give it more steps, or ask for it cut short: truncate=True."),
 }  # fmt: skip
 OUTSIDE = (Singularity.ROOT, Singularity.LOG, Singularity.POWER)  # not numbers at negative arguments
+POWERS = (Singularity.ROOT, Singularity.POWER, Singularity.DIVISION)  # infinite where their last or only operand is 0
+FARTHEST_POLE = 1  # of the functions of one argument, upwards: beyond it an infinity is an overflow
 
 
-def trap_of(birth: Birth, root: Birth) -> Trap | None:
+class Place(NamedTuple):
+    """Where a number that is not finite was made.
+
+    Attributes:
+        operation: the operation of the program: the primitive, or on the way back the one whose rule this is part of.
+        backward: whether it is in a derivative.
+        table: whether it is in a rule of the table's, which knows where the operation is singular; not in a user's.
+    """
+
+    operation: str
+    backward: bool
+    table: bool
+
+
+def place_of(root: Birth, in_value: bool, replaced: Mapping[str, str]) -> Place:
+    """Read from the name scope where a birth is.
+
+    Args:
+        root: the birth.
+        in_value: whether it reaches the value, and so is not in the derivative that is taken of it.
+        replaced: the operations whose rules are not the table's, by the names of those rules.
+    """
+    rules = re.findall(r"transpose\(([^()/]*)\)", root.scope)
+    tangents = re.findall(r"jvp\((\w+)_tangent\)", root.scope)
+    if in_value or not (rules or tangents):
+        return Place(root.primitive or "", False, False)
+    if tangents and tangents[0] != "custom_jvp":
+        return Place(tangents[0], True, True)
+    if not rules:
+        return Place(root.primitive or "", True, False)
+    operation = rules[-1].removesuffix("_bwd")
+    if rules[-1] in replaced or operation == "custom_vjp":
+        return Place(replaced.get(rules[-1], operation), True, False)
+    return Place(operation, True, True)
+
+
+def trap_of(birth: Birth, root: Birth, place: Place) -> Trap | None:
     """Which known trap this is. `root` is the first birth, `birth` the nan that came of it (the same, mostly)."""
     through = jx.called_through(root.source) | jx.called_through(birth.source)
     if root.primitive == "unfinished_loop":
         return TRAPS["unfinished"]
-    ends_in_product = birth.backward and birth.nan and _zero_times_infinity(birth)
-    if ends_in_product and birth.chosen:
+    if "transpose(" in birth.scope and birth.nan and _zero_times_infinity(birth) and birth.chosen:
         return TRAPS["where"]
-    if birth.primitive == "sub" and birth.nan and all(np.isinf(x).any() for x in birth.operands) and root is birth:
+    if root.primitive == "sub" and root.nan and all(np.isinf(x).any() for x in root.operands):
         in_softmax = any("softmax" in f or "logsumexp" in f or "attention" in f for f in through)
         return TRAPS["softmax" if in_softmax else "inf"]
-    kind = traits_of(_operation(root)).singular
-    if root.nan and not root.backward and kind in OUTSIDE and any((x < 0).any() for x in root.operands):
-        return TRAPS["negative"]
-    if kind is Singularity.EDGE:
-        return TRAPS["negative" if root.nan else kind]
-    if kind is not None and any((x == 0).any() for x in root.operands):
-        return TRAPS["norm" if kind is Singularity.ROOT and "norm" in through else kind]
-    if not root.nan:
-        return TRAPS["half" if root.result.dtype == np.float16 else "overflow"]
-    return None
+    trap = _trap_here(root)
+    kind = traits_of(place.operation).singular if place.table else None
+    if kind is None or trap in (None, "overflow", "half"):
+        return TRAPS[trap] if trap else None
+    return TRAPS["norm" if kind is Singularity.ROOT and "norm" in through else kind]
 
 
-def _operation(birth: Birth) -> str:
-    """The operation of the user's program: the primitive, or on the way back the one whose rule this is part of."""
-    if not birth.backward:
-        return birth.primitive or ""
-    return birth.scope.split("/")[-1].rstrip(")").split("(")[-1].removesuffix("_bwd")
+def _trap_here(root: Birth) -> str | None:
+    """Which trap this one equation fell into, by its own operands: those that made what is not finite."""
+    traits = traits_of(root.primitive)
+    kind, operands = traits.singular, [root.operand(i) for i in range(len(root.operands))]
+    below = lambda x, bound: not np.iscomplexobj(x) and bool((x < bound).any())
+    if kind is Singularity.MATRIX:
+        return "matrix"
+    if root.nan:
+        if (kind in OUTSIDE and below(operands[0], 0)) or kind is Singularity.EDGE:
+            return "negative"
+        return "division" if kind is Singularity.DIVISION and (operands[-1] == 0).any() else None
+    if kind is Singularity.LOG:
+        return "log"
+    if kind is Singularity.EDGE and any(below(x, FARTHEST_POLE + 1e-6) for x in operands):
+        return "edge"
+    if kind in POWERS and (operands[-1 if kind is Singularity.DIVISION else 0] == 0).any():
+        return "division"
+    if traits == UNKNOWN:
+        return None
+    return "half" if root.result.dtype == np.float16 else "overflow"
 
 
 def _zero_times_infinity(birth: Birth) -> bool:
     """Whether the nan is 0 · ∞, or 0 / 0 which is the same, undivided."""
     zero = any((x == 0).any() for x in birth.operands)
     infinite = any(np.isinf(x).any() for x in birth.operands)
-    return zero and (infinite or birth.primitive in ("div", "pow"))
+    return zero and (infinite or traits_of(birth.primitive).singular in (Singularity.DIVISION, Singularity.POWER))
 
 
 class Nonfinite:
@@ -107,8 +161,9 @@ class Nonfinite:
     Attributes:
         primitive: the equation's primitive.
         operation: the operation of the program; on the way back, the one whose rule the equation is part of.
-        backward: whether it is in the backward pass.
+        backward: whether it is in the backward pass, or in a derivative that is taken on the way forward.
         line: `file:line (function)` of the user's program.
+        library: the line of the library that this led to, or "" where it is the user's own.
         scope: the name scope.
         steps: the numbers of the loop steps around it, outermost first.
         operands: statistics of the operands.
@@ -118,20 +173,28 @@ class Nonfinite:
         arguments: which arguments were not finite to begin with.
     """
 
-    def __init__(self, birth: Birth | None, arguments: Sequence[str] = ()):
+    def __init__(
+        self,
+        birth: Birth | None,
+        arguments: Sequence[str] = (),
+        in_value: bool = False,
+        replaced: Mapping[str, str] | None = None,
+    ):
         self.arguments = tuple(arguments)
         self._birth = birth
         root = birth.root if birth is not None else None
         located = root is not None and root.primitive is not None
         self.primitive = root.primitive if root is not None and located else None
-        self.operation = _operation(root) if root is not None and located else None
-        self.backward = bool(root is not None and root.backward)
+        place = place_of(root, in_value, replaced or {}) if root is not None and located else None
+        self.operation = place.operation if place is not None else None
+        self.backward = place is not None and place.backward
         self.line = root.line if root is not None and located else ""
+        self.library = root.library if root is not None and located else ""
         self.scope = root.scope if root is not None and located else ""
         self.steps = root.steps if root is not None else ()
         self.operands: list[Statistics] = [statistics(x) for x in root.operands] if root is not None else []
         self.result = statistics(root.result) if root is not None else None
-        trap = trap_of(birth, root) if birth is not None and root is not None and located else None
+        trap = trap_of(birth, root, place) if birth is not None and root is not None and place is not None else None
         self.trap = None if trap is None else trap.name
         self.remedy = None if trap is None else trap.remedy
 
@@ -150,7 +213,8 @@ class Nonfinite:
             where = " and ".join(self.arguments) or "a constant of the program"
             return f"There is {what} in {where}, before anything was computed."
         part = f"the backward pass of `{self.operation}`" if self.backward else f"`{self.primitive}`, going forward"
-        lines = [f"The first {what} is made in {part} at {self.line or 'an unknown line'}."]
+        where = ", in ".join(filter(None, (self.line, self.library)))
+        lines = [f"The first {what} is made in {part} at {where or 'an unknown line'}."]
         if self.backward and self.primitive != self.operation:
             lines[0] = lines[0][:-1] + f" (by `{self.primitive}`)."
         if self.scope:
@@ -160,7 +224,7 @@ class Nonfinite:
         lines += [f"  operand {i}: {s}" for i, s in enumerate(self.operands)]
         lines.append(f"  result:    {self.result}")
         if birth.root is not birth:
-            lines.append(f"It became nan in `{birth.primitive}` at {jx.user_line(birth.source)}.")
+            lines.append(f"It became nan in `{birth.primitive}` at {birth.line or 'an unknown line'}.")
         if self.trap is not None:
             lines.append(f"This is a known trap: {self.trap}. {self.remedy}")
         if self.arguments:
@@ -201,21 +265,31 @@ class FindNan:
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 
-        def flat(*leaves: Any) -> list[Any]:
-            return [x for x in jax.tree.leaves(of_arrays(*jax.tree.unflatten(tree, leaves))) if _is_float(x)]
+        def flat(*leaves: Any) -> tuple[list[Any], list[Any]]:
+            value, grads = of_arrays(*jax.tree.unflatten(tree, leaves))
+            floats = lambda tree: [x for x in jax.tree.leaves(tree) if _is_float(x)]
+            return floats(value), floats(grads)
 
-        outs = replay(jax.make_jaxpr(flat)(*leaves), leaves)
-        births = [out.birth for out in outs if out.birth is not None]
+        program, (values, _) = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        outs = replay(program, leaves)
+        first = first_birth(birth for births in outs for birth in births)
+        of_value = [birth.root for births in outs[: len(values)] for birth in births]
         bad = [
             path
             for path, x in _paths(self.f, args, kwargs)
             if is_array(x) and _is_float(x) and not jnp.isfinite(x).all()
         ]
-        return Nonfinite(min(births, key=lambda b: b.root.order) if births else None, bad)
+        return Nonfinite(first, bad, first is not None and first.root in of_value, _replaced(self.backward))
 
 
 def _is_float(x: Any) -> bool:
     return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
+
+
+def _replaced(backward: Backward) -> dict[str, str]:
+    """The operations whose rules are not the table's, by the names of those rules."""
+    name = lambda key: key.partition(" at ")[0] if isinstance(key, str) else key.name
+    return {rule.name: name(key) for key, rule in backward.options.rules.items()}
 
 
 def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any]]:

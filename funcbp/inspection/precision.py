@@ -101,7 +101,7 @@ def remedy_of(row: Rounding) -> str:
 
 def sentence(row: Rounding) -> str:
     """Say of an equation where it is, what it loses, and what can be done."""
-    where = f" at {row.line}" if row.line else ""
+    where = f" at {row.where}" if row.where else ""
     part = f"`{row.primitive}`{where}"
     if row.backward:
         part = f"The backward pass of `{row.operation}`{where}" + (
@@ -178,13 +178,13 @@ class Precision:
                 f"{r.bits:.1f}",
                 *forms,
                 ", ".join(f"{n} {what}" for n, what in counts if n),
-                os.path.basename(r.line),
+                ", in ".join(map(os.path.basename, filter(None, (r.line, r.library)))),
             ))  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         opaque = [r for r in self.rows if r.opaque]
         notes = [
-            f"`{r.primitive}` at {r.line} could not be run in float64 ({r.opaque}): behind it errors are counted anew."
+            f"`{r.primitive}` at {r.where} could not be run in float64 ({r.opaque}): behind it errors are counted anew."
             for r in opaque
         ]
         return "\n".join([*notes, lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -209,10 +209,11 @@ class Precision:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
-        plain = "index primitive operation backward name scope line shape overflowed underflowed flushed decided opaque"
+        plain = "index primitive operation backward name scope line library shape opaque"
+        counts = "overflowed underflowed flushed decided"
         largest = ("went_in", "came_in", "added", "total")
         return pandas.DataFrame(
-            {k: getattr(r, k) for k in plain.split()}
+            {k: getattr(r, k) for k in f"{plain} {counts}".split()}
             | {"dtype": str(r.dtype), "bits": r.bits, "times": len(r.steps)}
             | {k: float(max(r.ulps(getattr(r, k)))) for k in largest}
             for r in self.rows

@@ -29,8 +29,9 @@ class Row:
         rule: the rule's name.
         name: the path of an input, or the name of a value named by `funcbp.name`; otherwise "".
         scope: the name scope, without the names of jitted functions.
-        line: `file:line (function)` of the user's program.
+        line: `file:line (function)` of the user's program: the innermost that is in no library.
         number: the line's number, 0 where it is not known.
+        library: the line of the library that this led to, or "" where it is the user's own.
         values: the outputs, numpy arrays (random keys stay what they are); inside a loop stacked by its steps; zeros in
             a branch not taken; none inside a `while`, whose steps nobody counts.
         cotangents: their cotangents, None where zero; none for an equation without derivative.
@@ -53,6 +54,7 @@ class Row:
     scope: str = ""
     line: str = ""
     number: int = 0
+    library: str = ""
     values: tuple[Any, ...] = ()
     cotangents: tuple[Any, ...] = ()
     depth: int = 0
@@ -114,8 +116,8 @@ class Row:
 
     @property
     def place(self) -> str:
-        """The line, without the folders."""
-        return os.path.basename(self.line)
+        """The line, and that of the library, without the folders."""
+        return ", in ".join(map(os.path.basename, filter(None, (self.line, self.library))))
 
     def __repr__(self) -> str:
         return f"Row({self.index} {self.title} {self.shape}, value {self.of_value}, cotangent {self.of_cotangent})"

@@ -44,6 +44,7 @@ class Rounding:
         backward: whether it is in the backward pass.
         name: the name of a value named by `funcbp.name`; otherwise "".
         scope, line: its name scope, and `file:line (function)` of the user's program.
+        library: the line inside a library, or "".
         dtype, shape: of its first floating-point result.
         steps: the numbers of the loop steps around it, for each time that it ran.
         went_in: the largest error among the operands, each time.
@@ -65,6 +66,7 @@ class Rounding:
     name: str
     scope: str
     line: str
+    library: str
     dtype: Any
     shape: tuple[int, ...]
     steps: list[tuple[int, ...]] = field(default_factory=list)
@@ -82,6 +84,11 @@ class Rounding:
     origins: tuple[frozenset[str], ...] = ()  # the operations that made each operand, where numbers are only moved
     constants: tuple[float, ...] = ()  # operands that are single numbers nobody computed
     of: float = 0.0  # one ulp of 1 in the widest type among the operands
+
+    @property
+    def where(self) -> str:
+        """The user's line, and the library's."""
+        return ", in ".join(filter(None, (self.line, self.library)))
 
     @property
     def unit(self) -> float:
@@ -229,11 +236,13 @@ class Shadowing(Located):
         """The row of an equation, a new one where it runs for the first time."""
         place = (*self.around, id(eqn))
         if place not in self.rows:
-            scope, name, line = self.scope_of(eqn), eqn.primitive.name, self.line_of(eqn)
+            scope, name = self.scope_of(eqn), eqn.primitive.name
+            line, library = self.lines_of(eqn)
             backward, rule = "transpose(" in scope, re.search(r"(\w+)_bwd\)*$", scope)
             made_by = [self.runs[m].row for a in args for m in a.makers[-1:]]
             if not line and made_by:  # the sum of two cotangents
-                line, backward = made_by[-1].line, any(r.backward for r in made_by)
+                line, library = made_by[-1].line, made_by[-1].library
+                backward = any(r.backward for r in made_by)
             into = [jx.type_of(a.actual) for a in args if is_float(a.actual)]
             shown = next((jx.type_of(x) for x in actual if is_float(x)), None) or into[0]
             self.rows[place] = Rounding(
@@ -244,6 +253,7 @@ class Shadowing(Located):
                 name=eqn.params["name"] if name == "name" else "",
                 scope=scope,
                 line=line,
+                library=library,
                 dtype=shown.dtype,
                 shape=shown.shape,
                 of=min(float(jnp.finfo(t.dtype).eps) for t in into or [shown]),

@@ -24,6 +24,7 @@ class Statistics(NamedTuple):
         zeros: the share of elements that are zero.
         saturated: the share of a bounded unit's outputs within 1 % of a bound; None for other operations.
         nonfinite: the share of elements that are nan or infinite.
+        nan, inf, minus_inf: of these, the share of each.
     """
 
     shape: tuple[int, ...]
@@ -35,11 +36,24 @@ class Statistics(NamedTuple):
     zeros: float
     saturated: float | None
     nonfinite: float
+    nan: float
+    inf: float
+    minus_inf: float
 
     def __str__(self) -> str:
-        text = f"{self.dtype}{list(self.shape)} min {self.min:.4g} mean {self.mean:.4g} max {self.max:.4g}"
-        shares = (("zero", self.zeros), ("saturated", self.saturated), ("not finite", self.nonfinite))
-        return text + "".join(f", {share:.0%} {what}" for what, share in shares if share)
+        text = f"{self.dtype}{list(self.shape)}"
+        broken = {"nan": self.nan, "inf": self.inf, "-inf": self.minus_inf}
+        if self.shape == ():
+            return f"{text} {next((what for what, share in broken.items() if share > 0.5), f'{self.mean:.4g}')}"
+        if self.nonfinite < 1:
+            text += f" min {self.min:.4g} mean {self.mean:.4g} max {self.max:.4g}"
+        shares = {"zero": self.zeros, "saturated": self.saturated, **broken}
+        return text + "".join(f", {_percent(share)} {what}" for what, share in shares.items() if share)
+
+
+def _percent(share: float) -> str:
+    """A share that is neither nothing nor all, not written as one of them."""
+    return "<1%" if share < 0.005 else ">99%" if 0.995 < share < 1 else f"{share:.0%}"
 
 
 def statistics(x: Any, primitive: str | None = None) -> Statistics:
@@ -61,4 +75,5 @@ def statistics(x: Any, primitive: str | None = None) -> Statistics:
     with np.errstate(all="ignore"):
         norm = float(np.sqrt(np.sum(numbers**2)))
     zeros, broken = float((numbers == 0).sum() / size), float(1 - finite.size / size) if x.size else 0.0
-    return Statistics(x.shape, x.dtype, norm, float(mean), float(low), float(high), zeros, saturated, broken)
+    each = (float(np.sum(here) / size) for here in (np.isnan(numbers), numbers == np.inf, numbers == -np.inf))
+    return Statistics(x.shape, x.dtype, norm, float(mean), float(low), float(high), zeros, saturated, broken, *each)

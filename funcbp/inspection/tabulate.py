@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,17 @@ def _shown(x: Any) -> Any:
     return jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, Keys) else np.asarray(x)
 
 
+class Written(NamedTuple):
+    """Where an equation was written, as a row says it."""
+
+    line: str
+    number: int
+    library: str
+
+
+NOWHERE = Written("", 0, "")
+
+
 def rows_of(
     backward: Backward,
     pullback: Pullback,
@@ -64,7 +75,7 @@ def rows_of(
     seen: dict[Any, Any],
     around: tuple[int, ...] = (),
     ran: Any = True,
-    call: tuple[str, int] = ("", 0),
+    call: Written = NOWHERE,
     loops: int = 0,
 ) -> Iterator[Row]:
     """The rows of a program.
@@ -86,7 +97,7 @@ def rows_of(
         values, index, cts = seen.get(place, ((), None, ()))
         values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in entry.outputs)
-        line, number = written = _line(entry.source, call)
+        written = _line(entry.source, call)
         yield Row(
             index=".".join(map(str, place)),
             primitive=entry.primitive,
@@ -94,8 +105,7 @@ def rows_of(
             rule=entry.rule.name if derivable else "",
             name=entry.params["name"] if entry.primitive == "name" else "",
             scope=_scope(jx.scope(entry.source)),
-            line=line,
-            number=number,
+            **written._asdict(),
             values=values,
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
             depth=len(around),
@@ -130,18 +140,16 @@ def _along(entry: Entry) -> tuple[int | None, ...]:
     return entry.inputs[n_consts + n_carry :]
 
 
-def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, int]) -> Iterator[Row]:
+def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: Written) -> Iterator[Row]:
     """The equations of a program of which no numbers are kept; calls are opened."""
     for o in jx.equations(program, jx.programs_of(OPENED)):
-        line, number = _line(o.source, call)
         place = (*around, *o.path)
         yield Row(
             index=".".join(map(str, place)),
             primitive=o.eqn.primitive.name,
             kind=NO_DERIVATIVE,
             scope=_scope(o.scope),
-            line=line,
-            number=number,
+            **_line(o.source, call)._asdict(),
             depth=len(place) - 1,
             taken=taken,
             types=tuple(v.aval for v in o.eqn.outvars),
@@ -152,14 +160,16 @@ def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: tuple[str, 
 OPENED = jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT | jx.CONTROL
 
 
-def _line(source: Any, call: tuple[str, int]) -> tuple[str, int]:
-    """The user's line and its number, or the call's where there is none."""
-    line = jx.user_line(source)
-    return (line, jx.user_place(source)[1]) if line else call
+def _line(source: Any, call: Written) -> Written:
+    """The user's line, its number and the library's line, or the call's where there is none."""
+    if call.line and jx.nearness(source) < jx.Nearness.USER:
+        return call._replace(library=jx.library_line(source) or call.library)
+    line, library = jx.user_line(source), jx.library_line(source)
+    return Written(line, jx.user_place(source)[1], "" if library == line else library)
 
 
 def _scope(scope: str) -> str:
-    return "/".join(part for part in scope.split("/") if not part.startswith("jit("))
+    return "/".join(part for part in scope.split("/") if not part.startswith(("jit(", "jvp(")))
 
 
 def _kind(backward: Backward, kinds: dict[str, str], entry: Entry) -> str:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax._src import source_info_util
 
 from .programs import Program, bind_eqn, close, is_literal
-from .sources import own_name, scope, user_called_by, user_line
+from .sources import Nearness, nearness, of_library, own_name, scope, user_called_by, user_line
 from .values import Aval, split_list, weakref_cache, zeros
 
 # --- what an equation has inside --------------------------------------------------------------------------------------
@@ -192,13 +192,14 @@ def run(program: Any, args: Sequence[Any], visitor: Visitor = PLAIN) -> list[Any
         visitor: what is done at each equation.
     """
     jaxpr, invars, constants = _opened(program)
-    call, around = source_info_util.current().traceback, source_info_util.current_name_stack()
+    outside = source_info_util.current()
+    call, around, callers = outside.traceback, source_info_util.current_name_stack(), nearness(outside)
     values = {v: visitor.constant(x) for v, x in constants} | dict(zip(invars, args, strict=True))
     read = lambda v: visitor.constant(v.val) if is_literal(v) else values[v]
     with jax.debug_nans(False):
-        for eqn, users in zip(jaxpr.eqns, _of_users(jaxpr), strict=True):
+        for eqn, own in zip(jaxpr.eqns, _nearness(jaxpr), strict=True):
             source = eqn.source_info
-            traceback = source.traceback if users else call
+            traceback = source.traceback if own >= callers else call
             with source_info_util.user_context(traceback, name_stack=around + source.name_stack), eqn.ctx.manager:
                 outs = _visit(visitor, eqn, [read(v) for v in eqn.invars])
             values.update(zip(eqn.outvars, outs, strict=True))
@@ -219,14 +220,15 @@ def _opened(program: Any) -> tuple[Any, list[Any], list[tuple[Any, Any]]]:
 
 
 @weakref_cache
-def _of_users(jaxpr: Any) -> list[bool]:
-    """Which equations the user wrote: newer JAX keeps the programs of its own functions, with the lines of the first
-    call, and there only what a function of the user's was called for counts, as in `jax.lax.map`.
+def _nearness(jaxpr: Any) -> list[Nearness]:
+    """Whose lines the equations have: the programs of JAX's own functions and of those that a library has compiled are
+    kept, with the lines of the first call, and there only what a function of the user's was called for counts, as in
+    `jax.lax.map`.
     """
-    tracebacks = [eqn.source_info.traceback for eqn in jaxpr.eqns]
-    if own_name(jaxpr):
-        return [user_called_by(jaxpr, t) for t in tracebacks]
-    return [source_info_util.user_frame(t) is not None for t in tracebacks]
+    sources = [eqn.source_info for eqn in jaxpr.eqns]
+    if own_name(jaxpr) or of_library(jaxpr):
+        return [Nearness.USER if user_called_by(jaxpr, s.traceback) else Nearness.NONE for s in sources]
+    return list(map(nearness, sources))
 
 
 def _visit(visitor: Visitor, eqn: Any, args: list[Any]) -> Sequence[Any]:
@@ -299,7 +301,7 @@ class Occurrence(NamedTuple):
     def source(self) -> Any:
         """Where it was written: what JAX's own functions are made of, where they were called."""
         written = [o.eqn.source_info for o in (self, *reversed(self.around))]
-        return next(filter(user_line, written), written[0])
+        return max(written, key=nearness)
 
     @property
     def line(self) -> str:

@@ -1,11 +1,20 @@
-"""Where an equation was written: the user's line, and the name scope."""
+"""Where an equation was written: the user's line, that of the library it called, and the name scope.
+
+The user's line is the innermost one that is in no library. What was installed is a library, Python's own modules and
+funcbp are, and what is said to be one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import functools
 import os
 import re
+import sys
+import sysconfig
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +27,72 @@ _CORE = "jaxpr cotangents rules remat control_flow autodiff per_example curvatur
 
 for _core in _CORE.split():
     source_info_util.register_exclusion(os.path.join(_PACKAGE, _core))
+
+
+_PLUGIN = os.path.join(os.path.dirname(_PACKAGE), "_funcbp_pytest.py")
+_SAID = dict.fromkeys((_PACKAGE, _PLUGIN, os.path.dirname(jax.__file__)), True) | {
+    sysconfig.get_path(p): True for p in ("stdlib", "platstdlib", "scripts")
+}
+
+
+def count_as_library(where: str | os.PathLike[str] | ModuleType, library: bool = True) -> None:
+    """Say whether the lines of a module, a package or a folder are a library's, and so not shown as the user's.
+
+    What lies in `site-packages` is a library, and so are Python's own modules, JAX and funcbp. All else is the user's:
+    scripts, notebooks, packages that were installed editable. Said of a folder, it holds for what is inside.
+
+    Args:
+        where: a module or package that was imported, its name, or the path of a file or folder.
+        library: False to say that it is the user's own.
+
+    Raises:
+        ValueError: `where` is neither an imported module nor a path that exists.
+
+    Example:
+        >>> import optax, funcbp as bp
+        >>> bp.inspection.count_as_library(optax, False)  # to work on Optax itself
+        >>> bp.inspection.count_as_library(optax)
+    """
+    module = sys.modules.get(where) if isinstance(where, str) else where
+    if isinstance(module, ModuleType):
+        paths = [module.__file__] if module.__file__ else list(getattr(module, "__path__", ()))
+    else:
+        paths = [os.fspath(where)]  # type: ignore[arg-type]
+    if not all(map(os.path.exists, paths)):
+        raise ValueError(f"{where!r} is no module that was imported, and no file or folder that is there.")
+    for path in paths:
+        whole = os.path.basename(path) == "__init__.py"
+        _SAID[os.path.abspath(os.path.dirname(path) if whole else path)] = library
+    is_library.cache_clear()
+    _frames.cache_clear()
+
+
+@functools.cache
+def is_library(file: str) -> bool:
+    """Tell whether this is a file of a library."""
+    said = [path for path in _SAID if file == path or file.startswith(path + os.sep)]
+    if said:
+        return _SAID[max(said, key=len)]
+    return bool({"site-packages", "dist-packages"} & set(file.split(os.sep))) or file.startswith("<frozen ")
+
+
+@functools.lru_cache(maxsize=256)
+def _frames(traceback: Any) -> tuple[Any, Any]:
+    """The user's frame and the library's inside of it, or None: JAX's own are neither."""
+    library = None
+    for frame in source_info_util.user_frames(traceback):
+        if not is_library(frame.file_name):
+            return frame, library
+        library = library or frame
+    return None, library
+
+
+def _written(frame: Any) -> str:
+    """`file:line:column (function)`, as JAX's own messages write it."""
+    if frame is None:
+        return ""
+    column = f":{frame.start_column}" if frame.start_column else ""
+    return f"{frame.file_name}:{frame.start_line}{column} ({frame.function_name})"
 
 
 class Source(NamedTuple):
@@ -49,6 +124,14 @@ def written_at(source: Source, rule: str) -> Iterator[None]:
         yield
 
 
+def tangent_of(function: str) -> Any:
+    """A context in which equations bear in their name scope that they are part of the derivative of a function, written
+    along a direction.
+    """
+    stack = source_info_util.current_name_stack().transform("jvp").extend(f"{function}_tangent")
+    return source_info_util.user_context(source_info_util.current().traceback, name_stack=stack)
+
+
 @contextlib.contextmanager
 def restored(source: Source) -> Iterator[None]:
     """Enter a context in which equations bear this line and name scope, and in which holds what held there."""
@@ -57,8 +140,33 @@ def restored(source: Source) -> Iterator[None]:
 
 
 def user_line(source: Any) -> str:
-    """`file:line (function)` of the user's line, as JAX's own messages write it."""
-    return source_info_util.summarize(source)
+    """`file:line (function)` of the user's line, of the library's where no line is the user's, or ""."""
+    user, library = _frames(source.traceback)
+    return _written(user or library)
+
+
+def library_line(source: Any) -> str:
+    """The same of the library's line that the user's line has led to, or "" where that is the user's own."""
+    return _written(_frames(source.traceback)[1])
+
+
+class Nearness(enum.IntEnum):
+    """Whose line an equation has: nobody's but JAX's, a library's, the user's."""
+
+    NONE, LIBRARY, USER = range(3)
+
+
+def nearness(source: Any) -> Nearness:
+    """Tell whose line is known. None of the user's is in the body of a loop that a library has written."""
+    user, library = _frames(source.traceback)
+    return Nearness.USER if user else Nearness.LIBRARY if library else Nearness.NONE
+
+
+def of_library(jaxpr: Any) -> bool:
+    """Tell whether this is the program of a function that a library compiles, which is traced once for all calls."""
+    info = jaxpr.debug_info
+    file = (info.func_src_info or "").partition(" at ")[2].rpartition(":")[0]
+    return info.traced_for == "jit" and is_library(file)
 
 
 def own_name(fun: Any) -> str:
@@ -78,7 +186,7 @@ def user_called_by(fun: Any, traceback: Any) -> bool:
     for frame in traceback.frames if traceback else ():
         if (frame.file_name, str(frame.function_start_line)) == (file, line):
             return users
-        users = users or source_info_util.is_user_filename(frame.file_name)
+        users = users or not is_library(frame.file_name)
     return False
 
 

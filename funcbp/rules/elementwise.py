@@ -258,7 +258,7 @@ def_rule(primitives.min_p, extremum(lax.min), traits=ELEMENTWISE)
 def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save, traits=STRUCTURAL.but(moves=Moves.ONCE))
 def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save, traits=ELEMENTWISE)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct), traits=SCALED)
-def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=POWER)
+def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=QUOTIENT)
 def_elementwise(primitive("one_minus_square_p"), lambda x, **_: lax.mul(lax.full_like(x, -2), x))
 
 
@@ -304,7 +304,7 @@ def_elementwise(
     save=lambda p, z, *_: (*p, z),
     traits=ROOT,
 )
-def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT, traits=ROOT)
+def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT, traits=POWER)
 
 
 def log_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
@@ -487,19 +487,20 @@ def _no_derivative(what: str) -> Any:
 def_elementwise(primitives.erf_p, erf_slope, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
 def_elementwise(primitives.erfc_p, lambda x, **_: lax.neg(erf_slope(x)))
 def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT, traits=EDGE)
-def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x), traits=DEAR)
-def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x), traits=DEAR)
+POLES = DEAR.but(singular=Singularity.EDGE)
+def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x), traits=POLES)
+def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x), traits=POLES)
 def_elementwise(
     primitives.polygamma_p,
     _no_derivative("polygamma with respect to its order"),
     lambda m, x, **_: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
-    traits=DEAR,
+    traits=POLES,
 )
 def_elementwise(
     primitives.zeta_p,
     _no_derivative("zeta with respect to its exponent"),
     lambda s, q, **_: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
-    traits=DEAR,
+    traits=POLES,
 )
 def_elementwise(primitives.igamma_p, lambda a, x, **_: lax.igamma_grad_a(a, x), igamma_slope, traits=DEAR)
 def_elementwise(

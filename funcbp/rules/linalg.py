@@ -24,7 +24,7 @@ from ..cotangents import Zero
 from ..jaxpr import primitive, primitives
 from .elementwise import is_complex
 from .registry import def_linear, def_rule, def_tangent
-from .traits import DEAR, Traits, def_traits, free, operand
+from .traits import DEAR, Singularity, Traits, def_traits, free, operand
 
 
 def T(x: Any) -> Any:
@@ -240,22 +240,22 @@ def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv:
     return [s, u, vt], [ds, du, H(dv)]
 
 
-def cubic(times: float) -> Traits:
+def cubic(times: float, singular: Singularity | None = None) -> Traits:
     """A factorization of (m, n) matrices takes about `times` m n min(m, n) operations."""
 
     def count(eqn: Any) -> int:
         return int(times * operand(eqn) * min(eqn.invars[0].aval.shape[-2:]))
 
-    return DEAR.but(flops=count)
+    return DEAR.but(flops=count, singular=singular)
 
 
 # The numbers are those of G. Golub and C. Van Loan, Matrix computations (2013), with the factors made explicitly.
-def_tangent(primitives.cholesky_p, cholesky_tangent, traits=cubic(1 / 3))
-def_tangent(primitives.eigh_p, eigh_tangent, traits=cubic(9))
-def_tangent(primitives.eig_p, eig_tangent, traits=cubic(25))
-def_tangent(primitives.lu_p, lu_tangent, traits=cubic(2 / 3))
-def_tangent(primitives.qr_p, qr_tangent, traits=cubic(4 / 3))
-def_tangent(primitives.svd_p, svd_tangent, traits=cubic(21))
+def_tangent(primitives.cholesky_p, cholesky_tangent, traits=cubic(1 / 3, Singularity.MATRIX))
+def_tangent(primitives.eigh_p, eigh_tangent, traits=cubic(9, Singularity.SPECTRUM))
+def_tangent(primitives.eig_p, eig_tangent, traits=cubic(25, Singularity.SPECTRUM))
+def_tangent(primitives.lu_p, lu_tangent, traits=cubic(2 / 3, Singularity.MATRIX))
+def_tangent(primitives.qr_p, qr_tangent, traits=cubic(4 / 3, Singularity.MATRIX))
+def_tangent(primitives.svd_p, svd_tangent, traits=cubic(21, Singularity.SPECTRUM))
 def_traits(cubic(4 / 3), primitives.householder_product_p)
 def_traits(DEAR.but(flops=free), primitive("lu_pivots_to_permutation_p"))
 
@@ -322,13 +322,13 @@ def_rule(
     primitives.triangular_solve_p,
     triangular_solve_bwd,
     save=solve_save,
-    traits=DEAR.but(linear=(1,), flops=triangular_solve_flops),
+    traits=DEAR.but(linear=(1,), flops=triangular_solve_flops, singular=Singularity.MATRIX),
 )
 def_rule(
     primitives.tridiagonal_solve_p,
     tridiagonal_solve_bwd,
     save=solve_save,
-    traits=DEAR.but(linear=(3,), flops=tridiagonal_solve_flops),
+    traits=DEAR.but(linear=(3,), flops=tridiagonal_solve_flops, singular=Singularity.MATRIX),
 )
 
 # --- Fourier transforms -----------------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ class Singularity(enum.StrEnum):
     LOG = "log"
     POWER = "pow"
     DIVISION = "division"
-    EDGE = "edge"  # of the domain
+    EDGE = "edge"  # of the domain, or a pole
+    SPECTRUM = "spectrum"  # equal eigenvalues
+    MATRIX = "matrix"  # without an inverse
 
 
 # --- counts of floating-point operations ------------------------------------------------------------------------------

@@ -169,6 +169,7 @@ def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> Repor
         >>> assert_gradients(jnp.sin, 0.3).ok
         True
     """
+    __tracebackhide__ = True  # pytest shows the test's line
     report = check(f, *args, **options)
     if not report.ok:
         raise AssertionError(f"\n{report}")

@@ -5,10 +5,11 @@ The program is walked equation by equation, going into calls, loops and branches
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from .subject import Subject, first_line
 __all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "spoiler", "stops_gradients"]
 
 DISAGREEMENT = 1e-6
+PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+FIRST_STEPS = 16  # of a loop, in each of which a derivative is looked at
 
 
 def program_of(subject: Subject) -> Any:
@@ -39,9 +42,9 @@ def program_of(subject: Subject) -> Any:
 
 
 def _line(source: Any) -> str:
-    """The user's line, or nothing where no line of theirs is known: `check` was given the operation itself."""
+    """The user's line, or a library's, or nothing where only funcbp's own is known: `funcbp check` has called it."""
     line = jx.user_line(source)
-    return "" if os.path.dirname(__file__) in line else line
+    return line if jx.nearness(source) is jx.Nearness.USER or not line.startswith(PACKAGE) else ""
 
 
 def equations(program: Any) -> Iterator[Any]:
@@ -144,23 +147,26 @@ def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     """The equation whose own derivative is wrong: the first that the backward pass meets.
 
     The function runs once more on its values, so one that branches on them in Python is no different. Each equation
-    that ran is differentiated alone, on the values it had, by the derivative under test and by `jax.vjp`. A function
-    with a rule of its own is compared with what JAX makes of its body.
+    that ran is differentiated alone, on the values it had, by the derivative under test and by `jax.vjp`; loops and
+    branches are gone into, step by step. A function with a rule of its own is compared with what JAX makes of its body.
 
     Returns:
-        A sentence, or one that says that no single equation is at fault.
+        A sentence, or one that says that no single equation is at fault, or which of them could not be looked at.
     """
     floats = subject.inputs.arrays(jnp.asarray(subject.point))
     with contextlib.suppress(Exception):
         thirds = jnp.arange(3.0) / 3  # no dtype has fewer digits and the same numbers
         if not np.array_equal(vjp(lambda x: x, thirds)[1](thirds)[0], thirds):
             return "No equation: this vjp is wrong even for the identity."
+    search = _Search(vjp, np.random.default_rng(seed))
     try:
-        found = _search(_function(subject), floats, vjp, np.random.default_rng(seed))
+        found = search.through(observe(_function(subject), *floats))
     except Exception as error:
         return f"The equation cannot be named: running the function under a trace raises {first_line(error)}."
     if found:
         return found
+    if search.untold:
+        return f"No equation was found at fault, but of some it cannot be told: {'; '.join(search.untold)}."
     return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
 
 
@@ -171,7 +177,8 @@ def spoiler(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     """
     floats = subject.inputs.arrays(jnp.asarray(subject.point))
     with contextlib.suppress(Exception):
-        return _search(_function(subject), floats, vjp, np.random.default_rng(seed), counts=np.isnan)
+        search = _Search(vjp, np.random.default_rng(seed), counts=np.isnan)
+        return search.through(observe(_function(subject), *floats))
     return ""
 
 
@@ -179,39 +186,117 @@ def _function(subject: Subject) -> Callable[..., Any]:
     return lambda *floats: subject.outputs_of(subject.chosen(subject.with_floats(floats)))[0]
 
 
-def _search(
-    f: Callable[..., Any],
-    args: Sequence[Any],
-    vjp: Callable[..., Any],
-    rng: Any,
-    depth: int = 0,
-    counts: Callable[[float], Any] = lambda error: True,
-) -> str:
-    for equation in reversed(observe(f, *args)):
-        error = _wrong_by(equation, vjp, rng)
-        if error is None or not counts(error):
-            continue
-        if depth < 4 and equation.inside.kind & jx.CONTROL:
-            for inner in equation.inside.programs:
-                deeper = _inner_search(inner, equation, vjp, rng, depth)
-                if deeper:
-                    return deeper
-        return _sentence(equation, error)
-    return ""
+class _Search:
+    """A search for the equation whose own derivative is wrong.
 
+    Attributes:
+        vjp: the derivative under test.
+        counts: which errors are looked for.
+        untold: the equations of which it cannot be told, and loops of which not every step was looked at.
+    """
 
-def _inner_search(inner: Any, equation: Equation, vjp: Callable[..., Any], rng: Any, depth: int) -> str:
-    """The same inside a loop, on the values of its first step."""
-    types = jx.in_avals(inner)
-    last = equation.values[len(equation.values) - len(types) :]
-    firsts = [x if np.shape(x) == t.shape else x[0] for x, t in zip(last, types, strict=False)]
-    if len(firsts) != len(types) or any(np.shape(x) != t.shape for x, t in zip(firsts, types, strict=True)):
+    def __init__(self, vjp: Callable[..., Any], rng: Any, counts: Callable[[float], Any] = lambda error: True):
+        self.vjp, self.rng, self.counts = vjp, rng, counts
+        self.untold: dict[str, None] = {}
+
+    def through(self, equations: Sequence[Equation]) -> str:
+        """A sentence on the first that the backward pass meets, of those in them before themselves; or ""."""
+        for equation in reversed(equations):
+            if equation.inside.kind & jx.CONTROL:
+                try:
+                    steps = _Steps.of(equation)
+                except Exception as error:
+                    self.untold[f"what is in {_named(equation)} ({first_line(error)})"] = None
+                    steps = _Steps()
+                if found := self.through(steps.equations):
+                    return found
+                if steps.left_out:
+                    self.untold[f"the steps of {_named(equation)} that were not looked at"] = None
+            wrong = _wrong_by(equation, self.vjp, self.rng)
+            if wrong is None or (equation.inside.kind & HIDDEN and _has_own_rules(equation.inside.programs)):
+                self.untold[_named(equation)] = None
+            if wrong and self.counts(wrong):
+                how = "is not finite" if np.isnan(wrong) else f"is wrong, by {wrong:.2g} of its largest element"
+                return f"{_named(equation)}: its own derivative {how}."
         return ""
-    return _search(jx.as_function(inner), firsts, vjp, rng, depth + 1)
+
+
+HIDDEN = jx.Kind.MAPPED | jx.Kind.OTHER  # are not gone into
+
+
+def _has_own_rules(programs: Sequence[Any]) -> bool:
+    around = (call.inside.kind for p in programs for o in jx.equations(p) for call in o.around)
+    return jx.Kind.CUSTOM in around
+
+
+class _Value(NamedTuple):
+    """A value, and whether it depends on what is differentiated."""
+
+    value: Any
+    perturbed: bool = False
+
+
+class _Steps(jx.Visitor):
+    """Writes down the equations that run in a loop or branch. What is in another one inside is gone into later.
+
+    Attributes:
+        equations: those that a perturbed value enters; of a loop's first steps, and then of every power of two.
+        left_out: whether there were more.
+    """
+
+    def __init__(self) -> None:
+        self.equations: list[Equation] = []
+        self.left_out = False
+        self._times: collections.Counter[int] = collections.Counter()
+        self._entered = False
+
+    @classmethod
+    def of(cls, equation: Equation) -> _Steps:
+        """Run an equation again, and write down what runs in it."""
+        steps = cls()
+        program = jx.trace(equation.apply, list(map(jax.typeof, equation.values)))
+        pairs = zip(equation.values, equation.perturbed, strict=True)
+        with jx.restored(equation.source):
+            jx.run(program, [_Value(x, p) for x, p in pairs], steps)
+        return steps
+
+    def opens(self, eqn: Any) -> jx.Inside | None:
+        inside = jx.inside_of(eqn)
+        if inside.kind & jx.CONTROL and not self._entered:
+            self._entered = True
+            return inside
+        return inside if inside.kind & (jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT) else None
+
+    def equation(self, eqn: Any, args: list[_Value]) -> list[_Value]:
+        values, perturbed = tuple(a.value for a in args), tuple(a.perturbed for a in args)
+        outs = jx.bind_eqn(eqn, values)
+        moves = any(perturbed) and eqn.primitive.name != "stop_gradient"
+        if moves:
+            self._times[id(eqn)] += 1
+            times = self._times[id(eqn)]
+            if times <= FIRST_STEPS or times & (times - 1) == 0:
+                apply = lambda *xs: list(jx.bind_eqn(eqn, xs))
+                source = jx.current_source()
+                self.equations.append(Equation(eqn.primitive.name, eqn.params, apply, values, perturbed, source))
+            else:
+                self.left_out = True
+        return [_Value(y, moves and is_differentiable(y)) for y in outs]
+
+    def constant(self, x: Any) -> _Value:
+        return _Value(x)
+
+    def number(self, x: _Value) -> Any:
+        return x.value
+
+    def row(self, x: _Value, i: int) -> _Value:
+        return _Value(x.value[i], x.perturbed)
+
+    def stack(self, rows: Sequence[_Value], aval: Any) -> _Value:
+        return _Value(super().stack([x.value for x in rows], aval), any(x.perturbed for x in rows))
 
 
 def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | None:
-    """How wrong the derivative of an equation is, as a part of its largest element, or None if it is right.
+    """How wrong the derivative of an equation is, as a part of its largest element; None if that cannot be told.
 
     It is nan where the derivative is not finite and should be.
     """
@@ -220,7 +305,7 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
     ids = [i for i, (x, p) in pairs if p and is_differentiable(jax.typeof(x)) and np.size(x)]
     body = jx.as_function(jx.call_jaxpr(equation.params)) if own else apply
     if not ids or not any(map(is_differentiable, apply(*inputs))):
-        return None
+        return 0.0
 
     def of(f: Callable[..., Any]) -> Callable[..., Any]:
         def moved(*xs: Any) -> list[Any]:
@@ -256,7 +341,7 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
         off = np.max(np.abs(g - w), initial=0.0)
         if off > coarse * size:
             worst = max(worst, float(off / size) if size else np.inf)
-    return worst or None
+    return worst
 
 
 def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callable[..., Any], rng: Any) -> float | None:
@@ -276,7 +361,7 @@ def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callab
     size = np.maximum(np.abs(terms).sum(1), np.abs(found.central[:, 0]))
     off = np.abs(terms.sum(1) - found.central[:, 0])
     clear = off > np.maximum(20 * found.error[:, 0], DISAGREEMENT * size)
-    return float(np.max(off[clear] / size[clear])) if clear.any() else None
+    return float(np.max(off[clear] / size[clear])) if clear.any() else 0.0
 
 
 def _random(y: Any, rng: Any) -> Any:
@@ -288,12 +373,11 @@ def _random(y: Any, rng: Any) -> Any:
     return jnp.asarray(draw, y.dtype)
 
 
-def _sentence(equation: Equation, error: float) -> str:
+def _named(equation: Equation) -> str:
+    """What an equation is called in a sentence, and where it was written."""
     name, line = equation.primitive, _line(equation.source)
     what = f"`{name}`"
     if equation.inside.kind is jx.Kind.CUSTOM:
         info = getattr(jx.call_jaxpr(equation.params).debug_info, "func_src_info", "") or "a function"
         what = f"the {name.removesuffix('_call')} rule of {info}"
-    where = f", used at {line}" if line else ""
-    how = "is not finite" if np.isnan(error) else f"is wrong, by {error:.2g} of its largest element"
-    return f"{what}{where}: its own derivative {how}."
+    return f"{what}, used at {line}" if line else what

@@ -6,9 +6,15 @@ import html
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 
 __all__ = ["Finding", "LeafReport", "Report"]
 
+LEGEND = (
+    "error, ref. error: of the worst element, and the reference's own, both relative to the leaf's largest element;",
+    "vs jax: the largest difference from jax.vjp, likewise; dot: how far <u, Jv> = <J'u, v> is from holding;",
+    "own ulp, jax ulp: the error in the leaf's own type, and that of jax.vjp; -: cannot be had.",
+)
 VERDICTS = ("wrong", "not finite", "kink", "stopped gradient", "not informative", "ok")
 
 
@@ -107,6 +113,25 @@ class Report:
         """The report as JSON: its attributes, and `ok`."""
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=2, default=str, allow_nan=True)
 
+    def to_junit(self) -> str:
+        """The report as JUnit XML, which CI systems show: a test case for each leaf and each line of consistency."""
+        cases = [
+            (
+                f"{leaf.path}{' (second order)' if leaf.order == 2 else ''}",
+                leaf.verdict == "wrong",
+                f"{leaf.verdict}: got {_value(leaf.got)}, wanted {_value(leaf.wanted)} {leaf.note}".rstrip(),
+            )
+            for leaf in self.leaves
+        ]
+        cases += [(finding.name, not finding.ok, finding.result) for finding in self.consistency]
+        suite = ElementTree.Element("testsuite", name=f"funcbp check {self.name}", tests=str(len(cases)))
+        suite.set("failures", str(sum(failed for _, failed, _ in cases)))
+        for name, failed, said in cases:
+            case = ElementTree.SubElement(suite, "testcase", classname=self.name, name=name)
+            if failed:
+                ElementTree.SubElement(case, "failure", message=said).text = str(self)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
     def __str__(self) -> str:
         verdict = "ok" if self.ok else "WRONG"
         lines = [f"{self.name}: {verdict}   ({self.mode}, {self.samples} samples, seed {self.seed})"]
@@ -130,6 +155,7 @@ class Report:
         for finding in self.consistency:
             lines.append(f"  {'' if finding.ok else 'FAILED '}{finding.name}: {finding.result}")
         lines += [f"  note: {n}" for n in self.notes]
+        lines += [f"  {line}" for line in LEGEND]
         return "\n".join(lines)
 
     __repr__ = __str__

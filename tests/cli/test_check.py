@@ -1,6 +1,7 @@
 """`funcbp check`: what it checks, what it says, and how it ends."""
 
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def test_the_command(module, capsys, argv, code, said):
     assert run_check_command(argv) == code
     streams = capsys.readouterr()
     assert said in (streams.err if code == 2 else streams.out)
+
+
+def test_the_command_writes_junit(module, capsys):
+    argv = ["my_functions:bad", "--args", "0.5", "--junit"]
+    assert run_check_command([*argv, "report.xml"]) == 1
+    suite = ElementTree.parse(module / "report.xml").getroot()
+    failed = [case for case in suite if case.find("failure") is not None]
+    assert (suite.tag, suite.get("failures"), len(suite)) == ("testsuite", "1", int(suite.get("tests")))
+    assert [case.get("name") for case in failed] == ["x"] and "wanted 1" in failed[0].find("failure").get("message")
+    assert "culprit" in failed[0].find("failure").text
+    assert run_check_command([*argv, "no/folder/report.xml"]) == 2
 
 
 def test_the_command_reads_files(module, capsys):

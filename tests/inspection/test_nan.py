@@ -30,6 +30,18 @@ def own(x):
 
 
 own.defjvp(lambda p, t: (p[0], t[0] / p[0]))
+
+
+def with_bwd(bwd):
+    """x, with this derivative, written by somebody."""
+    f = jax.custom_vjp(lambda x: 1 * x)
+    f.defvjp(lambda x: (1 * x, x), lambda x, ct: (bwd(x, ct),))
+    return f
+
+
+divided, logged = with_bwd(lambda x, ct: ct / x), with_bwd(lambda x, ct: ct * jnp.log(x))
+same = jnp.diag(f64(4, 1, 1))
+joined = lambda x: jnp.concatenate([jnp.full(1, -jnp.inf), jnp.log(x)])
 overflowing = lambda x: total(jnp.log(1 + jnp.exp(x)))
 with_infinite_mask = lambda x: attention(where(jnp.zeros(x.shape, bool), x, -jnp.inf))
 
@@ -53,7 +65,19 @@ PROGRAMS = {
     "entropy": (lambda p: -total(p * jnp.log(p)), f64(0.5, 0), "log", False, "log"),
     "power at 0": (lambda x: total(x**0.5), f64(4, 0), "pow", True, "pow"),
     "power of two arrays": (lambda x: total(x ** jnp.full(2, 0.3)), f64(4, 0), "pow", True, "pow"),
-    "negative power at 0": (lambda x: total(x**-2), f64(4, 0), "integer_pow", False, "pow"),
+    "cube root at 0": (lambda x: total(jnp.cbrt(x)), f64(4, 0), "cbrt", True, "pow"),
+    "1 / sqrt at 0": (lambda x: total(lax.rsqrt(x)), f64(4, 0), "rsqrt", False, "division"),
+    "log1p at -1": (lambda x: total(jnp.log1p(x)), f64(4, -1), "log1p", False, "log"),
+    "a pole": (lambda x: total(lax.lgamma(x)), f64(4, 0), "lgamma", False, "edge"),
+    "beyond all poles": (lambda x: total(lax.lgamma(x)), f32(4, 1e38), "lgamma", False, "overflow"),
+    "jax#669: eigenvectors of equal eigenvalues": (
+        lambda m: total(jnp.linalg.eigh(m)[1]), same, "eigh", True, "spectrum"),
+    "jax#8732: singular vectors, in a loop": (
+        lambda m: total(lax.fori_loop(0, 2, lambda _, c: c + jnp.linalg.svd(c)[0], m)), same, "svd", True, "spectrum"),
+    "a singular matrix": (lambda m: total(jnp.linalg.inv(m)), jnp.ones((2, 2)), "custom_linear_solve", False, "matrix"),
+    "no positive definite matrix": (
+        lambda m: total(jnp.linalg.cholesky(m)), -jnp.eye(2), "cholesky", False, "matrix"),
+    "negative power at 0": (lambda x: total(x**-2), f64(4, 0), "integer_pow", False, "division"),
     "division by 0": (lambda x: total(1 / x), f64(4, 0), "div", False, "division"),
     "0 / 0": (lambda x: total(x / total(x)), f64(0, 0), "div", False, "division"),
     "sqrt of a negative": (lambda x: total(jnp.sqrt(x - 1)), f64(4, 0), "sqrt", False, "negative"),
@@ -81,7 +105,29 @@ PROGRAMS = {
     "in a while loop": (
         lambda x: total(x) + lax.while_loop(lambda c: c > 0, lambda c: jnp.log(c - 3), lax.stop_gradient(x[0])),
         f64(5, 0), "log", False, "negative"),
+    # what was not chosen is not to blame
+    "numpyro#236: an infinity on the other side": (
+        lambda x: where(x > 1, -jnp.inf, jnp.log(x)), f64(0)[0], "log", False, "log"),
+    "an infinity of another element": (
+        lambda x: total(where(x > 1, -jnp.inf, jnp.log(x))), f64(0, 2), "log", False, "log"),
+    "an infinity that is cut off": (
+        lambda x: total(jnp.take(joined(x), jnp.array([1, 2]))), f64(4, 0), "log", False, "log"),
+    "an infinity in another branch": (
+        lambda x: lax.switch(1, [lambda x: x - jnp.inf, jnp.log], x), f64(0)[0], "log", False, "log"),
+    # derivatives that somebody wrote
+    "mxnet#8816: a bwd divides": (lambda x: total(divided(x)), f64(4, 0), "custom_vjp", True, "division"),
+    "a bwd in scan takes a log": (
+        lambda x: total(lax.scan(lambda c, _: (logged(c), None), x, length=2)[0]),
+        f64(4, 0), "custom_vjp", True, "log"),
+    "an inner gradient is no derivative of ours": (
+        lambda x: jax.grad(jnp.sqrt)(x[1]) * x[0], f64(4, 0), "div", False, "division"),
     "a rule of one's own": (lambda x: total(own(x)), f64(4, 0), "div", True, "division"),
+}  # fmt: skip
+
+
+STEP_OF = {
+    "marin#5030: in a loop": (2,), "log in a loop": (2,), "in a while loop": (1,),
+    "jax#8732: singular vectors, in a loop": (0,), "a bwd in scan takes a log": (1,),
 }  # fmt: skip
 
 
@@ -97,7 +143,7 @@ def test_the_first_one_is_blamed(name):
     assert "test_nan.py" in found.line
     assert all(s.nonfinite == 0 for s in found.operands) or trap in ("softmax", "inf")
     assert found.result.nonfinite > 0
-    assert found.steps == ((2,) if "in a loop" in name else (1,) if "while" in name else ())
+    assert found.steps == STEP_OF.get(name, ())
     assert find.whether(x)
 
 
@@ -108,6 +154,24 @@ def masked(x):
 
 def log_mask(x):
     return attention(x + jnp.log(jnp.tril(jnp.ones((3, 3)))))
+
+
+@pytest.mark.parametrize(("backward", "operation", "trap"), [
+    (bp.Backward(rules={lax.tanh_p: bp.rule(lambda x, ct, p, **_: (ct / x[0],))}), "tanh", "division by 0"),
+    (bp.Backward(edits={"h": lambda ct, passed: jnp.log(ct - 1)}), "name", "log at 0"),
+], ids=["a replaced rule", "an edit"])  # fmt: skip
+def test_what_somebody_put_into_the_backward_pass_has_the_trap_of_what_it_does(backward, operation, trap):
+    found = bp.find_nan(lambda x: total(bp.name(jnp.tanh(x), "h")), backward=backward)(f64(1, 0))
+    assert (found.operation, found.backward, found.trap) == (operation, True, trap), str(found)
+
+
+def test_an_infinity_is_shown_as_one_and_a_number_in_its_type():
+    text = str(bp.find_nan(lambda x: total(jnp.log(x * 1e30) * 1e30))(f32(1e-30, 0)))
+    assert "operand 0: float32[2] min 0 mean 0.5 max 1, 50% zero" in text and "50% -inf" in text and "% nan" not in text
+    text = str(bp.find_nan(lambda x: jnp.log(x))(f32(0)[0]))
+    assert "operand 0: float32[] 0\n" in text and "result:    float32[] -inf\n" in text
+    text = str(bp.find_nan(lambda x: x * jnp.float32(1) * 1e38)(f32(10)[0]))
+    assert "float64" not in text and "operand 1: float32[] 1e+38" in text
 
 
 MEANT = {

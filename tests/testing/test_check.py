@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from jax import lax
 import funcbp as bp
 from funcbp.testing import assert_gradients, check
 from funcbp.testing.numerical import Evaluator, power_of_two, slopes
+from funcbp.testing.programs import blame
+from funcbp.testing.subject import Subject
 
 X = jnp.array([0.3, -1.2, 2.0])
 
@@ -96,6 +99,57 @@ def test_the_equation_is_named_inside_a_loop_and_a_function_with_its_own_rule():
     my_square.defvjp(lambda x: (x * x, x), lambda x, ct: (3 * x * ct,))
     culprit = check(lambda x: jnp.sum(my_square(x)), X, vjp=jax.vjp).culprit
     assert "my_square" in culprit and "custom_vjp" in culprit
+
+
+def wrong_where(bad):
+    """sin, with a rule of its own, which is wrong at these numbers."""
+
+    @jax.custom_vjp
+    def faulty(x):
+        return jnp.sin(x)
+
+    faulty.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (jnp.where(bad(x), 1.5, 1.0) * ct * jnp.cos(x),))
+    return faulty
+
+
+faulty, faulty_far_out = wrong_where(lambda x: x == x), wrong_where(lambda x: x > 0.9)
+AROUND = {
+    "scan": lambda x: lax.scan(lambda c, _: (faulty(c), None), x, length=3)[0],
+    "fori_loop": lambda x: lax.fori_loop(0, 3, lambda i, c: faulty(c), x),
+    "map": lambda x: lax.map(faulty, x),
+    "cond": lambda x: lax.cond(x[0] < 9, faulty, jnp.cos, x),
+    "switch": lambda x: lax.switch(1, [jnp.cos, faulty, jnp.exp], x),
+    "bp.scan": lambda x: bp.scan(lambda c, _: (faulty(c), None), x, None, length=4, snapshots=2)[0],
+    "bp.while_loop": lambda x: bp.while_loop(
+        lambda c: c[1] < 2, lambda c: (faulty(c[0]), c[1] + 1), (x, 0), max_steps=3),
+    "a map in a branch in a loop": lambda x: lax.fori_loop(
+        0, 2, lambda i, c: lax.cond(i < 5, lambda c: lax.map(faulty, c), jnp.cos, c), x),
+    "a late step": lambda x: lax.scan(lambda c, a: (c + faulty_far_out(a), None), 0.0, x * jnp.linspace(0, 1.2, 12))[0],
+}  # fmt: skip
+
+
+def named(f, x):
+    return blame(Subject(f, (x,), {}, [0], False), bp.vjp)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_wrong_rule_is_named_inside_loops_and_branches(name):
+    culprit = named(AROUND[name], jnp.linspace(0.9, 1.0, 12 if "late" in name else 2))
+    assert re.search(r"custom_vjp rule of .*faulty.*, used at .*test_check.py:\d+", culprit), culprit
+
+
+def test_of_a_rule_that_cannot_be_looked_at_nothing_false_is_said():
+    """What runs on each device is not gone into, and `jax.vjp` has the same rule."""
+    spec = jax.sharding.PartitionSpec("i")
+    mapped = jax.shard_map(
+        faulty,
+        mesh=jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,)),
+        in_specs=spec,
+        out_specs=spec,
+    )
+    culprit = named(mapped, X)
+    assert culprit.startswith("No equation was found at fault, but of some it cannot be told: `shard_map`"), culprit
+    assert named(jnp.tanh, X).startswith("Each equation's own derivative is right")
 
 
 def test_the_equation_is_named_where_python_branches_on_values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def run(folder, *options):
 def test_the_fixture_checks(outcome):
     assert "2 passed, 1 failed, 1 error" in outcome or "1 failed, 2 passed, 1 error" in outcome, outcome
     assert "culprit: the custom_vjp rule of bad" in outcome
+    assert re.search(r"rule of bad at .*, used at .*test_mine.py:\d+:\d+ \(test_wrong\)", outcome), outcome
+    assert "def assert_gradients" not in outcome  # the traceback ends at the test's line
 
 
 def test_options_reach_the_check(outcome):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import html
 import itertools
@@ -149,43 +148,57 @@ class Links:
         return [r for r in found if r is not None]
 
     def consumers(self, row: Row) -> list[Row]:
-        return self.takers.get(id(row), [])
+        return list(self.takers.get(id(row), ()))
 
 
 # --- matching ---------------------------------------------------------------------------------------------------------
 
 
 def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Links]) -> list[tuple[Row, Row]]:
-    """Match the rows of two traces: by name, then by scope, operation and shape, then by operation and shape, in order;
-    at last those that have the same value in another order.
+    """Match the rows of two traces: in order, by name, then by operation and value, by scope, operation and shape, and
+    by operation and shape; at last those that have the same value in another order.
     """
     keys: Sequence[Callable[[Row], Any]] = (
         lambda r: (r.name, np.shape(r.value)) if r.name else None,
+        lambda r: None if r.name else (r.primitive, np.shape(r.value), _about(r)),
         lambda r: (r.primitive, np.shape(r.value), r.scope, r.depth),
         lambda r: (r.primitive, np.shape(r.value)),
     )
     pairs = list(_in_order(range(len(a)), range(len(b)), a, b, keys))
     same = lambda x, y: _agree(a[x], b[y], ulps)
     apart = [(i, j) for i, j in pairs if not a[i].name and not same(i, j)]
-    pairs = [p for p in pairs if p not in set(apart)]
+    wrong = set(apart)
+    pairs = [p for p in pairs if p not in wrong]
     left, right = ({p[k] for p in pairs} for k in (0, 1))
-    kind = keys[2]
     there: dict[Any, list[int]] = {}
     for j in range(len(b)):
         if j not in right and not b[j].name:
-            there.setdefault(kind(b[j]), []).append(j)
+            there.setdefault(keys[1](b[j]), []).append(j)
     for i in range(len(a)):
-        if i in left or a[i].name:
-            continue
-        for j in there.get(kind(a[i]), []):
-            if same(i, j):
-                there[kind(a[i])].remove(j)
-                pairs.append((i, j))
-                break
+        same_size = [] if i in left or a[i].name or _about(a[i]) is None else there.get(keys[1](a[i]), [])
+        j = next((j for j in same_size if same(i, j)), -1)
+        if j >= 0:
+            same_size.remove(j)
+            pairs.append((i, j))
     left, right = ({p[k] for p in pairs} for k in (0, 1))
     partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *apart)}
-    pairs += [(i, j) for i, j in apart if i not in left and j not in right and _alike(a[i], b[j], links, partners)]
+
+    def alike(i: int, j: int) -> bool:
+        """Whether two equations whose values differ are one, as one of their operands is, or what comes next."""
+        before, others = (side.operands(row) for side, row in zip(links, (a[i], b[j]), strict=True))
+        if before and others:
+            return a[i].primitive == "output" or any(partners.get(id(x)) == id(y) for x in before for y in others)
+        return i + 1 < len(a) and j + 1 < len(b) and partners.get(id(a[i + 1])) == id(b[j + 1])
+
+    pairs += [(i, j) for i, j in apart if i not in left and j not in right and alike(i, j)]
     return [(a[i], b[j]) for i, j in sorted(pairs)]
+
+
+def _about(row: Row) -> Any:
+    """The size and the mean of a value to five digits; None where many values might have them, such as constants."""
+    x = _numbers(row.value)
+    size = 0.0 if x is None or x.size == 1 else float(_rms(x))
+    return f"{size:.4e} {np.mean(x):.4e}" if size not in (0, 1) and np.isfinite(size) else None
 
 
 def _by_name(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -203,23 +216,42 @@ def _in_order(
     if not keys or not left or not right:
         return
     key, *rest = keys
-    ours, theirs = (
-        [(k, "") if (k := key(rows[i])) is not None else (rows is a, n) for n, i in enumerate(of)]
-        for rows, of in ((a, left), (b, right))
-    )
+    ours, theirs = ([key(rows[i]) for i in of] for rows, of in ((a, left), (b, right)))
     i = j = 0
-    for block in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
-        yield from _in_order(left[i : block.a], right[j : block.b], a, b, rest)
-        yield from ((left[block.a + k], right[block.b + k]) for k in range(block.size))
-        i, j = block.a + block.size, block.b + block.size
+    for k, m in (*_common(ours, theirs), (len(left), len(right))):
+        yield from _in_order(left[i:k], right[j:m], a, b, rest)
+        if k < len(left):
+            yield left[k], right[m]
+        i, j = k + 1, m + 1
 
 
-def _alike(a: Row, b: Row, links: Sequence[Links], partners: dict[int, int]) -> bool:
-    """Whether two equations whose values differ are one, as one of their operands is."""
-    if a.primitive == "output":
-        return True
-    before, others = (side.operands(row) for side, row in zip(links, (a, b), strict=True))
-    return not before or not others or any(partners.get(id(x)) == id(y) for x in before for y in others)
+def _common(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, int]]:
+    """A longest common subsequence of two sequences of keys, None being like nothing: the places in both.
+
+    A row of the table of lengths is one integer, whose bit is 0 where the length grows (H. Hyyrö, "Bit-parallel
+    LCS-length computation revisited", 2004).
+    """
+    where: dict[Any, int] = {}
+    for j, key in enumerate(b):
+        if key is not None:
+            where[key] = where.get(key, 0) | 1 << j
+    row = every = (1 << len(b)) - 1
+    table = []
+    for key in a:
+        same = row & where.get(key, 0)
+        row = ((row + same) | (row - same)) & every
+        table.append(row)
+    grows = lambda i, j: not table[i] >> j & 1
+    found, i, j = [], len(a), len(b)
+    while i and j:
+        if not grows(i - 1, j - 1):
+            j -= 1
+            continue
+        i -= 1
+        if not i or not grows(i - 1, j - 1):
+            j -= 1
+            found.append((i, j))
+    return found[::-1]
 
 
 def _agree(a: Row, b: Row, ulps: float) -> bool:

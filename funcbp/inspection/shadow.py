@@ -259,7 +259,7 @@ class Shadowing(Located):
                 of=min(float(jnp.finfo(t.dtype).eps) for t in into or [shown]),
                 origins=tuple(frozenset().union(*(self.runs[m].origins for m in a.makers)) for a in args),
                 constants=tuple(
-                    float(a.actual) for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)
+                    np.asarray(a.actual).item() for a in args if not a.makers and np.size(a.actual) == 1 and _is_real(a)
                 ),
             )
         return self.rows[place]

@@ -197,7 +197,9 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
 def _about(row: Row) -> Any:
     """The size and the mean of a value to five digits; None where many values might have them, such as constants."""
     x = _numbers(row.value)
-    size = 0.0 if x is None or x.size == 1 else float(_rms(x))
+    if x is None or x.size == 1:
+        return None
+    size = float(_rms(x))
     return f"{size:.4e} {np.mean(x):.4e}" if size not in (0, 1) and np.isfinite(size) else None
 
 

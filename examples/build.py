@@ -1,13 +1,17 @@
-"""Make the notebooks out of the scripts: `python examples/build.py`, with `--execute` also to run each of them.
+"""Make the notebooks out of the scripts, with what they print: `python examples/build.py [NAME ...]`.
 
 A script that has a notebook is written in cells: `# %%` begins a cell of code, `# %% [markdown]` one of text in
-comments, and the docstring is the first cell. The notebook has the same cells and no outputs, so there is one text.
+comments, and the docstring is the first cell. The notebook has the same cells, so there is one text, and beside each
+what it printed and drew when it was run last. `--check` runs each again and compares: the same cells, the same words
+printed, and as many pictures. Numbers may differ, in their last digits, from one machine to another.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import base64
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -38,11 +42,27 @@ def notebook(source: str) -> Any:
     return nbformat.v4.new_notebook(cells=cells, metadata={**language, "language_info": {"name": "python"}})
 
 
-def written(source: str) -> str:
-    """The notebook of a script, as it is in its file."""
-    book = notebook(source)
+def written(book: Any) -> str:
+    """A notebook as it is in its file."""
     nbformat.validate(book)
     return nbformat.writes(book) + "\n"
+
+
+def outputs_of(cell: Any) -> list[str]:
+    """What a cell printed, without its numbers, and what kinds of picture it drew."""
+    text = lambda output: output.get("text") or output["data"].get("text/plain", "")
+    kinds = [sorted(k for k in output.get("data", {}) if k.startswith("image")) for output in cell.get("outputs", [])]
+    words = [re.sub(r"[-+−\d.,eE()%\s]+|nan|inf|0x[0-9a-f]+", " ", text(o)) for o in cell.get("outputs", [])]
+    return [f"{k} {w}" if not k else f"{k}" for k, w in zip(kinds, words, strict=True)]
+
+
+def differences(stored: Any, fresh: Any) -> list[str]:
+    """In which cells two notebooks differ in their source or in what came out."""
+    if len(stored.cells) != len(fresh.cells):
+        return [f"{len(stored.cells)} cells are stored, and there are {len(fresh.cells)}"]
+    pairs = list(zip(stored.cells, fresh.cells, strict=True))
+    found = [f"cell {i} has another source" for i, (a, b) in enumerate(pairs) if a.source != b.source]
+    return found + [f"cell {i} prints other words" for i, (a, b) in enumerate(pairs) if outputs_of(a) != outputs_of(b)]
 
 
 def sources() -> dict[Path, str]:
@@ -51,23 +71,56 @@ def sources() -> dict[Path, str]:
     return {path.with_suffix(".ipynb"): text for path, text in texts.items() if re.search("^# %%$", text, re.M)}
 
 
-def execute(path: Path) -> Any:
-    """The notebook after a run in a fresh kernel; an error in a cell is raised."""
+def executed(book: Any) -> Any:
+    """The notebook after a run in a fresh kernel, without times and progress bars; an error in a cell is raised."""
     import nbclient
 
-    book = nbformat.read(path, as_version=4)
-    return nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(FOLDER.parent)}}).execute()
+    client = nbclient.NotebookClient(
+        book,
+        timeout=600,
+        resources={"metadata": {"path": str(FOLDER.parent)}},
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    client.execute()
+    for cell in book.cells:
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for data in (o["data"] for o in cell.outputs if "image/png" in o.get("data", {})):
+                data["image/png"] = smaller(data["image/png"])
+    book.metadata["language_info"] = {"name": "python"}
+    return book
+
+
+def smaller(png: str) -> str:
+    """A picture in fewer colours and at most 1000 pixels wide, both in base64: one to look at, and to store."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((1000, 2000))
+    buffer = io.BytesIO()
+    picture.quantize(64).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the notebooks out of the scripts.")
-    parser.add_argument("--execute", action="store_true", help="run each notebook, and fail if a cell fails")
+    parser = argparse.ArgumentParser(description="Make the notebooks out of the scripts, with what they print.")
+    parser.add_argument("names", nargs="*", help="which; all if none is given")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where what is stored is out of step")
     options = parser.parse_args()
+    failures = []
     for path, source in sources().items():
-        path.write_text(written(source))
-        print(path.name)
-        if options.execute:
-            execute(path)
+        if options.names and path.stem not in options.names:
+            continue
+        print(path.name, flush=True)
+        fresh = executed(notebook(source))
+        if options.check:
+            stored = nbformat.read(path, as_version=4)
+            failures += [f"{path.name}: {what}" for what in differences(stored, fresh)]
+        else:
+            path.write_text(written(fresh))
+    if failures:
+        raise SystemExit("\n".join([*failures, "Make them again: python examples/build.py NAME"]))
 
 
 if __name__ == "__main__":

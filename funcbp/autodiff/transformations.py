@@ -373,6 +373,8 @@ class Backward:
     ) -> Callable[..., Any]:
         """Make a function that computes the Jacobian of `fun` by one vectorised backward pass, as `jax.jacrev`.
 
+        Arguments as in `value_and_grad`.
+
         Returns:
             A function with the arguments of `fun` whose result has, for every leaf y of the output and x of the
             argument, an array of shape `y.shape + x.shape`, nested as the output's tree of the argument's tree.
@@ -420,6 +422,8 @@ class Backward:
         holomorphic: bool = False,
     ) -> Callable[..., Any]:
         """Make a function that computes the Hessian of `fun`, as `jax.hessian`: the forward derivative of our Jacobian.
+
+        Arguments as in `value_and_grad`.
 
         Returns:
             A function with the arguments of `fun` whose result has, for every leaf y of the output and leaves x, z of

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import jax
 
+from .._version import __version__
 from ..jaxpr import public_names
 from ..learn.request import RequestError
 from ..rules import coverage
@@ -60,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What the command understands."""
+    from .predict import add_predict_command
     from .train import add_train_command
 
     top = Parser(prog="funcbp", description="Backpropagation you can open.")
+    top.add_argument("--version", action="version", version=f"funcbp {__version__}, jax {jax.__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train_command(commands)
+    add_predict_command(commands)
     command = commands.add_parser(
         "coverage",
         help="list every primitive and how it is differentiated",

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ..learn.request import RequestError
 
-__all__ = ["INTERRUPTED", "REFUSED", "Parser", "refuse"]
+__all__ = ["INTERRUPTED", "REFUSED", "Parser", "printable", "refuse"]
 
 REFUSED, INTERRUPTED = 2, 130
 
@@ -20,9 +20,14 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
+def printable(text: str) -> str:
+    """A text in which what would steer a terminal is escaped: a file may have such a name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def refuse(error: Exception | str) -> int:
     """Say on stderr why a request cannot be met, and return the exit code."""
     if isinstance(error, OSError):
         error = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
-    print(f"funcbp: {error}", file=sys.stderr)
+    print(f"funcbp: {printable(str(error))}", file=sys.stderr)
     return REFUSED

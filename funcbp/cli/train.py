@@ -35,10 +35,11 @@ from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES
 from ..learn.train.records import FILES, tqdm
 from ..testing import check
-from .parser import INTERRUPTED
+from .parser import INTERRUPTED, printable
 
 FAILED = 1
 CHECKED_EXAMPLES = 16
+SECONDS_WITHOUT_A_SIGN = 15  # from another process, until it is taken for dead
 Make = Callable[[float], Any]
 
 # --- what there is to choose from, each with the number it takes if none is given -------------------------------------
@@ -47,6 +48,7 @@ OPTIMIZERS: dict[str, tuple[Make, float]] = {
     "sgd": (optax.sgd, 0.1),
     "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.02),
     "nesterov": (lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 0.02),
+    "inertia": (optim.inertia, 0.2),
     "adam": (optax.adam, 0.001),
     "adamw": (optax.adamw, 0.001),
     "rmsprop": (optax.rmsprop, 0.001),
@@ -89,7 +91,7 @@ def add_train_command(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     unset: Any = argparse.SUPPRESS
-    which = f"{', '.join(data.SETS)}, or a .csv or .npz file, or a folder with MNIST's four files"
+    which = f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, or a folder with MNIST's four files"
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
     command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
     command.add_argument(
@@ -104,6 +106,19 @@ def add_train_command(commands: Any) -> None:
         "--seed", type=whole(0), default=0, metavar="N", help="of the split, the weights and the order"
     )
     command.add_argument("--out", type=Path, metavar="FOLDER", default=unset, help="default: runs/DATA-NETWORK")
+    command.add_argument("--no-plots", action="store_true", help="leave no pictures, which need matplotlib")
+
+    own = command.add_argument_group("data of your own")
+    own.add_argument(
+        "--target", metavar="COLUMN", default=unset, help="what to learn: the column's name, or number from 1"
+    )
+    own.add_argument("--task", choices=data.TASKS, default=unset, help="where the target does not say it")
+    own.add_argument(
+        "--missing", choices=data.MISSING, default=unset, help="missing values: their column's mean, or drop the row"
+    )
+    own.add_argument(
+        "--ignore", action="append", metavar="COLUMN", default=unset, help="leave it out; may be given several times"
+    )
 
     learning = command.add_argument_group("learning")
     all_optimizers = OPTIMIZERS | BATCH_OPTIMIZERS
@@ -143,6 +158,13 @@ def add_train_command(commands: Any) -> None:
         "--checkpoint-every", type=whole(1), metavar="N", default=unset, help="epochs; default: every half minute"
     )
     record.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    record.add_argument(
+        "--resume-anyway",
+        action="store_const",
+        const="anyway",
+        dest="resume",
+        help="and where it is of other data, another loss or another optimizer",
+    )
 
     devices = command.add_argument_group("many devices")
     devices.add_argument("--mesh", type=_mesh, metavar="AXES", default=unset, help="such as data=4,tensor=2")
@@ -158,15 +180,18 @@ def add_train_command(commands: Any) -> None:
 def run_training(args: argparse.Namespace) -> int:
     """`funcbp train`: say what will be done, check the gradient, learn, judge, and leave the results."""
     _start_processes(args)
-    with _quiet(jax.process_index() > 0):
+    with _quiet(jax.process_index() > 0), _left_alone():
         return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
     source = getattr(args, "data", args.set)
-    plot.new_axes()  # a missing library shall be missed now, not after the training
-    tqdm()
-    dataset = load(source, args.seed)
+    pictures = not args.no_plots and _can_draw()  # what is missing shall be missed now, not after the training
+    watched = sys.stderr.isatty()
+    if watched:
+        tqdm()
+    options = {name: getattr(args, name) for name in ("target", "task", "missing", "ignore") if hasattr(args, name)}
+    dataset = load(source, args.seed, **options)
     job = build(args.network, args.activation, dataset)
     mesh, layout = _mesh_and_layout(args, len(dataset.x_train))
     store = _checkpoint(args)
@@ -183,7 +208,9 @@ def _run(args: argparse.Namespace) -> int:
     sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
     how = {"online": "example by example", "batch": "all examples at once"}
     batches = how.get(args.mode, f"batches of {args.batch_size}{' with replacement' * args.replacement}")
-    print(f"Data        {dataset.name}: {dataset.n_inputs} inputs, {kind}; {sizes} examples")
+    print(f"Data        {printable(dataset.name)}: {dataset.n_inputs} inputs, {kind}; {sizes} examples")
+    for line in dataset.about:
+        print(f"            {printable(line)}")
     print(f"Network     {job.title}, {nets.count(params):,} parameters")
     print(f"Learning    {args.optimizer}, rate {rate:g}, {batches}, {args.epochs} epochs")
     print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
@@ -217,7 +244,7 @@ def _run(args: argparse.Namespace) -> int:
         score={score: lambda params, batch: task.score(params, *batch)},
         correct=correct,
         stop=stops,
-        progress=True,
+        progress=watched,
         log=[folder / "metrics.jsonl", *getattr(args, "metrics", [])],
         checkpoint=store,
         resume=args.resume,
@@ -233,10 +260,10 @@ def _run(args: argparse.Namespace) -> int:
     result = judge(job, params, dataset)
     records.append({"epoch": fit.best_epoch if best else fit.epochs, **result.record})
     try:
-        leave(folder, job, params, records, result, dataset)
+        files = leave(folder, job, params, records, result, dataset, pictures)
     except OSError as error:
         raise RequestError(f"The results could not be written to {folder}: {error.strerror or error}.") from error
-    print(f"\nResults in {folder}: metrics.jsonl, params.npz, curves.png, weights.png, mistakes.png")
+    print(f"\nResults in {printable(str(folder))}: {', '.join(files)}")
     return code
 
 
@@ -291,6 +318,15 @@ def _tell_the_end(fit: train.Fit, keep: str) -> int:
     if keep == "best":
         print(f"The parameters of epoch {epoch} are kept, the best by validation loss.")
     return 0
+
+
+def _can_draw() -> bool:
+    try:
+        plot.new_axes()
+    except ImportError as error:
+        print(f"There will be no pictures. {error}")
+        return False
+    return True
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -371,7 +407,27 @@ def _start_processes(args: argparse.Namespace) -> None:
     if args.process >= args.processes:
         raise RequestError(f"--process counts from 0, so with --processes {args.processes} it is not {args.process}.")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    jax.distributed.initialize(
+        args.coordinator, args.processes, args.process, heartbeat_timeout_seconds=SECONDS_WITHOUT_A_SIGN
+    )
+
+
+@contextlib.contextmanager
+def _left_alone() -> Iterator[None]:
+    """Where another process has ended, say so and end, without the wait for it at which JAX would end this one."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"funcbp: Another of the {jax.process_count()} processes has ended or cannot be reached, so the training "
+            f"stops. Start all of them again, with --resume if there is a checkpoint. ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(FAILED)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,18 @@ def float0_zeros(x: Any) -> np.ndarray:
 
 
 def unbroadcast(ct: jax.Array, x: Any) -> jax.Array:
-    """Sum a cotangent back to the operand's shape: over axes the operand does not have, or has with size 1."""
+    """Sum a cotangent back to the operand's shape: over axes the operand does not have, or has with size 1.
+
+    Args:
+        ct: an array.
+        x: the operand, or its type: of a shape that broadcasts to that of `ct`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from funcbp.rules import unbroadcast
+        >>> unbroadcast(jnp.ones((3, 2)), jnp.zeros((1, 2)))
+        Array([[3., 3.]], dtype=float32)
+    """
     if ct.shape == x.shape:
         return ct
     if not x.shape:

@@ -113,47 +113,162 @@ def spikes(derivative: Callable[[Any], Any]) -> Backward:
 
 
 def straight() -> Callable[[Any], Any]:
-    """h(u) = 1 (Bengio, Léonard, Courville 2013)."""
+    """h(u) = 1 (Bengio, Léonard, Courville 2013).
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.straight()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 1.0, 1.0]
+    """
     return lambda u: jnp.ones_like(u)
 
 
 def boxcar(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = 1 where |k u| < 1, 0 elsewhere (Wu, Deng, Li, Zhu, Shi 2018)."""
+    """h(u) = 1 where |k u| < 1, 0 elsewhere (Wu, Deng, Li, Zhu, Shi 2018).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.boxcar()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 1.0, 0.0]
+    """
     return lambda u: (abs(slope * u) < 1).astype(u.dtype)
 
 
 def leaky_boxcar(slope: Any = 1.0, leak: Any = 0.1) -> Callable[[Any], Any]:
-    """h(u) = 1 where |k u| < 1, `leak` elsewhere."""
+    """h(u) = 1 where |k u| < 1, `leak` elsewhere.
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+        leak: the value elsewhere.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.leaky_boxcar()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 1.0, 0.1]
+    """
     return lambda u: jnp.where(abs(slope * u) < 1, jnp.ones_like(u), leak * jnp.ones_like(u))
 
 
 def triangular(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = max(0, 1 - |k u|) (Esser et al. 2016; Bellec et al. 2018)."""
+    """h(u) = max(0, 1 - |k u|) (Esser et al. 2016; Bellec et al. 2018).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.triangular()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.5, 0.0]
+    """
     return lambda u: jnp.maximum(1 - abs(slope * u), 0)
 
 
 def parabolic(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = max(0, 1 - (k u)²)."""
+    """h(u) = max(0, 1 - (k u)²).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.parabolic()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.75, 0.0]
+    """
     return lambda u: jnp.maximum(1 - (slope * u) ** 2, 0)
 
 
 def cosine(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = (1 + cos(π k u)) / 2 where |k u| < 1, 0 elsewhere."""
+    """h(u) = (1 + cos(π k u)) / 2 where |k u| < 1, 0 elsewhere.
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.cosine()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.5, 0.0]
+    """
     return lambda u: jnp.where(abs(slope * u) < 1, (1 + jnp.cos(np.pi * slope * u)) / 2, jnp.zeros_like(u))
 
 
 def logistic(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = 4 σ(k u) (1 - σ(k u)), the derivative of the logistic function (Zenke, Vogels 2021)."""
+    """h(u) = 4 σ(k u) (1 - σ(k u)), the derivative of the logistic function (Zenke, Vogels 2021).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.logistic()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.94, 0.42]
+    """
     return lambda u: 4 * jax.nn.sigmoid(slope * u) * jax.nn.sigmoid(-slope * u)
 
 
 def sech(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = 1 / cosh(k u), as 2 e^-|k u| / (1 + e^-2|k u|), which does not overflow."""
+    """h(u) = 1 / cosh(k u), as 2 e^-|k u| / (1 + e^-2|k u|), which does not overflow.
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.sech()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.8868, 0.2658]
+    """
     return lambda u: 2 * jnp.exp(-abs(slope * u)) / (1 + jnp.exp(-2 * abs(slope * u)))
 
 
 def gaussian(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = exp(-(k u)² / 2), the derivative of the error function (Yin, Corradi, Bohté 2020)."""
+    """h(u) = exp(-(k u)² / 2), the derivative of the error function (Yin, Corradi, Bohté 2020).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.gaussian()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.8825, 0.1353]
+    """
     return lambda u: jnp.exp(-((slope * u) ** 2) / 2)
 
 
@@ -161,6 +276,20 @@ def multi_gaussian(slope: Any = 1.0, height: float = 0.15, scale: float = 6.0) -
     """A Gaussian with a negative lobe on either side (Yin, Corradi, Bohté 2021), brought to h(0) = 1.
 
     With g a Gaussian of width 1: ((1 + height) g(k u) - height g((k u - 1)/scale) - height g((k u + 1)/scale)).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+        height: of the negative lobes.
+        scale: their width, and distance, in units of the bell.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.multi_gaussian()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.843, -0.146]
     """
 
     def derivative(u: Any) -> Any:
@@ -172,25 +301,91 @@ def multi_gaussian(slope: Any = 1.0, height: float = 0.15, scale: float = 6.0) -
 
 
 def exponential(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = exp(-|k u|), the escape rate of a noisy unit (Shrestha, Orchard 2018)."""
+    """h(u) = exp(-|k u|), the escape rate of a noisy unit (Shrestha, Orchard 2018).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.exponential()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.6065, 0.1353]
+    """
     return lambda u: jnp.exp(-abs(slope * u))
 
 
 def fast_sigmoid(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = 1 / (1 + |k u|)², the derivative of x / (1 + |x|)."""
+    """h(u) = 1 / (1 + |k u|)², the derivative of x / (1 + |x|).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.fast_sigmoid()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.4444, 0.1111]
+    """
     return lambda u: 1 / (1 + abs(slope * u)) ** 2
 
 
 def superspike(slope: Any = 100.0) -> Callable[[Any], Any]:
-    """h(u) = 1 / (1 + |k u|)², `fast_sigmoid` with the steep slope of SuperSpike (Zenke, Ganguli 2018)."""
+    """h(u) = 1 / (1 + |k u|)², `fast_sigmoid` with the steep slope of SuperSpike (Zenke, Ganguli 2018).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.superspike()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.01, 2.0)]
+        [1.0, 0.25, 0.0]
+    """
     return fast_sigmoid(slope)
 
 
 def arctan(slope: Any = 1.0) -> Callable[[Any], Any]:
-    """h(u) = 1 / (1 + (π k u / 2)²), the derivative of the arc tangent (Fang et al. 2021)."""
+    """h(u) = 1 / (1 + (π k u / 2)²), the derivative of the arc tangent (Fang et al. 2021).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.arctan()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.6185, 0.092]
+    """
     return lambda u: 1 / (1 + (np.pi / 2 * slope * u) ** 2)
 
 
 def q_pseudo(slope: Any = 1.0, q: float = 1.5) -> Callable[[Any], Any]:
-    """h(u) = (1 + 2 |k u| / (q - 1))^-q: q sets how heavy the tail is (Herranz-Celotti, Rouat 2022)."""
+    """h(u) = (1 + 2 |k u| / (q - 1))^-q: q sets how heavy the tail is (Herranz-Celotti, Rouat 2022).
+
+    Args:
+        slope: k, the steepness, a number; it may be learned.
+        q: above 1; the tail falls off as u^-q.
+
+    Returns:
+        h, a function of an array u of floats, which keeps its shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp, funcbp as bp
+        >>> h = bp.credit.q_pseudo()
+        >>> [round(float(h(jnp.float32(u))), 4) for u in (0.0, 0.5, 2.0)]
+        [1.0, 0.1925, 0.037]
+    """
     return lambda u: (1 + 2 / (q - 1) * abs(slope * u)) ** -q

@@ -26,7 +26,7 @@ class OutputHessian(NamedTuple):
 
     Attributes:
         product: `(z, y, u) -> H u`, like z.
-        root: `(z, y) -> s`, shape (k, *z.shape), with Σ_k s_k s_k' = H.
+        root: `(z, y) -> s`, shape `(k, *z.shape)`, with Σ_k s_k s_k' = H.
         sample: `(key, z, y) -> s`, like z, with E[s s'] = H.
     """
 

@@ -18,7 +18,18 @@ __all__ = ["Graph", "bytes_of", "graph_of", "kept_bytes", "read_for"]
 
 
 def bytes_of(variables: Sequence[Any]) -> int:
-    """Count the bytes of these values together."""
+    """Count the bytes of these values together.
+
+    Args:
+        variables: of a jaxpr, each with its type as `aval`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from funcbp import remat
+        >>> closed = jax.make_jaxpr(lambda x, w: jnp.tanh(x) @ w)(jnp.ones((2, 3)), jnp.ones((3, 4)))
+        >>> remat.bytes_of(closed.jaxpr.invars)
+        72
+    """
     return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
 
 
@@ -28,7 +39,13 @@ def kept_bytes(variables: Sequence[Any]) -> int:
 
 
 def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
-    """Collect all values that are read when the targets are computed from the given values and the inputs."""
+    """Collect all values that are read when the targets are computed from the given values and the inputs.
+
+    Args:
+        program: the forward program that a policy gets.
+        targets: variables of it.
+        given: variables that need not be computed.
+    """
     read = {v for v in targets if not jx.is_literal(v)}
     for eqn in reversed(program.eqns):
         if any(v in read and v not in given for v in eqn.outvars):

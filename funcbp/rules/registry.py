@@ -66,7 +66,7 @@ def rule(
 
 
 def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwise") -> Rule:
-    """A rule for an elementwise operation by its partial derivatives: x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back over broadcast axes.
+    """Make a rule for an elementwise operation by its partial derivatives, x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back if broadcast.
 
     Args:
         *partials: for each operand a function of what `save` keeps (the primals, or the output), or None where no
@@ -97,12 +97,18 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
 
 
 def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
-    """A rule for an operation linear in its first operand: x̄ = transpose(z̄, type of x, **params). Keeps no numbers.
+    """Make a rule for an operation linear in its first: `x̄ = transpose(z̄, type of x, **params)`. Keeps no numbers.
 
     Args:
         transpose: the transposed map.
         moves: how the operation moves numbers, if that is all it does.
         name: of the operation, for tracebacks and name scopes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> halved = bp.rules.linear_rule(lambda ct, x, *, dimensions: jax.lax.rev(ct, dimensions) / 2)
+        >>> bp.Backward(rules={jax.lax.rev_p: halved}).grad(lambda x: jnp.flip(x)[0])(jnp.ones(2))
+        Array([0. , 0.5], dtype=float32)
     """
 
     def bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
@@ -115,7 +121,7 @@ def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: s
 def bilinear_rule(
     left: Callable[..., Any], right: Callable[..., Any], factored: bool = True, name: str = "bilinear"
 ) -> Rule:
-    """A rule for an operation linear in each of two operands: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
+    """Make a rule for an operation linear in each of two: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
     An operand is kept only where the other one is perturbed.
 
@@ -124,6 +130,12 @@ def bilinear_rule(
         factored: whether they are handed on as `Factored` products, to be contracted when somebody needs the array,
             or as arrays.
         name: of the operation, for tracebacks and name scopes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> straight = bp.rules.bilinear_rule(lambda ct, y, x, **_: ct, lambda ct, x, y, **_: ct, factored=False)
+        >>> bp.Backward(rules={jax.lax.mul_p: straight}).grad(lambda x: x * jnp.float32(3))(jnp.float32(2))
+        Array(1., dtype=float32)
     """
 
     def other_operands(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
@@ -173,7 +185,22 @@ def def_rule(
     factors: Any = None,
     traits: Traits | None = None,
 ) -> None:
-    """A rule as a pair, see `contract.py`. Of its primitive nothing is assumed."""
+    """Enter a rule as a pair, see `contract.py`. Of its primitive nothing is assumed.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped: one that this JAX does not have.
+        bwd, fwd, save: as in `rule`.
+        factors: the cotangent of an operand as a product, where the rule can give it.
+        traits: what else is known of the primitive: `bp.rules.Traits`.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> twice_p = jax.extend.core.Primitive("twice_of_doc")
+        >>> _ = twice_p.def_impl(lambda x: 2 * x), twice_p.def_abstract_eval(lambda x: x)
+        >>> bp.rules.def_rule(twice_p, lambda res, ct, perturbed: [2 * ct], save=bp.rules.NOTHING)
+        >>> bp.grad(twice_p.bind)(1.0)
+        Array(2., dtype=float32, weak_type=True)
+    """
     enter(primitive, Rule(bwd, fwd, save, factors=factors), traits)
 
 
@@ -187,16 +214,42 @@ def def_control(
     message: Callable[[str], str] | None = None,
     traits: Traits | None = None,
 ) -> None:
-    """A rule that differentiates the programs inside an operation, by the options it is given."""
+    """Enter a rule that differentiates the programs inside an operation, by the options it is given.
+
+    Args:
+        primitive: a loop, a branch, a call.
+        fwd: `(primals, perturbed, options, **params) -> (outs, res, perturbed outs)`.
+        bwd: `(state, res, ct, perturbed, **params)`, one cotangent per primal.
+        instead: `(options, params)`, a function that is recorded in the operation's place, or None.
+        mark_inside: how feedback weights of operands are handed to the program inside.
+        reaches: which primals cotangents of given outputs come back to.
+        message: why it has no derivative, in words, for one that has none.
+        traits: what else is known of the primitive.
+
+    `funcbp/control_flow/cond.py` is the shortest one there is.
+    """
     rule = ControlRule(bwd, fwd, message=message, instead=instead, mark_inside=mark_inside, reaches=reaches)
     enter(primitive, rule, traits)
 
 
 def def_tangent(primitive: Any, tangent: Callable[..., Any], traits: Traits | None = None) -> None:
-    """A rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
+    """Enter a rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
 
     It is linear in the tangents (None for an unperturbed primal, and for an output without one); the backward pass
     transposes it.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped.
+        tangent: the rule.
+        traits: what else is known of the primitive.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> square_p = jax.extend.core.Primitive("square_of_doc")
+        >>> _ = square_p.def_impl(lambda x: x * x), square_p.def_abstract_eval(lambda x: x)
+        >>> bp.rules.def_tangent(square_p, lambda primals, tangents: (primals[0] ** 2, 2 * primals[0] * tangents[0]))
+        >>> bp.grad(square_p.bind)(3.0)
+        Array(6., dtype=float32, weak_type=True)
     """
     enter(primitive, TangentRule(fwd=tangent), traits)
 
@@ -204,31 +257,94 @@ def def_tangent(primitive: Any, tangent: Callable[..., Any], traits: Traits | No
 def def_body(
     primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]], traits: Traits | None = None
 ) -> None:
-    """An operation that is differentiated as the program `body(params)`, which is run in its place."""
+    """Enter an operation that is differentiated as the program `body(params)`, which is run in its place.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped.
+        body: from the equation's parameters, the function of its operands that says what it computes.
+        traits: what else is known of the primitive.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> cube_p = jax.extend.core.Primitive("cube_of_doc")
+        >>> _ = cube_p.def_impl(lambda x: x**3), cube_p.def_abstract_eval(lambda x: x)
+        >>> bp.rules.def_body(cube_p, lambda params: lambda x: x**3)
+        >>> bp.grad(cube_p.bind)(2.0)
+        Array(12., dtype=float32, weak_type=True)
+    """
     enter(primitive, BodyRule(body=body), traits)
 
 
 def def_zero(*primitives: Any, traits: Traits | None = None) -> None:
-    """Operations with a floating-point output whose derivative is zero almost everywhere, or is defined as zero."""
+    """Enter operations with a floating-point output whose derivative is zero almost everywhere, or defined as zero.
+
+    Args:
+        *primitives: of JAX or of your own; those that are None are skipped.
+        traits: what else is known of them.
+
+    Example:
+        >>> import funcbp as bp
+        >>> bp.coverage()["round"]
+        'zero'
+    """
     for p in primitives:
         enter(p, ZeroRule(), traits)
 
 
 def def_nondiff(*primitives: Any, traits: Traits | None = None) -> None:
-    """Operations whose outputs are integers, booleans or keys: no cotangent exists."""
+    """Enter operations whose outputs are integers, booleans or keys: no cotangent exists.
+
+    Args:
+        *primitives: of JAX or of your own; those that are None are skipped.
+        traits: what else is known of them.
+
+    Example:
+        >>> import funcbp as bp
+        >>> bp.coverage()["argmax"]
+        'non-differentiable'
+    """
     for p in primitives:
         enter(p, NonDifferentiableRule(), traits)
 
 
 def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS, traits: Traits | None = None) -> None:
-    """An elementwise operation by its partial derivatives, see `elementwise_rule`. It is cheap and repeatable."""
+    """Enter an elementwise operation by its partial derivatives. It is cheap and repeatable.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped.
+        *partials: as in `elementwise_rule`.
+        save: what they are functions of.
+        traits: what else is known of the primitive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> bell_p = jax.extend.core.Primitive("bell_of_doc")
+        >>> _ = bell_p.def_impl(lambda x: jnp.exp(-x * x)), bell_p.def_abstract_eval(lambda x: x)
+        >>> bp.rules.def_elementwise(bell_p, lambda x: -2 * x * jnp.exp(-x * x))
+        >>> f"{bp.grad(bell_p.bind)(1.0):.4f}"
+        '-0.7358'
+    """
     enter(primitive, elementwise_rule(*partials, save=save, name=f"{primitive}"), traits, ELEMENTWISE)
 
 
 def def_linear(
     primitive: Any, transpose: Callable[..., Any], moves: Moves = Moves.NOT, traits: Traits | None = None
 ) -> None:
-    """An operation linear in its first operand, see `linear_rule`. It is repeatable, and cheap if it moves numbers."""
+    """Enter an operation linear in its first operand. It is repeatable, and cheap if it moves numbers.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped.
+        transpose, moves: as in `linear_rule`.
+        traits: what else is known of the primitive.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> third_p = jax.extend.core.Primitive("third_of_doc")
+        >>> _ = third_p.def_impl(lambda x: x / 3), third_p.def_abstract_eval(lambda x: x)
+        >>> bp.rules.def_linear(third_p, lambda ct, x: ct / 3)
+        >>> f"{bp.grad(third_p.bind)(1.0):.4f}"
+        '0.3333'
+    """
     described = lambda t: t.but(linear=(0,), moves=moves)
     family = described(STRUCTURAL if moves else DEAR)
     enter(primitive, linear_rule(transpose, moves, f"{primitive}"), traits and described(traits), family)
@@ -241,7 +357,21 @@ def def_bilinear(
     factored: bool = True,
     traits: Traits | None = None,
 ) -> None:
-    """An operation linear in each of two operands, see `bilinear_rule`. It is repeatable."""
+    """Enter an operation linear in each of two operands. It is repeatable.
+
+    Args:
+        primitive: the one it is for, or None, which is skipped.
+        left, right, factored: as in `bilinear_rule`.
+        traits: what else is known of the primitive.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> times_p = jax.extend.core.Primitive("times_of_doc")
+        >>> _ = times_p.def_impl(lambda x, y: x * y), times_p.def_abstract_eval(lambda x, y: x)
+        >>> bp.rules.def_bilinear(times_p, lambda ct, y, x: ct * y, lambda ct, x, y: ct * x)
+        >>> bp.grad(lambda x: times_p.bind(x, x))(3.0)
+        Array(6., dtype=float32, weak_type=True)
+    """
     described = lambda t: t.but(linear=(0, 1))
     enter(
         primitive, bilinear_rule(left, right, factored, f"{primitive}"), traits and described(traits), described(DEAR)
@@ -252,10 +382,12 @@ NAMED: dict[str, Callable[..., Any]] = {}
 
 
 def def_named(name: str, tangent: Callable[..., Any]) -> None:
-    """A rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
+    """Enter a rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
 
-    `tangent(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an unperturbed
-    primal.
+    Args:
+        name: of the function.
+        tangent: `(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an
+            unperturbed primal.
     """
     NAMED[name] = tangent
 
@@ -264,7 +396,17 @@ UNSUPPORTED: dict[str, str] = {}
 
 
 def def_unsupported(reason: str, *names: str) -> None:
-    """Primitives, by name, that have no derivative here, and why."""
+    """Enter primitives that have no derivative here, and why.
+
+    Args:
+        reason: a clause that ends the sentence "NAME is refused: ".
+        *names: of the primitives.
+
+    Example:
+        >>> import funcbp as bp
+        >>> bp.coverage()["pmax"].split(":")[0]
+        'refused'
+    """
     UNSUPPORTED.update(dict.fromkeys(names, reason))
 
 

@@ -132,12 +132,33 @@ def describe(primitive: Any, traits: Traits | None, family: Traits) -> None:
 
 
 def def_traits(traits: Traits, *primitives: Any) -> None:
-    """The traits of primitives that have no rule. Those that this JAX does not have are passed as None and skipped."""
+    """Say what is known of primitives that have no rule.
+
+    Args:
+        traits: of each of them.
+        *primitives: those that this JAX does not have are passed as None and skipped.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> noise_p = jax.extend.core.Primitive("noise_of_doc")
+        >>> bp.rules.def_traits(bp.rules.Traits(repeatable=True), noise_p)
+        >>> bp.rules.traits_of(noise_p).repeatable
+        True
+    """
     for p in primitives:
         if p is not None:
             describe(p, traits, traits)
 
 
 def traits_of(primitive: Any) -> Traits:
-    """What is known of a primitive, or of the one of this name. Of an unknown one nothing is assumed."""
+    """Return what is known of a primitive. Of an unknown one nothing is assumed.
+
+    Args:
+        primitive: a primitive, or its name.
+
+    Example:
+        >>> import jax, funcbp as bp
+        >>> bp.rules.traits_of(jax.lax.tanh_p).cheap, bp.rules.traits_of(jax.lax.dot_general_p).cheap
+        (True, False)
+    """
     return TRAITS.get(primitive, UNKNOWN)

@@ -48,7 +48,7 @@ def check(
     central differences extrapolated to step 0, with their own error estimate; and `jax.vjp`, element by element. An
     entry of Jᵀ ū is right if
 
-        |got - slope| <= tolerance · max(the slope's error estimate, a few ulps of the leaf's largest element).
+        `|got - slope| <= tolerance` · max(the slope's error estimate, a few ulps of the leaf's largest element).
 
     The whole Jacobian is compared where it has at most 10,000 entries; beyond that, each leaf has `samples` random
     directions of its own, and every element is compared with `jax.vjp`'s.

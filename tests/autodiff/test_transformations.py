@@ -468,6 +468,7 @@ BAD = {
     "text input": (lambda: bp.grad(lambda x: 1.0)("a"), TypeError, "not a valid JAX type"),
     "real holomorphic": (lambda: bp.grad(lambda x: x.sum(), holomorphic=True)(x23), TypeError, "complex inputs"),
     "argnums too large": (lambda: bp.grad(lambda x: x.sum(), 3)(x23), ValueError, "positional argument 3"),
+    "argnums one too large": (lambda: bp.grad(lambda x: x.sum(), 1)(x23), ValueError, "positional argument 1"),
     "argnums twice": (lambda: bp.grad(lambda x, y: x.sum(), (0, -2))(x23, x23), ValueError, "twice"),
     "argnums text": (lambda: bp.grad(lambda x: x.sum(), "x")(x23), TypeError, "argnums must be"),
     "aux missing": (lambda: bp.grad(lambda x: x.sum(), has_aux=True)(x23), TypeError, "must return a pair"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from funcbp.cli import train as train_command
 from funcbp.cli.main import main
 from funcbp.learn.train import job
 
-FILES = {"metrics.jsonl", "params.npz", "curves.png", "weights.png", "mistakes.png"}
+FILES = {"metrics.jsonl", "params.npz", "run.json", "curves.png", "weights.png", "mistakes.png"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -95,7 +96,7 @@ def test_files(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3))
     Path("table.csv").write_text("\n".join(f"{a},{b},{c},{int(a > 0)}" for a, b, c in x))
-    assert main(["train", "table.csv", "--network", "mlp:4", "--epochs", "1"]) == 0
+    assert main(["train", "table.csv", "--target", "4", "--network", "mlp:4", "--epochs", "1"]) == 0
     assert "table: 3 inputs, 2 classes" in capsys.readouterr().out
     assert Path("runs/table-mlp-4/params.npz").exists()
     np.savez("images.npz", x=rng.normal(size=(60, 8, 8)), y=x[:, 0])
@@ -147,8 +148,79 @@ def test_as_a_command():
     )
     assert run.returncode == 0, run.stderr
     assert "Test accuracy" in run.stdout and "2 epochs" in run.stdout
-    assert "Training: 100%" in run.stderr
+    assert run.stderr == ""  # no progress bar where nobody watches
     assert {p.name for p in Path("runs/iris-mlp-4").iterdir()} == FILES
+
+
+PETS = [
+    (round(0.1 * i + 3 * (i % 3 == 0), 2), ("long", "short")[i % 2], ("cat", "dog", "newt")[i % 3]) for i in range(60)
+]
+
+
+def pets(name="pets.csv"):
+    Path(name).write_text("weight,hair,kind\n" + "".join(f"{w},{h},{k}\n" for w, h, k in PETS))
+    return name
+
+
+def test_a_file_of_ones_own_from_the_table_to_predictions(capsys, monkeypatch):
+    """Classes by their names in what is printed, saved and predicted; the probabilities by hand."""
+    without(monkeypatch, "matplotlib.figure")
+    argv = ["train", pets(), "--target", "kind", "--network", "mlp:", "--epochs", "2", "--out", "run"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "There will be no pictures. Pictures are drawn by matplotlib" in out
+    assert "Target column 'kind': 3 classes, cat 20, dog 20, newt 20" in out
+    assert "Inputs 'weight', 'hair' (2 words)" in out and "newt" in out.partition("true \\ predicted")[2]
+    assert {p.name for p in Path("run").iterdir()} == {"metrics.jsonl", "params.npz", "run.json"}
+    Path("new.csv").write_text("hair;weight\nshort;4,5\nlong;0,1\n")
+    assert main(["predict", "run", "new.csv"]) == 0
+    header, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert header == ["prediction", "probability of cat", "probability of dog", "probability of newt"]
+    run, params = json.loads(Path("run/run.json").read_text()), train.load_params("run/params.npz")
+    x = (np.array([[4.5, 0, 1], [0.1, 1, 0]]) - run["inputs"][0]) / run["inputs"][1]
+    e = np.exp(x @ params["dense_0"]["kernel"] + params["dense_0"]["bias"])
+    np.testing.assert_allclose(np.array([row[1:] for row in rows], float), e / e.sum(1, keepdims=True), atol=1e-5)
+    assert [row[0] for row in rows] == [("cat", "dog", "newt")[i] for i in e.argmax(1)]
+    assert main(["predict", "run", "new.csv", "--out", "said.csv"]) == 0
+    assert Path("said.csv").read_text().startswith("prediction,probability of cat,")
+    Path("bad.csv").write_text("hair,weight\ncurly,1\n")
+    assert "line 2, column 'hair': 'curly' is none of long, short." in refused(capsys, "predict", "run", "bad.csv")
+    assert "new.csv is not the folder of a run" in refused(capsys, "predict", "new.csv", "new.csv")
+    Path("run/run.json").write_text("{}")
+    assert "run.json is damaged" in refused(capsys, "predict", "run", "new.csv")
+
+
+def test_predictions_are_in_the_targets_own_unit(capsys):
+    x = np.arange(40.0)
+    Path("line.csv").write_text("a,y\n" + "".join(f"{v},{1000 + 10 * v + 0.5}\n" for v in x))
+    argv = ["train", "line.csv", "--network", "mlp:", "--epochs", "200", "--mode", "batch", "--optimizer", "lbfgs"]
+    assert main([*argv, "--out", "run", "--no-plots"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "run", "line.csv"]) == 0
+    said = np.loadtxt(capsys.readouterr().out.splitlines()[1:])
+    np.testing.assert_allclose(said, 1000.5 + 10 * x, rtol=1e-4)
+
+
+def test_the_version_and_names_that_would_steer_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"funcbp {funcbp.__version__}, jax {jax.__version__}\n"
+    assert "\\x1b[31mred.csv: No such file" in refused(capsys, "train", "\x1b[31mred.csv")
+
+
+def test_ctrl_c_while_the_package_is_imported(capsys, monkeypatch):
+    import _funcbp_command
+
+    class Interrupted:
+        def find_spec(self, name, *args):
+            if name.startswith("funcbp.cli"):
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("funcbp.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert _funcbp_command.main() == 130
+    assert capsys.readouterr().err == "\nInterrupted before there was anything to keep.\n"
 
 
 # --- gradients that are wrong, learning that goes wrong ---------------------------------------------------------------
@@ -226,8 +298,10 @@ def test_a_real_ctrl_c():
         guard = threading.Timer(240, run.kill)
         guard.start()
         seen = ""
-        while "epoch/s, loss" not in seen and (piece := run.stderr.read(1)):
+        while "to jax.grad" not in seen and (piece := run.stdout.read(1)):
             seen += piece
+        while not Path("runs/iris-mlp-4/metrics.jsonl").exists() or not lines_of("runs/iris-mlp-4/metrics.jsonl"):
+            time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate()
         guard.cancel()
@@ -291,9 +365,9 @@ def test_bad_requests(capsys, argv, message):
     [
         ("", "file.csv is empty."),
         ("1,2,0\n1,2\n", "file.csv, line 2: 2 values, where line 1 has 3."),
-        ("a,b,y\n1,2,0\n1,nan,0\n", "file.csv, line 3, column 'b': 'nan' is not a finite number"),
-        ("a,b,y\n1,2,cat\n", "file.csv, line 2: the target, column 'y', is text ('cat')."),
-        ("1,2,0\n1,2,1\n", "file has 2 examples, and at least 10 are needed"),
+        ("a,b,y\n1,2,0\n1,nan,0\n", "file.csv has missing values: 1 in column 'b'; the first is in line 3"),
+        ("1,2,0\n1,2,1\n", "Which column of file.csv is to be learned? Say so by --target"),
+        ("a,b,y\n1,2,0\n1,2,1\n", "file has 2 examples, and at least 10 are needed"),
     ],
 )
 def test_bad_files(capsys, text, message):
@@ -325,19 +399,23 @@ def test_a_full_disk(capsys, monkeypatch):
     assert last == "funcbp: The results could not be written to out: No space left on device."
 
 
-@pytest.mark.parametrize(
-    ("library", "extra"), [("matplotlib.figure", "plots"), ("sklearn.datasets", "data"), ("tqdm", "progress")]
-)
+@pytest.mark.parametrize(("library", "extra"), [("pandas", "data"), ("sklearn.datasets", "data"), ("tqdm", "progress")])
 def test_without_an_extra_its_name_is_said_before_any_work(capsys, monkeypatch, library, extra):
+    without(monkeypatch, library)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    Path("table.csv").write_text("a,y\n" + "1,0\n2,1\n" * 10)
+    assert f'pip install "funcbp[{extra}]"' in refused(capsys, "train", "table.csv" if library == "pandas" else "iris")
+
+
+def without(monkeypatch, library):
     real = importlib.import_module
 
-    def without(name, *args):
+    def import_module(name, *args):
         if name == library:
             raise ModuleNotFoundError(name)
         return real(name, *args)
 
-    monkeypatch.setattr(importlib, "import_module", without)
-    assert f'pip install "funcbp[{extra}]"' in refused(capsys, "train", "iris")
+    monkeypatch.setattr(importlib, "import_module", import_module)
 
 
 def test_help_names_every_choice(capsys):

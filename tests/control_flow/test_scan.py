@@ -1,4 +1,4 @@
-"""Loops: what no output depends on is not gone back through."""
+"""Loops: what no output depends on is not gone back through, and what one depends on is, however it gets there."""
 
 from __future__ import annotations
 
@@ -37,18 +37,34 @@ def through_a_chain(x):
     return lax.scan(step, (x, x, x, 0 * x), None, 3)[0][0]
 
 
+def set_anew(x):
+    """No step reads the carry, and the last one's is the output."""
+    return lax.scan(lambda c, _: (x * x, None), 0 * x, None, 3)[0]
+
+
+def in_one_branch(x):
+    """b reaches the output by one branch of the two, in one step of the three."""
+
+    def step(c, i):
+        a, b = c
+        return (lax.cond(i == 1, lambda a, b: a + b, lambda a, b: a, a, b), b / 2), None
+
+    return lax.scan(step, (0 * x, x), jnp.arange(3))[0][0]
+
+
 def as_auxiliary(x):
     y, z = lax.scan(lambda c, _: ((2 * c[0], jnp.sqrt(0 * c[1])), None), (x, 0 * x), None, 3)[0]
     return y, z
 
 
 CASES = {"scan": (diagnosed, 8), "fori": (in_fori, 8), "nested": (nested, 8), "chain": (through_a_chain, 1 + 3 + 3)}
+CASES |= {"anew": (set_anew, 2 * 1.5), "branch": (in_one_branch, 0.5)}
 
 
 @pytest.mark.slow(once=["name", "how"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("how", ["eager", "jit", "vmap", "remat"])
-def test_a_carry_that_no_output_depends_on_poisons_nothing(name, how):
+def test_the_slope_is_that_of_what_the_output_depends_on(name, how):
     f, slope = CASES[name]
     grad = {
         "eager": bp.grad(f),

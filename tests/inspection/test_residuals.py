@@ -99,3 +99,9 @@ def test_the_staircase_is_drawn_side_by_side(report):
     drawn = [line.get_ydata() for line in figure.axes[0].lines[:2]]
     assert max(drawn[0]) * (2**10 if "KiB" in figure.axes[0].get_ylabel() else 1) == max(report.live.forward)
     assert drawn[1][0] == drawn[0][-1]  # backward begins with what is kept
+
+
+def test_the_peak_may_be_on_the_way_back():
+    """One number of w is read; its cotangent is as large as w."""
+    live = bp.residuals(lambda w: jnp.sin(w[0, 0]))(jnp.ones((64, 64))).live
+    assert max(live.forward) < 64 * 64 * 8 <= live.peak

@@ -67,6 +67,12 @@ def test_what_the_carry_or_a_name_is_in_does_not_go_ahead(monkeypatch):
     assert [products_in_loops(f, w, xs)[0] for f in (named, carried, draws)] == [1, 1, 1]
 
 
+def test_for_one_step_nothing_goes_ahead(monkeypatch):
+    monkeypatch.setattr(sinking, "HOIST", sinking.Deferral(0.0, 0))
+    w = {"in": jnp.eye(4, 3), "hidden": jnp.eye(4)}
+    assert [products_in_loops(rnn, w, jnp.ones((n, 2, 3)))[0] for n in (1, 2)] == [2, 1]
+
+
 def test_what_a_product_is_made_of_counts(monkeypatch):
     """One-hot rows as wide as the table would be stacked for all steps; and so would what is summed on the way."""
     table, centres = jnp.ones((1000, 8)), jnp.ones((1000, 8))

@@ -2,11 +2,12 @@
 
 from .dataset import DataError as DataError
 from .dataset import Dataset as Dataset
+from .dataset import Input as Input
 from .dataset import Scaling as Scaling
 from .dataset import split as split
 from .dataset import standardize as standardize
 from .files import read as read
-from .files import read_csv as read_csv
+from .files import read_inputs as read_inputs
 from .files import read_npz as read_npz
 from .idx import read_idx as read_idx
 from .idx import read_mnist as read_mnist
@@ -20,6 +21,9 @@ from .problems import two_spirals as two_spirals
 from .problems import xor as xor
 from .sets import SETS as SETS
 from .sets import load as load
+from .tables import MISSING as MISSING
+from .tables import TASKS as TASKS
+from .tables import read_table as read_table
 from .text import Text as Text
 from .text import characters as characters
 from .text import read_text as read_text

@@ -42,7 +42,7 @@ def standardize(x_train: Any, together: bool = False) -> Scaling:
     """The scaling that gives the training part mean 0 and standard deviation 1; a constant column is only shifted.
 
     Args:
-        x_train: the training part alone, shape (examples, columns).
+        x_train: the training part alone, shape (examples, columns); nan is passed over.
         together: one shift and scale for all columns, as the pixels of images need; else one for each column.
 
     Returns:
@@ -55,8 +55,21 @@ def standardize(x_train: Any, together: bool = False) -> Scaling:
         array([1., 1.])
     """
     axis = None if together else 0
-    deviation = np.std(x_train, axis)
-    return Scaling(np.mean(x_train, axis), np.where(deviation > 0, deviation, 1.0))
+    known = np.ma.masked_invalid(x_train)
+    deviation = np.ma.filled(known.std(axis), 0.0)
+    return Scaling(np.ma.filled(known.mean(axis), 0.0), np.where(deviation > 0, deviation, 1.0))
+
+
+class Input(NamedTuple):
+    """A column of a table that is an input.
+
+    Attributes:
+        name: what the table calls it.
+        values: the words it holds, each of which is an input of 0 or 1; None if it holds numbers.
+    """
+
+    name: str
+    values: tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +85,9 @@ class Dataset:
         image_shape: (height, width, channels) if an input is an image, else None.
         inputs: how the inputs were scaled.
         targets: how the targets were scaled; None for classification.
+        columns: which columns of a table the inputs were; None if they are not from a table.
+        fills: whether the mean is put where an input is missing.
+        about: what was found in a file, and what was decided about it, a line each.
     """
 
     name: str
@@ -85,6 +101,9 @@ class Dataset:
     image_shape: tuple[int, int, int] | None
     inputs: Scaling
     targets: Scaling | None
+    columns: tuple[Input, ...] | None = None
+    fills: bool = False
+    about: tuple[str, ...] = ()
 
     @property
     def n_inputs(self) -> int:
@@ -97,6 +116,11 @@ class Dataset:
         return self.y_train.shape[1] if self.classes is None else len(self.classes)
 
 
+def scaled(x: np.ndarray, scaling: Scaling, fills: bool) -> np.ndarray:
+    """Inputs scaled; if missing ones are to be filled, the mean, which is 0, is put for nan."""
+    return (np.nan_to_num(scaling(x), nan=0.0) if fills else scaling(x)).astype(np.float32)
+
+
 def split(
     name: str,
     x: np.ndarray,
@@ -104,6 +128,9 @@ def split(
     *,
     classes: tuple[str, ...] | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    columns: tuple[Input, ...] | None = None,
+    fills: bool = False,
+    about: tuple[str, ...] = (),
     seed: int = 0,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     validation_fraction: float = 0.1,
@@ -117,6 +144,9 @@ def split(
         y: numbers of classes, shape (examples,), if `classes` is given; otherwise targets, shape (examples, targets).
         classes: the names of the classes.
         image_shape: (height, width, channels) if an input is an image: then all pixels are scaled alike.
+        columns: which columns of a table the inputs are.
+        fills: whether inputs may be nan; there the mean of the training part is put.
+        about: what is to be said of the data.
         seed: of the shuffling.
         test: the test part (x, y), if it is given; otherwise it is taken from `x` and `y`.
         validation_fraction: how much of the data is for validation.
@@ -147,18 +177,22 @@ def split(
     x_test, y_test = test or (x[tested], y[tested])
     inputs = standardize(x[trained], together=image_shape is not None)
     targets = None if classes else standardize(y[trained])
+    scale_x = lambda x: scaled(x, inputs, fills)
     scale_y = targets or (lambda labels: labels)
     dtype = np.int32 if classes else np.float32
     return Dataset(
         name=name,
-        x_train=inputs(x[trained]).astype(np.float32),
+        x_train=scale_x(x[trained]),
         y_train=scale_y(y[trained]).astype(dtype),
-        x_validation=inputs(x[validated]).astype(np.float32),
+        x_validation=scale_x(x[validated]),
         y_validation=scale_y(y[validated]).astype(dtype),
-        x_test=inputs(x_test).astype(np.float32),
+        x_test=scale_x(x_test),
         y_test=scale_y(y_test).astype(dtype),
         classes=classes,
         image_shape=image_shape,
         inputs=inputs,
         targets=targets,
+        columns=columns,
+        fills=fills,
+        about=about,
     )

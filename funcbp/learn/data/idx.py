@@ -9,17 +9,18 @@ References:
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
+import re
 from pathlib import Path
 
 import numpy as np
 
 from .dataset import DataError, Dataset, split
+from .unfold import unfolded
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-GZIP = b"\x1f\x8b"
+PARTS = {"train": "train", "test": "(?:t10k|test)"}
+FILE = r"{part}[-_.]?{kind}[-_.]idx{axes}(?:[-_.]?ubyte)?(?:\.gz)?"
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -44,12 +45,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         array([5, 0, 4], dtype=uint8)
     """
     path = Path(path)
-    content = path.read_bytes()
-    if content.startswith(GZIP):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path} is a gzip file that is truncated or damaged ({error}).") from error
+    content = unfolded(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in TYPES:
         raise DataError(
             f"{path} is not an idx file: it begins with {content[:4].hex(' ') or 'nothing'}, and should begin with "
@@ -76,11 +72,12 @@ def read_idx(path: str | Path) -> np.ndarray:
 def read_mnist(folder: str | Path, seed: int = 0) -> Dataset:
     """A data set from a folder with MNIST's four files; those of Fashion-MNIST and KMNIST have the same names.
 
-    They are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and the same with `t10k` for the test part; each may
-    be gzipped, and then ends in `.gz`. Nothing is downloaded.
+    They are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and the same with `t10k` or `test` for the test part;
+    a dot may be in the place of the second hyphen, and `-ubyte` be missing; each may be gzipped, and then ends in
+    `.gz`. Nothing is downloaded.
 
     Args:
-        folder: where the files are.
+        folder: where the files are, or a folder with them in it, as torchvision leaves them (`MNIST/raw`).
         seed: of the choice of the validation part.
 
     Returns:
@@ -97,10 +94,11 @@ def read_mnist(folder: str | Path, seed: int = 0) -> Dataset:
         ...     data.read_mnist(tempfile.mkdtemp())
         ... except data.DataError as error:
         ...     print(str(error).partition(": ")[2])
-        there is neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz.
+        there is no train-images-idx3-ubyte, gzipped or not.
     """
     folder = Path(folder)
-    (x, y), (x_test, y_test) = (_part(folder, prefix) for prefix in ("train", "t10k"))
+    place = _place(folder)
+    (x, y), (x_test, y_test) = (_part(place, part) for part in PARTS)
     if x.shape[1:] != x_test.shape[1:]:
         raise DataError(
             f"{folder}: the images for training have shape {list(x.shape[1:])}, and those for the test "
@@ -120,9 +118,29 @@ def read_mnist(folder: str | Path, seed: int = 0) -> Dataset:
     )
 
 
-def _part(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def is_idx(path: Path) -> bool:
+    """Whether a file has the name of one of MNIST's four."""
+    patterns = (_pattern(part, *kind) for part in PARTS for kind in (("images", 3), ("labels", 1)))
+    return any(pattern.fullmatch(path.name) for pattern in patterns)
+
+
+def _pattern(part: str, kind: str, axes: int) -> re.Pattern[str]:
+    return re.compile(FILE.format(part=PARTS[part], kind=kind, axes=axes), re.I)
+
+
+def _place(folder: Path) -> Path:
+    """The folder itself, or the one in it, or two below, that has MNIST's files."""
+    candidates = [folder, *sorted(p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.is_dir())]
+    holding = [place for place in candidates if any(map(is_idx, place.iterdir()))]
+    if len(holding) > 1 and folder not in holding:
+        names = ", ".join(str(place) for place in holding)
+        raise DataError(f"{folder} holds more than one data set: {names}. Say which.")
+    return holding[0] if holding else folder
+
+
+def _part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """The images and the labels of one part."""
-    images_path, labels_path = (_find(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+    images_path, labels_path = _find(folder, part, "images", 3), _find(folder, part, "labels", 1)
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or not images.size:
         raise DataError(f"{images_path} must hold images of shape (n, height, width), and holds {list(images.shape)}.")
@@ -133,8 +151,12 @@ def _part(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
-            return path
-    raise DataError(f"{folder} does not hold MNIST's four files: there is neither {name} nor {name}.gz.")
+def _find(folder: Path, part: str, kind: str, axes: int) -> Path:
+    pattern = _pattern(part, kind, axes)
+    found = sorted(
+        path for path in folder.iterdir() if pattern.fullmatch(path.name)
+    )  # the one that is not gzipped first
+    if not found:
+        name = f"{'train' if part == 'train' else 't10k'}-{kind}-idx{axes}-ubyte"
+        raise DataError(f"{folder} does not hold MNIST's four files: there is no {name}, gzipped or not.")
+    return found[0]

@@ -21,13 +21,11 @@ SETS = {
 def load(name: str, seed: int = 0) -> Dataset:
     """One of scikit-learn's bundled data sets.
 
-    | name | examples | inputs | to tell |
-    |---|---|---|---|
-    | digits | 1797 | 8 x 8 pixels | which of ten handwritten digits |
-    | breast-cancer | 569 | 30 | malignant or benign |
-    | iris | 150 | 4 | which of three species |
-    | wine | 178 | 13 | which of three growers |
-    | diabetes | 442 | 10 | the disease's progress a year later (regression) |
+    - `digits`: 1797 of 8 x 8 pixels; which of ten handwritten digits.
+    - `breast-cancer`: 569 of 30 inputs; malignant or benign.
+    - `iris`: 150 of 4 inputs; which of three species.
+    - `wine`: 178 of 13 inputs; which of three growers.
+    - `diabetes`: 442 of 10 inputs; the disease's progress a year later, a regression.
 
     Args:
         name: one of these names.

@@ -1,8 +1,8 @@
 """Learning rules that optax lacks, each an optax transformation with its equation and its source.
 
 They chain with optax's own and go with any gradient, ours or another. What optax has is used as it is: `optax.sgd` with
-momentum and Nesterov's, `optax.adam` and the rest. Most of these are batch rules: they compare the gradients and errors
-of successive updates, which must then be those of the same examples.
+momentum and Nesterov's, `optax.adam` and the rest; `inertia` is momentum by another convention. Most of these are batch
+rules: they compare the gradients and errors of successive updates, which must then be those of the same examples.
 
 Some need to know more than the gradient. Pass it to `update` by keyword, as optax does; the others ignore it:
 
@@ -16,6 +16,8 @@ from .by_path import by_path as by_path
 from .delta_bar_delta import DeltaBarDeltaState as DeltaBarDeltaState
 from .delta_bar_delta import delta_bar_delta as delta_bar_delta
 from .gauss_newton import gauss_newton as gauss_newton
+from .inertia import InertiaState as InertiaState
+from .inertia import inertia as inertia
 from .levenberg_marquardt import LevenbergMarquardtState as LevenbergMarquardtState
 from .levenberg_marquardt import levenberg_marquardt as levenberg_marquardt
 from .quickprop import QuickpropState as QuickpropState

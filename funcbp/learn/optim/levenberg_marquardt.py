@@ -46,8 +46,9 @@ def levenberg_marquardt(
     """Levenberg-Marquardt for V = Σ e²: the step is -(J'J + μ I)⁻¹ J'e.
 
     If V would grow, μ is multiplied by the factor and the step computed again from the same J; once V falls, the step
-    is taken and μ divided by it. For small μ this is Gauss-Newton's step, for large μ a short one of gradient descent:
-    J'e is the gradient that backpropagation computes, and J comes from the same pass, once for each output.
+    is taken and μ divided by it. Where the shortest step of an update leaves V as it is, more of μ says nothing, and it
+    begins anew: so new data find it ready. For small μ this is Gauss-Newton's step, for large μ a short one of gradient
+    descent: J'e is the gradient that backpropagation computes, and J comes from the same pass, once for each output.
 
     With fewer residuals than parameters the same step is J'(J J' + μ I)⁻¹ e. Then J is not made: J J' is the Gram
     matrix of its rows, which follows from the factors (`per_example.gram`), and J' times a vector is one weighted
@@ -95,7 +96,7 @@ def levenberg_marquardt(
 
     def init(params: Any) -> LevenbergMarquardtState:
         checked_arrays(params)
-        real = jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params)))
+        real = _wide(jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params))))
         return LevenbergMarquardtState(jnp.asarray(mu, real), jnp.asarray(jnp.inf, real), jnp.zeros((), jnp.int32))
 
     def update(
@@ -115,7 +116,7 @@ def levenberg_marquardt(
 
         def error(step: Any) -> Array:
             moved = optax.apply_updates(params, step)
-            return jnp.sum(jax.vmap(residuals, (None, 0))(moved, data) ** 2).astype(before.dtype)
+            return squares(jax.vmap(residuals, (None, 0))(moved, data))
 
         def grown(trial: Any) -> Array:
             _, value, _, tries = trial
@@ -127,23 +128,26 @@ def levenberg_marquardt(
             step = step_of(damping)
             return damping, error(step), step, tries + 1
 
-        before = jnp.sum(e**2).astype(state.mu.dtype)
+        squares = lambda e: jnp.sum(jnp.square(e.astype(_wide(e.dtype)))).astype(state.mu.dtype)
+        before = squares(e)
         start = (state.mu, jnp.full_like(before, jnp.inf), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
         damping, value, step, tries = jax.lax.while_loop(grown, try_more, start)
         fell = value < before
         step = jax.tree.map(lambda s: jnp.where(fell, s, jnp.zeros_like(s)), step)
-        damping = jnp.where(fell, damping / factor, damping)
+        shortest = (value == before) | ~jnp.isfinite(damping)
+        damping = jnp.where(shortest & ~fell, jnp.asarray(mu, damping.dtype), damping)
+        damping = jnp.where(fell, jnp.maximum(damping / factor, jnp.finfo(damping.dtype).tiny), damping)
         return step, LevenbergMarquardtState(damping, jnp.where(fell, value, before), tries)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _primal(rows: Examples, e: Array, params: Any) -> Callable[[Array], Any]:
-    """μ -> -(J'J + μ I)⁻¹ J'e, with J made."""
-    _, unravel = ravel_pytree(params)
-    jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1) for leaf in rows.leaves], 1)
+    """μ -> -(J'J + μ I)⁻¹ J'e, with J made, in the residuals' type where the parameters are narrower."""
+    flat, unravel = ravel_pytree(params)
+    jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1).astype(e.dtype) for leaf in rows.leaves], 1)
     matrix, gradient = jacobian.T @ jacobian, jacobian.T @ e
-    return lambda mu: unravel(-_solve(matrix, mu, gradient))
+    return lambda mu: unravel(-_solve(matrix, mu, gradient).astype(flat.dtype))
 
 
 def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
@@ -159,6 +163,11 @@ def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
 
 def _solve(matrix: Array, mu: Array, b: Array) -> Array:
     """(matrix + μ I)⁻¹ b, in float32 where numbers are narrower: there is no narrower factorisation."""
-    dtype = jnp.float32 if jnp.finfo(matrix.dtype).bits < 32 else matrix.dtype
+    dtype = _wide(matrix.dtype)
     damped = matrix.astype(dtype) + mu.astype(dtype) * jnp.eye(len(matrix), dtype=dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), b.astype(dtype)).astype(b.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """What sums and solutions are computed in: float32 where numbers are narrower."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

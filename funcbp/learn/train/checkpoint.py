@@ -8,10 +8,12 @@ for each array, so damage is noticed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +23,7 @@ import numpy as np
 
 from ..._version import __version__
 from .layout import is_key, leaves_of, path_of, to_host, to_sharding
-from .results import write_atomically
+from .results import unfinished, write_atomically
 
 FORMAT = 1
 
@@ -36,7 +38,8 @@ class Saved(NamedTuple):
     Attributes:
         state: a pytree of arrays.
         history: columns of numbers, a row per epoch.
-        settings: what the course of the training depends on, as values that JSON knows.
+        settings: what the course of the training depends on, as values that JSON knows; in what is given to `load`, an
+            empty mapping asks for whatever training is there.
     """
 
     state: Any
@@ -48,6 +51,9 @@ class Store(Protocol):
     """Where checkpoints are kept; `save` is called after `every` epochs, or about every half minute if that is None."""
 
     every: int | None
+
+    def claim(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other trainings away from it while this one runs."""
 
     def exists(self) -> bool:
         """Whether there is anything to load."""
@@ -63,7 +69,8 @@ class Checkpoint:
     """Checkpoints in one npz file; the one before is kept beside it, as `NAME.previous`.
 
     A file is written beside its place, flushed to the disk, and moved there: whenever the process or the machine stops,
-    a whole file is there. Where several processes train together, the first one writes, and all of them read.
+    a whole file is there. Where several processes train together, the first one writes, and all of them read. A second
+    training with the same file is refused for as long as the first one runs.
 
     Args:
         path: of the file.
@@ -93,6 +100,14 @@ class Checkpoint:
         """Where the checkpoint before the last one is."""
         return self.path.with_name(self.path.name + ".previous")
 
+    def claim(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the file's lock.
+
+        Raises:
+            CheckpointError: another training holds it, or there is no such folder.
+        """
+        return claimed(self.path)
+
     def exists(self) -> bool:
         """Whether the file is there."""
         return self.path.exists()
@@ -116,8 +131,9 @@ class Checkpoint:
         arrays |= {f"history/{name}": column for name, column in saved.history.items()}
         arrays["about"] = np.array(json.dumps(about))
         try:
-            for left in self.path.parent.glob(f".{self.path.name}.*"):  # by a process that was killed as it wrote
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in os.listdir(self.path.parent):
+                if left.startswith(unfinished(self.path)):  # by a process that was killed as it wrote
+                    self.path.with_name(left).unlink(missing_ok=True)
             write_atomically(self.path, lambda file: np.savez(file, **arrays), keep=self.previous)
         except OSError as error:
             raise CheckpointError(_not_written(self.path, error)) from error
@@ -158,14 +174,17 @@ class Checkpoint:
             raise CheckpointError(self._damaged()) from error
 
     def _restore(self, contents: Mapping[str, np.ndarray], about: Mapping[str, Any], like: Saved) -> Saved:
-        check_settings(str(self.path), about, like)
-        _check_types(str(self.path), about["types"], like.state)
+        check_about(str(self.path), about, like)
+        names = [name.removeprefix("history/") for name in contents if name.startswith("history/")]
+        _check_columns(str(self.path), names, like)
         parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "history": {}}
         for name, array in contents.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = array
         if len({len(column) for column in parts["history"].values()}) > 1:
             raise ValueError("the columns of the history are not equally long")
+        if any(column.dtype.kind not in "iuf" for column in parts["history"].values()):
+            raise ValueError("the history holds something that is no number")
         state = jax.tree.map_with_path(lambda path, leaf: _restored(parts["state"][path_of(path)], leaf), like.state)
         return Saved(state, parts["history"], about["settings"])
 
@@ -205,6 +224,18 @@ class OrbaxCheckpoint:
     def _manager(self) -> Any:
         options = self._orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         return self._orbax.CheckpointManager(self.folder, options=options)
+
+    def claim(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder's lock.
+
+        Raises:
+            CheckpointError: another training holds it, or the folder cannot be made.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(_not_written(self.folder, error)) from error
+        return claimed(self.folder)
 
     def exists(self) -> bool:
         """Whether there is a checkpoint in the folder."""
@@ -251,8 +282,9 @@ class OrbaxCheckpoint:
                 if manager.latest_step() is None:
                     return None
                 about = manager.restore(manager.latest_step(), args=args.Composite(about=args.JsonRestore()))["about"]
-                check_settings(str(self.folder), about, like)
-                _check_types(str(self.folder), about["types"], like.state)
+                check_about(str(self.folder), about, like)
+                history = {name: np.asarray(column, float) for name, column in about["history"].items()}
+                _check_columns(str(self.folder), list(history), like)
                 items = args.Composite(state=args.StandardRestore(jax.tree.map(_abstract, plain)))
                 state = manager.restore(manager.latest_step(), args=items)["state"]
         except CheckpointError:
@@ -260,7 +292,6 @@ class OrbaxCheckpoint:
         except Exception as error:  # orbax and tensorstore have many words for one thing
             raise CheckpointError(f"The last checkpoint in {self.folder} cannot be read: {error}") from error
         wrap = lambda a, leaf: jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if is_key(leaf) else a
-        history = {name: np.asarray(column) for name, column in about["history"].items()}
         return Saved(jax.tree.map(wrap, state, like.state), history, about["settings"])
 
 
@@ -272,19 +303,21 @@ def store_of(checkpoint: str | Path | Store | None) -> Store | None:
 # --- what is in it ----------------------------------------------------------------------------------------------------
 
 
-def check_settings(where: str, about: Mapping[str, Any], like: Saved) -> None:
-    """Raise if a checkpoint is of a newer format, or of a training with other settings."""
+def check_about(where: str, about: Mapping[str, Any], like: Saved) -> None:
+    """Raise if a checkpoint is of a newer format, or of a training with another state or other settings."""
     if about.get("what") != "funcbp checkpoint":
         raise CheckpointError(f"{where} is not a checkpoint of funcbp.")
     if about["format"] > FORMAT:
         raise CheckpointError(
             f"{where} was written by funcbp {about['funcbp']} in format {about['format']}; this version reads {FORMAT}."
         )
+    _check_types(where, about["types"], like.state)
     for name, value in like.settings.items():
         if about["settings"].get(name) != value:
+            another = "" if about["jax"] == jax.__version__ else f" (It was written with jax {about['jax']}.)"
             raise CheckpointError(
                 f"{where} is of another training: its {name} is {about['settings'].get(name)!r}, and this one's is "
-                f"{value!r}."
+                f"{value!r}.{another} To go on from it anyway, say so: resume='anyway' (--resume-anyway)."
             )
 
 
@@ -301,6 +334,14 @@ def _check_types(where: str, types: Mapping[str, str], state: Any) -> None:
                 f"{where} is of another training: its {name} is {types.get(name, 'not there')}, and this one's is "
                 f"{wanted.get(name, 'not there')}."
             )
+
+
+def _check_columns(where: str, names: list[str], like: Saved) -> None:
+    if names and set(names) != set(like.history):
+        raise CheckpointError(
+            f"{where} is of another training: its history has the columns {', '.join(names)}, and this one's "
+            f"{', '.join(like.history) or 'has none'}."
+        )
 
 
 def _type_of(leaf: Any) -> str:
@@ -339,6 +380,63 @@ def _abstract(a: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+_held: set[tuple[int, Path]] = set()  # what this process has locked: the system's locks are the process's, not a call's
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Hold the lock of what is kept at `path`: the system's, which ends with the process, however that ends.
+
+    What is locked is an empty file beside it, taken away at the end; one that a killed process left is not locked. On
+    systems that have no such locks there is none.
+    """
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ImportError:  # Windows
+        yield
+        return
+    lock = path.resolve().with_name(f".{path.name}.funcbp-lock")
+    mine = os.getpid(), lock
+    if mine in _held:
+        raise CheckpointError(_in_use(path))
+    try:
+        handle = _locked(fcntl, lock)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN) and lock.exists():
+            raise CheckpointError(_in_use(path)) from error
+        raise CheckpointError(_not_written(path, error)) from error
+    _held.add(mine)
+    try:
+        yield
+    finally:
+        _held.discard(mine)
+        lock.unlink(missing_ok=True)  # before it is let go: whoever has opened it sees that it is gone
+        os.close(handle)
+
+
+def _locked(fcntl: Any, lock: Path) -> int:
+    """The open file at `lock`, locked."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                    raise
+                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # it was taken away by the one that held it
+
+
+def _in_use(path: Path) -> str:
+    return f"Another training is running with {path}: wait until it has ended, or give this one a file of its own."
 
 
 def _not_written(path: Path, error: OSError) -> str:

@@ -59,7 +59,7 @@ class HostConfig(NamedTuple):
     progress: Any
     log: Any
     store: Store | None
-    resume: bool
+    resume: bool | str
     settings: dict[str, Any]
     names: tuple[str, ...]
 
@@ -84,59 +84,66 @@ def drive(
     state = compiled.init(params, key, members)
     if learner.placement:
         state = learner.placement.put(state)
-    checkpointer = Checkpointer(config.store, config.settings)
-    state, columns = checkpointer.begin(state, config.resume)
-    past = _rows(_joined(columns))
-    done, spent = len(past), past[-1]["seconds"] if past else 0.0
-    sizer = ChunkSizer(SECONDS_PER_SHOW if config.progress else SECONDS_PER_CALL)
-    feed, batch, ended = iter(data), None, "epochs"
-    first = jax.process_index() == 0
-    with (
-        interruptible() as interrupted,
-        trackers(config.log if first else None, past) as log,
-        progress_bar(config.progress if first else False, config.epochs, done) as show,
-    ):
-        if streams:  # what has been learned from is skipped
-            collections.deque(itertools.islice(feed, done), maxlen=0)
-        while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
-            halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
-            if due:
+    with sole_user(config.store):
+        checkpointer = Checkpointer(config.store, config.settings, (*learner.columns, "seconds"))
+        state, columns = checkpointer.begin(state, config.resume)
+        past = _rows(_joined(columns))
+        done, spent = len(past), past[-1]["seconds"] if past else 0.0
+        sizer = ChunkSizer(SECONDS_PER_SHOW if config.progress else SECONDS_PER_CALL)
+        feed, batch, ended, whole = iter(data), None, "epochs", True
+        first = jax.process_index() == 0
+
+        def save() -> None:
+            if whole:  # and not in the middle of a call, which has taken the state's memory
                 checkpointer.save(state, columns, done)
-            if halt:
-                ended = "interrupted"
-                break
-            if (batch := next(feed, None)) is None:
-                ended = "data"
-                break
-            count = 1 if streams else count or sizer.guess(learner, state.params, batch)
-            count = checkpointer.limit(min(count, config.epochs - done, ROWS), done)
-            begun = time.perf_counter()
-            state, rows, ran = compiled.run(state, batch, validation, members, np.int32(count))
-            epochs = int(to_host(ran))
-            if not many and int(to_host(state.code)) in (Status.DIVERGED, Status.DIVERGED_AT_ONCE):
-                epochs -= 1
-            sizer.adjust(epochs, time.perf_counter() - begun)
-            column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
-            column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
-            columns.append(column)
-            new = [] if many else _rows(column)
-            for epoch, row in enumerate(new, done + 1):
-                log(epoch, row)
-            show(epochs, new[-1] if new else {})
-            done += epochs
-        checkpointer.save(state, columns, done)
-    reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
-    return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
+
+        with (
+            interruptible() as interrupted,
+            trackers(config.log if first else None, past) as log,
+            progress_bar(config.progress if first else False, config.epochs, done) as show,
+            kept_if_raised(save),
+        ):
+            if streams:  # what has been learned from is skipped
+                collections.deque(itertools.islice(feed, done), maxlen=0)
+            while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
+                halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
+                if due:
+                    checkpointer.save(state, columns, done)
+                if halt:
+                    ended = "interrupted"
+                    break
+                if (batch := next(feed, None)) is None:
+                    ended = "data"
+                    break
+                count = 1 if streams else count or sizer.guess(learner, state.params, batch)
+                count = checkpointer.limit(min(count, config.epochs - done, ROWS), done)
+                begun, whole = time.perf_counter(), False
+                state, rows, ran = compiled.run(state, batch, validation, members, np.int32(count))
+                epochs = int(to_host(ran))
+                if not many and int(to_host(state.code)) in (Status.DIVERGED, Status.DIVERGED_AT_ONCE):
+                    epochs -= 1
+                sizer.adjust(epochs, time.perf_counter() - begun)
+                column = {name: to_host(rows[name])[:epochs] for name in learner.columns}
+                column["seconds"] = np.full(epochs, time.perf_counter() - start + spent)
+                columns.append(column)
+                done, whole = done + epochs, True
+                new = [] if many else _rows(column)
+                for epoch, row in enumerate(new, done - epochs + 1):
+                    log(epoch, row)
+                show(epochs, new[-1] if new else {})
+            checkpointer.save(state, columns, done)
+        reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
+        return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
 
 
 class Checkpointer:
     """The checkpoint: what to begin with, and when it is written."""
 
-    def __init__(self, store: Store | None, settings: Mapping[str, Any]):
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store | None, settings: Mapping[str, Any], columns: tuple[str, ...]):
+        self.store, self.settings, self.columns = store, settings, columns
         self._saved, self._saved_at = -1, time.perf_counter()
 
-    def begin(self, state: State, resume: bool) -> tuple[State, list[dict[str, np.ndarray]]]:
+    def begin(self, state: State, resume: bool | str) -> tuple[State, list[dict[str, np.ndarray]]]:
         """The state to begin with, to be donated, and the history so far."""
         if self.store is None:
             return state, []
@@ -147,7 +154,8 @@ class Checkpointer:
             raise CheckpointError(
                 "There is a checkpoint already, and it would be lost: go on from it by resume=True, or move it away."
             )
-        saved = self.store.load(Saved(state, {}, self.settings))
+        settings = {} if resume == "anyway" else self.settings
+        saved = self.store.load(Saved(state, dict.fromkeys(self.columns, np.zeros(0)), settings))
         assert saved is not None
         self._saved = int(np.max(to_host(saved.state.epoch)))
         state = loop.own_copy(saved.state)
@@ -231,10 +239,13 @@ def stream(items: Iterator[Any], updates: int, online: bool, placement: Placemen
     """From an iterator of examples, or of batches: the batches of an epoch together, shape (updates, batch, ...).
 
     Nothing is read ahead of the epoch. Where the shape changes, and where the data end, an epoch is shorter.
+
+    Raises:
+        ValueError: an item is None, or its structure is not that of the first one.
     """
     lead = (lambda a: np.asarray(a)[None]) if online else np.asarray
     shape = lambda item: tuple((a.shape, a.dtype) for a in jax.tree.leaves(item))
-    for _, alike in itertools.groupby((jax.tree.map(lead, item) for item in items), shape):
+    for _, alike in itertools.groupby((jax.tree.map(lead, item) for item in _of_one_structure(items)), shape):
         while chunk := list(itertools.islice(alike, updates)):
             stacked = jax.tree.map(lambda *parts: np.stack(parts), *chunk)
             if placement is None:
@@ -245,7 +256,22 @@ def stream(items: Iterator[Any], updates: int, online: bool, placement: Placemen
                 yield jax.tree.map(put, stacked)
 
 
-# --- processes, and Ctrl-C --------------------------------------------------------------------------------------------
+def _of_one_structure(items: Iterator[Any]) -> Iterator[Any]:
+    first: Any = None
+    for number, item in enumerate(items, 1):
+        structure: Any = jax.tree.structure(item)
+        if not structure.num_leaves:
+            raise ValueError(f"Item {number} of the iterator is {item!r}, and should be examples to learn from.")
+        first = first or structure
+        if structure != first:
+            raise ValueError(
+                f"Item {number} of the iterator has the structure {structure}, and the first one has {first}: a "
+                "network learns from items of one structure."
+            )
+        yield item
+
+
+# --- processes, exceptions, and Ctrl-C --------------------------------------------------------------------------------
 
 
 def agree(*values: int) -> list[int]:
@@ -255,6 +281,37 @@ def agree(*values: int) -> list[int]:
     from jax.experimental import multihost_utils
 
     return [int(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.int32))]
+
+
+@contextlib.contextmanager
+def sole_user(store: Store | None) -> Iterator[None]:
+    """Hold the lock of a checkpoint, which of several processes the first one takes for all of them."""
+    refused: CheckpointError | None = None
+    with contextlib.ExitStack() as stack:
+        if store and not jax.process_index():
+            try:
+                stack.enter_context(store.claim())
+            except CheckpointError as error:
+                refused = error
+        if store and agree(refused is not None)[0]:
+            raise refused or CheckpointError("The first process could not take the checkpoint.")
+        yield
+
+
+@contextlib.contextmanager
+def kept_if_raised(save: Callable[[], object]) -> Iterator[None]:
+    """Save what was reached where an exception ends the training: of a stream, a tracker, a progress bar."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:  # the others do not know of it, and saving needs them
+            try:
+                save()
+            except CheckpointError as lost:
+                error.add_note(str(lost))
+        raise
 
 
 @contextlib.contextmanager

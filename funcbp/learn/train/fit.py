@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 from ...autodiff.arguments import checked, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...inspection import find_nan
-from . import loop
+from . import fingerprint, loop
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive, stream
 from .layout import Layout, Placement, make_placement
@@ -104,7 +103,7 @@ def fit(
     progress: Any = False,
     log: Any = None,
     checkpoint: str | Path | Store | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     mesh: Mesh | None = None,
     layout: str | Layout | Mapping[str, P] | None = None,
     argnums: int = 0,
@@ -124,7 +123,8 @@ def fit(
         params: a pytree of arrays; they are left as they are.
         data: the examples, a pytree of arrays with a common leading axis. Or an iterator, which may have no end: of
             examples, without the leading axis, for `"online"`; of batches for `"stochastic"`.
-        optimizer: an optax transformation. Those that need more get `value`, `grad`, `value_fn` and `batch`.
+        optimizer: an optax transformation. Those that need more get `value`, `grad`, `value_fn` and `batch`. With
+            `optax.apply_if_finite`, an update that is left out is no divergence, and its loss is not in the mean.
         mode: `"online"`: an update after every example, in the order given; `"batch"`: one after all examples;
             `"stochastic"`: one after every mini-batch, in a new random order each epoch. What remains when the batches
             are full waits for another epoch's order.
@@ -143,9 +143,10 @@ def fit(
         progress: a progress bar by tqdm; or a class like it.
         log: where measurements go: a .jsonl or .csv file, a tracker with `log(metrics, step=)`, or several.
         checkpoint: where all is kept that decides how the training goes on: the path of an npz file, or `Checkpoint`,
-            or `OrbaxCheckpoint`.
+            or `OrbaxCheckpoint`. Where a stream or a tracker raises an exception, what was reached is saved, too.
         resume: go on from the checkpoint, if there is one; the result is the same, to the last bit, as if it had never
-            stopped. Of an iterator, what had been learned from is skipped.
+            stopped. Of an iterator, what had been learned from is skipped. A checkpoint of other data (a sample of them
+            is compared), another loss, optimiser or way of going backward is refused; `"anyway"` goes on from it.
         mesh: the devices, with axes out of `data`, `fsdp` and `tensor`: `train.make_mesh({"data": 4, "tensor": 2})`.
         layout: where the parameters live on it: `"data"`, `"fsdp"`, `"tensor"`, patterns of paths and their `jax.P`, or
             a function of path, shape and axes. By default the last of these that the mesh has an axis for.
@@ -176,6 +177,8 @@ def fit(
     """
     loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     streams = hasattr(data, "__next__")
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
     learner = Learner(
@@ -199,18 +202,25 @@ def fit(
         placement.check_patterns(params)
     put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
     key = jax.random.key(0) if key is None else key
-    settings = settings_of(learner, mode, key, data, updates)
+    params = jax.tree.map(lambda x: jnp.asarray(checked(x)), params)
+    validation = put(validation) if validation is not None else None
     source: Iterator[Any]
     if streams:
         source = stream(data, updates, mode == "online", placement)
     else:
         source = itertools.repeat(put(data))
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        first = next(source, None)
+        source = itertools.chain(() if first is None else [first], source)
+        settings = settings_of(learner, mode, key, first, validation, updates)
+        settings |= {} if first is None else programs_of(learner, params, first)
     out = drive(
         learner,
-        jax.tree.map(lambda x: jnp.asarray(checked(x)), params),
+        params,
         key,
         source,
-        put(validation) if validation is not None else None,
+        validation,
         None,
         HostConfig(epochs, progress, log, store_of(checkpoint), resume, settings, names),
     )
@@ -262,13 +272,38 @@ def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((f"validation_{name}", f) for name, f in scores.items())
 
 
-def settings_of(learner: Learner, mode: str, key: jax.Array, data: Any, updates: int) -> dict[str, Any]:
+def settings_of(
+    learner: Learner, mode: str, key: jax.Array, data: Any, validation: Any, updates: int
+) -> dict[str, Any]:
     """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
-    settings = {"mode": mode, "key": f"{zlib.crc32(np.asarray(jax.random.key_data(key)).tobytes()):08x}"}
+    settings: dict[str, Any] = {"mode": mode, "key": fingerprint.of_arrays(key)}
+    if validation is not None:
+        settings["validation"] = fingerprint.of_arrays(validation)
     if learner.mode == "stream":
         return {**settings, "updates": updates}
-    examples = loop.count_examples(data)
-    return {**settings, "examples": examples, "batch_size": learner.batch_size, "replacement": learner.replacement}
+    settings |= {"batch_size": learner.batch_size, "replacement": learner.replacement}
+    return {**settings, "data": fingerprint.of_arrays(data)}
+
+
+def programs_of(learner: Learner, params: Any, data: Any) -> dict[str, str]:
+    """Fingerprints of what is computed in an update: the loss, how it goes backward, and the optimiser's step."""
+    key = jax.random.key(0)
+
+    def batch_of(data: Any) -> Any:
+        items, batch_of = learner.batches(data, key)
+        return batch_of(jax.tree.map(lambda a: a[0], items))
+
+    batch = jax.eval_shape(batch_of, data)
+    memory = jax.eval_shape(learner.transformation.init, params)
+    loss = lambda params, batch: learner.on_batch(batch, key)(params)
+    value = jax.eval_shape(loss, params, batch)
+    return {
+        "loss": fingerprint.of_program(loss, params, batch),
+        "optimizer": fingerprint.of_program(
+            lambda g, m, w, e, b: learner.step(g, m, w, e, b, key), params, memory, params, value, batch
+        ),
+        "backward": fingerprint.placeless(repr(learner.backward)),
+    }
 
 
 def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> None:

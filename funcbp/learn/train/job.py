@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import data, nets, ops, plot, train
+from ..data.dataset import scaled
+from ..data.files import is_readable
+from ..data.tables import SUFFIXES
 from ..request import RequestError
 
+RUN = "run.json"
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "identity": ops.identity,
     "logistic": ops.logistic,
@@ -39,13 +44,15 @@ class Job(NamedTuple):
     task: train.Task
     title: str
     rebuilds: bool  # whether the network gives back its input
+    network: str  # as it was asked for
+    activation: str
 
 
 class Result(NamedTuple):
-    """How the network did on the test set: the numbers to keep, and a picture of its mistakes."""
+    """How the network did on the test set: the numbers to keep, and how its mistakes are drawn."""
 
     record: dict[str, Any]
-    picture: Any
+    draw: Callable[[], Any]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -59,16 +66,34 @@ def whole(least: int) -> Callable[[str], int]:
     return whole
 
 
-def load(source: str, seed: int) -> data.Dataset:
-    """The data set that was asked for."""
+def load(source: str, seed: int, **options: Any) -> data.Dataset:
+    """The data set that was asked for; the options are those of `data.read`."""
     if source in data.SETS:
         return data.load(source, seed)
-    if Path(source).suffix.lower() in (".csv", ".npz") or Path(source).is_dir():
-        return data.read(source, seed)
-    raise RequestError(f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and .csv and .npz files.")
+    if is_readable(Path(source)):
+        return data.read(source, seed, **options)
+    raise RequestError(
+        f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and files that end in "
+        f"{', '.join((*SUFFIXES, '.npz'))}."
+    )
 
 
-def build(network: str, activation_name: str, dataset: data.Dataset) -> Job:
+class Shape(Protocol):
+    """What a network must know of its data: of a data set, or of a run that is over."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_inputs(self) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None: ...
+
+
+def build(network: str, activation_name: str, dataset: Shape) -> Job:
     """The network that was asked for, on these data."""
     activation = ACTIVATIONS[activation_name]
     kind, _, sizes = network.partition(":")
@@ -81,7 +106,7 @@ def build(network: str, activation_name: str, dataset: data.Dataset) -> Job:
         encoder = [n_in, *(hidden or [max(n_in // 2, 1), max(n_in // 4, 1)])]
         net = nets.autoencoder(encoder, activation)
         title = f"autoencoder {'-'.join(map(str, [*encoder, *encoder[-2::-1]]))}, {activation_name}"
-        return Job(net, train.reconstruction(net), title, True)
+        return Job(net, train.reconstruction(net), title, True, network, activation_name)
     if kind == "mlp":
         layers = [n_in, *([64, 32] if network == "mlp" else hidden), n_out]
         net, title = nets.mlp(layers, activation), "mlp " + "-".join(map(str, layers))
@@ -98,7 +123,7 @@ def build(network: str, activation_name: str, dataset: data.Dataset) -> Job:
     else:
         raise RequestError(f"--network is mlp:SIZES, convnet or autoencoder:SIZES, and was {network!r}.")
     task = train.regression if dataset.classes is None else train.classification
-    return Job(net, task(net), title, False)
+    return Job(net, task(net), title, False, network, activation_name)
 
 
 def run_name(name: str, network: str) -> str:
@@ -122,23 +147,23 @@ def judge(job: Job, params: Any, dataset: data.Dataset) -> Result:
     if job.rebuilds:
         print(f"Test R² {score:.4f} of the inputs, loss {loss:.4f}")
         if dataset.image_shape:
-            return Result(record, plot.reconstructions(dataset.x_test, output, dataset.image_shape))
-        return Result(record, plot.predictions(dataset.x_test, output))
+            return Result(record, partial(plot.reconstructions, dataset.x_test, output, dataset.image_shape))
+        return Result(record, partial(plot.predictions, dataset.x_test, output))
     if dataset.classes is None:
         assert dataset.targets is not None
         true, predicted = dataset.targets.undo(dataset.y_test), dataset.targets.undo(output)
         error = math.sqrt(np.mean(np.square(true - predicted)))
         print(f"Test R² {score:.4f}, root mean squared error {error:.4g}, in the target's own unit")
-        return Result({**record, "test_rmse": error}, plot.predictions(true, predicted))
+        return Result({**record, "test_rmse": error}, partial(plot.predictions, true, predicted))
     predicted = np.argmax(output, -1)
     table = np.zeros((len(dataset.classes),) * 2, int)
     np.add.at(table, (dataset.y_test, predicted), 1)
     print(f"Test accuracy {100 * score:.2f} % ({np.trace(table)} of {table.sum()})\n")
     _print_confusion(table, dataset.classes)
     if dataset.image_shape:
-        picture = plot.mistakes(dataset.x_test, dataset.y_test, predicted, dataset.classes, dataset.image_shape)
-        return Result(record, picture)
-    return Result(record, plot.confusion(table, dataset.classes))
+        of = dataset.x_test, dataset.y_test, predicted, dataset.classes, dataset.image_shape
+        return Result(record, partial(plot.mistakes, *of))
+    return Result(record, partial(plot.confusion, table, dataset.classes))
 
 
 def _print_confusion(table: np.ndarray, classes: Sequence[str]) -> None:
@@ -158,17 +183,110 @@ def score_key(score: str) -> str:
 
 
 def leave(
-    folder: Path, job: Job, params: Any, records: Sequence[Mapping[str, Any]], result: Result, dataset: data.Dataset
-) -> None:
-    """Write the measurements, the parameters and the pictures."""
+    folder: Path,
+    job: Job,
+    params: Any,
+    records: Sequence[Mapping[str, Any]],
+    result: Result,
+    dataset: data.Dataset,
+    pictures: bool = True,
+) -> list[str]:
+    """Write the measurements, the parameters, what the network was trained on, and the pictures; the files' names."""
     train.write_metrics(folder / "metrics.jsonl", records)
     train.save_params(folder / "params.npz", params)
+    write_run(folder, job, dataset)
+    names = ["metrics.jsonl", "params.npz", RUN]
+    if not pictures:
+        return names
     name = next(iter(params))
     kernel = params[name]["kernel"]
-    pictures = {
+    drawn = {
         "curves.png": plot.learning_curves(records[:-1], score_key(job.task.score_name)),
         "weights.png": plot.weights(kernel, dataset.image_shape, f"Weights of the {kernel.shape[-1]} units of {name}"),
-        "mistakes.png": result.picture,
+        "mistakes.png": result.draw(),
     }
-    for file_name, figure in pictures.items():
+    for file_name, figure in drawn.items():
         train.write_atomically(folder / file_name, partial(figure.savefig, format="png", dpi=150))
+    return [*names, *drawn]
+
+
+# --- a run that is over -----------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What a run has left in its folder beside the parameters: the network, and how its data were read and scaled."""
+
+    name: str
+    network: str
+    activation: str
+    n_inputs: int
+    n_outputs: int
+    classes: tuple[str, ...] | None
+    image_shape: tuple[int, int, int] | None
+    columns: tuple[data.Input, ...] | None
+    fills: bool
+    inputs: data.Scaling
+    targets: data.Scaling | None
+
+
+def write_run(folder: Path, job: Job, dataset: data.Dataset) -> None:
+    """Write down what `predict` needs, as JSON."""
+    shared = {name: getattr(dataset, name) for name in Run._fields if name not in ("network", "activation")}
+    content = shared | {"network": job.network, "activation": job.activation}
+    plain = lambda a: a.tolist()  # of scalings, numpy's arrays and numbers
+    text = json.dumps(content, default=plain, ensure_ascii=False, indent=1)
+    train.write_atomically(folder / RUN, lambda file: file.write(text.encode()))
+
+
+def read_run(folder: Path) -> Run:
+    """What `write_run` has written.
+
+    Raises:
+        RequestError: it is not there, or not whole.
+    """
+    path = folder / RUN
+    if not path.exists():
+        raise RequestError(
+            f"{folder} is not the folder of a run: there is no {RUN} in it, which `funcbp train` writes."
+        )
+    try:
+        run = Run(**json.loads(path.read_text(encoding="utf-8")))
+        scaling = lambda pair: pair and data.Scaling(*(np.asarray(part, float) for part in pair))
+        columns = run.columns and tuple(data.Input(n, tuple(values) if values else None) for n, values in run.columns)
+        return run._replace(
+            classes=run.classes and tuple(run.classes),
+            image_shape=run.image_shape and (*run.image_shape[:2], run.image_shape[2]),
+            columns=columns,
+            inputs=scaling(run.inputs),
+            targets=scaling(run.targets),
+        )
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{path} is damaged: it is not what `funcbp train` wrote.") from error
+
+
+def predict(folder: Path, source: Path) -> tuple[list[str], list[list[Any]]]:
+    """What a trained network says of the examples in a file: the columns' names, and a row for each example.
+
+    For classes, the likeliest one and the probability of each; otherwise the numbers, in the target's own unit.
+
+    Raises:
+        RequestError: the folder is not that of a run, or its network predicts nothing.
+        DataError: the file does not hold such examples as the network was trained on.
+    """
+    run = read_run(folder)
+    job = build(run.network, run.activation, run)
+    if job.rebuilds:
+        raise RequestError(f"{folder} holds an autoencoder, which gives back its input and predicts nothing.")
+    x = data.read_inputs(source, run.columns, run.n_inputs, run.fills)
+    params = train.load_params(folder / "params.npz")
+    output = jax.jit(job.net.apply)(params, jnp.asarray(scaled(x, run.inputs, run.fills)))
+    if run.classes is None:
+        assert run.targets is not None
+        predicted = run.targets.undo(np.asarray(output, float))
+        names = (
+            ["prediction"] if predicted.shape[1] == 1 else [f"prediction {i + 1}" for i in range(predicted.shape[1])]
+        )
+        return names, predicted.tolist()
+    probability = np.asarray(jax.nn.softmax(output, -1), float)
+    rows = [[run.classes[p.argmax()], *(round(float(v), 6) for v in p)] for p in probability]
+    return ["prediction", *(f"probability of {name}" for name in run.classes)], rows

@@ -114,7 +114,7 @@ class Learner:
         rules = tuple(rule.init() for rule in (*self.rules, *([self.restart.when] if self.restart else [])))
         return State(
             params=params,
-            memory=self._transformation.init(params),
+            memory=self.transformation.init(params),
             key=key,
             epoch=number,
             code=number,
@@ -128,21 +128,30 @@ class Learner:
 
     def update(self, params: Any, memory: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
         """One update: w ← w + step(Ē), and the loss before it."""
-        if "key" in parameters(self.loss):
-            on_batch = lambda params: self.loss(params, batch, key=key)
-        else:
-            on_batch = lambda params: self.loss(params, batch)
-        loss, grads = self.backward.value_and_grad(on_batch)(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
-            carried = self.backward.attach(on_batch)
-            value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
-            updates, memory = self._transformation.update(
-                grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
-            )
+        loss, grads = self.backward.value_and_grad(self.on_batch(batch, key))(params)
+        updates, memory = self.step(grads, memory, params, loss, batch, key)
         return optax.apply_updates(params, updates), memory, loss
 
+    def on_batch(self, batch: Any, key: jax.Array) -> Callable[[Any], jax.Array]:
+        """The loss on a batch, as a function of the parameters."""
+        if "key" in parameters(self.loss):
+            return lambda params: self.loss(params, batch, key=key)
+        return lambda params: self.loss(params, batch)
+
+    def step(
+        self, grads: Any, memory: Any, params: Any, loss: jax.Array, batch: Any, key: jax.Array
+    ) -> tuple[Any, Any]:
+        """The optimiser's step, and its new state."""
+        carried = self.backward.attach(self.on_batch(batch, key))
+        value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
+        with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
+            return self.transformation.update(
+                grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
+            )
+
     @property
-    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The optimiser, which takes whatever else is known of an update."""
         return optax.with_extra_args_support(self.optimizer)
 
     def batches(self, data: Any, key: jax.Array) -> tuple[Any, Callable[[Any], Any]]:
@@ -177,7 +186,7 @@ class Learner:
             params, memory, number = carry
             *new, loss = self.update(params, memory, batch_of(item), jax.random.fold_in(key, number))
             if guarded:
-                good = is_finite((new[0], loss))
+                good = is_finite(new[0] if tolerant(memory) else (new[0], loss))
                 new, loss = _where(good, new, [params, memory]), jnp.where(good, loss, jnp.nan)
             return (*new, number + 1), loss
 
@@ -194,7 +203,8 @@ class Learner:
         What diverges stays as it was before that epoch. With others beside it, what has stopped stays as it was.
         """
         params, memory, losses = self.epoch(state, data)
-        loss, number = jnp.mean(losses), state.epoch + 1
+        lenient, number = tolerant(memory), state.epoch + 1
+        loss = jnp.mean(losses, where=jnp.isfinite(losses)) if lenient else jnp.mean(losses)
         row = {"loss": loss}
         if self.correct:
             row["correct"] = jnp.mean(self.correct(params, data), dtype=jnp.result_type(float))
@@ -202,14 +212,14 @@ class Learner:
             row["validation_loss"] = self.loss(params, validation)
         for name, score in self.scores:
             row[name] = score(params, validation)
-        good = is_finite((params, loss, row.get("validation_loss", loss)))
+        good = is_finite((params, row.get("validation_loss"), None if lenient else loss))
         running = jnp.asarray(True) if alone else state.code == Status.RUNNING
 
         new, gives_up = self._obey_rules(state, row)
         new = self._keep(new._replace(params=params, memory=memory, epoch=number), state, row)
         new = _where(running & good, new, state)
         new = new._replace(code=jnp.where(running & ~good, Status.DIVERGED, new.code))
-        if not self.validates:
+        if not self.validates and not lenient:
             at_once = running & ~jnp.isfinite(losses[0])
             swapped = new._replace(
                 params=state.kept, kept=state.params, code=jnp.full_like(new.code, Status.DIVERGED_AT_ONCE)
@@ -329,6 +339,12 @@ def is_finite(tree: Any) -> jax.Array:
     """Whether all numbers in a pytree are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.asarray(True))
+
+
+def tolerant(memory: Any) -> bool:
+    """Whether the optimiser leaves out updates that are not finite: then a loss that is not is no divergence."""
+    lenient = lambda state: isinstance(state, optax.ApplyIfFiniteState)
+    return any(map(lenient, jax.tree.leaves(memory, is_leaf=lenient)))
 
 
 def own_copy(tree: Any) -> Any:

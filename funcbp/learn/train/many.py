@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 
 from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
-from . import loop
+from . import fingerprint, loop
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive
-from .fit import Fit, check, rules_of, scores_of, settings_of
+from .fit import Fit, check, programs_of, rules_of, scores_of, settings_of
 from .layout import MemberPlacement
 from .loop import Learner
 from .stopping import Restart, StoppingRule
@@ -44,7 +44,7 @@ def fit_many(
     restart: Restart | None = None,
     progress: Any = False,
     checkpoint: str | Path | Store | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     mesh: Mesh | None = None,
     argnums: int = 0,
     has_aux: bool = False,
@@ -107,15 +107,21 @@ def fit_many(
         backward or Backward(),
         MemberPlacement(mesh, ()) if mesh is not None else None,
     )
-    check(learner.bind({name: value[0] for name, value in over.items()}), mode, data, epochs, 1)
-    settings = settings_of(learner, mode, keys, data, 1)
+    one = learner.bind({name: value[0] for name, value in over.items()})
+    check(one, mode, data, epochs, 1)
     put = learner.placement.everywhere if learner.placement else functools.partial(jax.tree.map, jnp.asarray)
+    data = put(data)
+    validation = put(validation) if validation is not None else None
+    settings: dict[str, Any] = {}
+    if checkpoint is not None:
+        settings = settings_of(one, mode, keys, data, validation, 1) | {"over": fingerprint.of_arrays(over)}
+        settings |= programs_of(one, jax.tree.map(lambda a: a[0], params), data)
     out = drive(
         learner,
         params,
         keys,
-        itertools.repeat(put(data)),
-        put(validation) if validation is not None else None,
+        itertools.repeat(data),
+        validation,
         over,
         HostConfig(epochs, progress, None, store_of(checkpoint), resume, settings, names),
     )

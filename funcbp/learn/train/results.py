@@ -36,31 +36,36 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], keep
         'whole'
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, new = tempfile.mkstemp(dir=path.parent, prefix=unfinished(path))
+    old = f"{new}.old"
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        if keep and path.exists():
-            _give_second_name(path, keep)
-        os.replace(temporary, path)
+        os.chmod(new, 0o666 & ~_umask())
+        if keep and path.exists():  # at no moment is there nothing at `path`
+            _give_second_name(path, old)
+            os.replace(old, keep)
+            Path(old).unlink(missing_ok=True)  # two names of one file are not moved onto each other
+        os.replace(new, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for left in (new, old):
+            Path(left).unlink(missing_ok=True)
         raise
     _flush(path.parent)
 
 
-def _give_second_name(path: Path, name: Path) -> None:
-    """So that at no moment there is nothing at `path`."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        second = Path(folder, name.name)
-        try:
-            os.link(path, second)
-        except OSError:  # a file system without links
-            shutil.copy2(path, second)
-        os.replace(second, name)
+def unfinished(path: Path) -> str:
+    """How the names begin of the files in which `path` is written before it is whole."""
+    return f".{path.name}.funcbp-new-"
+
+
+def _give_second_name(path: Path, name: str) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without links
+        shutil.copy2(path, name)
 
 
 def _flush(folder: Path) -> None:

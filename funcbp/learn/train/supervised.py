@@ -34,6 +34,13 @@ def classification(net: Net) -> Task:
 
     Returns:
         A task for inputs (batch, inputs) and numbers of classes (batch,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> net, x = bp.nets.mlp([2, 3]), jnp.eye(2)
+        >>> task = bp.train.classification(net)
+        >>> task.score_name, task.loss(net.init(jax.random.key(0), x), x, jnp.array([0, 2])).shape
+        ('accuracy', ())
     """
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -53,6 +60,13 @@ def regression(net: Net) -> Task:
 
     Returns:
         A task for inputs (batch, inputs) and targets (batch, targets).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> net, x = bp.nets.mlp([2, 1]), jnp.eye(2)
+        >>> params = net.init(jax.random.key(0), x)
+        >>> bp.train.regression(net).score(params, x, net.apply(params, x))
+        Array(1., dtype=float32)
     """
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -73,6 +87,12 @@ def reconstruction(net: Net) -> Task:
 
     Returns:
         A task for inputs (batch, inputs).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> net, x = bp.nets.autoencoder([4, 2]), jnp.eye(4)
+        >>> bp.train.reconstruction(net).loss(net.init(jax.random.key(0), x), x, None).shape
+        ()
     """
     like = regression(net)
     return Task(lambda params, x, y: like.loss(params, x, x), lambda params, x, y: like.score(params, x, x), "R²")

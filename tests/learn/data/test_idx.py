@@ -95,6 +95,22 @@ def test_the_four_files_are_a_data_set(folder):
     np.testing.assert_allclose(d.inputs.undo(d.x_test)[:, 0], 60 * d.y_test, atol=1e-3)
 
 
+def test_as_others_leave_them(folder, tmp_path):
+    """torchvision's MNIST/raw, Kaggle's names with a dot, and one of the files itself."""
+    want = data.read(folder).x_test
+    np.testing.assert_array_equal(data.read(folder / "train-images-idx3-ubyte.gz").x_test, want)
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in list(folder.iterdir()):
+        path.rename(raw / path.name.replace("-idx", ".idx").replace("-ubyte", ""))
+    np.testing.assert_array_equal(data.read(tmp_path / "root").x_test, want)
+    other = tmp_path / "root" / "FashionMNIST" / "raw"
+    other.mkdir(parents=True)
+    (other / "train-images-idx3-ubyte").touch()
+    with pytest.raises(data.DataError, match=r"holds more than one data set: .*FashionMNIST.*, .*MNIST.raw. Say which"):
+        data.read(tmp_path / "root")
+
+
 def test_the_command_takes_the_folder(folder):
     assert job.load(str(folder), 0).n_inputs == 12
 
@@ -102,7 +118,7 @@ def test_the_command_takes_the_folder(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train-labels-idx1-ubyte", None, "there is neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz"),
+        ("train-labels-idx1-ubyte", None, "there is no train-labels-idx1-ubyte, gzipped or not"),
         ("t10k-images-idx3-ubyte", idx(np.zeros(8, "u1")), r"must hold images of shape \(n, height, width\).*\[8\]"),
         ("t10k-images-idx3-ubyte", idx(np.zeros((8, 3, 5), "u1")), r"for training have shape \[3, 4\].*test \[3, 5\]"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(8, "f4")), r"must hold n whole numbers, and holds float32\[8\]"),

@@ -32,6 +32,17 @@ def handed_out(optimizer, stream=STREAM, values=VALUES):
     return np.asarray(jax.lax.scan(step, (w, optimizer.init(w)), seen)[1])[:, 0]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.4, 1.0])
+def test_inertia_weighs_the_gradient_and_the_last_change(momentum):
+    """The gradient alone at 0, the last change alone (there is none) at 1; and sgd's with a rate of its own."""
+    got, last = handed_out(optim.inertia(0.1, momentum)), 0.0
+    for update, g in zip(got, STREAM, strict=True):
+        last = -(1 - momentum) * 0.1 * g + momentum * last
+        np.testing.assert_allclose(update, last, rtol=1e-12, atol=1e-15)
+    if momentum < 1:
+        np.testing.assert_allclose(got, handed_out(optax.sgd(0.1 * (1 - momentum), momentum)), rtol=1e-12, atol=1e-15)
+
+
 def rprop(kind, stream, values, size=0.1, up=1.2, down=0.5, largest=50.0, smallest=1e-6):
     last_g = last = 0.0
     last_value = np.inf

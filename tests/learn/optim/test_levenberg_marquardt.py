@@ -70,7 +70,7 @@ def test_damping_grows_until_the_error_falls():
 def test_where_nothing_helps_the_parameters_stay():
     optimizer = optim.levenberg_marquardt(lambda w, x: w * 0 + x, mu=1.0, max_tries=3, batch=jnp.ones(2))
     step, state = optimizer.update(None, optimizer.init(jnp.array(1.0)), jnp.array(1.0))
-    assert (step, state.tries, state.value, state.mu) == (0, 3, 2, 100)
+    assert (step, state.tries, state.value, state.mu) == (0, 3, 2, 1)  # μ begins anew: more of it changes nothing
 
 
 def test_the_sine_is_learned():
@@ -118,3 +118,32 @@ def test_refusals():
         optim.levenberg_marquardt(residual).update(None, None, PARAMS)
     with pytest.raises(ValueError, match="runs the model itself"):
         optim.gauss_newton(NET.apply, bp.ops.squared_error).update(None, None, PARAMS)
+
+
+LINE = lambda w, e: w["s"] * e[0] + w["o"] - e[1]
+
+
+@pytest.mark.parametrize("max_tries", [3, 15])
+def test_at_a_minimum_the_damping_waits_for_new_data(max_tries):
+    optimizer, x = optim.levenberg_marquardt(LINE, max_tries=max_tries), jnp.array([0.0, 1.0, 2.0])
+    w = {"s": jnp.array(0.0), "o": jnp.array(0.0)}
+    update = jax.jit(lambda w, state, y: optimizer.update(None, state, w, batch=(x, y)))
+    state = optimizer.init(w)
+    for y in (2 * x + 1, -3 * x + 5):  # of two lines
+        for _ in range(40):
+            step, state = update(w, state, y)
+            w = optax.apply_updates(w, step)
+            assert 0 < state.mu < 1e30
+    np.testing.assert_allclose((w["s"], w["o"]), (-3, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["primal", "dual"])
+def test_parameters_narrower_than_the_residuals(method):
+    x, w = jnp.array([0.0, 1.0, 2.0], jnp.float32), {"s": jnp.zeros((), jnp.bfloat16), "o": jnp.zeros((), jnp.bfloat16)}
+    optimizer = optim.levenberg_marquardt(lambda w, e: LINE(jax.tree.map(jnp.float32, w), e), method=method)
+    state = optimizer.init(w)
+    for _ in range(4):
+        step, state = optimizer.update(None, state, w, batch=(x, 2 * x + 1))
+        assert step["s"].dtype == jnp.bfloat16 and state.value.dtype == jnp.float32
+        w = optax.apply_updates(w, step)
+    np.testing.assert_allclose((float(w["s"]), float(w["o"])), (2, 1), atol=2**-6)

@@ -13,6 +13,7 @@ from funcbp import optim
 
 # a rule as a function of its learning rate, a good rate, and how near the minimum of the bowl 100 updates must come
 ROWS = {
+    "inertia": (lambda rate: optim.inertia(rate, 0.5), 0.5, 1e-6),
     "quickprop": (optim.quickprop, 0.1, 1e-6),
     "quickprop, bare": (lambda rate: optim.quickprop(rate, decay=0.0, split_epsilon=False), 0.1, 1e-12),
     "rprop_plus": (optim.rprop_plus, 0.1, 1e-6),

@@ -22,7 +22,8 @@ X = jax.random.normal(jax.random.key(0), (12, 2))
 DATA = X, jnp.sin(X[:, :1])
 NET = nets.mlp([2, 3, 1], ops.tanh)
 PARAMS = NET.init(jax.random.key(1), X)
-OPTIMIZER = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(5)), optax.adam(0.03))
+NOISE = optax.add_noise(0.01, 0.5, jax.random.key(5))
+OPTIMIZER = optax.chain(NOISE, optax.adam(0.03))
 STOP = stopping.any_of(stopping.plateau(10**6), stopping.up_strips(10**6))
 
 
@@ -34,8 +35,9 @@ def loss(params, batch, key=None):
 
 def learn(checkpoint=None, epochs=12, **options):
     """Everything that a state can hold: moments, keys in the optimiser and the loss, best parameters, rules."""
-    options = {"optimizer": OPTIMIZER, "batch_size": 5, "key": jax.random.key(2), **options}
-    return bp.fit(loss, PARAMS, DATA, epochs=epochs, validation=DATA, stop=STOP, checkpoint=checkpoint, **options)
+    options = {"optimizer": OPTIMIZER, "batch_size": 5, "key": jax.random.key(2), "validation": DATA, **options}
+    how, data = options.pop("loss", loss), options.pop("data", DATA)
+    return bp.fit(how, PARAMS, data, epochs=epochs, stop=STOP, checkpoint=checkpoint, **options)
 
 
 def same(got, want):
@@ -96,7 +98,10 @@ def test_after_divergence_a_smaller_rate_may_go_on(tmp_path):
     assert (fit.reason, fit.epochs) == ("diverged", 4)
     with np.load(tmp_path / "run.npz") as file:
         assert file["state/params"] == fit.params > 0
-    again = bp.fit(root, jnp.array(1.0), X, optimizer=optax.sgd(0.001), resume=True, **options)
+    slower = dict(options, optimizer=optax.sgd(0.001))
+    with pytest.raises(train.CheckpointError, match=r"its optimizer is 'program .* anyway, say so: resume='anyway'"):
+        bp.fit(root, jnp.array(1.0), X, resume=True, **slower)
+    again = bp.fit(root, jnp.array(1.0), X, resume="anyway", **slower)
     assert (again.reason, again.epochs) == ("epochs", 30) and 0 < again.params < fit.params < 0.32
     np.testing.assert_array_equal(again.history["loss"][:4], fit.history["loss"])
 
@@ -177,7 +182,7 @@ def test_truncated_and_foreign_files(tmp_path, written):
     assert refusal(path) == f"{path} cannot be read: Is a directory."
 
 
-@pytest.mark.parametrize("change", ["left out", "another shape", "one more", "shorter history"])
+@pytest.mark.parametrize("change", ["left out", "another shape", "one more", "shorter history", "words in it"])
 def test_whole_files_with_other_things_in_them(tmp_path, written, change):
     path = tmp_path / "run.npz"
     with np.load(_file(path, written)) as file:
@@ -188,6 +193,8 @@ def test_whole_files_with_other_things_in_them(tmp_path, written, change):
         arrays["state/epoch"] = np.zeros(3, np.int32)
     elif change == "one more":
         arrays["extra"] = np.zeros(3)
+    elif change == "words in it":
+        arrays["history/loss"] = arrays["history/loss"].astype(str)
     else:
         arrays["history/loss"] = arrays["history/loss"][1:]
     np.savez(path, **arrays)
@@ -220,14 +227,19 @@ def _file(path, content):
 
 def _like(fit, like):
     state = {name.removeprefix("state/"): array for name, array in like.items() if name.startswith("state/")}
-    return train.Saved(state, {}, {})
+    return train.Saved(state, {name.removeprefix("history/"): like[name] for name in like if "history" in name}, {})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 4}, "its batch_size is 5, and this one's is 4."),
-        ({"key": jax.random.key(9)}, "its key is '"),
+        ({"batch_size": 4}, "its batch_size is 5, and this one's is 4. To go on from it anyway, say so:"),
+        ({"key": jax.random.key(9)}, "its key is 'key<fry>[], "),
+        ({"data": (X + 1, DATA[1])}, "its data is 'float64[12,2] float64[12,1], "),
+        ({"validation": (X, X)}, "its validation is 'float64[12,2] float64[12,1], "),
+        ({"loss": lambda w, b, key=None: loss(w, b, key) + 1}, "its loss is 'program "),
+        ({"optimizer": optax.chain(NOISE, optax.adam(0.02))}, "its optimizer is 'program "),
+        ({"backward": bp.Backward(residuals="inputs")}, "its backward is 'Backward()', and this one's is "),
         ({"mode": "batch"}, "its mode is 'stochastic', and this one's is 'batch'."),
         ({"optimizer": optax.sgd(0.1)}, "its memory/0/count is int32[], and this one's is not there."),
     ],
@@ -239,10 +251,93 @@ def test_checkpoints_of_another_training(tmp_path, written, options, message):
     assert text.startswith(f"{path} is of another training: ") and message in text
 
 
+def test_a_history_of_other_columns(tmp_path, written):
+    path = tmp_path / "run.npz"
+    with np.load(_file(path, written)) as file:
+        arrays = {name: file[name] for name in file.files if name != "history/seconds"}
+    np.savez(path, **arrays)
+    assert "its history has the columns loss, validation_loss, and this one's loss, validation_loss, sec" in refusal(
+        path
+    )
+
+
 def test_a_newer_format(tmp_path):
     path = tmp_path / "run.npz"
     np.savez(path, about=np.array('{"what": "funcbp checkpoint", "format": 2, "funcbp": "9.0"}'))
     assert refusal(path) == f"{path} was written by funcbp 9.0 in format 2; this version reads 1."
+
+
+# --- what is not its own ----------------------------------------------------------------------------------------------
+
+
+def test_what_others_keep_beside_it_stays(tmp_path):
+    """Names that begin as its own do, and a name that is a pattern."""
+    for name in ("run*", "[ab]"):
+        others = [tmp_path / each for each in (f".{name}.swp", ".runs.old", ".a.txt", ".run.local/notes")]
+        for other in others:
+            other.parent.mkdir(exist_ok=True)
+            other.write_text("mine")
+        left = tmp_path / f".{name}.funcbp-new-abc"  # by a process that was killed
+        left.write_text("half")
+        checkpoint, state = train.Checkpoint(tmp_path / name), {"w": jnp.zeros(2)}
+        for _ in range(3):
+            checkpoint.save(train.Saved(state, {}, {}))
+        assert all(other.read_text() == "mine" for other in others) and not left.exists()
+        assert {p.name for p in tmp_path.iterdir() if name in p.name} == {name, f"{name}.previous", f".{name}.swp"}
+
+
+HOLD = """
+import pathlib, sys
+from funcbp import train
+with train.Checkpoint(sys.argv[1]).claim():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks and signals of POSIX")
+def test_a_second_training_is_refused_until_the_first_has_ended_however_it_does(tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    monkeypatch.setenv("PYTHONPATH", str(Path(bp.__file__).parent.parent))
+    for end in ("killed", "ended"):
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(train.CheckpointError, match=f"Another training is running with {path}: wait"):
+                learn(path)
+            if end == "killed":
+                other.kill()
+            else:
+                other.stdin.close()
+            other.wait()
+        assert [p.name for p in tmp_path.iterdir()] == ([".run.npz.funcbp-lock"] if end == "killed" else [])
+        with train.Checkpoint(path).claim(), pytest.raises(train.CheckpointError, match="Another training is running"):
+            learn(path)  # in the same process
+        assert list(tmp_path.iterdir()) == []
+
+
+class Broken:
+    def log(self, metrics, *, step):
+        if step == 7:
+            raise RuntimeError("offline")
+
+
+def test_what_a_tracker_or_a_stream_raises_loses_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="offline"):
+        learn(train.Checkpoint(tmp_path / "run.npz", every=10), log=Broken())
+    assert contents(tmp_path / "run.npz")["state/epoch"] == 10  # the tracker hears of them when they are learned
+    same_fit(learn(tmp_path / "run.npz", resume=True), learn())
+
+    def items():
+        yield from [np.ones(3)] * 10
+        raise OSError("the network went away")
+
+    mean = lambda w, b: jnp.mean(b - w) ** 2
+    with pytest.raises(OSError, match="went away"):
+        path = tmp_path / "stream.npz"
+        bp.fit(mean, jnp.zeros(()), items(), optimizer=optax.sgd(0.1), updates=3, checkpoint=path)
+    assert contents(path)["state/epoch"] == 3  # the tenth item was never in a whole epoch
 
 
 # --- places that cannot be written to ---------------------------------------------------------------------------------

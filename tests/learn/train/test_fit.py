@@ -436,3 +436,52 @@ def test_other_types_are_refused():
             bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), stop=stop)
     with pytest.raises(TypeError, match="A tracker has a method log"):
         bp.fit(loss, PARAMS, DATA, optimizer=optax.sgd(0.1), log=print)
+
+
+# --- optax's wrappers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_updates_that_are_left_out_are_no_divergence():
+    """A batch with a nan in it, of an optimiser that bears one, and none."""
+    x = np.arange(8.0)
+    x[3] = np.nan
+    mean = lambda w, b: jnp.mean((b - w) ** 2)
+    learn = lambda most: bp.fit(
+        mean, jnp.array(0.0), x, optimizer=optax.apply_if_finite(optax.sgd(0.1), most), mode="online", epochs=2
+    )
+    w, losses = 0.0, []
+    for each in [*np.delete(x, 3)] * 2:
+        losses.append((each - w) ** 2)
+        w += 0.2 * (each - w)
+    tolerant = learn(1)
+    assert (tolerant.reason, tolerant.epochs) == ("epochs", 2)
+    np.testing.assert_allclose(tolerant.params, w, rtol=1e-12)
+    np.testing.assert_allclose(tolerant.history["loss"], np.reshape(losses, (2, 7)).mean(1), rtol=1e-12)
+    strict = learn(0)
+    assert strict.reason == "diverged" and (strict.divergence.epoch, strict.divergence.update) == (1, 4)
+
+
+def test_gradients_are_gathered_over_mini_batches():
+    """`optax.MultiSteps` as it is: two batches of two make the step of one of four."""
+    mean = lambda w, b: jnp.mean((b - w) ** 2)
+    options = dict(mode="stochastic", key=KEY, epochs=1)
+    gathered = optax.MultiSteps(optax.sgd(0.1), 4)
+    got = bp.fit(mean, jnp.array(0.0), jnp.arange(8.0), optimizer=gathered, batch_size=2, **options)
+    want = bp.fit(mean, jnp.array(0.0), jnp.arange(8.0), optimizer=optax.sgd(0.1), batch_size=8, **options)
+    np.testing.assert_allclose(got.params, want.params, rtol=1e-7)  # optax divides by 4 in float32
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (None, "Item 2 of the iterator is None, and should be examples to learn from"),
+        (
+            {"x": np.ones(2)},
+            r"Item 2 of the iterator has the structure PyTreeDef\(\{'x': \*\}\), and the first one has",
+        ),
+    ],
+)
+def test_a_stream_of_other_things(second, message):
+    with pytest.raises(ValueError, match=message):
+        bp.fit(lambda w, b: jnp.sum(w * b), jnp.array(0.0), iter([np.ones(2), second]), optimizer=optax.sgd(0.1))

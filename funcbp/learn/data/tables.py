@@ -1,0 +1,519 @@
+"""Tables as people have them, read by pandas: which column is told from which others, and what is wrong where.
+
+pandas reads; what is decided here is the separator, whether the first line holds names, which column is the target,
+whether it holds classes, and how words become numbers. What is not certain is asked for, and what is decided is said.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .dataset import DataError, Dataset, Input, split
+from .unfold import check_unfolded, unfolded
+
+TARGET_NAMES = ("target", "label", "labels", "class", "y", "species", "survived", "outcome", "diagnosis")
+TASKS = ("classification", "regression")
+MISSING = ("mean", "drop")
+TEXT = (".csv", ".tsv", ".data", ".txt")
+SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
+SEPARATORS = {"\t": "\t", ";": ";", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
+FEW, MANY = 20, 100  # whole numbers: so many different ones are classes, and more than so many are none
+MOST_VALUES = 20  # of words that are inputs
+
+
+class Table(NamedTuple):
+    """A table, and where in its file each row is.
+
+    Attributes:
+        frame: a data frame of pandas, whose columns are called as the file calls them, or `column 1` and so on.
+        named: whether the file names its columns.
+        where: what to call a row, `line 7`.
+        notes: what was noticed as it was read.
+    """
+
+    frame: Any
+    named: bool
+    where: Callable[[int], str]
+    notes: tuple[str, ...]
+
+
+def read_table(
+    path: str | Path,
+    seed: int = 0,
+    *,
+    target: str | int | None = None,
+    task: str | None = None,
+    missing: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Dataset:
+    """A data set from a table: `.csv`, `.tsv`, `.data` or `.txt`, these gzipped, `.parquet`, `.xlsx` or `.json`.
+
+    Separators (tab, semicolon, comma, blanks), decimal commas and encodings are found. Words among the inputs become a
+    0 or 1 for each of at most 20 values. Columns that count the lines, and empty ones, are left out. What was found and
+    decided is in `about`.
+
+    Args:
+        path: where the file is.
+        seed: of the division into training, validation and test.
+        target: the name or the number, from 1, of the column to learn. If not given, it is the one named target,
+            label, class, y, species, survived, outcome or diagnosis.
+        task: `"classification"` or `"regression"`. If not given, words, booleans and at most 20 different whole numbers
+            are classes; fractions, and more than 100 different numbers, are a regression.
+        missing: what to do where values are missing: `"mean"` puts the mean of the column's training part there,
+            `"drop"` leaves out the row.
+        ignore: names of columns to leave out.
+
+    Returns:
+        A data set named after the file.
+
+    Raises:
+        DataError: the file cannot be read as a table, holds something that is not a finite number, or something has to
+            be said: which column is the target, what its task is, what to do about missing values.
+        ImportError: pandas, or what it reads the format with, is not installed.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from funcbp import data
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "pets.csv")
+        >>> _ = path.write_text("weight;kind\\n" + "4,5;cat\\n30,1;dog\\n" * 10)
+        >>> pets = data.read_table(path, target="kind")
+        >>> pets.classes, pets.n_inputs
+        (('cat', 'dog'), 1)
+        >>> print(*pets.about, sep="\\n")
+        Target column 'kind': 2 classes, cat 10, dog 10
+        Inputs 'weight'
+        Read with semicolons between cells and commas in decimals
+    """
+    path = Path(path)
+    table = load_table(path)
+    frame, notes = table.frame, list(table.notes)
+    for name in ignore:
+        frame = frame.drop(columns=_column(path, frame, name))
+    goal = _target(path, frame, target)
+    left_out = {name: why for name in frame.columns if name != goal and (why := _useless(frame[name], name))}
+    notes += [f"Left out {_shown(name)}: {why}" for name, why in left_out.items()]
+    frame = frame.drop(columns=list(left_out))
+    if len(frame.columns) < 2:
+        raise DataError(f"{path} has one column, and needs inputs and a target.")
+    frame, dropped = _without_missing(path, table, frame, goal, missing)
+    notes += dropped
+    where = lambda i: f"{table.where(frame.index[i])}, {_shown(goal)}"
+    y, classes = as_targets(path, frame[goal].to_numpy(), where, _shown(goal), task)
+    inputs = tuple(_input(path, table, frame[name]) for name in frame.columns if name != goal)
+    x = encode(path, table, frame, inputs)
+    about = [f"Target {_shown(goal)}: {summary_of(y, classes)}"]
+    about.append(
+        "Inputs " + ", ".join(f"{i.name!r}" + (f" ({len(i.values)} words)" if i.values else "") for i in inputs)
+    )
+    return split(
+        path.name.partition(".")[0],
+        x,
+        y,
+        classes=classes,
+        columns=inputs,
+        fills=missing == "mean",
+        about=(*about, *notes),
+        seed=seed,
+    )
+
+
+def summary_of(y: np.ndarray, classes: tuple[str, ...] | None) -> str:
+    """What a target holds, in words: the classes with their counts, or the range."""
+    if classes is None:
+        return f"numbers from {np.min(y):.4g} to {np.max(y):.4g}"
+    counts = np.bincount(y, minlength=len(classes))
+    shown = ", ".join(f"{name} {n}" for name, n in list(zip(classes, counts, strict=True))[:12])
+    return f"{len(classes)} classes, {shown}" + ", ..." * (len(classes) > 12)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_table(path: Path) -> Table:
+    """The table in a file, by its extension.
+
+    Raises:
+        DataError: it is not what its name says.
+        ImportError: pandas is not installed.
+        OSError: the file cannot be read.
+    """
+    suffix = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    content = unfolded(path)
+    pandas = _pandas()
+    if suffix in TEXT:
+        return _text_table(path, content, pandas)
+    check_unfolded(path, content, suffix)
+    read = {
+        ".parquet": pandas.read_parquet,
+        ".xlsx": lambda file: pandas.read_excel(file, sheet_name=None),
+        ".json": pandas.read_json,
+        ".jsonl": lambda file: pandas.read_json(file, lines=True),
+    }[suffix]
+    try:
+        frame = read(io.BytesIO(content))
+    except ImportError as error:
+        raise ImportError(f'{path} needs another library ({error}): pip install "funcbp[data]".') from error
+    except Exception as error:  # every format has its own words
+        raise DataError(f"{path} is not a table in {suffix[1:]} format ({_first_line(error)}).") from error
+    notes: tuple[str, ...] = ()
+    if isinstance(frame, dict):
+        name, *others = frame
+        notes = (f"Left out the sheets {', '.join(others)}",) if others else ()
+        frame = frame[name]
+    frame.columns = [str(name) for name in frame.columns]
+    if not len(frame):
+        raise DataError(f"{path} is empty.")
+    return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + 1}", notes)
+
+
+def _pandas() -> Any:
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise ImportError('Tables are read by pandas, which is not installed: pip install "funcbp[data]".') from error
+
+
+def _text_table(path: Path, content: bytes, pandas: Any) -> Table:
+    text, encoding = _decoded(path, content)
+    separator = _separator(text)
+    lines, first, below = _scan(path, text, separator)
+    decimal = "," if separator != "," and _has_decimal_commas(text, separator) else "."
+    named = _is_header(first, below, decimal)
+    if len(lines) == named:
+        raise DataError(f"{path} has names of columns, and no line below them.")
+    frame = pandas.read_csv(
+        io.StringIO(text),
+        sep=SEPARATORS[separator],
+        header=0 if named else None,
+        decimal=decimal,
+        na_values=["?"],
+        skipinitialspace=True,
+        index_col=False,
+        low_memory=False,
+    )
+    places = lines[named:]
+    exact = len(frame) == len(places)  # pandas and the scan agree on what a line is
+    if exact:
+        whole = ~frame.isna().all(axis=1).to_numpy()
+        frame, places = frame[whole].reset_index(drop=True), [p for p, w in zip(places, whole, strict=True) if w]
+    if not len(frame):
+        raise DataError(f"{path} is empty.")
+    frame.columns = [str(n).strip() if named else f"column {i + 1}" for i, n in enumerate(frame.columns)]
+    words = {"\t": "tabs", ";": "semicolons", " ": "blanks"}
+    how = [f"{words[separator]} between cells"] if separator != "," and len(first) > 1 else []
+    how += ["commas in decimals"] if decimal == "," else []
+    how += [f"the encoding {encoding}"] if encoding != "utf-8" else []
+    notes = (f"Read with {' and '.join(how)}",) if how else ()
+    return Table(frame, named, lambda i: f"line {places[i]}" if exact else f"row {i + 1}", notes)
+
+
+def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+    tried = [e for mark, e in marks.items() if content.startswith(mark)] or ["utf-8", "cp1252", "latin-1"]
+    if b"\0" in content[:4096] and "utf-16" not in tried:
+        raise DataError(f"{path} is not a text file.")
+    for encoding in tried:
+        try:
+            text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError:
+            continue
+        if not text.strip(" \t\n;,"):
+            raise DataError(f"{path} is empty.")
+        return text, "utf-8" if encoding == "utf-8-sig" else encoding
+    raise DataError(f"{path} is not a text file in {tried[0]}, as it says it is.")
+
+
+def _separator(text: str) -> str:
+    """The first of the separators that divides the first lines into equally many cells; else the commonest."""
+    sample = [line.strip(" ") for line in text.split("\n", 60)[:60] if line.strip()]
+    counts = {}
+    for separator in SEPARATORS:
+        rows = csv.reader(sample, delimiter=separator, skipinitialspace=True)
+        try:
+            counts[separator] = [len(row) for row in rows]
+        except csv.Error:
+            counts[separator] = [1]
+    for separator, lengths in counts.items():
+        if len(set(lengths)) == 1 and lengths[0] > 1:
+            return separator
+    return max(counts, key=lambda separator: (sum(n > 1 for n in counts[separator]), separator != " "))
+
+
+def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], list[list[str]]]:
+    """The numbers of the lines that hold something, the first of them, and what is below it; raise if one is ragged."""
+    lines: list[int] = []
+    below: list[list[str]] = []
+    first: list[str] = []
+    source = (line.strip(" \n") + "\n" for line in io.StringIO(text)) if separator == " " else io.StringIO(text)
+    reader = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
+    before = 0
+    try:
+        for row in reader:
+            begins, before = before + 1, reader.line_num
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue
+            if first and len(row) != len(first):
+                raise DataError(f"{path}, line {begins}: {len(row)} values, where line {lines[0]} has {len(first)}.")
+            lines.append(begins)
+            if not first:
+                first = [cell.strip() for cell in row]
+            elif len(below) < 1000:
+                below.append([cell.strip() for cell in row])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: this is not CSV ({error}).") from error
+    return lines, first, below
+
+
+def _has_decimal_commas(text: str, separator: str) -> bool:
+    cell = r"(?:^|{0})[ ]*-?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?={0}|$)".format("[ ]" if separator == " " else separator)
+    head = text[:20000]
+    return bool(re.search(cell % ",", head, re.M)) and not re.search(cell % r"\.", head, re.M)
+
+
+def _is_header(first: list[str], below: list[list[str]], decimal: str) -> bool:
+    """Whether the first line holds names: one of a target, or text above a number, or text that never comes again."""
+    if any(cell.lower() in TARGET_NAMES for cell in first):
+        return True
+    text = [bool(cell) and not _is_number(cell, decimal) for cell in first]
+    if below and any(t and _is_number(cell, decimal) for t, cell in zip(text, below[0], strict=True)):
+        return True
+    return all(text) and not any(cell == row[i] for row in below for i, cell in enumerate(first))
+
+
+def _is_number(cell: str, decimal: str = ".") -> bool:
+    try:
+        float(cell.replace(decimal, "."))
+    except ValueError:
+        return False
+    return True
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _shown(name: str) -> str:
+    return name if re.fullmatch(r"column \d+", name) else f"column {name!r}"
+
+
+def _column(path: Path, frame: Any, wanted: str | int) -> str:
+    """The column of that name, in any case, or of that number, from 1."""
+    names = list(frame.columns)
+    text = str(wanted).strip()
+    found = [n for n in names if n == text] or [n for n in names if n.lower() == text.lower()]
+    if len(found) == 1:
+        return found[0]
+    if re.fullmatch(r"\d+", text) and 1 <= int(text) <= len(names):
+        return names[int(text) - 1]
+    raise DataError(f"{path} has no column {wanted!r}. {_listed(frame)}")
+
+
+def _target(path: Path, frame: Any, target: str | int | None) -> str:
+    if target is not None:
+        return _column(path, frame, target)
+    found = [name for name in frame.columns if name.lower() in TARGET_NAMES]
+    if len(found) == 1:
+        return found[0]
+    why = f"there are {' and '.join(map(repr, found))}" if found else f"none is named {', '.join(TARGET_NAMES[:6])} ..."
+    raise DataError(f"Which column of {path} is to be learned? Say so by --target (target=): {why}. {_listed(frame)}")
+
+
+def _listed(frame: Any) -> str:
+    """What the columns look like."""
+    numbered = lambda i, name: name if name == _shown(name) else f"{i} {name!r}"
+    shown = [f"{numbered(i, name)} ({_kind_of(frame[name])})" for i, name in enumerate(frame.columns, 1)]
+    return f"The columns are {'; '.join(shown[:20])}{'; ...' * (len(shown) > 20)}."
+
+
+def _kind_of(column: Any) -> str:
+    values = column.dropna()
+    if not len(values):
+        return "empty"
+    numbers = _as_numbers(values)
+    if numbers is None:
+        words = sorted(set(map(str, values)))
+        return f"{len(words)} {'word' if len(words) == 1 else 'words'}: {', '.join(w[:20] for w in words[:3])}" + (
+            ", ..." * (len(words) > 3)
+        )
+    return f"numbers {numbers.min():.4g} to {numbers.max():.4g}"
+
+
+def _as_numbers(values: Any) -> np.ndarray | None:
+    """A column's values as numbers, or None if it holds words, dates or anything else."""
+    if values.dtype.kind in "biuf":
+        return values.to_numpy(float, na_value=np.nan)
+    if values.dtype.kind in "mMc":
+        return None
+    try:
+        return _pandas().to_numeric(values).to_numpy(float, na_value=np.nan)
+    except (ValueError, TypeError):
+        return None
+
+
+def _useless(column: Any, name: str) -> str:
+    """Why a column is no input; empty if it is one."""
+    if not column.notna().any():
+        return "it is empty"
+    numbers = _as_numbers(column)
+    counts = numbers is not None and np.isin(numbers[0], (0, 1)) and bool(np.all(np.diff(numbers) == 1))
+    if counts and re.fullmatch(r"(unnamed: \d+|.*\bid|.*Id|.*_id|index|row|no\.?)", name, re.I):
+        return "it counts the rows"
+    return ""
+
+
+def _without_missing(path: Path, table: Table, frame: Any, goal: str, missing: str | None) -> tuple[Any, list[str]]:
+    """The rows to learn from, and what was left out."""
+    if missing not in (None, *MISSING):
+        raise DataError(f"Missing values are left out with their rows (drop) or replaced (mean), and not {missing!r}.")
+    counts = {name: int(n) for name, n in frame.isna().sum().items() if n}
+    if not counts:
+        return frame, []
+    if missing is None:
+        at = frame.index[frame[next(iter(counts))].isna()][0]
+        shown = ", ".join(f"{n} in {_shown(name)}" for name, n in counts.items())
+        raise DataError(
+            f"{path} has missing values: {shown}; the first is in {table.where(at)}. Replace them by the column's "
+            "mean, --missing mean (missing=), or leave out their rows, --missing drop."
+        )
+    lost = frame.isna().any(axis=1) if missing == "drop" else frame[goal].isna()
+    notes = [f"Left out {int(lost.sum())} of {len(frame)} rows, with missing values"] if lost.any() else []
+    if missing == "mean" and (filled := sum(n for name, n in counts.items() if name != goal)):
+        notes.append(f"Put the mean in the place of {filled} missing values")
+    return frame[~lost], notes
+
+
+def _input(path: Path, table: Table, column: Any) -> Input:
+    """How a column becomes inputs: a number, or a 0 or 1 for each of its values."""
+    values = column.dropna()
+    if _as_numbers(values) is not None:
+        return Input(str(column.name), None)
+    where = f"{path}, {_shown(str(column.name))}"
+    if values.dtype.kind in "mM":
+        raise DataError(f"{where}: dates are no inputs; leave the column out by --ignore (ignore=).")
+    texts = values.astype(str)
+    numbers = _pandas().to_numeric(texts, errors="coerce").notna()
+    words = sorted({text.strip() for text in texts})
+    meant = texts.str.fullmatch(r"[-+\d.,:/'% €$]+") if len(words) > MOST_VALUES else numbers
+    if meant.mean() >= 0.5:  # most of it is numbers, or written with the signs that are in numbers
+        first = values[~numbers].index[0]
+        raise DataError(f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number.")
+    if len(words) > MOST_VALUES:
+        raise DataError(
+            f"{where} holds {len(words)} different words, and at most {MOST_VALUES} become inputs: leave the column "
+            "out by --ignore (ignore=)."
+        )
+    return Input(str(column.name), tuple(words))
+
+
+def encode(path: Path, table: Table, frame: Any, inputs: Sequence[Input]) -> np.ndarray:
+    """The columns of a table as inputs, shape (rows, inputs), nan where a value is missing.
+
+    Raises:
+        DataError: a column is missing, or a value is not finite, or none of the words that are known.
+    """
+    parts = []
+    for name, values in inputs:
+        if name not in frame.columns:
+            raise DataError(f"{path} has no {_shown(name)}, which the network was trained on. {_listed(frame)}")
+        column, known = frame[name], frame[name].notna().to_numpy()
+        if values is None:
+            numbers = _as_numbers(column)
+            if numbers is None:
+                _input(path, table, column)  # says which value is none
+                raise DataError(f"{path}, {_shown(name)} holds words, and the network was trained on numbers there.")
+            _check_finite(path, table, column, numbers)
+            parts.append(numbers[:, None])
+            continue
+        words = np.array([str(value).strip() for value in column])
+        for i in np.flatnonzero(known & ~np.isin(words, values)):
+            where = f"{path}, {table.where(frame.index[i])}, {_shown(name)}"
+            raise DataError(f"{where}: {str(words[i])!r} is none of {', '.join(values)}.")
+        parts.append(np.where(known[:, None], words[:, None] == np.array(values), np.nan))
+    return np.concatenate(parts, 1).astype(float)
+
+
+def _check_finite(path: Path, table: Table, column: Any, numbers: np.ndarray) -> None:
+    for i in np.flatnonzero(np.isinf(numbers)):
+        raise DataError(
+            f"{path}, {table.where(column.index[i])}, {_shown(str(column.name))}: {numbers[i]} is not a finite number; "
+            "remove the row or fill in a value."
+        )
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def as_targets(
+    path: Path, values: np.ndarray, where: Callable[[int], str], what: str, task: str | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """A target's values as numbers of classes with the classes' names, or as numbers, shape (examples, targets).
+
+    Args:
+        path: of the file.
+        values: shape (examples,), or for a regression, or one-hot, (examples, targets).
+        where: what to call the place of an example's target.
+        what: what the target is called.
+        task: `"classification"`, `"regression"`, or None to judge by the values.
+
+    Raises:
+        DataError: the values do not fit the task, or do not say what it is.
+    """
+    if task not in (None, *TASKS):
+        raise DataError(f"The task is {' or '.join(TASKS)}, and was {task!r}.")
+    values = np.asarray(values)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim == 2:
+        one_hot = values.shape[1] > 1 and np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all()
+        if task == "regression" or not (one_hot or task):
+            return values.astype(float), None
+        if not one_hot:
+            raise DataError(f"{path}: {what} has {values.shape[1]} numbers for each example, and classes have one.")
+        return values.argmax(1), tuple(map(str, range(values.shape[1])))
+    is_number = values.dtype.kind in "iuf" or (values.dtype.kind == "O" and _all_numbers(values))
+    if not is_number:
+        if task == "regression":
+            raise DataError(f"{path}: {what} holds words, such as {str(values[0])!r}, and a regression needs numbers.")
+        words = np.array([str(value).strip() for value in values])
+        names, y = np.unique(words, return_inverse=True)
+        _check_repeated(path, what, len(names), len(y), task)
+        return y, tuple(map(str, names))
+    numbers = values.astype(float)
+    for i in np.flatnonzero(~np.isfinite(numbers)):
+        raise DataError(f"{path}, {where(int(i))}: {numbers[i]} is not a finite number.")
+    labels, y = np.unique(numbers, return_inverse=True)
+    if task is None and (task := _task_of(labels, len(y))) is None:
+        raise DataError(
+            f"{path}: {what} holds {len(labels)} different whole numbers, which may be classes or not. Say so: --task "
+            "classification or --task regression (task=)."
+        )
+    if task == "regression":
+        return numbers[:, None], None
+    return y, tuple(f"{label:.0f}" if label.is_integer() else f"{label:g}" for label in labels)
+
+
+def _task_of(labels: np.ndarray, examples: int) -> str | None:
+    if np.any(labels != np.round(labels)) or len(labels) > MANY or 2 * len(labels) > examples:
+        return "regression"
+    return "classification" if len(labels) <= FEW else None
+
+
+def _all_numbers(values: np.ndarray) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _check_repeated(path: Path, what: str, classes: int, examples: int, task: str | None) -> None:
+    if task is None and classes > MOST_VALUES and 2 * classes > examples:
+        raise DataError(f"{path}: {what} holds {classes} different words in {examples} rows, and these are no classes.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,203 @@
+"""Tables as people have them: what is understood, what is asked for, and what is said about what cannot be read."""
+
+import gzip
+import io
+
+import numpy as np
+import pytest
+
+from funcbp import data
+from funcbp.learn.data import unfold
+
+pandas = pytest.importorskip("pandas")
+
+RNG = np.random.default_rng(0)
+A, B = np.round(RNG.normal(size=(2, 40)), 2)
+KIND = np.where(A + B > 0, "dog", "cat")
+LABEL = (A + B > 0).astype(int)
+FRAME = pandas.DataFrame({"a": A, "b": B, "label": LABEL})
+
+
+def text(*columns, header="", sep=",", end="\n"):
+    rows = [sep.join(map(str, row)) for row in zip(*columns, strict=True)]
+    return end.join([header] * bool(header) + rows) + end
+
+
+def comma(a):
+    return [str(v).replace(".", ",") for v in a]
+
+
+def packed(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def check(d, classes=("0", "1"), truth=LABEL):
+    """The inputs are a and b, and the classes those of the truth, row for row."""
+    assert d.classes == classes and d.n_inputs == 2
+    x = d.inputs.undo(np.concatenate([d.x_train, d.x_validation, d.x_test]).astype(float))
+    y = np.concatenate([d.y_train, d.y_validation, d.y_test])
+    want = sorted(zip(A, B, truth, strict=True))
+    np.testing.assert_allclose(sorted((*row, t) for row, t in zip(x, y, strict=True)), want, atol=1e-5)
+
+
+READ = {  # content, options, and how the file is called
+    "commas": ("t.csv", text(A, B, LABEL, header="a,b,label"), {}),
+    "words for classes": ("t.csv", text(A, B, KIND, header="a,b,kind"), {"target": "kind"}),
+    "a German spreadsheet's": (
+        "t.csv",
+        "\ufeff" + text(comma(A), comma(B), LABEL, header="a;b;Label", sep=";", end="\r\n"),
+        {},
+    ),
+    "labels 0.0 and 1.0": ("t.csv", text(A, B, LABEL.astype(float), header="a,b,label"), {}),
+    "labels true and false": ("t.csv", text(A, B, LABEL.astype(bool), header="a,b,label"), {}),
+    "the class first, no names": ("t.csv", text(LABEL, A, B), {"target": 1}),
+    "the target in the middle": ("t.csv", text(A, LABEL, B, header="a,Survived,b"), {}),
+    "tabs": ("t.tsv", text(A, B, LABEL, header="a\tb\ty", sep="\t"), {}),
+    "blanks": ("t.data", text(*(np.char.rjust(c.astype(str), 8) for c in (A, B, LABEL)), sep=" "), {"target": 3}),
+    "an index without a name": ("t.csv", text(range(40), A, B, LABEL, header=",a,b,label"), {}),
+    "an identifier": ("t.csv", text(range(1, 41), A, B, LABEL, header="PassengerId,a,b,label"), {}),
+    "quotes": ("t.csv", text(A, B, [f'"{k}, a"' for k in KIND], header='"a, in cm",b,species'), {}),
+    "latin letters of 1990": ("t.csv", text(A, B, np.char.add("é", KIND), header="a,b,class").encode("cp1252"), {}),
+    "UTF-16": ("t.txt", text(A, B, LABEL, header="a\tb\tlabel", sep="\t").encode("utf-16"), {}),
+    "empty lines": ("t.csv", "\n" + text(A, np.char.add(" ", B.astype(str)), LABEL, header="a, b ,y") + "\n,,\n", {}),
+    "a comma at each line's end": ("t.csv", text(A, B, LABEL, [""] * 40, header="a,b,label,"), {}),
+    "gzipped": ("t.csv.gz", gzip.compress(text(A, B, LABEL, header="a,b,label").encode()), {}),
+    "parquet": ("t.parquet", packed(FRAME.to_parquet), {}),
+    "a spreadsheet": ("t.xlsx", packed(lambda file: FRAME.to_excel(file, index=False)), {}),
+    "records": ("t.json", FRAME.to_json(orient="records"), {}),
+    "records, a line each": ("t.jsonl", FRAME.to_json(orient="records", lines=True), {}),
+    "question marks, left out": ("t.csv", text(A, B, LABEL, header="a,b,label") + "?,1,0\n", {"missing": "drop"}),
+    "a column not wanted": ("t.csv", text(A, KIND, B, LABEL, header="a,kind,b,label"), {"ignore": ["Kind"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "options"), READ.values(), ids=READ)
+def test_tables_as_people_have_them(tmp_path, name, content, options):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    d = data.read(path, **options)
+    assert d.name == "t" and sorted(np.concatenate([d.y_train, d.y_validation, d.y_test])) == sorted(LABEL)
+    check(d, d.classes)
+    assert d.classes in (("0", "1"), ("cat", "dog"), ("cat, a", "dog, a"), ("écat", "édog"), ("False", "True"))
+    assert d.about[0].startswith("Target column ") and f"{d.classes[1]} {LABEL.sum()}" in d.about[0]
+
+
+def said(tmp_path, content, name="table.csv", **options):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(data.DataError) as error:
+        data.read(path, **options)
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and (str(path) in text or "table has" in text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", {}, "table.csv is empty"),
+        ("\n\n , \n", {}, "table.csv is empty"),
+        ("a,b,y\n", {}, "has names of columns, and no line below them"),
+        ("1,2,0\n3,4,1\n5,6\n", {}, "table.csv, line 3: 2 values, where line 1 has 3"),
+        ("a,b,y\n1,2,0\n\n3,4,1,9\n", {}, "table.csv, line 4: 4 values, where line 1 has 3"),
+        ('1,2\n1,"2\n', {}, "table.csv, line 2: this is not CSV (unexpected end of data)"),
+        ("a,b,y\n1,2,0\n3,inf,1\n", {}, "table.csv, line 3, column 'b': inf is not a finite number"),
+        ("a,b,y\n1,2,0\n\n1,red,0\n3,4,1\n", {}, "table.csv, line 4, column 'b': 'red' is not a number"),
+        (text([f"1.{i:03d},5" for i in range(30)], LABEL[:30], header="a;y", sep=";"), {}, "'1.000,5' is not a number"),
+        ("a,b,y\n1,,0\n1,NA,0\n2,3,\n", {}, "missing values: 2 in column 'b', 1 in column 'y'; the first is in line 2"),
+        ("a,b,c\n1,2,0\n3,4,1\n", {}, "Which column of"),
+        ("a,target,y\n1,2,0\n3,4,1\n", {}, "there are 'target' and 'y'"),
+        ("1,2,x\n3,4,y\n1,2,x\n", {}, "column 1 (numbers 1 to 3); column 2 (numbers 2 to 4); column 3 (2 words: x, y)"),
+        ("a,b,y\n1,2,0\n", {"target": "z"}, "has no column 'z'. The columns are 1 'a' (numbers 1 to 1); 2 'b'"),
+        ("a,b,y\n1,2,x\n1,2,z\n", {"task": "regression"}, "holds words, such as 'x', and a regression needs numbers"),
+        (text(range(60), range(60), [i % 25 for i in range(60)], header="a,b,y"), {}, "25 different whole numbers"),
+        (text([f"w{i}" for i in range(30)], range(30), LABEL[:30], header="a,b,y"), {}, "holds 30 different words"),
+        ("y\n1\n0\n", {}, "one column, and needs inputs and a target"),
+        ("1,2,0\n1,2,1\n", {"target": 3}, "table has 2 examples"),
+        (b"\0\1\2binary\0", {}, "is not a text file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_or_is_not_certain_is_said(tmp_path, content, options, message):
+    assert message in said(tmp_path, content, **options)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "xlsx", "json", "csv.gz"])
+def test_files_that_are_not_what_their_name_says(tmp_path, suffix):
+    text = said(tmp_path, b"\x1f\x8bPK\3\4 junk" if "gz" in suffix else b"PK\3\4 junk", f"t.{suffix}")
+    assert "is not a table in" in text or "is a gzip file that is truncated or damaged" in text
+
+
+def test_what_unfolds_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfold, "MOST", 10_000)
+    bomb = text(A, B, LABEL, header="a,b,label").encode() + b" " * 20_000
+    assert "unfolds to more than" in said(tmp_path, gzip.compress(bomb), "t.csv.gz")
+    assert "unfolds to more than" in said(tmp_path, packed(lambda f: np.savez_compressed(f, x=np.zeros(9999))), "t.npz")
+    big = pandas.DataFrame({"a": np.zeros(9999), "label": np.zeros(9999)})
+    assert "unfolds to more than" in said(tmp_path, packed(big.to_parquet), "t.parquet")
+
+
+def test_words_and_missing_values_become_numbers(tmp_path):
+    """Against the formula: indicators, the mean of what is known in the training part, standardised."""
+    colours, size = np.array(["red", "green", "", "blue"] * 10), np.arange(40.0)
+    sizes = [str(v) if i % 5 else "" for i, v in enumerate(size)]
+    path = tmp_path / "t.csv"
+    path.write_text(text(colours, sizes, size**2 + 0.5, header="colour,size,y"))
+    d = data.read(path, missing="mean")
+    assert d.columns == (data.Input("colour", ("blue", "green", "red")), data.Input("size", None))
+    assert d.targets is not None and d.fills
+    assert any("Put the mean in the place of 18 missing values" in line for line in d.about)
+    row = np.sqrt(np.abs(d.targets.undo(d.y_train[:, 0]) - 0.5)).round().astype(int)
+    known, there = colours[row] != "", row % 5 > 0
+    for i, value in enumerate(("blue", "green", "red")):
+        of = (colours[row] == value).astype(float)
+        want = np.where(known, (of - of[known].mean()) / of[known].std(), 0)
+        np.testing.assert_allclose(d.x_train[:, i], want, atol=1e-5)
+    want = np.where(there, (row - row[there].mean()) / row[there].std(), 0)
+    np.testing.assert_allclose(d.x_train[:, 3], want, atol=1e-5)
+
+
+def test_the_task_is_judged_by_the_values(tmp_path):
+    of = lambda y, **options: data.read_table(written(tmp_path, text(A, B, y, header="a,b,y")), **options).classes
+    assert of(A * 3) is None and of(np.arange(40)) is None  # fractions; a number of its own for each
+    assert of([-7, 3, 12, 3] * 10) == ("-7", "3", "12")
+    assert of(LABEL, task="regression") is None
+    assert of(np.arange(40) % 25, task="classification") == tuple(map(str, range(25)))
+    assert of([0.5, 1.5] * 20, task="classification") == ("0.5", "1.5")
+
+
+def written(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("p,x,s\ne,x,y\np,b,s\n" * 10, False),  # words below words, which come again
+        ("name,colour\n" + "Tom,red\nAnn,blue\n" * 10, True),
+        ("1,2,label\n" + "0.5,1,cat\n0.25,2,dog\n" * 10, True),  # names that are numbers
+        ("1,2\n3,4\n" * 10, False),
+    ],
+)
+def test_names_of_columns_are_told_from_data(tmp_path, content, named):
+    from funcbp.learn.data.tables import load_table
+
+    assert load_table(written(tmp_path, content)).named == named
+
+
+def test_inputs_for_a_network_that_has_learned(tmp_path):
+    columns = (data.Input("kind", ("cat", "dog")), data.Input("a", None))
+    path = written(tmp_path, "a,other,kind\n1,x,dog\n2,y,cat\n")
+    np.testing.assert_array_equal(data.read_inputs(path, columns, 3), [[0, 1, 1], [1, 0, 2]])
+    np.testing.assert_array_equal(data.read_inputs(written(tmp_path, "1,2\n3,4\n"), None, 2), [[1, 2], [3, 4]])
+    for content, message in (
+        ("a,kind\n1,cow\n", "line 2, column 'kind': 'cow' is none of cat, dog"),
+        ("kind\ncat\n", "has no column 'a', which the network was trained on"),
+        ("a,kind\n1,cat\n,dog\n", "line 3: a value is missing, and the network was trained without --missing mean"),
+        ("a,kind\nx,cat\ny,dog\n", "column 'a' holds words, and the network was trained on numbers"),
+    ):
+        with pytest.raises(data.DataError, match=message):
+            data.read_inputs(written(tmp_path, content), columns, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -89,12 +90,30 @@ def checked(loss: Callable[..., Any], args: tuple[Any, ...]) -> Pair:
     return (lambda *args: bp.check(loss, *args, argnums=0).ok), jax.jit(jax.value_and_grad(loss)), args
 
 
+SMALL = dict(d=32, time=16, batch=2, blocks=2, heads=2, vocabulary=64)
+
+
 def checked_transformer(**sizes: Any) -> Pair:
     """W4 with two small blocks."""
-    sizes = dict(d=32, time=16, batch=2, blocks=2, heads=2, vocabulary=64) | sizes
+    sizes = SMALL | sizes
     return checked(workloads.transformer_loss(**sizes), workloads.transformer(**sizes).args)
 
 
+def errors(**sizes: Any) -> Pair:
+    """The errors of W4's named values and their cotangents beside a float64 shadow, against JAX's gradient alone."""
+    loss = workloads.transformer_loss(name=bp.name, **sizes)
+    args = workloads.transformer(**sizes).args
+    return jax.jit(bp.precision(loss).errors), jax.jit(jax.value_and_grad(workloads.transformer_loss(**sizes))), args
+
+
+def look(how: str, **sizes: Any) -> Callable[[], Any]:
+    """A look at every equation of a small W4, which runs them one by one in Python, or keeps what they made."""
+    loss, args = workloads.transformer_loss(name=bp.name, **sizes), workloads.transformer(**sizes).args
+    looks = {"trace": bp.trace(loss), "precision": bp.precision(loss), "diff": bp.diff(loss, loss)}
+    return lambda: looks[how](*args)
+
+
+LOOKS = {f"W4, small: {how}": functools.partial(look, how) for how in ("trace", "precision", "diff")}
 ROWS: dict[str, tuple[Callable[[], Pair], Target]] = {
     "W1 all deltas as norms": (norms_of_mlp, Target(1.10)),
     "W4 all deltas as norms": (norms_of_transformer, Target(1.10)),
@@ -103,16 +122,23 @@ ROWS: dict[str, tuple[Callable[[], Pair], Target]] = {
     "784-6x1024-10 direct feedback": (direct, Target(0.85)),
     "W1 find_nan: whether": (whether, Target(1.5)),
     "W4 with two blocks, check": (checked_transformer, Target(10_000)),
+    "W4 precision: errors": (errors, Target(10)),
 }
 
 
-def run(pairs: int, only: Collection[str] = (), rows: Mapping[str, tuple[Callable[[], Pair], Target]] = ROWS) -> Table:
+def run(
+    pairs: int,
+    only: Collection[str] = (),
+    rows: Mapping[str, tuple[Callable[[], Pair], Target]] = ROWS,
+    sizes: Mapping[str, int] = SMALL,
+) -> Table:
     """Measure.
 
     Args:
         pairs: how often the two sides are timed against each other.
         only: the numbers of the workloads to measure, all of them if empty.
         rows: by name, what makes the pair and where its time ratio must land.
+        sizes: of the model whose equations are looked at one by one.
     """
     found = []
     for name, (build, target) in rows.items():
@@ -128,4 +154,10 @@ def run(pairs: int, only: Collection[str] = (), rows: Mapping[str, tuple[Callabl
             temp = [c.memory_analysis().temp_size_in_bytes for c in costs]
             cells |= {"temp bytes": Cell(measure.ratio(*temp)), "flops": Cell(measure.ratio(*flops))}
         found.append(Row(name, cells))
-    return Table("Open the box, funcbp : jax.value_and_grad", ("time", "temp bytes", "flops"), found)
+    for name, make in LOOKS.items():
+        if not only or name.split(",")[0] in only:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            f = make(**sizes)
+            f()  # what it compiles
+            found.append(Row(name, {"seconds": Cell(measure.alone(f))}))
+    return Table("Open the box, funcbp : jax.value_and_grad", ("time", "temp bytes", "flops", "seconds"), found)

@@ -26,6 +26,7 @@ __all__ = [
     "credit",
     "curvature",
     "data",
+    "diff",
     "feedback",
     "find_nan",
     "fit",
@@ -41,6 +42,7 @@ __all__ = [
     "optim",
     "per_example",
     "plot",
+    "precision",
     "reproduce",
     "residuals",
     "rule",
@@ -57,7 +59,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import credit, curvature, inspection, per_example, testing
-    from .inspection import Trace, cotangents, find_nan, trace
+    from .inspection import Trace, cotangents, diff, find_nan, trace
+    from .inspection.precision import precision
     from .inspection.residuals import residuals
     from .inspection.summary import summary
     from .learn import data, nets, ops, optim, plot, reproduce, train
@@ -73,6 +76,7 @@ else:
         "credit": ".credit",
         "curvature": ".curvature",
         "data": ".learn.data",
+        "diff": ".inspection",
         "find_nan": ".inspection",
         "fit": ".learn.train",
         "fit_many": ".learn.train",
@@ -82,6 +86,7 @@ else:
         "optim": ".learn.optim",
         "per_example": ".per_example",
         "plot": ".learn.plot",
+        "precision": ".inspection",
         "reproduce": ".learn.reproduce",
         "residuals": ".inspection",
         "summary": ".inspection",

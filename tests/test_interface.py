@@ -14,7 +14,7 @@ import funcbp as bp
 from funcbp import credit, curvature, optim, per_example, testing
 
 OLD = {"walker", "wrt", "options", "value_and_grad", "way"}
-LOOKING = [bp.trace, bp.cotangents, bp.find_nan, bp.residuals, bp.summary, credit.alignment]
+LOOKING = [bp.trace, bp.cotangents, bp.find_nan, bp.precision, bp.residuals, bp.summary, credit.alignment]
 PER_EXAMPLE = [
     per_example.norms, per_example.clipped_grad, per_example.weighted_grad, per_example.grads, per_example.moments,
     per_example.noise_scale, per_example.factors, per_example.gram, per_example.cosines, per_example.methods,

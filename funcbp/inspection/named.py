@@ -16,7 +16,7 @@ from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
 
-__all__ = ["cotangents", "entry_at", "gradient_observed"]
+__all__ = ["by_name", "cotangents", "entry_at", "gradient_observed"]
 
 
 def entry_at(tape: Tape, place: Sequence[int]) -> Entry:
@@ -115,12 +115,12 @@ def cotangents(
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
         value, grads, tape, seen = gradient_observed(observing, f, argnums, has_aux, args, kwargs)
         check_names(wanted or (), tape, "cotangents(names=...) has")
-        return value, grads, _by_name(tape, seen)
+        return value, grads, by_name(tape, seen)
 
     return observed
 
 
-def _by_name(tape: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
+def by_name(tape: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
     """What was seen, by name. Of the branches of a cond one is taken and the others are zero, so they are summed."""
     found: dict[str, list[Any]] = {}
     branches: dict[Any, int] = {}

@@ -19,7 +19,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..rules.traits import traits_of
 
-__all__ = ["Birth", "first_birth", "replay"]
+__all__ = ["Birth", "Located", "first_birth", "replay"]
 
 
 @dataclass(eq=False)
@@ -103,41 +103,20 @@ def replay(jaxpr: Any, args: Sequence[Any]) -> list[list[Birth]]:
     return [visitor.births_of(out) for out in outs]
 
 
-class _Replay(jx.Visitor):
-    """Holds each value with its births, through calls, loops and branches."""
+class Located(jx.Visitor):
+    """Goes through calls, loops and branches, and knows where it is.
+
+    Attributes:
+        scope: the name scope of the calls that are being run.
+        line, library: the user's line of the call or loop that is being run, and the library's.
+        steps: the numbers of the loop steps around, outermost first.
+    """
 
     enters = jx.CALLS | jx.CONTROL
 
     def __init__(self) -> None:
-        self.order = 0
-        self.births: list[Birth] = []
-        self.scope = ""  # of the calls that are being run
-        self.line, self.library = "", ""  # of the call or loop that is being run
+        self.scope = self.line = self.library = ""
         self.steps: tuple[int, ...] = ()
-        self._there: dict[tuple[bool, bool], int] = {}  # the births of what was there from the start
-
-    def held(self, x: Any, constant: bool) -> Held:
-        """Hold an argument or a constant of the program."""
-        numbers = as_numbers(x)
-        if numbers is None or np.isfinite(numbers).all():
-            return Held(x)
-        births = np.zeros(numbers.shape, np.int64)
-        for nan, here in ((True, np.isnan(numbers)), (False, np.isinf(numbers))):
-            if here.any():
-                if (nan, constant) not in self._there:
-                    self._there[nan, constant] = self.enter(Birth(-1, nan, constant=constant, result=numbers))
-                births[here] = self._there[nan, constant]
-        return Held(x, births)
-
-    def enter(self, birth: Birth) -> int:
-        """Write a birth down, and return its number."""
-        self.births.append(birth)
-        return len(self.births)
-
-    def births_of(self, *held: Held) -> list[Birth]:
-        """The births of what is not finite in these."""
-        numbers = {int(n) for h in held if h.births is not None for n in np.unique(h.births) if n}
-        return [self.births[n - 1] for n in sorted(numbers)]
 
     def scope_of(self, eqn: Any) -> str:
         """The name scope of an equation, behind those of the calls around it."""
@@ -164,6 +143,39 @@ class _Replay(jx.Visitor):
         outside, self.steps = self.steps, (*self.steps, i)
         yield
         self.steps = outside
+
+
+class _Replay(Located):
+    """Holds each value with its births."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = 0
+        self.births: list[Birth] = []
+        self._there: dict[tuple[bool, bool], int] = {}  # the births of what was there from the start
+
+    def held(self, x: Any, constant: bool) -> Held:
+        """Hold an argument or a constant of the program."""
+        numbers = as_numbers(x)
+        if numbers is None or np.isfinite(numbers).all():
+            return Held(x)
+        births = np.zeros(numbers.shape, np.int64)
+        for nan, here in ((True, np.isnan(numbers)), (False, np.isinf(numbers))):
+            if here.any():
+                if (nan, constant) not in self._there:
+                    self._there[nan, constant] = self.enter(Birth(-1, nan, constant=constant, result=numbers))
+                births[here] = self._there[nan, constant]
+        return Held(x, births)
+
+    def enter(self, birth: Birth) -> int:
+        """Write a birth down, and return its number."""
+        self.births.append(birth)
+        return len(self.births)
+
+    def births_of(self, *held: Held) -> list[Birth]:
+        """The births of what is not finite in these."""
+        numbers = {int(n) for h in held if h.births is not None for n in np.unique(h.births) if n}
+        return [self.births[n - 1] for n in sorted(numbers)]
 
     def constant(self, x: Any) -> Held:
         return self.held(x, constant=True)

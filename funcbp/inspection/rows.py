@@ -41,6 +41,7 @@ class Row:
         reached: whether a derivative comes back to it from the function's output, if only as zeros.
         dead: whether it was computed for nothing: it is not reached, and nothing without a derivative reads it either.
         steps: for a branch inside a loop: in which of the loop's steps it ran; otherwise None.
+        loops: how many loops' steps its values are stacked by, along their first axes.
         types: the types of the outputs.
         inputs, outputs: which values of its program go in and come out.
         along: which of those that go in a loop goes along.
@@ -70,6 +71,7 @@ class Row:
     reached: bool = True
     dead: bool = False
     steps: Any = None
+    loops: int = 0
     types: tuple[Any, ...] = ()
     inputs: tuple[int | None, ...] = ()
     along: tuple[int | None, ...] = ()

@@ -94,6 +94,7 @@ def rows_of(
     ran: Any = True,
     call: Written = NOWHERE,
     wanted: Sequence[bool] | None = None,
+    loops: int = 0,
 ) -> Iterator[Row]:
     """The rows of a program.
 
@@ -104,6 +105,7 @@ def rows_of(
         ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
         call: the line of the equation around it, for those inside that have none.
         wanted: which of its outputs cotangents come from; all, if None.
+        loops: how many loops are around it.
     """
     active = tape.active([True] * len(tape.outputs) if wanted is None else wanted)
     used = _used(tape, active)
@@ -136,6 +138,7 @@ def rows_of(
             reached=not active.isdisjoint(entry.outputs),
             dead=derivable and used.isdisjoint(entry.outputs),
             steps=None if np.ndim(ran) == 0 else ran,
+            loops=loops,
             types=values,
             inputs=inputs,
             function="" if function is None else function.where,
@@ -148,14 +151,15 @@ def rows_of(
         if inside.kind is jx.Kind.WHILE and not tapes:
             for i, part in enumerate(inside.programs):
                 yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
+        more = loops + (inside.kind is jx.Kind.SCAN)
         for i, inner in enumerate(tapes):
             asked = _wanted(entry, inner, [slot in active for slot in entry.outputs])
             if inside.kind is not jx.Kind.COND:
-                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked)
+                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked, more)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written, asked)
+                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written, asked, more)
 
 
 def _arithmetic(

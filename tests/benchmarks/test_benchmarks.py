@@ -201,9 +201,10 @@ def test_the_open_box_has_its_rows():
         lambda: openbox.direct(8, 3, 6, 4, 2),
         lambda: openbox.whether(**mlp),
         lambda: openbox.checked(jnp.sin, (jnp.float32(0.3),)),
+        lambda: openbox.errors(**transformer),
     ]
     toys = {n: (b, target) for b, (n, (_, target)) in zip(builds, openbox.ROWS.items(), strict=True)}
-    table = openbox.run(2, rows=toys)
-    assert [row.name for row in table.rows] == list(openbox.ROWS)
+    table = openbox.run(2, rows=toys, sizes=transformer)
+    assert [row.name for row in table.rows] == [*openbox.ROWS, *openbox.LOOKS]
     assert all(cell.value > 0 for row in table.rows for cell in row.cells.values())
-    assert openbox.run(2, only=["W4"], rows=toys).rows[0].name == "W4 all deltas as norms"
+    assert openbox.run(2, only=["W4"], rows=toys, sizes=transformer).rows[0].name == "W4 all deltas as norms"

@@ -1,0 +1,522 @@
+"""Where two runs part: equations of two traces matched with one another, and the first that differ in each pass."""
+
+from __future__ import annotations
+
+import functools
+import html
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..autodiff.backward_pass import listed
+from ..autodiff.transformations import Backward
+from .ledger import Trace, trace
+from .rows import NO_DERIVATIVE, Row
+from .statistics import statistics
+
+__all__ = ["Difference", "Match", "diff"]
+
+FLIPPED = 0.05  # the share of integers or booleans that may differ, where numbers lie at a border
+TWO, MANY = ("add", "add_any", "sub"), ("reduce_sum", "cumsum", "dot_general", "conv_general_dilated")  # which cancel
+
+
+class Match(NamedTuple):
+    """An equation, an input or a named value that both sides have.
+
+    Attributes:
+        a, b: its rows.
+        value: the difference of the values, relative to the larger of both (root mean square), in loops of the step
+            with the largest; of integers and booleans the share that differs; inf where one side has another shape, or
+            numbers that are not finite; None where a side has none.
+        cotangent: likewise of the cotangents.
+        noise: up to where a difference of values is rounding.
+        noise_back: likewise of cotangents.
+        step: inside loops, the first steps in which the values differ beyond noise.
+        step_back: the last ones in which the cotangents do.
+    """
+
+    a: Row
+    b: Row
+    value: float | None
+    cotangent: float | None
+    noise: float
+    noise_back: float
+    step: tuple[int, ...] = ()
+    step_back: tuple[int, ...] = ()
+
+    @property
+    def values_differ(self) -> bool:
+        return self.value is not None and self.value > self.noise
+
+    @property
+    def cotangents_differ(self) -> bool:
+        return self.cotangent is not None and self.cotangent > self.noise_back
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _numbers(x: Any) -> np.ndarray | None:
+    """An array as float64 or complex128; None of random keys."""
+    if x is None or (hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)):
+        return None
+    x = np.asarray(x)
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def _rms(x: np.ndarray, axes: tuple[int, ...] | None = None) -> Any:
+    with np.errstate(all="ignore"):
+        return np.sqrt(np.mean(np.abs(x) ** 2, axis=axes)) if x.size else np.zeros(())
+
+
+def _apart(x: Any, y: Any, loops: int = 0) -> np.ndarray | None:
+    """The relative difference, one for each step of the loops; None where a side has no numbers."""
+    floats = [jax.dtypes.issubdtype(v.dtype, np.inexact) for v in (x, y) if v is not None]
+    x, y = _numbers(x), _numbers(y)
+    if x is None or y is None:
+        return None
+    if x.shape != y.shape:
+        return np.full((1,) * loops, np.inf)
+    finite = np.isfinite(x) & np.isfinite(y)
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    axes = tuple(range(loops, x.ndim))
+    if not any(floats):
+        return np.mean(x != y, axis=axes) if x.size else np.zeros(x.shape[:loops])
+    x, y = np.where(finite, x, 0), np.where(finite, y, 0)
+    wrong, size = _rms(x - y, axes), np.maximum(_rms(x, axes), _rms(y, axes))
+    apart = np.where(wrong == 0, 0.0, wrong / np.where(size > 0, size, 1.0))
+    return np.where(np.all(finite | same, axis=axes), apart, np.inf)
+
+
+def _apart_in(a: Sequence[Any], b: Sequence[Any], loops: int) -> np.ndarray | None:
+    """The largest of the relative differences of several outputs, one for each step; None where there are none."""
+    found = [d for d in map(functools.partial(_apart, loops=loops), a, b) if d is not None]
+    return functools.reduce(np.maximum, found) if found and len(a) == len(b) else None
+
+
+def _cotangents(row: Row) -> list[Any]:
+    """The cotangents of the outputs, zeros where they are zero; none where there is no derivative."""
+    if row.kind == NO_DERIVATIVE:
+        return []
+    return [np.zeros_like(v) if c is None else c for v, c in itertools.zip_longest(row.values, row.cotangents)]
+
+
+def _coarsest(rows: Sequence[Row]) -> dict[int, float]:
+    """One ulp of 1 in the coarsest type until each row, by the row."""
+    coarsest = itertools.accumulate((_unit(*r.values) for r in rows), max)
+    return {id(r): unit for r, unit in zip(rows, coarsest, strict=True)}
+
+
+def _unit(*arrays: Any) -> float:
+    """One ulp of 1 in the coarsest of these types."""
+    floats = [x.dtype for x in map(_typed, arrays) if jax.dtypes.issubdtype(x.dtype, np.inexact)]
+    return max((float(jnp.finfo(t).eps) for t in floats), default=0.0)
+
+
+def _typed(x: Any) -> Any:
+    return np.zeros((), bool) if x is None else x if hasattr(x, "dtype") else np.asarray(x)
+
+
+def _cancelled(row: Row, operands: Sequence[Row]) -> float:
+    """How much larger the terms of a sum are than what they add up to."""
+    out, known = _numbers(row.value), [x for x in (_numbers(o.value) for o in operands) if x is not None and x.size]
+    if row.primitive not in (*TWO, *MANY) or not known or out is None or not np.any(out):
+        return 1.0
+    sizes = [float(_rms(x)) for x in known]
+    terms = math.prod(x.size for x in known) / out.size
+    size = max(sizes) if row.primitive in TWO else math.prod(sizes) * max(1.0, terms ** (0.5 / len(known)))
+    return max(1.0, size / float(_rms(out))) if np.isfinite(size) else 1.0
+
+
+class Links:
+    """Which rows of a trace make what others take."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.makers = {(r.program, slot): r for r in rows for slot in r.outputs if slot is not None}
+        self.takers: dict[int, list[Row]] = {}
+        for r in rows:
+            for maker in self.operands(r):
+                self.takers.setdefault(id(maker), []).append(r)
+
+    def operands(self, row: Row) -> list[Row]:
+        found = (self.makers.get((row.program, slot)) for slot in row.inputs if slot is not None)
+        return [r for r in found if r is not None]
+
+    def consumers(self, row: Row) -> list[Row]:
+        return list(self.takers.get(id(row), ()))
+
+
+# --- matching ---------------------------------------------------------------------------------------------------------
+
+
+def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Links]) -> list[tuple[Row, Row]]:
+    """Match the rows of two traces: in order, by name, then by operation and value, by scope, operation and shape, and
+    by operation and shape; at last those that have the same value in another order.
+    """
+    keys: Sequence[Callable[[Row], Any]] = (
+        lambda r: (r.name, np.shape(r.value)) if r.name else None,
+        lambda r: None if r.name else (r.primitive, np.shape(r.value), _about(r)),
+        lambda r: (r.primitive, np.shape(r.value), r.scope, r.depth),
+        lambda r: (r.primitive, np.shape(r.value)),
+    )
+    pairs = list(_in_order(range(len(a)), range(len(b)), a, b, keys))
+    same = lambda x, y: _agree(a[x], b[y], ulps)
+    apart = [(i, j) for i, j in pairs if not a[i].name and not same(i, j)]
+    wrong = set(apart)
+    pairs = [p for p in pairs if p not in wrong]
+    left, right = ({p[k] for p in pairs} for k in (0, 1))
+    there: dict[Any, list[int]] = {}
+    for j in range(len(b)):
+        if j not in right and not b[j].name:
+            there.setdefault(keys[1](b[j]), []).append(j)
+    for i in range(len(a)):
+        same_size = [] if i in left or a[i].name or _about(a[i]) is None else there.get(keys[1](a[i]), [])
+        j = next((j for j in same_size if same(i, j)), -1)
+        if j >= 0:
+            same_size.remove(j)
+            pairs.append((i, j))
+    left, right = ({p[k] for p in pairs} for k in (0, 1))
+    partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *apart)}
+
+    def alike(i: int, j: int) -> bool:
+        """Whether two equations whose values differ are one, as one of their operands is, or what comes next."""
+        before, others = (side.operands(row) for side, row in zip(links, (a[i], b[j]), strict=True))
+        if before and others:
+            return a[i].primitive == "output" or any(partners.get(id(x)) == id(y) for x in before for y in others)
+        return i + 1 < len(a) and j + 1 < len(b) and partners.get(id(a[i + 1])) == id(b[j + 1])
+
+    pairs += [(i, j) for i, j in apart if i not in left and j not in right and alike(i, j)]
+    return [(a[i], b[j]) for i, j in sorted(pairs)]
+
+
+def _about(row: Row) -> Any:
+    """The size and the mean of a value to five digits; None where many values might have them, such as constants."""
+    x = _numbers(row.value)
+    if x is None or x.size == 1:
+        return None
+    size = float(_rms(x))
+    return f"{size:.4e} {np.mean(x):.4e}" if size not in (0, 1) and np.isfinite(size) else None
+
+
+def _by_name(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Match what bears the same name, the first with the first, in the order of the first side."""
+    there: dict[str, list[Row]] = {}
+    for r in b:
+        there.setdefault(r.name, []).append(r)
+    return [(r, there[r.name].pop(0)) for r in a if there.get(r.name)]
+
+
+def _in_order(
+    left: Sequence[int], right: Sequence[int], a: Sequence[Row], b: Sequence[Row], keys: Sequence[Any]
+) -> Iterator[tuple[int, int]]:
+    """Match what has the same key, in order, and what is between by the next key."""
+    if not keys or not left or not right:
+        return
+    key, *rest = keys
+    ours, theirs = ([key(rows[i]) for i in of] for rows, of in ((a, left), (b, right)))
+    i = j = 0
+    for k, m in (*_common(ours, theirs), (len(left), len(right))):
+        yield from _in_order(left[i:k], right[j:m], a, b, rest)
+        if k < len(left):
+            yield left[k], right[m]
+        i, j = k + 1, m + 1
+
+
+def _common(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, int]]:
+    """A longest common subsequence of two sequences of keys, None being like nothing: the places in both.
+
+    A row of the table of lengths is one integer, whose bit is 0 where the length grows (H. Hyyrö, "Bit-parallel
+    LCS-length computation revisited", 2004).
+    """
+    where: dict[Any, int] = {}
+    for j, key in enumerate(b):
+        if key is not None:
+            where[key] = where.get(key, 0) | 1 << j
+    row = every = (1 << len(b)) - 1
+    table = []
+    for key in a:
+        same = row & where.get(key, 0)
+        row = ((row + same) | (row - same)) & every
+        table.append(row)
+    grows = lambda i, j: not table[i] >> j & 1
+    found, i, j = [], len(a), len(b)
+    while i and j:
+        if not grows(i - 1, j - 1):
+            j -= 1
+            continue
+        i -= 1
+        if not i or not grows(i - 1, j - 1):
+            j -= 1
+            found.append((i, j))
+    return found[::-1]
+
+
+def _agree(a: Row, b: Row, ulps: float) -> bool:
+    apart = _apart(a.value, b.value)
+    return apart is None or float(apart) <= max(ulps * _unit(a.value, b.value), 0.0)
+
+
+# --- what is returned -------------------------------------------------------------------------------------------------
+
+
+class Difference:
+    """What `diff` returns: where two runs part, going forward and going back. It is true if they do.
+
+    Attributes:
+        matches: the equations, inputs and named values that both sides have, in the order of the first side; a `Match`
+            each.
+        value: the first of them whose values differ beyond noise, or None.
+        cotangent: the first, going back, whose cotangents do, or None.
+        only_a, only_b: the rows that one side has alone.
+    """
+
+    def __init__(self, a: Trace, b: Trace, ulps: float, by_name: bool = False):
+        rows = [[*side.inputs, *side.rows, *_output(side)] for side in (a, b)]
+        self._named_only = by_name
+        self._links = [Links(side) for side in rows]
+        coarsest = [_coarsest(side) for side in rows]
+        rows = [[r for r in side if r.name or not by_name] for side in rows]
+        if by_name and not {r.name for r in rows[0]} & {r.name for r in rows[1]}:
+            there = [listed(dict.fromkeys(r.name for r in side)) for side in rows]
+            raise ValueError(f"No name is on both sides: on the first there are {there[0]}, on the second {there[1]}.")
+        gradients = [_numbers(r.cotangent) for side in (a, b) for r in side.inputs]
+        largest = max((float(_rms(g)) for g in gradients if g is not None), default=0.0)
+        pairs = _by_name(rows[0], rows[1]) if by_name else _aligned(rows[0], rows[1], ulps, self._links)
+        whole = max((unit for side in coarsest for unit in side.values()), default=0.0)
+        self.matches: list[Match] = []
+        for i, (x, y) in enumerate(pairs):
+            until = max(coarsest[0][id(x)], coarsest[1][id(y)])
+            self.matches.append(self._match(i, x, y, ulps, (until, whole), largest))
+        self._by_row = {id(row): m for m in self.matches for row in (m.a, m.b)}
+        known = {id(r) for pair in pairs for r in pair}
+        self.only_a, self.only_b = ([r for r in side if id(r) not in known] for side in rows)
+        everything = {id(m): True for m in self.matches}
+        carried = [everything if by_name else self._carried(back) for back in (False, True)]
+        self.value = self._first([m for m in self.matches if m.values_differ and carried[0][id(m)]], back=False)
+        found = [m for m in reversed(self.matches) if m.cotangents_differ and carried[1][id(m)]]
+        self.cotangent = self._first(found, back=True)
+
+    def _match(self, before: int, a: Row, b: Row, ulps: float, units: Sequence[float], largest: float) -> Match:
+        loops = a.loops if a.loops == b.loops else 0
+        grown = ulps * (1 + math.sqrt(before) / 8)  # rounding adds up
+        cancelled = max(_cancelled(row, links.operands(row)) for row, links in zip((a, b), self._links, strict=True))
+        noise = grown * cancelled * units[0] if _unit(*a.values, *b.values) else FLIPPED
+        noise_back = grown * units[1]
+        value, step = _largest(_apart_in(a.values, b.values, loops), noise, 0)
+        cotangent, step_back = _largest(_apart_in(_cotangents(a), _cotangents(b), loops), noise_back, -1)
+        gradient = _numbers(a.cotangent) if a.primitive == "input" else None
+        if gradient is not None and cotangent is not None and float(_rms(gradient)) < noise_back * largest:
+            cotangent = cotangent * float(_rms(gradient)) / largest  # zero but for rounding
+        return Match(a, b, value, cotangent, noise, noise_back, step, step_back)
+
+    def _carried(self, back: bool) -> dict[int, bool]:
+        """Whether each difference is still there in what comes after; otherwise it is what rounding left of a zero."""
+        carried: dict[int, bool] = {}
+        for m in self.matches if back else reversed(self.matches):
+            after, waiting = [], self._next(0, m.a, not back)
+            while waiting:  # through what has no counterpart
+                row = waiting.pop()
+                n = self._by_row.get(id(row))
+                after += [] if n is None else [n]
+                waiting += self._next(0, row, not back) if n is None else []
+            differ = lambda n: (n.cotangents_differ if back else n.values_differ) and carried.get(id(n), True)
+            carried[id(m)] = not after or any(map(differ, after))
+        return carried
+
+    def _first(self, found: Sequence[Match], back: bool) -> Match | None:
+        """The first of these; inside a loop that of the first step that differs, going back of the last."""
+        if not found:
+            return None
+        outermost = lambda m: m.a.index.split(".")[0]
+        at = [m for m in found if outermost(m) == outermost(found[0])] if found[0].a.index else found[:1]
+        inside = [m for m in at if m.a.depth]
+        if back and len(inside) < len(at):
+            return next(m for m in at if not m.a.depth)
+        if not inside:
+            return at[0]
+        return max(inside, key=lambda m: m.step_back) if back else min(inside, key=lambda m: m.step)
+
+    def __bool__(self) -> bool:
+        return self.value is not None or self.cotangent is not None
+
+    def operands(self, match: Match) -> list[Row]:
+        """The rows of the first side that go into an equation, as far as a differentiated value is in them."""
+        return self._links[0].operands(match.a)
+
+    def _next(self, side: int, row: Row, back: bool) -> list[Row]:
+        """What goes in: the operands, or going back the equations that a value is an operand of."""
+        return self._links[side].consumers(row) if back else self._links[side].operands(row)
+
+    def growth(self) -> list[tuple[str, float]]:
+        """How the difference of the values goes on from where it begins: (title, relative difference) of what is named,
+        and of the outermost program's equations where nothing is.
+        """
+        if self.value is None:
+            return []
+        later = [m for m in self.matches[self.matches.index(self.value) :] if m.value is not None]
+        shown = [m for m in later[1:] if m.a.name] or [m for m in later[1:] if not m.a.depth]
+        return [(m.a.title, m.value) for m in (later[0], *shown) if m.value is not None]
+
+    def __str__(self) -> str:
+        lines = []
+        if self.value is not None:
+            lines += self._told(self.value, back=False)
+            grown = self.growth()
+            few = grown[:: max(1, len(grown) // 5)]
+            few = few if few[-1] == grown[-1] else [*few, grown[-1]]
+            lines.append("  It goes on: " + ", ".join(f"{title} {size:.2g}" for title, size in few) + ".")
+        if self.cotangent is not None:
+            lines += self._told(self.cotangent, back=True)
+        if not self:
+            values = [m.value for m in self.matches if m.value is not None]
+            lines.append(f"No value and no cotangent differs beyond noise; the most is {max(values, default=0.0):.2g}.")
+        lines.append(f"{len(self.matches)} equations, inputs and named values are on both sides.")
+        for side, rows in (("first", self.only_a), ("second", self.only_b)):
+            if rows:
+                said = ", ".join(f"{r.title} at {r.place}" if r.place else r.title for r in rows[:3])
+                lines.append(f"{len(rows)} are on the {side} alone: {said}{', ...' if len(rows) > 3 else ''}.")
+        return "\n".join(lines)
+
+    def _told(self, m: Match, back: bool) -> list[str]:
+        what = f"value {m.a.name!r}" if m.a.name and m.a.primitive == "name" else f"`{m.a.primitive}`"
+        what = f"argument {m.a.name!r}" if m.a.primitive == "input" else what
+        places = list(dict.fromkeys(", in ".join(filter(None, (r.line, r.library))) for r in (m.a, m.b) if r.line))
+        where = f" at {' and '.join(places)}" if places else ""
+        size, noise, step = (m.cotangent, m.noise_back, m.step_back) if back else (m.value, m.noise, m.step)
+        when = f" in loop step {', '.join(map(str, step))}" if step else ""
+        text = f"{size:.2g} of its size, and up to {noise:.2g} is rounding" if size != math.inf else "of another kind"
+        name = "Going back, the cotangents part at the" if back else "The values part at the"
+        lines = [f"{name} {what}{where}{when}: the difference is {text}."]
+        sides = [_cotangents(r) if back else r.values for r in (m.a, m.b)]
+        apart = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(_apart, *sides)]
+        for side, arrays in zip(("first", "second"), sides, strict=True):
+            lines.append(f"  {side}: {statistics(arrays[int(np.argmax(apart))])}")
+        pairs = enumerate((m.a, m.b))
+        around = [r for k, of in pairs for r in self._next(k, of, back) if not k or id(r) not in self._by_row]
+        around = [] if self._named_only else around
+        for row in around:
+            other = self._by_row.get(id(row))
+            of = None if other is None else other.cotangent if back else other.value
+            said = "has no counterpart" if of is None else f"differs by {of:.2g}"
+            at = f"{row.title} at {row.place}" if row.place else row.title
+            lines.append(f"  {'the cotangent of' if back else 'operand'} {at} {said}")
+        differ = [self._by_row.get(id(r)) for r in around]
+        if back and around and not any(o is None or o.cotangents_differ or o.values_differ for o in differ):
+            lines.append(
+                "  What comes back agrees, and so do the values: a rule is another, of "
+                f"{listed(r.title for r in around)}, or a gradient is stopped on one side."
+            )
+        if back and any(o is not None and o.values_differ for o in differ):
+            lines.append("  The values there differ, too.")
+        if not back and around and not any(o is None or o.values_differ for o in differ):
+            lines.append("  What goes in agrees: the operation, or a constant in it, differs.")
+        return lines
+
+    def __repr__(self) -> str:
+        return f"Difference({str(self).splitlines()[0]!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='overflow:auto'>{html.escape(str(self))}</pre>"
+
+
+def _output(side: Trace) -> list[Row]:
+    """A row for what the function returned."""
+    if not side.outputs:
+        return []
+    value = np.asarray(side.value[0] if isinstance(side.value, tuple) else side.value)
+    return [Row("", "output", values=(value,), cotangents=(np.ones_like(value),), inputs=side.outputs)]
+
+
+def _largest(apart: np.ndarray | None, noise: float, which: int) -> tuple[float | None, tuple[int, ...]]:
+    """The largest difference of all steps, and the first or last step that has one beyond noise."""
+    if apart is None:
+        return None, ()
+    beyond = np.argwhere(apart > noise)
+    return float(np.max(apart, initial=0.0)), tuple(map(int, beyond[which])) if len(beyond) else ()
+
+
+def _as_trace(arrays: Mapping[str, Any]) -> Trace:
+    """Named arrays as a trace: each a value, or a pair of a value and its gradient, of which one may be None."""
+    rows: list[Row] = []
+    for name, given in arrays.items():
+        value, cotangent = given if isinstance(given, tuple) else (given, None)
+        value, cotangent = (None if x is None else np.asarray(x) for x in (value, cotangent))
+        rows.append(
+            Row(
+                str(len(rows)),
+                "name",
+                kind="" if cotangent is not None else NO_DERIVATIVE,
+                name=name,
+                values=() if value is None else (value,),
+                cotangents=() if cotangent is None else (cotangent,),
+            )
+        )
+    return Trace(None, [], rows, ())
+
+
+def diff(
+    f: Any,
+    other: Any,
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    ulps: float = 8.0,
+    backward: Backward | None = None,
+) -> Any:
+    """Find where two runs part: the first value, and going back the first cotangent, that differ beyond rounding.
+
+    Equations are matched by name, by scope, operation and shape, and by their order, as far as both sides have them;
+    what one side has alone is passed over. Two values agree if their difference (root mean square) is no more than some
+    ulps of the coarser type, a few more for each equation before, and for a sum more by as much as its terms are larger
+    than it is; what is found must be carried on to the next equation.
+
+    Args:
+        f: a function with a scalar output; or a `Trace`, or a dict of named arrays.
+        other: another function, of the same arguments; or a tuple, the other arguments of `f`; or, if `f` is a `Trace`
+            or a dict, a `Trace` or a dict. A dict has arrays by name, from anywhere: values, or pairs (value, gradient)
+            one of which may be None. Its names are those of `funcbp.name` and of inputs, `dense_0/kernel`.
+        argnums, has_aux, backward: as in `funcbp.trace`, for both sides.
+        ulps: how many ulps of the coarser type are noise.
+
+    Returns:
+        A `Difference`; or, of functions, a function of their arguments that returns one. It is false where the two
+        agree, and prints what differs, with operands and lines.
+
+    Raises:
+        TypeError: the two sides are of kinds that cannot be compared.
+        ValueError: there are named arrays on a side, and none of their names is on the other.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> exact = lambda w, x: jnp.sum(bp.name(jax.nn.gelu(x @ w, approximate=False), "h") ** 2)
+        >>> tanh = lambda w, x: jnp.sum(bp.name(jax.nn.gelu(x @ w, approximate=True), "h") ** 2)
+        >>> w, x = jnp.eye(2), jnp.array([[1.0, 2.0]])
+        >>> found = bp.diff(exact, tanh)(w, x)
+        >>> bool(found), found.value.a.name, bool(bp.diff(exact, exact)(w, x))
+        (True, 'h', False)
+        >>> bp.diff(exact, (2 * w, x))(w, x).value.a.name
+        'w'
+    """
+    sides = (f, other)
+    if all(isinstance(s, Trace | Mapping) for s in sides):
+        a, b = (s if isinstance(s, Trace) else _as_trace(s) for s in sides)
+        return Difference(a, b, ulps, by_name=any(isinstance(s, Mapping) for s in sides))
+    if not callable(f) or not (callable(other) or isinstance(other, tuple)):
+        raise TypeError(
+            "diff compares two functions, a function with itself on other arguments (a tuple), or two sides that are "
+            f"traces or dicts of named arrays; it was given {type(f).__name__} and {type(other).__name__}."
+        )
+    traced = functools.partial(trace, argnums=argnums, has_aux=has_aux, backward=backward)
+
+    @functools.wraps(f)
+    def compared(*args: Any, **kwargs: Any) -> Difference:
+        first = traced(f)(*args, **kwargs)
+        second = traced(other)(*args, **kwargs) if callable(other) else traced(f)(*other, **kwargs)
+        return Difference(first, second, ulps)
+
+    return compared

@@ -1,0 +1,372 @@
+"""Where numbers lose their digits: each equation of both passes beside a float64 shadow of the same program."""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jaxpr as jx
+from ..autodiff.arguments import check_callable, holding_static
+from ..autodiff.backward_pass import listed
+from ..autodiff.tape import Entry
+from ..autodiff.transformations import Backward
+from .named import by_name, entry_at, gradient_observed
+from .shadow import Pair, Rounding, beside_shadow
+from .widened import Widened, is_float, widen
+
+__all__ = ["Errors", "Precision", "PrecisionOf", "precision"]
+
+
+class Errors(NamedTuple):
+    """The errors of a named value and of its cotangent, in ulps of its type; inside a loop one for each step."""
+
+    value: Any
+    cotangent: Any
+
+
+# --- what is said of a loss ------------------------------------------------------------------------------------------
+
+SUMS = ("add", "add_any", "reduce_sum", "cumsum", "dot_general", "conv_general_dilated", "reduce_window_sum")
+SUBTRACT_FIRST = (
+    "Subtract before the digits are gone: shift by a common value (x - mean), or take a formula without the difference."
+)
+REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
+    (lambda r, o: bool(r.overflowed) and r.operation == "exp",
+     "Subtract the maximum before exp: jax.nn.softmax, jax.nn.log_softmax or jax.nn.logsumexp do."),
+    (lambda r, o: bool(r.overflowed), "Scale down, or keep it in bfloat16 or float32, which reach further."),
+    (lambda r, o: bool(r.flushed or r.underflowed) and r.backward,
+     "Scale the loss up before going back and the gradient down by as much (loss scaling), or go back wider."),
+    (lambda r, o: bool(r.flushed or r.underflowed) and "exp" in o | {r.operation},
+     "Work with logarithms: jax.nn.log_softmax, jax.nn.logsumexp."),
+    (lambda r, o: bool(r.flushed or r.underflowed), "Scale up first, or keep it in a wider type."),
+    (lambda r, o: r.primitive in ("convert_element_type", "reduce_precision"),
+     "The cast keeps no more digits. Cast later, keep this value wide, or scale it into the type's range first."),
+    (lambda r, o: not r.cancels and r.primitive in ("add", "add_any") and bool(r.steps[-1]),
+     "A running sum swallows what is smaller than its last digit: carry it wider, or with its error (Kahan)."),
+    (lambda r, o: not r.cancels and r.primitive in SUMS,
+     "Sum in a wider type (dtype=, preferred_element_type=), in blocks, or after the mean was subtracted."),
+    (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive != "mul",
+     "It is far out in its flat part, where 1 - y has no digits left: keep what goes in small (scaled weights, a "
+     "normalisation), or take a loss that is a function of the net input."),
+    (lambda r, o: r.primitive == "log" and bool(o & {"div", "exp", "reduce_sum"}),
+     "Take the logarithm of a softmax in one: jax.nn.log_softmax, jax.nn.logsumexp."),
+    (lambda r, o: r.primitive == "log" and bool(o & {"add", "sub"}), "Near 1: jnp.log1p(x) for log(1 + x)."),
+    (lambda r, o: r.primitive in ("sub", "add") and "cos" in o and _with_one(r),
+     "1 - cos x = 2 sin(x/2)**2, which has all digits."),
+    (lambda r, o: r.primitive in ("sub", "add") and "exp" in o and _with_one(r), "jnp.expm1(x) for exp(x) - 1."),
+    (lambda r, o: r.primitive in ("sub", "add") and bool(o & {"tanh", "logistic"}),
+     "1 - sigmoid(x) = sigmoid(-x), and 1 - tanh(x)**2 = 1 / cosh(x)**2, which have all digits."),
+    (lambda r, o: r.primitive == "sub" and {"sqrt"} >= o and bool(o),
+     "√a - √b = (a - b) / (√a + √b)."),
+    (lambda r, o: r.primitive == "sub" and bool(o & {"square", "integer_pow", "mul", "div", "reduce_sum"})
+     and all(p & {"square", "integer_pow", "mul", "div", "reduce_sum"} for p in r.origins),
+     "A variance as E[x²] - E[x]² cancels: subtract the mean first, as jnp.var does."),
+    (lambda r, o: r.primitive in ("sub", "add", "add_any", "reduce_sum", "dot_general"), SUBTRACT_FIRST),
+    (lambda r, o: r.primitive in ("sin", "cos", "tan", "exp", "exp2"),
+     "Its argument is large, and so is what the argument's last digit does: reduce the argument first."),
+)  # fmt: skip
+
+
+def _with_one(row: Rounding) -> bool:
+    return any(abs(c) == 1 for c in row.constants)
+
+
+def what_is_lost(row: Rounding) -> str:
+    """Say in what way an equation loses digits."""
+    if row.overflowed:
+        return f"{row.overflowed} numbers overflow"
+    if row.flushed:
+        return f"{row.flushed} numbers are flushed to zero"
+    if row.underflowed:
+        return f"{row.underflowed} numbers are below the smallest normal one"
+    if not row.cancels:
+        return "it rounds"
+    return "what it adds up cancels" if row.primitive in (*SUMS, "sub") else "its operands' errors become larger in it"
+
+
+def remedy_of(row: Rounding) -> str:
+    """What can be done about it, or "" where nothing is known."""
+    origins = frozenset().union(*row.origins)
+    return next((text for holds, text in REMEDIES if holds(row, origins)), "")
+
+
+def sentence(row: Rounding) -> str:
+    """Say of an equation where it is, what it loses, and what can be done."""
+    where = f" at {row.where}" if row.where else ""
+    part = f"`{row.primitive}`{where}"
+    if row.backward:
+        part = f"The backward pass of `{row.operation}`{where}" + (
+            f" (its `{row.primitive}`)" if row.operation != row.primitive else ""
+        )
+    of = int(1 - math.log2(row.of))
+    text = f"{part} loses {min(row.bits, of):.0f} of {of} bits ({row.dtype}): {what_is_lost(row)}."
+    remedy = remedy_of(row)
+    return f"{text} {remedy}" if remedy else text
+
+
+# --- what is returned -------------------------------------------------------------------------------------------------
+
+
+class Precision:
+    """What `precision` returns: what each equation of both passes does to the digits of its result.
+
+    It prints as a table, worst first, and shows as a page in a notebook.
+
+    Attributes:
+        value: what the function returned.
+        rows: a `Rounding` for each equation with numbers, in the order they ran first.
+        value_error: the relative error of the value.
+        gradient_errors: those of the gradient's leaves, by path.
+    """
+
+    def __init__(self, value: Any, rows: Sequence[Rounding], value_error: float, gradient_errors: dict[str, float]):
+        self.value, self.rows = value, list(rows)
+        self.value_error, self.gradient_errors = value_error, gradient_errors
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Rounding]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> Rounding:
+        """The row of the value of this name, going forward."""
+        found = [r for r in self.rows if r.name == name]
+        if not found:
+            names = dict.fromkeys(r.name for r in self.rows if r.name)
+            raise KeyError(f"There is no name {name!r}; there are {listed(names)}.")
+        return found[0]
+
+    @property
+    def by_loss(self) -> list[Rounding]:
+        """The rows, those first in which most bits are lost that are felt in the value or the gradient."""
+        return sorted(self.rows, key=lambda r: (-r.weight, r.index))
+
+    def worst(self, n: int = 5) -> list[str]:
+        """Say in a sentence each where most digits are lost, with the line, and what to do where that is known.
+
+        Named is what loses more than two bits, and is felt as more than four ulps; of the equations of one rule at one
+        line the worst.
+        """
+        first: dict[Any, Rounding] = {}
+        for r in self.by_loss:
+            if r.bits > 2 and r.felt > 4 * r.of:
+                first.setdefault((r.operation, r.backward, r.line), r)
+        return list(map(sentence, list(first.values())[:n]))
+
+    def __str__(self) -> str:
+        table: list[tuple[str, ...]] = [
+            ("pass", "operation", "type", "bits lost", "went in", "came in", "added", "error", "", "line")
+        ]
+        for r in self.by_loss:
+            forms = (f"{max(r.ulps(e)):.3g}" for e in (r.went_in, r.came_in, r.added, r.total))
+            counts = ((r.overflowed, "inf"), (r.flushed, "flushed"), (r.underflowed, "tiny"), (r.decided, "decided"))
+            title = r.primitive if r.operation == r.primitive else f"{r.operation}: {r.primitive}"
+            table.append((
+                "←" if r.backward else "→",
+                f"name {r.name}" if r.name else title,
+                f"{r.dtype}{list(r.shape)}",
+                f"{r.bits:.1f}",
+                *forms,
+                ", ".join(f"{n} {what}" for n, what in counts if n),
+                ", in ".join(map(os.path.basename, filter(None, (r.line, r.library)))),
+            ))  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        opaque = [r for r in self.rows if r.opaque]
+        notes = [
+            f"`{r.primitive}` at {r.where} could not be run in float64 ({r.opaque}): behind it errors are counted anew."
+            for r in opaque
+        ]
+        return "\n".join([*notes, lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def __repr__(self) -> str:
+        return f"Precision of {len(self.rows)} equations; print it, or ask for worst()"
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{html.escape(s)}</li>" for s in self.worst())
+        table = html.escape(str(self))
+        errors = {"value": self.value_error, **self.gradient_errors}
+        numbers = ", ".join(f"{html.escape(k)} {v:.2g}" for k, v in errors.items())
+        return f"<p>Relative errors: {numbers}</p><ol>{said}</ol><pre style='overflow:auto'>{table}</pre>"
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`: `Rounding`'s attributes; of the errors of all steps the largest, in ulps.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
+        plain = "index primitive operation backward name scope line library shape opaque"
+        counts = "overflowed underflowed flushed decided"
+        largest = ("went_in", "came_in", "added", "total")
+        return pandas.DataFrame(
+            {k: getattr(r, k) for k in f"{plain} {counts}".split()}
+            | {"dtype": str(r.dtype), "bits": r.bits, "times": len(r.steps)}
+            | {k: float(max(r.ulps(getattr(r, k)))) for k in largest}
+            for r in self.rows
+        )
+
+
+@dataclass(frozen=True)
+class NamedValues:
+    """An observer of named values and their cotangents."""
+
+    everything: bool = False
+
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return outs[0] if primitive == "name" else None
+
+    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+        return (noted, ct[0]) if entry.primitive == "name" else None
+
+
+class PrecisionOf:
+    """The function that `precision` returns."""
+
+    def __init__(self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
+        check_callable(f)
+        self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
+        functools.update_wrapper(self, f, updated=())
+
+    def _traced(self, observer: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], Found]:
+        """Both passes as one program, its arguments, and what it returns but for the arrays."""
+        left: list[Found] = []
+        backward = self.backward.observing(observer=observer, inline_calls=True)
+
+        def gradient(args: Any, kwargs: Any) -> Any:
+            value, grads, tape, seen = gradient_observed(backward, self.f, self.argnums, self.has_aux, args, kwargs)
+            shapes = by_name(tape, {place: np.zeros(entry_at(tape, place).types[0].shape) for place in seen})
+            grads = jax.tree.map(lambda x: x if is_float(x) else None, grads)
+            return (value[0] if self.has_aux else value, grads, by_name(tape, seen)), shapes
+
+        of_arrays, arrays = holding_static(gradient, (args, kwargs))
+        leaves, tree = jax.tree.flatten(arrays)
+        leaves = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
+
+        def flat(*leaves: Any) -> list[Any]:
+            found, shapes = of_arrays(*jax.tree.unflatten(tree, leaves))
+            outs, structure = jax.tree.flatten(found)
+            left.append(Found(structure, shapes))
+            return outs
+
+        return jax.make_jaxpr(flat)(*leaves), leaves, left[-1]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Precision:
+        """Run both passes equation by equation, each beside its shadow."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            raise TypeError(
+                "precision(f)(...) runs the program on numbers, and was called inside a jitted or mapped function, "
+                "where there are none. Call precision(f).errors(...) there, and this outside."
+            )
+        program, leaves, found = self._traced(None, args, kwargs)
+        rows, outs = beside_shadow(program, leaves)
+        value, grads, _ = jax.tree.unflatten(found.structure, outs)
+        paths = jax.tree_util.tree_leaves_with_path(grads, is_leaf=lambda x: isinstance(x, Pair))
+        errors = {jx.path_name(path) or "gradient": p.error for path, p in paths}
+        return Precision(value.actual, rows, value.error, errors)
+
+    def errors(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Measure the errors of named values and of their cotangents, in one program that runs under `jax.jit`.
+
+        The shadow takes its own decisions here, and what the compiler keeps in more digits than the program asks for is
+        no error.
+
+        Returns:
+            By name, `Errors`: the root mean square of the error by that of the shadow, in ulps of the value's type;
+            float32 arrays, with an axis for each loop around the value. A name that several values bear has a tuple.
+        """
+        program, leaves, found = self._traced(NamedValues(), args, kwargs)
+        (_, _, actual) = jax.tree.unflatten(found.structure, jx.run(program, leaves))
+        with jax.enable_x64(True):
+            outs = jx.run(program, list(map(widen, leaves)), Widened())
+            (_, _, shadow) = jax.tree.unflatten(found.structure, outs)
+            measured = {}
+            for name, shapes in found.shapes.items():
+                if isinstance(shapes, tuple):
+                    measured[name] = tuple(map(_errors, actual[name], shadow[name], shapes))
+                else:
+                    measured[name] = _errors(actual[name], shadow[name], shapes)
+            return measured
+
+
+class Found(NamedTuple):
+    """What a program of both passes returns, but for the arrays: the structure, and the named values' own shapes."""
+
+    structure: Any
+    shapes: dict[str, Any]
+
+
+def _errors(actual: Any, shadow: Any, own: np.ndarray) -> Errors:
+    return Errors(*(_relative(x, s, own.ndim) for x, s in zip(actual, shadow, strict=True)))
+
+
+def _relative(x: Any, shadow: Any, rank: int) -> Any:
+    axes = tuple(range(x.ndim - rank, x.ndim))
+    size = lambda x: jnp.sqrt(jnp.mean(jnp.abs(x) ** 2, axis=axes))
+    wrong, all_of_it = size(widen(x) - shadow), size(shadow)
+    some = jnp.where(all_of_it > 0, all_of_it, 1.0)
+    error = jnp.where(wrong == 0, 0.0, jnp.where(all_of_it > 0, wrong / some, 1.0))
+    return (error / float(jnp.finfo(x.dtype).eps)).astype(jnp.float32)
+
+
+def precision(
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    backward: Backward | None = None,
+) -> PrecisionOf:
+    """Find where numbers lose their digits: each equation of both passes beside a float64 shadow of the same program.
+
+    The arguments are taken as given; the shadow carries each value on in float64, and goes back by the same rules. The
+    error of an equation's result x̂, whose shadow is x, is divided in two, with φ the equation in float64 on the
+    operands û that it got and on their shadows u:
+
+        x̂ - x = (φ(û) - φ(u))  +  (x̂ - φ(û))
+                 what came in       what the equation itself added
+
+    Decisions (branches, masks, integers, rounding to whole numbers) are those of the program, and those that float64
+    would have taken otherwise are counted. Loops are run step by step.
+
+    Args:
+        f: a function with a scalar output, whose Python control flow does not depend on values.
+        argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
+        has_aux: whether `f` returns a pair (output, auxiliary data).
+        backward: the way of going backward, if not the default one.
+
+    Returns:
+        A function of the arguments of `f` that returns a `Precision`: `worst(5)` says where most is lost, with line and
+        remedy, `rows` are a `Rounding` for each equation. Its method `errors` returns the errors of named values and
+        their cotangents alone, compiled, for a look at every hundredth update.
+
+    Raises:
+        TypeError: it was called under `jax.jit`; `errors` is for that.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda x: jnp.sum(bp.name(1 - jnp.cos(x), "small"))
+        >>> x = jnp.float32(0.001)
+        >>> worst = bp.precision(loss)(x).worst(1)[0]
+        >>> "`sub`" in worst, "2 sin(x/2)**2" in worst
+        (True, True)
+        >>> bool(jax.jit(bp.precision(loss).errors)(x)["small"].value > 1e5)
+        True
+
+    References:
+        N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002).
+        F. Benz, A. Hildebrandt, S. Hack, "A dynamic program analysis to find floating-point accuracy problems" (2012).
+    """
+    return PrecisionOf(f, argnums, has_aux, backward or Backward())

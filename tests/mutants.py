@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("per_example/statistics.py", "snr = [jnp.abs(m.astype(v.dtype)) / jnp.sqrt(v)", "snr = [jnp.abs(m.astype(v.dtype)) / v", "per_example/test_statistics.py"),
     Mutant("curvature/factored.py", "scale = 1 / (batch_size(x) * (samples or 1))", "scale = 1 / batch_size(x)", "curvature"),
     Mutant("curvature/gauss_newton.py", "return self.model.vjp(u / len(z))", "return self.model.vjp(u)", "curvature"),
-    Mutant("curvature/output_hessian.py", "return (jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T)", "return (jnp.maximum(values, 0)[:, None] * vectors.T)", "curvature"),
+    Mutant("curvature/output_hessian.py", "jnp.nan, jnp.sqrt(jnp.maximum(values, 0)))", "jnp.nan, jnp.maximum(values, 0))", "curvature"),
     Mutant("credit/angles.py", "half = jnp.arctan2(jnp.sqrt(jnp.sum((u - v) ** 2)), jnp.sqrt(jnp.sum((u + v) ** 2)))", "half = jnp.arctan2(jnp.sqrt(jnp.sum((u - v) ** 2)), jnp.sqrt(jnp.sum(u**2)))", "credit"),
     Mutant("credit/feedback.py", "return kept * b + step * correlation", "return b + step * correlation", "credit"),
     Mutant("credit/surrogate.py", "slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)) * sign)", "slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)))", "credit -k surrogate"),

@@ -27,6 +27,7 @@ def price(eqn: Any, machine: Machine) -> float | None:
         reduction            bytes of an operand wider than the cache, where the machine does not fuse it
         cheap equation       nothing, it runs along with what reads it; in a loop or a branch its result's bytes
         loop, branches       what is inside, each time no less than a launch, and of branches the dearest
+        `jax.checkpoint`     what is inside, unless the user gave it a policy: what that has saved is saved
     """
     if not is_repeatable(eqn):
         return NEVER
@@ -38,8 +39,11 @@ def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
     """Return the bytes that could be moved in the time of an equation; `alone` if it is fused with nothing."""
     traits, inside = traits_of(eqn.primitive), inside_of(eqn)
     if traits.flops is None and inside.programs:
+        policy = eqn.params.get("policy")
         if inside.kind is jx.Kind.WHILE:
             return None  # how often it runs is not known
+        if inside.kind is jx.Kind.REMAT and not (policy is None or hasattr(policy, "choose")):
+            return None  # the user's policy said what of it is saved, not the plan
         apart = alone or not inside.kind & jx.CALLS
         inner = [[_moved(e, machine, apart) for e in program.eqns] for program in inside.programs]
         if any(m is None for program in inner for m in program):

@@ -48,6 +48,13 @@ PRICES = {  # in bytes: half of what could be moved in the time
         3 * (768 + 256) / 2,
     ),
     "draw": (lambda k: jax.random.bits(k, (4,)), (jax.random.key(0),), {}, None),
+    "region": (jax.checkpoint(jnp.dot), [struct(8, 8)] * 2, {}, 768 / 2),
+    "region with a policy": (
+        jax.checkpoint(jnp.dot, policy=jax.checkpoint_policies.dots_saveable),
+        [struct(8, 8)] * 2,
+        {},
+        None,
+    ),
     "endless": (lambda x: lax.while_loop(lambda x: x < 9, lambda x: x * 2, x), (struct(),), {}, None),
 }
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import jaxpr as jx
 from ..rules.cost import flops
 from .numerical import LEVELS, STEP, Evaluator, compiled
 from .programs import Frozen, draws_implicitly, stops_gradients
@@ -20,7 +21,8 @@ __all__ = ["Setting", "Witnesses", "gather", "or_none", "random_cotangents"]
 
 FULL = 10_000  # up to this many entries, the whole Jacobian is compared
 FULL_LOOPING = 512  # and up to this many where the function is evaluated one value at a time
-FULL_WORK = 5e8  # floating-point operations that it may take, about: seconds, where each parameter's copy is convolved
+FULL_WORK = 3e10  # floating-point operations that it may take, about: seconds
+CONVOLVED = 64  # times as long an operation takes in a convolution each of whose examples has a kernel of its own
 WIDE_STEP = 2.0**-4  # where the function cannot be evaluated in float64
 
 
@@ -159,7 +161,8 @@ def _work(program: Any, n: int, m: int) -> float:
     if program is None:
         return 0.0
     passes = 2 * LEVELS * n + 3 * m  # of the function; going back takes about two more
-    return passes * sum(map(flops, program.eqns))
+    weight = lambda eqn: CONVOLVED if eqn.primitive is jx.primitives.conv_general_dilated_p else 1
+    return passes * sum(weight(eqn) * flops(eqn) for eqn in program.eqns)
 
 
 def random_cotangents(rng: Any, samples: int, size: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
+from ..rules.traits import Digits, traits_of
 from .ledger import Trace, trace
 from .rows import NO_DERIVATIVE, Row
 from .statistics import statistics
@@ -22,7 +23,6 @@ from .statistics import statistics
 __all__ = ["Difference", "Match", "diff"]
 
 FLIPPED = 0.05  # the share of integers or booleans that may differ, where numbers lie at a border
-TWO, MANY = ("add", "add_any", "sub"), ("reduce_sum", "cumsum", "dot_general", "conv_general_dilated")  # which cancel
 
 
 class Match(NamedTuple):
@@ -125,11 +125,12 @@ def _typed(x: Any) -> Any:
 def _cancelled(row: Row, operands: Sequence[Row]) -> float:
     """How much larger the terms of a sum are than what they add up to."""
     out, known = _numbers(row.value), [x for x in (_numbers(o.value) for o in operands) if x is not None and x.size]
-    if row.primitive not in (*TWO, *MANY) or not known or out is None or not np.any(out):
+    how = traits_of(row.primitive).digits
+    if how not in (Digits.PAIR, Digits.SUM) or not known or out is None or not np.any(out):
         return 1.0
     sizes = [float(_rms(x)) for x in known]
     terms = math.prod(x.size for x in known) / out.size
-    size = max(sizes) if row.primitive in TWO else math.prod(sizes) * max(1.0, terms ** (0.5 / len(known)))
+    size = max(sizes) if how is Digits.PAIR else math.prod(sizes) * max(1.0, terms ** (0.5 / len(known)))
     return max(1.0, size / float(_rms(out))) if np.isfinite(size) else 1.0
 
 

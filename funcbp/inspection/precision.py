@@ -19,6 +19,7 @@ from ..autodiff.arguments import check_callable, holding_static
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward
+from ..rules.traits import Digits, traits_of
 from .named import by_name, entry_at, gradient_observed
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
@@ -35,10 +36,26 @@ class Errors(NamedTuple):
 
 # --- what is said of a loss ------------------------------------------------------------------------------------------
 
-SUMS = ("add", "add_any", "reduce_sum", "cumsum", "dot_general", "conv_general_dilated", "reduce_window_sum")
 SUBTRACT_FIRST = (
     "Subtract before the digits are gone: shift by a common value (x - mean), or take a formula without the difference."
 )
+ADDS = Digits.PAIR, Digits.SUM
+
+
+def _is(row: Rounding, *how: Digits) -> bool:
+    return traits_of(row.primitive).digits in how
+
+
+def _of(operations: frozenset[str], *how: Digits) -> bool:
+    """Whether one of these operations loses digits so."""
+    return any(traits_of(o).digits in how for o in operations)
+
+
+def _flat(operation: str) -> bool:
+    """Whether an operation's result lies between bounds, near which it is flat."""
+    return traits_of(operation).bounds is not None
+
+
 REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
     (lambda r, o: bool(r.overflowed) and r.operation == "exp",
      "Subtract the maximum before exp: jax.nn.softmax, jax.nn.log_softmax or jax.nn.logsumexp do."),
@@ -48,30 +65,29 @@ REMEDIES: Sequence[tuple[Callable[[Rounding, frozenset[str]], bool], str]] = (
     (lambda r, o: bool(r.flushed or r.underflowed) and "exp" in o | {r.operation},
      "Work with logarithms: jax.nn.log_softmax, jax.nn.logsumexp."),
     (lambda r, o: bool(r.flushed or r.underflowed), "Scale up first, or keep it in a wider type."),
-    (lambda r, o: r.primitive in ("convert_element_type", "reduce_precision"),
+    (lambda r, o: _is(r, Digits.CAST),
      "The cast keeps no more digits. Cast later, keep this value wide, or scale it into the type's range first."),
-    (lambda r, o: not r.cancels and r.primitive in ("add", "add_any") and bool(r.steps[-1]),
+    (lambda r, o: not r.cancels and _is(r, Digits.PAIR) and r.primitive != "sub" and bool(r.steps[-1]),
      "A running sum swallows what is smaller than its last digit: carry it wider, or with its error (Kahan)."),
-    (lambda r, o: not r.cancels and r.primitive in SUMS,
+    (lambda r, o: not r.cancels and _is(r, *ADDS) and r.primitive != "sub",
      "Sum in a wider type (dtype=, preferred_element_type=), in blocks, or after the mean was subtracted."),
-    (lambda r, o: r.backward and r.operation in ("tanh", "logistic") and r.primitive != "mul",
+    (lambda r, o: r.backward and _flat(r.operation) and r.primitive != "mul",
      "It is far out in its flat part, where 1 - y has no digits left: keep what goes in small (scaled weights, a "
      "normalisation), or take a loss that is a function of the net input."),
-    (lambda r, o: r.primitive == "log" and bool(o & {"div", "exp", "reduce_sum"}),
+    (lambda r, o: r.primitive == "log" and _of(o, Digits.PRODUCT, Digits.STEEP, Digits.SUM),
      "Take the logarithm of a softmax in one: jax.nn.log_softmax, jax.nn.logsumexp."),
-    (lambda r, o: r.primitive == "log" and bool(o & {"add", "sub"}), "Near 1: jnp.log1p(x) for log(1 + x)."),
-    (lambda r, o: r.primitive in ("sub", "add") and "cos" in o and _with_one(r),
+    (lambda r, o: r.primitive == "log" and _of(o, Digits.PAIR), "Near 1: jnp.log1p(x) for log(1 + x)."),
+    (lambda r, o: _is(r, Digits.PAIR) and "cos" in o and _with_one(r),
      "1 - cos x = 2 sin(x/2)**2, which has all digits."),
-    (lambda r, o: r.primitive in ("sub", "add") and "exp" in o and _with_one(r), "jnp.expm1(x) for exp(x) - 1."),
-    (lambda r, o: r.primitive in ("sub", "add") and bool(o & {"tanh", "logistic"}),
+    (lambda r, o: _is(r, Digits.PAIR) and "exp" in o and _with_one(r), "jnp.expm1(x) for exp(x) - 1."),
+    (lambda r, o: _is(r, Digits.PAIR) and any(map(_flat, o)),
      "1 - sigmoid(x) = sigmoid(-x), and 1 - tanh(x)**2 = 1 / cosh(x)**2, which have all digits."),
     (lambda r, o: r.primitive == "sub" and {"sqrt"} >= o and bool(o),
      "√a - √b = (a - b) / (√a + √b)."),
-    (lambda r, o: r.primitive == "sub" and bool(o & {"square", "integer_pow", "mul", "div", "reduce_sum"})
-     and all(p & {"square", "integer_pow", "mul", "div", "reduce_sum"} for p in r.origins),
+    (lambda r, o: r.primitive == "sub" and all(_of(p, Digits.PRODUCT, Digits.SUM) for p in r.origins),
      "A variance as E[x²] - E[x]² cancels: subtract the mean first, as jnp.var does."),
-    (lambda r, o: r.primitive in ("sub", "add", "add_any", "reduce_sum", "dot_general"), SUBTRACT_FIRST),
-    (lambda r, o: r.primitive in ("sin", "cos", "tan", "exp", "exp2"),
+    (lambda r, o: _is(r, *ADDS), SUBTRACT_FIRST),
+    (lambda r, o: _is(r, Digits.STEEP),
      "Its argument is large, and so is what the argument's last digit does: reduce the argument first."),
 )  # fmt: skip
 
@@ -90,7 +106,7 @@ def what_is_lost(row: Rounding) -> str:
         return f"{row.underflowed} numbers are below the smallest normal one"
     if not row.cancels:
         return "it rounds"
-    return "what it adds up cancels" if row.primitive in (*SUMS, "sub") else "its operands' errors become larger in it"
+    return "what it adds up cancels" if _is(row, *ADDS) else "its operands' errors become larger in it"
 
 
 def remedy_of(row: Rounding) -> str:

@@ -16,7 +16,7 @@ from jax import lax
 from ..cotangents import ABSORB, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from .registry import def_bilinear, def_rule
-from .traits import CONTRACTION
+from .traits import CONTRACTION, Digits
 
 
 def dot_general_left(
@@ -84,7 +84,10 @@ def dot_general_flops(eqn: Any) -> int:
 
 
 def_bilinear(
-    primitives.dot_general_p, dot_general_left, dot_general_right, traits=CONTRACTION.but(flops=dot_general_flops)
+    primitives.dot_general_p,
+    dot_general_left,
+    dot_general_right,
+    traits=CONTRACTION.but(digits=Digits.SUM, flops=dot_general_flops),
 )
 ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_general_summed})
 
@@ -214,7 +217,12 @@ def conv_flops(eqn: Any) -> int:
     return 2 * math.prod(z.shape) * (math.prod(w.shape) // max(channels, 1))
 
 
-def_bilinear(primitives.conv_general_dilated_p, conv_left, conv_right, traits=CONTRACTION.but(flops=conv_flops))
+def_bilinear(
+    primitives.conv_general_dilated_p,
+    conv_left,
+    conv_right,
+    traits=CONTRACTION.but(digits=Digits.SUM, flops=conv_flops),
+)
 ABSORB[conv_right] = _conv_right_summed
 
 

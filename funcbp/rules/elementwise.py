@@ -29,7 +29,7 @@ from ..jaxpr import aval_of, elementwise_primitive, like, primitive, primitives
 from .contract import OUTPUT, TYPES
 from .kinds import ZeroOnRealsRule
 from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, enter, rule
-from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Singularity, Traits, free, results
+from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Digits, Singularity, Traits, free, results
 
 
 def is_complex(x: Any) -> bool:
@@ -240,16 +240,17 @@ def clamp_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
     return (low if perturbed[0] or perturbed[1] else jax.typeof(low)), x, high
 
 
+PAIR, PRODUCT, STEEP = (ELEMENTWISE.but(digits=d) for d in (Digits.PAIR, Digits.PRODUCT, Digits.STEEP))
 SCALED, QUOTIENT = ELEMENTWISE.but(linear=(0,), scales=(0,)), ELEMENTWISE.but(singular=Singularity.DIVISION)
 ROOT, LOG, POWER, EDGE = (
     ELEMENTWISE.but(singular=s) for s in (Singularity.ROOT, Singularity.LOG, Singularity.POWER, Singularity.EDGE)
 )
 
-def_rule(primitives.add_p, add_bwd, save=TYPES, traits=ELEMENTWISE)
-def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES, traits=ELEMENTWISE)
-def_rule(primitives.sub_p, sub_bwd, save=TYPES, traits=ELEMENTWISE)
-def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False, traits=ELEMENTWISE.but(scales=(0, 1)))
-def_rule(primitives.div_p, div_bwd, save=div_save, traits=QUOTIENT.but(linear=(0,), scales=(0,)))
+def_rule(primitives.add_p, add_bwd, save=TYPES, traits=PAIR)
+def_rule(primitives.add_jaxvals_p, add_bwd, save=TYPES, traits=PAIR)
+def_rule(primitives.sub_p, sub_bwd, save=TYPES, traits=PAIR)
+def_bilinear(primitives.mul_p, mul_left, mul_right, factored=False, traits=PRODUCT.but(scales=(0, 1)))
+def_rule(primitives.div_p, div_bwd, save=div_save, traits=QUOTIENT.but(linear=(0,), scales=(0,), digits=Digits.PRODUCT))
 def_rule(primitives.rem_p, rem_bwd, save=types_or_both, traits=QUOTIENT)
 def_rule(primitive("polynomial_p"), polynomial_bwd, save=polynomial_save, traits=ELEMENTWISE.but(flops=horner))
 def_rule(primitives.pow_p, pow_bwd, save=pow_save, traits=POWER)
@@ -258,7 +259,9 @@ def_rule(primitives.min_p, extremum(lax.min), traits=ELEMENTWISE)
 def_rule(primitives.select_n_p, select_n_bwd, save=select_n_save, traits=STRUCTURAL.but(moves=Moves.ONCE))
 def_rule(primitives.clamp_p, clamp_bwd, save=clamp_save, traits=ELEMENTWISE)
 def_linear(primitives.neg_p, lambda ct, x: lax.neg(ct), traits=SCALED)
-def_elementwise(primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=QUOTIENT)
+def_elementwise(
+    primitives.integer_pow_p, integer_pow_slope, save=integer_pow_save, traits=QUOTIENT.but(digits=Digits.PRODUCT)
+)
 
 
 def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
@@ -267,7 +270,7 @@ def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> l
 
 
 def_rule(primitives.nextafter_p, nextafter_bwd, save=TYPES, traits=ELEMENTWISE)
-def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x))
+def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x), traits=PRODUCT)
 
 
 def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
@@ -293,8 +296,8 @@ def_rule(
 # --- exponentials, logarithms, roots ----------------------------------------------------------------------------------
 
 # Each line: z = f(x), the primitive; then dz/dx from the output z or from the input x, whichever is kept.
-def_elementwise(primitives.exp_p, lambda z, **_: z, save=OUTPUT)
-def_elementwise(primitives.exp2_p, lambda z, **_: lax.mul(lax.full_like(z, np.log(2)), z), save=OUTPUT)
+def_elementwise(primitives.exp_p, lambda z, **_: z, save=OUTPUT, traits=STEEP)
+def_elementwise(primitives.exp2_p, lambda z, **_: lax.mul(lax.full_like(z, np.log(2)), z), save=OUTPUT, traits=STEEP)
 def_elementwise(primitives.expm1_p, lambda x, **_: lax.exp(x))  # z + 1 would cancel where z is near -1
 def_elementwise(primitives.sqrt_p, lambda z, **_: lax.div(lax.full_like(z, 0.5), z), save=OUTPUT, traits=ROOT)
 def_elementwise(
@@ -395,9 +398,9 @@ def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.b
 tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: tanh_from_input})`
 def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
 def_named("logaddexp", logaddexp_tangent)
-def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x))
-def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)))
-def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT)
+def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x), traits=STEEP)
+def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)), traits=STEEP)
+def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT, traits=STEEP)
 def_elementwise(primitives.asin_p, lambda x, **_: lax.rsqrt(one_minus_square(x)), traits=EDGE)
 def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.rsqrt(one_minus_square(x))), traits=EDGE)
 def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
@@ -579,8 +582,12 @@ def convert_back(ct: Any, x: Any, weak_type: bool = False, **params: Any) -> Any
     return ct if weak_type == x.weak_type else like(ct, x)  # a weakly typed number that became a strongly typed one
 
 
-def_linear(primitives.convert_element_type_p, convert_back, Moves.STAYS)
-def_linear(primitives.reduce_precision_p, lambda ct, x, **params: lax.reduce_precision(ct, **params), traits=SCALED)
+def_linear(primitives.convert_element_type_p, convert_back, Moves.STAYS, traits=STRUCTURAL.but(digits=Digits.CAST))
+def_linear(
+    primitives.reduce_precision_p,
+    lambda ct, x, **params: lax.reduce_precision(ct, **params),
+    traits=SCALED.but(digits=Digits.CAST),
+)
 def_linear(primitive("copy_p"), lambda ct, x: ct, Moves.STAYS)
 
 # --- derivative zero almost everywhere, and no derivative -------------------------------------------------------------

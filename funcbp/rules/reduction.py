@@ -13,7 +13,7 @@ from jax import lax
 
 from ..jaxpr import cotangent_sharding, dilated, primitives, reducer
 from .registry import def_body, def_linear, def_nondiff, def_rule
-from .traits import DEAR, REDUCTION, def_traits, free, operand, results
+from .traits import DEAR, REDUCTION, Digits, def_traits, free, operand, results
 
 
 def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:
@@ -189,17 +189,17 @@ def windowed(eqn: Any) -> int:
 
 CUMULATIVE, WINDOWED = DEAR.but(flops=operand), DEAR.but(flops=windowed)
 
-def_linear(primitives.reduce_sum_p, reduce_sum_back, traits=REDUCTION)
+def_linear(primitives.reduce_sum_p, reduce_sum_back, traits=REDUCTION.but(digits=Digits.SUM))
 def_rule(primitives.reduce_max_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z), traits=REDUCTION)
 def_rule(primitives.reduce_min_p, reduce_extremum_bwd, save=lambda primals, z, *_: (primals[0], z), traits=REDUCTION)
 def_rule(primitives.reduce_prod_p, reduce_prod_bwd, traits=CUMULATIVE)
-def_linear(primitives.cumsum_p, cumsum_back, traits=CUMULATIVE)
+def_linear(primitives.cumsum_p, cumsum_back, traits=CUMULATIVE.but(digits=Digits.SUM))
 def_body(primitives.reduce_p, reduce_body, traits=CUMULATIVE)
 def_body(primitives.cumprod_p, cumulative(lax.mul), traits=CUMULATIVE)
 def_body(primitives.cummax_p, cumulative(lax.max), traits=CUMULATIVE)
 def_body(primitives.cummin_p, cumulative(lax.min), traits=CUMULATIVE)
 def_body(primitives.cumlogsumexp_p, cumulative(jnp.logaddexp), traits=CUMULATIVE)
-def_linear(primitives.reduce_window_sum_p, reduce_window_sum_back, traits=WINDOWED)
+def_linear(primitives.reduce_window_sum_p, reduce_window_sum_back, traits=WINDOWED.but(digits=Digits.SUM))
 def_rule(primitives.reduce_window_max_p, pooling_bwd(primitives.ge_p), traits=WINDOWED)
 def_rule(primitives.reduce_window_min_p, pooling_bwd(primitives.le_p), traits=WINDOWED)
 def_rule(primitives.select_and_scatter_add_p, select_and_scatter_add_bwd, save=keep_second, traits=CUMULATIVE)

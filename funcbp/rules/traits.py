@@ -24,6 +24,7 @@ __all__ = [
     "STRUCTURAL",
     "TRAITS",
     "UNKNOWN",
+    "Digits",
     "Singularity",
     "Traits",
     "def_traits",
@@ -45,6 +46,16 @@ class Singularity(enum.StrEnum):
     EDGE = "edge"  # of the domain, or a pole
     SPECTRUM = "spectrum"  # equal eigenvalues
     MATRIX = "matrix"  # without an inverse
+
+
+class Digits(enum.Enum):
+    """How an operation loses digits; by what the advice on precision is filed."""
+
+    PAIR = "of two that it adds up or subtracts, which may cancel"
+    SUM = "of many that it adds up"
+    PRODUCT = "none itself: a product, quotient or power, of which a difference cancels"
+    CAST = "all that the type it casts to has no room for"
+    STEEP = "a large operand's last one is a large part of the result"
 
 
 # --- counts of floating-point operations ------------------------------------------------------------------------------
@@ -89,6 +100,7 @@ class Traits:
             does, but for rounding them.
         writes: whether it writes the numbers of one operand over some of another's.
         singular: where it, or its derivative, is not finite.
+        digits: how it loses digits, if in any way of its own.
         bounds: what its result lies between.
         step: whether it is a step function that follows its operand, such as rounding: its slope is zero.
         mark: whether it only says something of a value to those who look for it: its name, its feedback weight.
@@ -110,6 +122,7 @@ class Traits:
     moves: Moves = Moves.NOT
     writes: bool = False
     singular: Singularity | None = None
+    digits: Digits | None = None
     bounds: tuple[float, float] | None = None
     step: bool = False
     mark: bool = False

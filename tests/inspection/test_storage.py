@@ -95,7 +95,7 @@ def test_rows_are_chosen_by_what_they_are(traced):
     assert {r.primitive for r in traced.at(kind="no derivative", operation="while")} == {"while"}
     chosen = traced.at(path="z")
     assert [r.name for r in chosen.inputs] == ["z"] and [r.primitive for r in chosen] == ["conj", "mul"]
-    assert len(traced[2:5]) == 3 and str(traced[2:5]).count("\n") == 4
+    assert len(traced[2:5]) == 3 and str(traced[2:5]).startswith("3 equations")
     for wanted, message in (
         ({"operation": "sin2"}, "no operation 'sin2'; there are '"),
         ({"scope": "block"}, "no scope 'block'; there are 'noise"),

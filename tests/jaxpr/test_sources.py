@@ -119,6 +119,7 @@ def test_what_counts_as_a_library_can_be_said(tmp_path, monkeypatch, said):
     bp.inspection.count_as_library(str(HERE.parent))
     assert "somelib.py:3:" in row().line
     bp.inspection.count_as_library(somelib)
-    assert "somelib.py:3:" in row().line  # all are libraries: the innermost
+    # all are libraries: the innermost; but for what runs the tests in several processes, which came in as a string
+    assert "somelib.py:3:" in (row().library if row().line.startswith("<string>") else row().line)
     with pytest.raises(ValueError, match="'nothing' is no module that was imported"):
         bp.inspection.count_as_library("nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -47,16 +48,20 @@ def imports(files: Mapping[str, str]) -> tuple[list[Import], list[Import]]:
     """The imports of the package's own files, and those of JAX's unstable modules."""
     own, unstable = [], []
     for file, text in files.items():
-        for node in ast.walk(ast.parse(text)):
-            for module in _modules(file, node):
-                line = node.lineno  # type: ignore[attr-defined]
-                if module == "funcbp" or module.startswith("funcbp."):
-                    target = _file(module, files)
-                    if target is not None:
-                        own.append(Import(file, line, target))
-                elif module.startswith(UNSTABLE):
-                    unstable.append(Import(file, line, module))
+        for line, module in _imported(file, text):
+            if module == "funcbp" or module.startswith("funcbp."):
+                target = _file(module, files)
+                if target is not None:
+                    own.append(Import(file, line, target))
+            elif module.startswith(UNSTABLE):
+                unstable.append(Import(file, line, module))
     return own, unstable
+
+
+@functools.cache
+def _imported(file: str, text: str) -> list[tuple[int, str]]:
+    """The lines and dotted names of a file's imports."""
+    return [(n.lineno, name) for n in ast.walk(ast.parse(text)) for name in _modules(file, n)]  # type: ignore[attr-defined]
 
 
 def _modules(file: str, node: ast.AST) -> Iterator[str]:

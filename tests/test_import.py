@@ -74,6 +74,7 @@ def test_the_rest_comes_when_it_is_used():
     assert of(["matplotlib", "sklearn", "tqdm"], [m for modules in came for m in modules]) == []
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("command", ["check", "reproduce", "train", "coverage"])
 def test_the_command_draws_and_reads_nothing_before_it_is_told(command):
     quietly = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
@@ -139,6 +140,7 @@ def test_a_name_that_is_not_there_is_refused():
         from funcbp import gradient  # noqa: F401
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(
     "statements",
     [

@@ -61,6 +61,7 @@ def usual_promotion():
         yield
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("step", [digits, gpt, per_example], ids=lambda f: f.__name__)
 def test_an_update_lowers_for_every_platform(step):
     update, args = step()

@@ -37,6 +37,7 @@ def recipe(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_recipe_prints_what_it_says(recipe):
     program, printed = RECIPES[recipe]
     assert run(program) == printed
@@ -59,6 +60,7 @@ def test_the_optimiser_is_kestens_rule():
     np.testing.assert_allclose(numbers(RECIPES["An optimiser"][1]), want, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_the_optimiser_keeps_its_row():
     """The row that the recipe adds, through the first of the tests that every row goes through."""
     (name, rest) = re.search(r'`"(\w+)": \(optim\.\w+, (.*?)\),`', CONTRIBUTING).groups()

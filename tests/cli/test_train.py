@@ -162,6 +162,7 @@ def pets(name="pets.csv"):
     return name
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_from_the_table_to_predictions(capsys, monkeypatch):
     """Classes by their names in what is printed, saved and predicted; the probabilities by hand."""
     without(monkeypatch, "matplotlib.figure")
@@ -256,6 +257,7 @@ def test_divergence_keeps_the_last_good_parameters(capsys):
     assert "Results in out" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
     fit = train.fit
 

@@ -47,6 +47,7 @@ def test_both_passes_have_the_calls_of_the_program(order):
     assert calls(bp.grad) == calls(jax.grad) == 6 * order
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(
     "around",
     [

@@ -230,6 +230,7 @@ def test_find_nan_blames_an_equation_inside(loop):
     )  # fmt: skip
 
 
+@pytest.mark.slow(once=[])
 @LOOPS
 def test_a_check_sees_a_wrong_rule_inside(loop):
     f = lambda x: loop(lambda c, _: (jnp.sin(c), None), x, jnp.ones(3))[0]
@@ -251,6 +252,7 @@ def test_per_example_quantities(loop):
     close(found.leaves[0].arrays(), gradients)
 
 
+@pytest.mark.slow(once=[])
 @LOOPS
 def test_a_second_reverse_pass_is_refused_and_forward_over_reverse_is_the_way_out(loop):
     f = lambda x: loop(lambda c, _: (jnp.sin(c), None), x, jnp.ones(3))[0]

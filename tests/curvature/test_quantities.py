@@ -208,6 +208,7 @@ def test_refusals():
         curvature.diag_ggn(plain, convex, samples=1)(PLAIN, ROWS, CLASSES)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("quantity", [curvature.diag_ggn, curvature.kfac_factors], ids=lambda f: f.__name__)
 def test_a_loss_that_is_not_convex_in_the_output_is_refused(quantity):
     """cos z has the second derivative -cos z, and no root: nothing is made of what is left of it."""

@@ -68,6 +68,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_difference_is_found_where_it_begins(name):
     f, g, value, cotangent = PLANTED[name]
@@ -113,6 +114,7 @@ SAME = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", SAME)
 def test_programs_that_differ_by_rounding_agree(name):
     found = bp.diff(*SAME[name])(PARAMS, X)

@@ -131,6 +131,7 @@ STEP_OF = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_first_one_is_blamed(name):
     loss, x, operation, backward, trap = PROGRAMS[name]

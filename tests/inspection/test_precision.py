@@ -53,6 +53,7 @@ PLANTED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_loss_is_found_by_its_operation(name):
     loss, args, operation, backward, word = PLANTED[name]

@@ -163,6 +163,7 @@ ALONG = {  # those that do not take one number each
 SINGULAR = sorted(n for n, t in TRAITS.items() if isinstance(n, str) and t.singular)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("name", SINGULAR)
 def test_what_is_singular_is_not_finite_somewhere(name):
     """Its value, or its slope by JAX's forward mode."""

@@ -187,6 +187,7 @@ def test_a_function_that_cannot_be_recorded_is_not_named():
 # --- witnesses --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_large_leaves_are_checked_along_directions_and_element_by_element():
     w = jnp.asarray(np.random.default_rng(0).normal(size=(120, 100)))
     f = lambda w: jnp.sum(jnp.sin(w) ** 2)
@@ -214,6 +215,7 @@ def test_a_wrong_element_is_found_without_jax_as_a_witness():
     assert report.worst.verdict == "wrong" and report.worst.worst == (7777,)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize(
     ("slope", "verdict"),
     [(-1e-6, "wrong"), (0.0, "kink"), (0.3, "kink"), (1.0, "kink"), (1 + 1e-6, "wrong"), (1.1, "wrong")],

@@ -80,6 +80,7 @@ def _frozen(y):
 _frozen.defjvp(lambda primals, tangents: (primals[0], jnp.zeros_like(tangents[0])))
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("promise", BROKEN)
 def test_a_broken_promise_is_named(promise):
     with pytest.raises(AssertionError, match="breaks") as caught:

@@ -73,6 +73,7 @@ def test_where_nothing_helps_the_parameters_stay():
     assert (step, state.tries, state.value, state.mu) == (0, 3, 2, 1)  # μ begins anew: more of it changes nothing
 
 
+@pytest.mark.slow
 def test_the_sine_is_learned():
     """Hagan and Menhaj's first problem, a 1-15-1 network, to below their error of 0.02, in few updates.
 
@@ -123,6 +124,7 @@ def test_refusals():
 LINE = lambda w, e: w["s"] * e[0] + w["o"] - e[1]
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("max_tries", [3, 15])
 def test_at_a_minimum_the_damping_waits_for_new_data(max_tries):
     optimizer, x = optim.levenberg_marquardt(LINE, max_tries=max_tries), jnp.array([0.0, 1.0, 2.0])
@@ -137,6 +139,7 @@ def test_at_a_minimum_the_damping_waits_for_new_data(max_tries):
     np.testing.assert_allclose((w["s"], w["o"]), (-3, 5), atol=1e-6)
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("method", ["primal", "dual"])
 def test_parameters_narrower_than_the_residuals(method):
     x, w = jnp.array([0.0, 1.0, 2.0], jnp.float32), {"s": jnp.zeros((), jnp.bfloat16), "o": jnp.zeros((), jnp.bfloat16)}

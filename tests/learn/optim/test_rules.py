@@ -122,6 +122,7 @@ def test_chains(make, rate, near):
     assert_same(twice, jax.tree.map(lambda m: 2 * m, moved), rtol=1e-12)
 
 
+@pytest.mark.slow(once=[])
 @rows
 def test_nothing_to_learn(make, rate, near):
     """Where the gradient is zero, the weight stays, and no state becomes nan."""

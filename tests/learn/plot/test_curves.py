@@ -1,12 +1,14 @@
 """Curves of learning show the numbers they were given."""
 
 import numpy as np
+import pytest
 
 from funcbp import plot
 
 from .figures import drawn, records
 
 
+@pytest.mark.slow
 def test_learning_curves():
     losses, scores = drawn(plot.learning_curves(records(5))).axes
     assert [line.get_label() for line in losses.lines] == ["training", "validation"]

@@ -1,12 +1,14 @@
 """Predictions, confusions and decision boundaries show the numbers they were given."""
 
 import numpy as np
+import pytest
 
 from funcbp import data, plot
 
 from .figures import RNG, drawn
 
 
+@pytest.mark.slow
 def test_predictions_and_confusion():
     ax = drawn(plot.predictions(RNG.normal(size=(9, 2)), RNG.normal(size=(9, 2)))).axes[0]
     assert ax.get_title() == "18 predictions"

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from funcbp import plot
 
@@ -19,6 +20,7 @@ def bowl(w):
     return jnp.array([1.0, 10.0]) @ w**2
 
 
+@pytest.mark.slow
 def test_the_bowl_as_a_surface_and_as_lines():
     path = [[-2.0, 1.0], [1.0, 0.5]]
     solid = drawn(plot.error_surface(bowl, (-2, 2), (-1, 1), path, points=9)).axes[0]

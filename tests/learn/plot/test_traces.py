@@ -23,6 +23,7 @@ def ledger():
     return bp.trace(loss)({"in": normal(3, 4), "blocks": normal(2, 4, 4)}, normal(5, 3))
 
 
+@pytest.mark.slow(once=[])
 @pytest.mark.parametrize("draw", [bp.plot.gradient_flow, bp.plot.histograms, bp.plot.saturation, bp.plot.graph])
 def test_axes_in_and_out(draw, ledger, tmp_path):
     ax = Figure().subplots()

@@ -39,6 +39,7 @@ def rows(found):
     return [part for part in found if isinstance(part, table.Comparison)]
 
 
+@pytest.mark.slow
 def test_worked_example():
     """To all printed digits, but for the misprint."""
     found = parts(worked_example.REPRODUCTION)
@@ -60,6 +61,7 @@ def test_encoder():
         assert abs(outcome.epochs.mean() - mean) < 4 * deviation / np.sqrt(16)
 
 
+@pytest.mark.slow
 def test_rprop_learns_the_encoder():
     setting = encoder.RULES["iRPROP+"][0]
     outcome = encoder.learn(10, 5, setting, 16, 500, seed=1)
@@ -138,6 +140,7 @@ def test_only_what_was_read_is_called_published():
     assert [sure for sure, meaning in table.MEANING.items() if meaning.startswith("published")] == [table.READ]
 
 
+@pytest.mark.slow
 def test_the_command_and_the_largest_rate(tmp_path, capsys):
     """Tables on the screen and in the folder, pictures beside them; divergence just above 2 / λmax."""
     folder = tmp_path / "new"

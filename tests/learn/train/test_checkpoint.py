@@ -59,6 +59,7 @@ def contents(path):
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_going_on_is_the_same_to_the_last_bit(tmp_path):
     whole = learn(tmp_path / "whole.npz")
     learn(tmp_path / "parts.npz", epochs=5)
@@ -295,6 +296,7 @@ with train.Checkpoint(sys.argv[1]).claim():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="locks and signals of POSIX")
 def test_a_second_training_is_refused_until_the_first_has_ended_however_it_does(tmp_path, monkeypatch):
     path = tmp_path / "run.npz"

@@ -185,11 +185,13 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
     partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *apart)}
 
     def alike(i: int, j: int) -> bool:
-        """Whether two equations whose values differ are one, as one of their operands is, or what comes next."""
+        """Whether two equations whose values differ are one, as one of their operands is, or both their neighbours."""
         before, others = (side.operands(row) for side, row in zip(links, (a[i], b[j]), strict=True))
         if before and others:
             return a[i].primitive == "output" or any(partners.get(id(x)) == id(y) for x in before for y in others)
-        return i + 1 < len(a) and j + 1 < len(b) and partners.get(id(a[i + 1])) == id(b[j + 1])
+        if not (0 < i < len(a) - 1 and 0 < j < len(b) - 1):
+            return False
+        return all(partners.get(id(a[i + d])) == id(b[j + d]) for d in (-1, 1))
 
     pairs += [(i, j) for i, j in apart if i not in left and j not in right and alike(i, j)]
     return [(a[i], b[j]) for i, j in sorted(pairs)]

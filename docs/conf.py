@@ -6,6 +6,7 @@ that neither can be out of step.
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ version = release = funcbp.__version__
 html_title = f"funcbp {version}"
 html_theme = "furo"
 html_static_path: list[str] = []
+html_extra_path = ["extra"]
 templates_path: list[str] = []
 html_theme_options = {"footer_icons": []}
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
@@ -68,5 +70,8 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", keep_bars, priority=1)
 
 
+(HERE / "extra").mkdir(exist_ok=True)
+play = ["play", "worked-example", "--out", HERE / "extra" / "play.html"]
+subprocess.run([sys.executable, "-m", "funcbp", *play], check=True, stdout=subprocess.DEVNULL)
 write_gallery()
 write_pages(HERE / "api")

@@ -164,7 +164,7 @@ def residuals(
 
     Returns:
         A function with the arguments of `f` that returns a `Residuals`: a table in a terminal and a notebook. In the
-        place of arrays it takes `jax.ShapeDtypeStruct`s, too: a plan for what does not fit this machine.
+        place of arrays it takes their types, each a `jax.ShapeDtypeStruct`: a plan for what does not fit this machine.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp

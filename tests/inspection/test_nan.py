@@ -243,3 +243,11 @@ def test_what_was_traced_elsewhere_first_bears_the_line_of_this_call():
     bp.cotangents(elsewhere, reduce=lambda ct: jnp.sqrt(jnp.sum(ct)))(jnp.ones(2))
     here = lambda x: jnp.sqrt(jnp.sum(x))
     assert f":{here.__code__.co_firstlineno}:" in bp.find_nan(here)(jnp.zeros(2)).line
+
+
+def test_nothing_is_said_where_there_are_no_integers_of_64_bits():
+    """A warning of JAX's would be an error here; the infinity is born in the loop and moved."""
+    with jax.enable_x64(False):
+        step = lambda c, x: (c * x, jnp.reshape(c, (1,)))
+        found = bp.find_nan(lambda x: jnp.sum(lax.scan(step, x, jnp.full(5, 1e10, jnp.float32))[1]))(jnp.float32(1))
+    assert (found.operation, found.backward) == ("mul", False)

@@ -237,7 +237,9 @@ class _Replay(Located):
             if as_numbers(operands[i]) is not None:
                 numbers: Any = np.zeros(np.shape(operands[i]), np.int64) if args[i].births is None else args[i].births
                 operands[i] = jax.numpy.asarray(numbers, operands[i].dtype)
-                if not np.array_equal(np.real(np.asarray(operands[i])).astype(np.int64), numbers):  # too many for this type
+                if not np.array_equal(
+                    np.real(np.asarray(operands[i])).astype(np.int64), numbers
+                ):  # too many for this type
                     return None
         out = np.real(np.asarray(jx.bind_eqn(eqn, operands)[which]))
         return np.where(np.isfinite(out), out, 0).astype(np.int64)

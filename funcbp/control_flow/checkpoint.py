@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..autodiff.passes import passes_of
-from ..jaxpr import bind_remat, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
+from ..jaxpr import bind_remat, is_planned, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
 from ..remat.cut import permitted
 from ..remat.plan import plan_of_call
 from ..rules.kinds import State
@@ -16,14 +16,14 @@ from ..rules.registry import def_control
 from ..rules.traits import CALL
 from .calls import call_back, call_reached, call_res
 
-__all__ = ["planned", "remat_bwd", "remat_fwd"]
+__all__ = ["remat_bwd", "remat_fwd"]
 
 
 def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
     policy, narrow = params["policy"], options.policy.narrows
     passes = passes_of(params["jaxpr"], perturbed, options.inlining)
-    if planned(policy):
+    if is_planned(policy):
         plan = plan_of_call(passes, policy, policy.choose)
     else:
         saved, offload = functools.partial(is_saved, policy), functools.partial(offload_of, policy)
@@ -35,14 +35,9 @@ def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **para
 
 def remat_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
     """Recompute what was not saved, behind a barrier that XLA does not undo, and go back."""
-    if planned(params["policy"]):
+    if is_planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)
     return call_back(state, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
-
-
-def planned(policy: Any) -> bool:
-    """Tell whether our own plan placed a region, see `remat/regions.py`, and not the user."""
-    return hasattr(policy, "choose")
 
 
 def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:

@@ -28,6 +28,7 @@ from .inside import custom_bwd as custom_bwd
 from .inside import fetched as fetched
 from .inside import inlined as inlined
 from .inside import is_inlined as is_inlined
+from .inside import is_planned as is_planned
 from .inside import is_saved as is_saved
 from .inside import loops_apart as loops_apart
 from .inside import offload_of as offload_of

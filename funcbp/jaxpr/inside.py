@@ -87,6 +87,11 @@ def bind_compute_on(
     return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
 
 
+def is_planned(policy: Any) -> bool:
+    """Tell whether our own plan placed a `jax.checkpoint` region, see `remat/regions.py`, and not the user."""
+    return hasattr(policy, "choose")
+
+
 def is_saved(policy: Any, eqn: Any) -> bool:
     """Whether a `jax.checkpoint` policy keeps the results of this equation."""
     if policy is None:

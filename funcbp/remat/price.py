@@ -39,11 +39,11 @@ def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
     """Return the bytes that could be moved in the time of an equation; `alone` if it is fused with nothing."""
     traits, inside = traits_of(eqn.primitive), inside_of(eqn)
     if traits.flops is None and inside.programs:
-        policy = eqn.params.get("policy")
         if inside.kind is jx.Kind.WHILE:
             return None  # how often it runs is not known
-        if inside.kind is jx.Kind.REMAT and not (policy is None or hasattr(policy, "choose")):
-            return None  # the user's policy said what of it is saved, not the plan
+        policy = eqn.params["policy"] if inside.kind is jx.Kind.REMAT else None
+        if policy is not None and not jx.is_planned(policy):
+            return None  # what of it is saved is the user's word, not the plan's
         apart = alone or not inside.kind & jx.CALLS
         inner = [[_moved(e, machine, apart) for e in program.eqns] for program in inside.programs]
         if any(m is None for program in inner for m in program):

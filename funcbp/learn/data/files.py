@@ -46,7 +46,7 @@ def read(
         A data set named after the file or the folder.
 
     Raises:
-        DataError: the file's content cannot be used.
+        DataError: the file's content cannot be used, or an option was given that this kind of file has no use for.
         ImportError: pandas is not installed, and this is a table.
         OSError: the file cannot be read.
 
@@ -63,11 +63,24 @@ def read(
         raise DataError(
             f"{path} is none of {', '.join((*SUFFIXES, '.npz'))}, nor a folder with the four files of MNIST."
         )
+    of_tables = {"target": target, "missing": missing, "ignore": ignore or None}
     if path.is_dir() or is_idx(path):
+        refuse_options(str(path), {**of_tables, "task": task})
         return read_mnist(path if path.is_dir() else path.parent, seed)
     if path.suffix.lower() == ".npz":
+        refuse_options(str(path), of_tables)
         return read_npz(path, seed, task=task)
     return read_table(path, seed, target=target, task=task, missing=missing, ignore=ignore)
+
+
+def refuse_options(what: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that were given for data which has no use for them.
+
+    Raises:
+        DataError: one of them is not None.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise DataError(f"{what} has no use for {', '.join(given)}, which tables have: leave that out.")
 
 
 def read_npz(path: str | Path, seed: int = 0, *, task: str | None = None) -> Dataset:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import data, nets, ops, plot, train
 from ..data.dataset import scaled
-from ..data.files import is_readable
+from ..data.files import is_readable, refuse_options
 from ..data.tables import SUFFIXES
 from ..request import RequestError
 
@@ -69,6 +69,7 @@ def whole(least: int) -> Callable[[str], int]:
 def load(source: str, seed: int, **options: Any) -> data.Dataset:
     """The data set that was asked for; the options are those of `data.read`."""
     if source in data.SETS:
+        refuse_options(source, {name: value or None for name, value in options.items()})
         return data.load(source, seed)
     if is_readable(Path(source)):
         return data.read(source, seed, **options)

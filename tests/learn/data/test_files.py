@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from funcbp import data
+from funcbp.learn.train.job import load
 
 
 def test_other_things_that_are_no_data(tmp_path):
@@ -132,3 +133,12 @@ def test_parts_of_different_kinds(tmp_path):
         data.read(save(tmp_path, x_train=x, y_train=LABELS, x_test=x, y_test=LABELS + 0.5))
     with pytest.raises(data.DataError, match=r"must be of one kind, and are float64\[40, 3\] and float64\[40, 2\]"):
         data.read(save(tmp_path, x_train=x, y_train=x, x_test=x, y_test=x[:, :2]))
+
+
+@pytest.mark.parametrize("option", [{"target": "y"}, {"missing": "drop"}, {"ignore": ["a"]}], ids=str)
+def test_what_only_tables_have_is_not_ignored_in_silence(tmp_path, option):
+    for source in (save(tmp_path, x=np.ones((20, 2)), y=LABELS[:20]), tmp_path):
+        with pytest.raises(data.DataError, match=f"has no use for {next(iter(option))}"):
+            data.read(source, **option)
+    with pytest.raises(data.DataError, match="digits has no use for"):
+        load("digits", 0, **option)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import funcbp as bp
 
 from . import measure, workloads
 from .report import Cell, Row, Table, Target, spread
+from .step import chosen
 
 Pair = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]  # ours, the plain gradient's, the arguments
 norm = lambda ct: jnp.sqrt(jnp.sum(ct**2))
@@ -141,10 +141,7 @@ def run(
         sizes: of the model whose equations are looked at one by one.
     """
     found = []
-    for name, (build, target) in rows.items():
-        if only and name.split()[0] not in only:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
+    for name, (build, target) in chosen(rows, only):
         ours, theirs, args = build()
         times = measure.take_turns(lambda o=ours, a=args: o(*a), lambda t=theirs, a=args: t(*a), pairs)
         cells = {"time": spread(times.ratios, target)}
@@ -154,10 +151,8 @@ def run(
             temp = [c.memory_analysis().temp_size_in_bytes for c in costs]
             cells |= {"temp bytes": Cell(measure.ratio(*temp)), "flops": Cell(measure.ratio(*flops))}
         found.append(Row(name, cells))
-    for name, make in LOOKS.items():
-        if not only or name.split(",")[0] in only:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            f = make(**sizes)
-            f()  # what it compiles
-            found.append(Row(name, {"seconds": Cell(measure.alone(f))}))
+    for name, make in chosen(LOOKS, only):
+        f = make(**sizes)
+        f()  # what it compiles
+        found.append(Row(name, {"seconds": Cell(measure.alone(f))}))
     return Table("Open the box, funcbp : jax.value_and_grad", ("time", "temp bytes", "flops", "seconds"), found)

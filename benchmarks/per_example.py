@@ -22,7 +22,7 @@ from . import measure, peers, workloads
 from .measure import ratio
 from .memory import contractions
 from .report import Cell, Row, Table, Target, spread
-from .step import number
+from .step import chosen, number
 
 
 class Case(NamedTuple):
@@ -227,10 +227,7 @@ def run(
         networks: those that the peers run, by name.
     """
     rows: list[Row] = []
-    for name, make in cases.items():
-        if only and number(name) not in only:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
+    for name, make in chosen(cases, only):
         case = make()
         plain = plain_gradient(case)
         for what in ["Gram"] if number(name) == "W9" else ["norms", "clipping"]:

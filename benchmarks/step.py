@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from . import measure, workloads
 from .measure import ratio
 from .report import Cell, Row, Table, Target, spread
+
+T = TypeVar("T")
 
 Build = Callable[[], workloads.Workload]
 
@@ -47,7 +50,15 @@ COLUMNS = ("time", "temp bytes", "flops", "trace", "first trace", "compile")
 
 def number(name: str) -> str:
     """The workload's number, `W1` of `W1 MLP`."""
-    return name.split()[0]
+    return name.split()[0].rstrip(",")
+
+
+def chosen(rows: Mapping[str, T], only: Collection[str]) -> Iterator[tuple[str, T]]:
+    """The rows of these workloads, all of them if there are none; each is announced as its turn comes."""
+    for name, row in rows.items():
+        if not only or number(name) in only:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            yield name, row
 
 
 def compiled_row(name: str, workload: workloads.Workload, pairs: int) -> tuple[Row, float]:
@@ -98,10 +109,7 @@ def programs(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build]
         builds: the workloads, by name.
     """
     rows: list[Row] = []
-    for name, build in builds.items():
-        if only and number(name) not in only:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
+    for name, build in chosen(builds, only):
         if "Flax" in name and importlib.util.find_spec("flax") is None:
             rows.append(Row(name, {"equations": Cell(remark="skipped: flax is not installed")}))
             continue
@@ -122,10 +130,7 @@ def run(pairs: int, only: Collection[str] = (), builds: Mapping[str, Build] = WO
         builds: the workloads, by name.
     """
     rows: list[Row] = []
-    for name, build in builds.items():
-        if only and number(name) not in only:
-            continue
-        print(f"{name} ...", file=sys.stderr, flush=True)
+    for name, build in chosen(builds, only):
         workload = build()
         gap = measure.difference(workload)
         if not gap <= measure.AGREEMENT:

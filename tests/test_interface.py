@@ -49,6 +49,14 @@ def test_what_looks_takes_a_function_and_then_its_arguments(f):
     assert names[:3] == ["f", "argnums", "has_aux"] and "backward" in names
 
 
+@pytest.mark.parametrize("f", [*LOOKING, lambda f, *args, **how: bp.diff(f, f, *args)], ids=name_of)
+def test_arguments_beside_the_function_that_is_looked_at_are_refused_at_once(f):
+    model, (w, x) = (lambda w, x: jnp.sum(w * x)), jnp.ones((2, 3, 3))
+    for beside in ((w,), (w, x), ({"w": w},), (0, x)):
+        with pytest.raises(TypeError, match="go to the function that is returned"):
+            f(model, *beside, backward=bp.Backward())
+
+
 @pytest.mark.parametrize("f", PUBLIC.values(), ids=name_of)
 def test_what_runs_a_model_takes_the_same_options_under_the_same_names(f):
     parameters = inspect.signature(f).parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,9 +43,17 @@ def name_of(f: Any) -> str:
     return getattr(f, "__name__", repr(f))
 
 
-def check_callable(f: Any) -> None:
+ARGUMENTS_COME_SECOND = "The arguments of f go to the function that is returned: bp.grad(f)(*args), bp.trace(f)(*args)."
+
+
+def check_callable(f: Any, argnums: Any = None, has_aux: Any = False) -> None:
+    """Refuse what is no function, and arguments of the function in the place of options."""
     if not callable(f):
         raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
+    if not isinstance(has_aux, (bool, np.bool_)):
+        raise TypeError(f"has_aux must be a bool, and is {reprlib.repr(has_aux)}. {ARGUMENTS_COME_SECOND}")
+    if argnums is not None:
+        indices_of(argnums)
 
 
 PARTITION = (
@@ -115,7 +124,8 @@ def indices_of(argnums: Any) -> int | tuple[int, ...]:
     try:
         return tuple(map(operator.index, argnums))
     except TypeError:
-        raise TypeError(f"argnums must be an int or a sequence of ints, and is {argnums!r}.") from None
+        said = f"argnums must be an int or a sequence of ints, and is {reprlib.repr(argnums)}."
+        raise TypeError(f"{said} {ARGUMENTS_COME_SECOND}") from None
 
 
 def check_axes(reduce_axes: Sequence[Any]) -> None:

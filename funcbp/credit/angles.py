@@ -53,7 +53,7 @@ def alignment(
         >>> found["w0"].angle, found["w0"].ratio, found["w1"].angle
         (Array(180., dtype=float32), Array(2., dtype=float32), Array(0., dtype=float32))
     """
-    check_callable(f)
+    check_callable(f, argnums, has_aux)
     rules = backward.options.rules
 
     def measured(*args: Any, **kwargs: Any) -> Any:

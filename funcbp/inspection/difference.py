@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..autodiff.arguments import check_callable
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..rules.traits import Digits, traits_of
@@ -514,6 +515,7 @@ def diff(
             "diff compares two functions, a function with itself on other arguments (a tuple), or two sides that are "
             f"traces or dicts of named arrays; it was given {type(f).__name__} and {type(other).__name__}."
         )
+    check_callable(f, argnums, has_aux)
     traced = functools.partial(trace, argnums=argnums, has_aux=has_aux, backward=backward)
 
     @functools.wraps(f)

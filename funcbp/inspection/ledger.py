@@ -281,7 +281,7 @@ def trace(
         >>> t["h"].cotangent.round(3), t["w"].cotangent.round(3)
         (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
-    check_callable(f)
+    check_callable(f, argnums, has_aux)
     observing = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
 
     @functools.wraps(f)

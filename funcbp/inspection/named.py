@@ -108,7 +108,7 @@ def cotangents(
         Array([5.657, 2.828, 1.414], dtype=float32)
     """
     wanted = None if names is None else tuple(names)
-    check_callable(f)
+    check_callable(f, argnums, has_aux)
     observing = (backward or Backward()).observing(observer=Named(wanted, reduce))
 
     @functools.wraps(f)

@@ -236,7 +236,7 @@ class FindNan:
     """The function that `find_nan` returns."""
 
     def __init__(self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
-        check_callable(f)
+        check_callable(f, argnums, has_aux)
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
 

@@ -173,7 +173,7 @@ def residuals(
         >>> report.total, [(v.name, v.steps, v.fate) for v in report.values]
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'recomputed')])
     """
-    check_callable(f)
+    check_callable(f, argnums, has_aux)
     backward = backward or Backward()
     options = backward.options
 

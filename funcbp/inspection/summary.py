@@ -99,7 +99,7 @@ def summary(
         >>> s.parameters, s.forward, s.backward, s.residuals
         (32, 128, 128, 64)
     """
-    check_callable(f)
+    check_callable(f, argnums, has_aux)
     backward = backward or Backward()
 
     @functools.wraps(f)

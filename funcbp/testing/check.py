@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -209,6 +210,8 @@ def _checked_arguments(
 ) -> list[int]:
     if not callable(f):
         raise TypeError(f"check needs a function to differentiate, and got {f!r} of type {type(f).__name__}.")
+    if not args and not _takes_none(f):
+        raise TypeError(f"check(f, *args) takes the arguments of f beside it, and {name_of(f)} was given none.")
     if order not in (1, 2):
         raise ValueError(f"order is 1 or 2, and was {order!r}.")
     if not isinstance(samples, int) or samples < 2:
@@ -219,6 +222,15 @@ def _checked_arguments(
         is_array(v) and is_differentiable(jax.typeof(jnp.asarray(v))) for v in jax.tree.leaves(x)
     )
     return [i for i, x in enumerate(args) if has_floats(x)] if argnums is None else numbers_of(f, argnums, len(args))
+
+
+def _takes_none(f: Callable[..., Any]) -> bool:
+    """Tell whether a function can be called without positional arguments, as far as is known."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return not any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _native(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> list[Any]:

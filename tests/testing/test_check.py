@@ -361,6 +361,7 @@ def test_another_value_than_the_functions():
     "request_, error, sentence",
     [
         (lambda: check(3, X), TypeError, "needs a function"),
+        (lambda: check(lambda x, y: x), TypeError, "beside it"),  # written as grad(f)(*args) is
         (lambda: check(jnp.sin, X, order=3), ValueError, "order is 1 or 2"),
         (lambda: check(jnp.sin, X, samples=0), ValueError, "samples is a whole number"),
         (lambda: check(jnp.sin, X, samples=1), ValueError, "samples is a whole number of at least 2, and was 1"),

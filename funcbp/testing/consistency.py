@@ -114,14 +114,17 @@ def self_agreement(
 
 
 def _floor(subject: Subject, outs: Cotangents) -> list[float]:
-    """For each floating-point input, what a few roundings of the output are as a slope: 64 eps |f| / |x|."""
+    """For each floating-point input, what a few roundings of the output are as a slope: 64 eps |f| / |x|.
+
+    An input of zeros, as biases begin, does not say how large it is: in its place there are all inputs together.
+    """
     with np.errstate(all="ignore"):
         size = sum(float(np.sum(np.abs(np.asarray(outs[i]).astype(np.complex128)))) for i in subject.out_float_ids)
+    typical = lambda x: np.sqrt(np.mean(np.square(np.abs(x.astype(np.float64))))) if x.size else 0.0
     floors = []
     for t, where in zip(subject.inputs.types, subject.inputs.slices, strict=True):
-        x = np.abs(subject.point[where].astype(np.float64))
-        scale = np.sqrt(np.mean(np.square(x))) if x.size else 1.0
-        floors.append(64 * float(jnp.finfo(t.dtype).eps) * size / scale if scale > 0 and np.isfinite(size) else 0.0)
+        scale = typical(subject.point[where]) or typical(subject.point) or 1.0
+        floors.append(64 * float(jnp.finfo(t.dtype).eps) * size / scale if np.isfinite(size) else 0.0)
     return floors
 
 

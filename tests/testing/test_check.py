@@ -550,3 +550,13 @@ def test_the_whole_jacobian_is_looked_at_where_it_takes_few_operations():
     )
     assert few < FULL_WORK < many
     assert few == (8 * 6 + 3) * (2 * 4 * 3 * 2 + 4 * 2)  # along each coordinate and back, times the product and the sum
+
+
+def test_a_bias_of_zeros_that_a_softmax_cancels_is_right_though_its_gradient_is_rounding():
+    """Of q · (k + b) the part q · b is one number for all keys: b̄ = 0, which each way of running rounds otherwise."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (6, 8), jnp.float32) for i in range(3))
+    f = lambda b: jnp.sum(jnp.tanh(jax.nn.softmax(q @ (k + b[None]).T) @ v))
+    b = jnp.zeros(8, jnp.float32)
+    assert 0 < np.max(np.abs(bp.grad(f)(b))) < 1e-5
+    report = check(f, b)
+    assert report.ok, report

@@ -14,6 +14,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # most of a test's time is compilation
 
+# Options of XLA that make compiling for the CPU cheaper. The first JAX that we support spends most of that time in its
+# fusion emitters, which it can do without; the later ones cannot, so that both ways are tested.
+flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+if jax.__version_info__ < (0, 11):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+
 # What was compiled once is read from here, by the other tests and runs, and by the commands that tests start.
 for option, value in {
     "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),

@@ -17,7 +17,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before a plugin changes the order
 def pytest_collection_modifyitems(config, items):
-    """Leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    """Begin with the long ones; leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if config.getoption("--all") or any("::" in arg for arg in config.args):
         return
     seen = set()

@@ -6,6 +6,7 @@ comes up for the first time.
 """
 
 import functools
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,17 @@ def value_at(path, callspec):
     name, *attributes = path.split(".")
     value = functools.reduce(getattr, attributes, callspec.params[name])
     return value if isinstance(value, str | int) else id(value)
+
+
+@pytest.fixture
+def quick_tests(request):
+    """The tests of a quick run; skips where those that were collected are not all of them."""
+    config = request.config
+    chosen = config.option.keyword or config.option.markexpr
+    if chosen or [Path(arg).resolve() for arg in config.args] != [Path(config.rootpath, "tests")]:
+        pytest.skip("This is said of all the quick tests, and only some tests were asked for.")
+    seen = set()
+    return [item for item in request.session.items if is_quick(item, seen)]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -6,6 +6,7 @@ comes up for the first time.
 """
 
 import functools
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before a plugin changes the order
 def pytest_collection_modifyitems(config, items):
-    """Leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    """Begin with the long ones; leave out the slow tests, unless all are asked for, or one is asked for by name."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if config.getoption("--all") or any("::" in arg for arg in config.args):
         return
     seen = set()
@@ -42,6 +44,17 @@ def value_at(path, callspec):
     name, *attributes = path.split(".")
     value = functools.reduce(getattr, attributes, callspec.params[name])
     return value if isinstance(value, str | int) else id(value)
+
+
+@pytest.fixture
+def quick_tests(request):
+    """The tests of a quick run; skips where those that were collected are not all of them."""
+    config = request.config
+    chosen = config.option.keyword or config.option.markexpr
+    if chosen or [Path(arg).resolve() for arg in config.args] != [Path(config.rootpath, "tests")]:
+        pytest.skip("This is said of all the quick tests, and only some tests were asked for.")
+    seen = set()
+    return [item for item in request.session.items if is_quick(item, seen)]
 
 
 def pytest_terminal_summary(terminalreporter, config):

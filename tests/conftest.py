@@ -3,16 +3,33 @@
 import gc
 import itertools
 import os
+import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # most of a test's time is compilation
+
+# Cheaper compiling for the CPU. JAX 0.10 spends most of that time in XLA's fusion emitters, which can be left out, and
+# in a new MLIR context for each program; later JAX has no other emitters, and reuses a context ten times by itself.
+flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+if jax.__version_info__ < (0, 11):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+    new_context, _programs, _contexts = mlir.make_ir_context, itertools.count(), threading.local()
+
+    def make_ir_context():
+        if next(_programs) % 10 == 0 or not hasattr(_contexts, "last"):
+            _contexts.last = new_context()
+        return _contexts.last
+
+    mlir.make_ir_context = make_ir_context
+os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 # What was compiled once is read from here, by the other tests and runs, and by the commands that tests start.
 for option, value in {

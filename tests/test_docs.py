@@ -79,6 +79,7 @@ def test_the_readme_shows_the_backward_pass_as_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_docstring_examples():
     result = run(DOCTESTS, *MODULES)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +19,8 @@ from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 import funcbp as bp
 from funcbp import jaxpr as jx
 
+from .devices import environment
 from .mapped_programs import MESHES, PROGRAMS
-from .test_sharding import FLAGS
 
 
 def meshed(on="line", kind=AxisType.Auto):
@@ -51,10 +50,10 @@ def test_types_and_communication_of_gradients(program):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_values_on_eight_devices():
     program = Path(__file__).with_name("mapped_programs.py")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))} | FLAGS
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=600)
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment(8), timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(lines) == len(PROGRAMS) + 7

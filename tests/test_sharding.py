@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from .devices import environment
 
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
 def layouts():
     program = Path(__file__).with_name("sharded_program.py")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))} | FLAGS
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=600)
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment(8), timeout=600)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 

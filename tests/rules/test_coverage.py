@@ -12,6 +12,7 @@ from jax._src.interpreters import ad
 from jax.extend.core import primitives
 
 import funcbp as bp
+from funcbp.cli import main
 from funcbp.rules import UNSUPPORTED
 
 PUBLIC = {getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")}
@@ -59,3 +60,10 @@ def test_a_missing_rule_can_be_borrowed(monkeypatch):
     assert report.ok and "JAX's derivative of `erf` is borrowed" in str(report)
     assert "erf" not in bp.coverage()
     assert bp.Backward(on_missing="jax").coverage()["erf"] == "borrowed"
+
+
+def test_the_command_lists_them_all(capsys):
+    assert main(["coverage"]) == 0
+    *lines, _, total = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == bp.coverage().keys() >= PUBLIC
+    assert total.startswith(f"{jax.__version__}: ") and total.endswith("; nothing missing")

@@ -26,9 +26,14 @@ def with_data(m, data):
     return tree.unflatten([data, *leaves[1:]])
 
 
-BCOO, PADDED = sparse.BCOO.fromdense(DENSE), sparse.BCOO.fromdense(DENSE, nse=17)
-BATCHED, BCSR = sparse.BCOO.fromdense(STACK, n_batch=1), sparse.BCSR.fromdense(DENSE)
-COO, CSR = sparse.COO.fromdense(DENSE), sparse.CSR.fromdense(DENSE)
+@jax.jit  # one program in place of fifty
+def formats(dense, stack):
+    n = np.count_nonzero(DENSE)
+    padded, batched = sparse.BCOO.fromdense(dense, nse=17), sparse.BCOO.fromdense(stack, n_batch=1, nse=n)
+    return padded, batched, *(t.fromdense(dense, nse=n) for t in (sparse.BCOO, sparse.BCSR, sparse.COO, sparse.CSR))
+
+
+PADDED, BATCHED, BCOO, BCSR, COO, CSR = formats(DENSE, STACK)
 dense_of = lambda m: m.todense() if isinstance(m, sparse.JAXSparse) else m
 several = (((2,), (0,)), ((), ()))
 

@@ -1,13 +1,11 @@
 """Under a mesh with explicit axes, with the examples divided over the devices, the gradients are the same."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import funcbp
+from tests.devices import environment
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -41,12 +39,7 @@ for name, loss in losses.items():
 
 @pytest.mark.slow
 def test_examples_divided_over_two_devices():
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(funcbp.__file__).parent.parent),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=300)
+    command = [sys.executable, "-c", PROGRAM]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment(2), timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["classes", "probabilities", "units", "squares"]

@@ -20,15 +20,7 @@ import funcbp as bp
 from funcbp import train
 from funcbp.cli.main import main
 from funcbp.learn.train import layout
-
-SOURCE = str(Path(bp.__file__).parent.parent)
-
-
-def environment(devices):
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return {**plain, **flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": SOURCE}
-
+from tests.devices import environment
 
 # --- eight devices ----------------------------------------------------------------------------------------------------
 
@@ -44,6 +36,7 @@ def trainings(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_losses_as_on_one_device(trainings):
     """Data of which every device has a part, a stream, checkpoints that change meshes, and many networks are there."""
     wanted = {"data", "fsdp", "tensor", "patterns", "resumed", "orbax", "stream", "many"}
@@ -55,6 +48,7 @@ def test_the_same_losses_as_on_one_device(trainings):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_parameters_and_moments_are_where_the_layout_says(trainings):
     whole, parts = [[8, 16], [16, 8]], {name: trainings[name]["shards"] for name in trainings}
     assert parts["data"] == parts["stream"] == whole
@@ -67,6 +61,7 @@ def test_parameters_and_moments_are_where_the_layout_says(trainings):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_layout_has_its_own_communication(trainings):
     """In the compiled text of an epoch, which is a loop: what is counted is per update."""
     counts = {name: each["collectives"] for name, each in trainings.items() if "collectives" in each}
@@ -112,6 +107,7 @@ class Pair:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     """The limit is hard: a process that waits for a dead one is not waited for."""

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from .dense import accumulator
+
 Array = jax.Array
 STRIPS = 4  # of queries under a causal mask, each of which sees the keys up to its own end
 
@@ -92,9 +94,7 @@ def attention(
         options: Any = dict(is_causal=is_causal, scale=scale, implementation=implementation)
         return jax.nn.dot_product_attention(query, key, value, mask=mask, **options)
     if query.ndim == 3:
-        out = attention(
-            query[None], key[None], value[None], mask, is_causal=is_causal, scale=scale, block=block
-        )
+        out = attention(query[None], key[None], value[None], mask, is_causal=is_causal, scale=scale, block=block)
         return out[0]
     (b, t, n, d), (_, s, heads, _) = query.shape, key.shape
     if 0 in (*query.shape, *value.shape):
@@ -113,16 +113,16 @@ class Axis(NamedTuple):
 
     length: int
     size: int
-    count: int
+    blocks: int
 
     @classmethod
     def of(cls, length: int, block: int) -> Axis:
-        count = -(-length // block)
-        return cls(length, -(-length // count), count)
+        blocks = -(-length // block)
+        return cls(length, -(-length // blocks), blocks)
 
     @property
     def missing(self) -> int:
-        return self.size * self.count - self.length
+        return self.size * self.blocks - self.length
 
 
 class Tiles(NamedTuple):
@@ -140,14 +140,14 @@ class Tiles(NamedTuple):
     def strips(self) -> Iterator[tuple[int, int, int]]:
         """Yield (first block of queries, the one after the last, how many blocks of keys these see)."""
         rows, columns = self.rows, self.columns
-        strips = min(STRIPS, rows.count) if self.is_causal else 1
-        ends = [rows.count * (i + 1) // strips for i in range(strips)]
+        strips = min(STRIPS, rows.blocks) if self.is_causal else 1
+        ends = [rows.blocks * (i + 1) // strips for i in range(strips)]
         for start, stop in zip([0, *ends], ends, strict=False):
-            seen = min(-(-stop * rows.size // columns.size), columns.count) if self.is_causal else columns.count
+            seen = min(-(-stop * rows.size // columns.size), columns.blocks) if self.is_causal else columns.blocks
             yield start, stop, seen
 
     def grouped(self, mask: Array, heads: int) -> Array:
-        """Bring a mask to (batch, heads of keys, query heads to each, T, S), whole blocks of the last two, 1 for any."""
+        """Bring a mask to (batch, heads of keys, query heads to each, T, S), 1 for any, the last two in whole blocks."""
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         b, n, t, s = mask.shape
         mask = mask.reshape(b, 1 if n == 1 else heads, 1 if n == 1 else n // heads, t, s)
@@ -175,7 +175,7 @@ class Tiles(NamedTuple):
 def _blocks(x: Array, axis: Axis) -> Array:
     """Cut the last axis but one into blocks, which come first."""
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, axis.missing), (0, 0)])
-    return jnp.moveaxis(x.reshape(*x.shape[:-2], axis.count, axis.size, x.shape[-1]), -3, 0)
+    return jnp.moveaxis(x.reshape(*x.shape[:-2], axis.blocks, axis.size, x.shape[-1]), -3, 0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -192,9 +192,9 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None, tiles: Tiles) -
             out = shrink[..., None] * out + _product("bkgts,bksd->bkgtd", p.astype(v.dtype), v)
             return (top, shrink * total + jnp.sum(p, -1), out), None
 
-        none = jnp.full(q.shape[:-1], -jnp.inf, _wide(q.dtype))
+        none = jnp.full(q.shape[:-1], -jnp.inf, accumulator(q.dtype))
         start = none, jnp.zeros_like(none), jnp.zeros((*none.shape, v.shape[-1]), none.dtype)
-        (largest, total, out), _ = _scan(columns, start, (jnp.arange(len(k)), k, v))
+        (largest, total, out), _ = _scan(columns, start, (jnp.arange(len(k), dtype=jnp.int32), k, v))
         sees = total != 0
         safe = jnp.where(sees, total, 1)
         return (out / safe[..., None]).astype(v.dtype), jnp.where(sees, largest + jnp.log(safe), jnp.inf)
@@ -207,9 +207,9 @@ def attention_tangent(tiles: Tiles, primals: Any, tangents: Any) -> Any:
     """ȯ = Σ_s p (ż v + v̇) - o Σ_s p ż and L̇ = Σ_s p ż, with ż = scale (q̇·k + q·k̇) and p had again from L."""
     q, k, v, mask = primals
     out, log_sum = _attention(q, k, v, mask, tiles)
-    dq, dk, dv = (None if isinstance(d, SymbolicZero) else d.astype(_wide(d.dtype)) for d in tangents[:3])
+    dq, dk, dv = (None if isinstance(d, SymbolicZero) else d.astype(accumulator(d.dtype)) for d in tangents[:3])
 
-    def rows(i: Array, q: Array, dq: Any, out: Array, log_sum: Array, *keys: Any) -> tuple[Array, Array]:
+    def rows(i: Array, q: Array, dq: Any, out: Array, log_sum: Array, k: Array, *keys: Any) -> Any:
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def columns(carry: Any, along: Any) -> tuple[Any, None]:
             (change, slope), (j, k, dk, v, dv) = carry, along
@@ -228,7 +228,7 @@ def attention_tangent(tiles: Tiles, primals: Any, tangents: Any) -> Any:
             return (change, slope), None
 
         start = jnp.zeros(out.shape, log_sum.dtype), jnp.zeros_like(log_sum)
-        (change, slope), _ = _scan(columns, start, (jnp.arange(len(keys[0])), *keys))
+        (change, slope), _ = _scan(columns, start, (jnp.arange(len(k), dtype=jnp.int32), k, *keys))
         return (change - slope[..., None] * out.astype(slope.dtype)).astype(out.dtype), slope
 
     return (out, log_sum), _over_strips(rows, tiles, (q, dq, out, log_sum), (k, dk, v, dv))
@@ -239,7 +239,7 @@ def _over_strips(f: Any, tiles: Tiles, rows: Any, columns: Any) -> Any:
     found = []
     for start, stop, seen in tiles.strips():
         keys = jax.tree.map(lambda x, n=seen: x[:n], columns)
-        along = jnp.arange(start, stop), *jax.tree.map(lambda x, a=start, b=stop: x[a:b], rows)
+        along = jnp.arange(start, stop, dtype=jnp.int32), *jax.tree.map(lambda x, a=start, b=stop: x[a:b], rows)
         body = lambda _, blocks, keys=keys: (None, f(*blocks, *keys))
         found.append(_scan(body, None, along)[1])
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found) if len(found) > 1 else found[0]
@@ -253,20 +253,15 @@ def _scan(body: Any, carry: Any, along: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda x: x[None], found)
 
 
-def _wide(dtype: Any) -> Any:
-    """The type in which sums are kept: float32 for the narrow floating types, otherwise the type itself."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def _product(formula: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(formula, x, y, preferred_element_type=_wide(x.dtype))
+    return jnp.einsum(formula, x, y, preferred_element_type=accumulator(x.dtype))
 
 
 def _linear(formula: str, x: Array, y: Array) -> Array:
     """A product in a tangent: rounded to the type of its factors, so that the products that it is on the way back,
     whose one factor is a cotangent, are products of narrow numbers too.
     """
-    return jnp.einsum(formula, x, y).astype(_wide(x.dtype))
+    return jnp.einsum(formula, x, y).astype(accumulator(x.dtype))
 
 
 def _check(query: Array, key: Array, value: Array, mask: Array | None, block: int) -> None:
@@ -298,7 +293,5 @@ def _check(query: Array, key: Array, value: Array, mask: Array | None, block: in
     if mask.dtype != jnp.bool_:
         raise TypeError(f"attention needs a mask of booleans, True where a query sees a key, and got {mask.dtype}.")
     whole = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
-    if mask.ndim > len(whole) or any(
-        m not in (1, n) for m, n in zip(mask.shape[::-1], whole[::-1], strict=False)
-    ):
+    if mask.ndim > len(whole) or any(m not in (1, n) for m, n in zip(mask.shape[::-1], whole[::-1], strict=False)):
         raise ValueError(f"attention needs a mask that broadcasts to {whole}, and got shape {mask.shape}.")

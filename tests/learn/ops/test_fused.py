@@ -168,3 +168,57 @@ def test_rotary(interleaved):
     np.testing.assert_allclose(got, want, rtol=1e-12)
     y, pullback = bp.vjp(lambda x: ops.rotary(x, place, interleaved=interleaved), x)
     np.testing.assert_allclose(pullback(y)[0], x, rtol=1e-12)  # turned back
+
+
+# --- recurrent cells --------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + jnp.exp(-x))
+
+
+def naive_lstm(x, h, c, w, u, bias):
+    i, f, g, o = jnp.split(x @ w + h @ u + bias.reshape(1, -1), 4, -1)
+    c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
+    return jnp.concatenate([sigmoid(o) * jnp.tanh(c), c])
+
+
+def naive_gru(x, h, w, u, bias, recurrent_bias):
+    a, b = jnp.split(x @ w + bias.reshape(1, -1), 3, -1), jnp.split(h @ u + recurrent_bias.reshape(1, -1), 3, -1)
+    r, z = sigmoid(a[0] + b[0]), sigmoid(a[1] + b[1])
+    return (1 - z) * jnp.tanh(a[2] + r * b[2]) + z * h
+
+
+CELLS = {
+    "lstm": (
+        lambda x, h, c, *weights: jnp.concatenate(ops.lstm_cell(x, (h, c), *weights)),
+        naive_lstm,
+        [(3, 2), (3, 4), (3, 4), (2, 16), (4, 16), (16,)],
+    ),
+    "gru": (ops.gru_cell, naive_gru, [(3, 2), (3, 4), (2, 12), (4, 12), (12,), (12,)]),
+}
+
+
+@pytest.mark.parametrize(("ours", "naive", "shapes"), CELLS.values(), ids=CELLS)
+def test_cells(ours, naive, shapes):
+    assert_same(ours, naive, tuple(normal(i, *s) for i, s in enumerate(shapes)))
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [jax.random.key(1), jax.random.PRNGKey(1)], ids=["typed", "raw"])
+def test_dropout_draws_its_mask_again(key):
+    x = normal(0, 400)
+    y, pullback = bp.vjp(lambda x: ops.dropout(key, x, 0.25), x)
+    left = np.asarray(y) != 0
+    assert 0.65 < left.mean() < 0.85
+    np.testing.assert_allclose(y, np.where(left, x / 0.75, 0))
+    ct = normal(2, 400)
+    np.testing.assert_allclose(pullback(ct)[0], np.where(left, ct / 0.75, 0))
+    assert max(a.size for a in jax.tree.leaves(pullback)) <= 2  # the key
+    np.testing.assert_allclose(jax.grad(lambda x: jnp.vdot(ct, ops.dropout(key, x, 0.25)))(x), pullback(ct)[0])
+
+
+def test_dropout_without_a_rate_is_nothing():
+    assert ops.dropout(jax.random.key(0), x := jnp.ones(3), 0) is x

@@ -231,7 +231,8 @@ def attention_tangent(tiles: Tiles, primals: Any, tangents: Any) -> Any:
         (change, slope), _ = _scan(columns, start, (jnp.arange(len(k), dtype=jnp.int32), k, *keys))
         return (change - slope[..., None] * out.astype(slope.dtype)).astype(out.dtype), slope
 
-    return (out, log_sum), _over_strips(rows, tiles, (q, dq, out, log_sum), (k, dk, v, dv))
+    over = jax.checkpoint(lambda r, c: _over_strips(rows, tiles, r, c), prevent_cse=False)
+    return (out, log_sum), over((q, dq, out, log_sum), (k, dk, v, dv))
 
 
 def _over_strips(f: Any, tiles: Tiles, rows: Any, columns: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, learning, memory, openbox, per_example, report, step
+from . import accuracy, curvature, fused, learning, memory, openbox, per_example, report, step
 
 TABLES = {
     "step": step.run,
@@ -23,6 +23,7 @@ TABLES = {
     "memory": memory.run,
     "per_example": per_example.run,
     "curvature": curvature.run,
+    "fused": fused.run,
     "learning": learning.run,
 }
 PICTURES = {"memory": memory.draw}

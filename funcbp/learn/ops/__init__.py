@@ -13,6 +13,7 @@ from .activations import softmax as softmax
 from .activations import softplus as softplus
 from .activations import swish as swish
 from .activations import tanh as tanh
+from .attention import attention as attention
 from .dense import dense as dense
 from .fahlman import dead_zone_error as dead_zone_error
 from .fahlman import hyper_error as hyper_error
@@ -20,3 +21,8 @@ from .losses import logistic_cross_entropy as logistic_cross_entropy
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from .losses import squared_error as squared_error
+from .norms import group_norm as group_norm
+from .norms import layer_norm as layer_norm
+from .norms import rms_norm as rms_norm
+from .rotary import rotary as rotary
+from .vocabulary import cross_entropy_of_logits as cross_entropy_of_logits

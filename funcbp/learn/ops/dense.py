@@ -61,7 +61,7 @@ def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
         )
     x, kernel, bias = _common_dtype(x, kernel, bias)
     net = _product(x, kernel)
-    wide = _accumulator(net.dtype)  # in which the deltas of a bias are added up
+    wide = accumulator(net.dtype)  # in which the deltas of a bias are added up
     return (net.astype(wide) + lax.broadcast_in_dim(bias.astype(wide), net.shape, (net.ndim - 1,))).astype(net.dtype)
 
 
@@ -69,7 +69,7 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def _accumulator(dtype: Any) -> Any:
+def accumulator(dtype: Any) -> Any:
     """float32 for the narrow floating types, otherwise the type itself."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.float32 if narrow else dtype

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, learning, memory, openbox, per_example, report, step
+from . import accuracy, curvature, learning, memory, openbox, per_example, report, step, text
 
 TABLES = {
     "step": step.run,
@@ -24,6 +24,7 @@ TABLES = {
     "per_example": per_example.run,
     "curvature": curvature.run,
     "learning": learning.run,
+    "text": text.run,
 }
 PICTURES = {"memory": memory.draw}
 

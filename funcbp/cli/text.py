@@ -182,8 +182,6 @@ def _run(args: argparse.Namespace) -> int:
     fit, records = learn(None)
     code = _tell_the_end(fit, every, args.steps)
     best = jax.tree.map(to_host, fit.best_params)
-    if code == FAILED:
-        return code
     result = _judge(loss, best, test, text)
     curves = {"backpropagation": [r["validation_bits_per_byte"] for r in records]}
     if scheme and not code:
@@ -191,7 +189,8 @@ def _run(args: argparse.Namespace) -> int:
         other = language.other_backward(scheme, jax.random.fold_in(key, 2), params)
         second, second_records = learn(other)
         code = _tell_the_end(second, every, args.steps)
-        result |= {f"{scheme}_{name}": v for name, v in _judge(loss, second.best_params, test, text).items()}
+        second_best = jax.tree.map(to_host, second.best_params)
+        result |= {f"{scheme}_{name}": v for name, v in _judge(loss, second_best, test, text).items()}
         curves[scheme] = [r["validation_bits_per_byte"] for r in second_records]
         _print_side_by_side(records, curves)
         records = [

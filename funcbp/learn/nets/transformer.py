@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from ...autodiff.marks import name
@@ -20,7 +19,7 @@ from .. import ops
 from .net import Net, check_sizes, dtype_like
 
 Array = jax.Array
-EPSILON = 1e-6  # under the root of a mean square, of which there might be nothing
+BLOCK = 128  # of queries and keys that are looked at together
 NORMS = ("attention_norm", "mlp_norm")
 
 
@@ -33,7 +32,7 @@ def transformer(
     key_heads: int | None = None,
     hidden: int | None = None,
     mlp: str = "swiglu",
-    period: float = 10_000.0,
+    base: float = 10_000.0,
     dtype: Any = None,
     scanned: bool = True,
 ) -> Net:
@@ -46,7 +45,7 @@ def transformer(
         logits = norm(x_layers) E'
 
     Attention(x) = softmax(q k' / √h, over s ≤ t) v Wo, with q and k turned by an angle that grows with the position
-    (`rotate`), and a head of keys for `heads / key_heads` of queries. MLP(x) is
+    (`ops.rotary`), and a head of keys for `heads / key_heads` of queries. MLP(x) is
     (swish(x Wg) · x Wu) Wd, or gelu(x Wu) Wd.
 
     The parameters of all blocks are stacked, and one block is compiled, under `jax.lax.scan`. What a block adds to x is
@@ -60,7 +59,7 @@ def transformer(
         key_heads: k, heads of keys and of values, a divisor of `heads`; as many as `heads`, if not given.
         hidden: units of the MLP; by default 4 d, or for swiglu, which has three kernels, 8/3 d (a multiple of 8).
         mlp: `"swiglu"` or `"gelu"`.
-        period: of the slowest angle, in positions, over 2π.
+        base: of the angles of positions, see `ops.rotary`.
         dtype: in which the blocks compute, such as `jnp.bfloat16`; norms, the stream x and the logits stay in the
             parameters' own, and so do the gradients. By default that of the parameters.
         scanned: whether the blocks are a scan. If not, they are written out one after another, and their names have
@@ -129,11 +128,12 @@ def transformer(
             each: layer if each in NORMS else {"kernel": layer["kernel"].astype(dtype or wide)}
             for each, layer in p.items()
         }
-        normed = lambda which: rms_norm(x, p[which]["scale"]).astype(dtype or wide)
+        normed = lambda which: ops.rms_norm(x, p[which]["scale"]).astype(dtype or wide)
         heads_of = lambda y: y.reshape(*y.shape[:-1], -1, size)
         y = normed("attention_norm")
         q, k, v = (heads_of(ops.dense(y, p[each]["kernel"])) for each in ("query", "key", "value"))
-        y = causal_attention(rotate(q, period), rotate(k, period), v)
+        q, k = (ops.rotary(y, base=base) for y in (q, k))
+        y = ops.attention(q, k, v, is_causal=True, block=BLOCK)
         y = ops.dense(y.reshape(*x.shape), p["out"]["kernel"])
         x = x + named(y.astype(wide), "attention")
         y = normed("mlp_norm")
@@ -156,7 +156,7 @@ def transformer(
             for i in range(layers):
                 p = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
                 h = block(h, p, partial(numbered, i))
-        h = rms_norm(h, params["norm"]["scale"]).astype(dtype or h.dtype)
+        h = ops.rms_norm(h, params["norm"]["scale"]).astype(dtype or h.dtype)
         logits = lax.dot_general(
             h, kernel.astype(h.dtype), (((2,), (1,)), ((), ())), preferred_element_type=kernel.dtype
         )
@@ -169,41 +169,3 @@ def check_tokens(x: Any) -> None:
     """Raise if these are no tokens."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"A transformer reads whole numbers of shape (batch..., t), and got {x.dtype}{list(x.shape)}.")
-
-
-def rms_norm(x: Array, scale: Array) -> Array:
-    """x / √(mean x²) · scale, over the last axis."""
-    mean = jnp.mean(jnp.square(x), -1, keepdims=True)
-    return x * lax.rsqrt(mean + jnp.asarray(EPSILON, x.dtype)) * jnp.expand_dims(scale, range(x.ndim - 1))
-
-
-def rotate(x: Array, period: float) -> Array:
-    """Turn pairs of numbers by angles that grow with the position t: a product of two depends on the distance alone.
-
-    The pair (x_i, x_{i + h/2}) turns by t · period^(-2i/h).
-
-    Args:
-        x: shape (b, t, heads, h).
-    """
-    half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] * period ** (-np.arange(half) / half)
-    cos, sin = (jnp.asarray(f(angle)[None, :, None], x.dtype) for f in (np.cos, np.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def causal_attention(q: Array, k: Array, v: Array) -> Array:
-    """For each position, the mean of the values so far, weighted by softmax(q k' / √h).
-
-    Args:
-        q: shape (b, t, n, h).
-        k, v: shape (b, t, k, h), each for n / k neighbouring heads of q.
-    """
-    b, t, n, h = q.shape
-    q = q.reshape(b, t, k.shape[2], -1, h)
-    wide = jnp.float32 if jnp.finfo(q.dtype).bits < 32 else q.dtype
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=wide)
-    past = jnp.tril(jnp.ones((t, t), bool))[None, None, None]
-    scores = jnp.where(past, scores / math.sqrt(h), jnp.asarray(-jnp.inf, scores.dtype))
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)

@@ -20,7 +20,7 @@ from ...inspection import cotangents
 from ...per_example import noise_scale
 from .. import data, ops
 from ..nets import Net
-from .layout import batch_spec
+from .layout import batch_spec, path_of
 
 Loss = Callable[[Any, Any], jax.Array]
 CREDIT = ("feedback-alignment", "direct-feedback-alignment")
@@ -61,7 +61,7 @@ def adamw(rate: float, updates: int, warm_up: int, decay: float, clip: float, ac
         accumulate: how many batches make an update.
     """
     schedule = optax.warmup_cosine_decay_schedule(rate / max(warm_up, 1), rate, warm_up, max(updates, warm_up + 1))
-    kernels = lambda params: jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    kernels = lambda params: jax.tree.map_with_path(lambda path, _: path_of(path).endswith("kernel"), params)
     step = optax.adamw(schedule, b2=0.95, weight_decay=decay, mask=kernels)
     chain = optax.chain(optax.clip_by_global_norm(clip), step)
     return optax.MultiSteps(chain, accumulate) if accumulate > 1 else chain

@@ -62,7 +62,7 @@ def adamw(rate: float, updates: int, warm_up: int, decay: float, clip: float, ac
     """
     schedule = optax.warmup_cosine_decay_schedule(rate / max(warm_up, 1), rate, warm_up, max(updates, warm_up + 1))
     kernels = lambda params: jax.tree.map_with_path(lambda path, _: path_of(path).endswith("kernel"), params)
-    step = optax.adamw(schedule, b2=0.95, weight_decay=decay, mask=kernels)
+    step = optax.adamw(schedule, b2=0.99, weight_decay=decay, mask=kernels)
     chain = optax.chain(optax.clip_by_global_norm(clip), step)
     return optax.MultiSteps(chain, accumulate) if accumulate > 1 else chain
 
@@ -158,8 +158,8 @@ def other_backward(scheme: str, key: jax.Array, params: Any) -> Backward:
         drawn = credit.feedback_weights(key, params)
         only_kernels = lambda path, w: w if path[-1].key == "kernel" else None
         return Backward(feedback=jax.tree.map_with_path(only_kernels, drawn, is_leaf=lambda w: w is None))
-    vocabulary, width = params["embedding"]["kernel"].shape
-    draw = lambda key: jax.random.normal(key, (vocabulary, width)) / math.sqrt(width)
+    embedding = params["embedding"]["kernel"]
+    draw = lambda key: jax.random.normal(key, embedding.shape, embedding.dtype) / math.sqrt(embedding.shape[1])
     keys = jax.random.split(key, 2)
     return credit.direct_feedback({"embedding": draw(keys[0]), "block": draw(keys[1])}, error="logits")
 

@@ -36,6 +36,7 @@ from .train import (
     mesh_and_layout,
     positive,
     quiet,
+    say_where,
     start_processes,
 )
 
@@ -232,7 +233,7 @@ class Teller:
 
 
 def _say_what_will_be_done(args: argparse.Namespace, text: data.Text, params: Any, mesh: Any) -> None:
-    tokens, device = text.tokens, jax.devices()[0]
+    tokens = text.tokens
     unit = "bytes" if tokens.kind == "bytes" else f"tokens ({tokens.kind}, {len(tokens.pieces):,} of them)"
     print(f"Data        {printable(text.name)}: {len(text.train):,} {unit} to learn from,")
     print(f"            {len(text.validation):,} held out for validation, {len(text.test):,} for the test")
@@ -244,11 +245,7 @@ def _say_what_will_be_done(args: argparse.Namespace, text: data.Text, params: An
     )
     batches = f"batches of {args.batch_size} windows" + f", {args.accumulate} to an update" * (args.accumulate > 1)
     print(f"Learning    adamw, rate {args.learning_rate:g}, {batches}, {args.steps:,} updates")
-    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
-    if mesh is not None:
-        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
-    print()
+    say_where(mesh)
 
 
 def _records(fit: train.Fit, text: data.Text, validation: np.ndarray, every: int, steps: int) -> list[dict[str, Any]]:

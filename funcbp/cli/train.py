@@ -221,7 +221,6 @@ def _run(args: argparse.Namespace) -> int:
     key = jax.random.key(args.seed)
     params = job.net.init(jax.random.fold_in(key, 0), dataset.x_train)
 
-    device = jax.devices()[0]
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
     sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
     how = {"online": "example by example", "batch": "all examples at once"}
@@ -231,11 +230,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"            {printable(line)}")
     print(f"Network     {job.title}, {nets.count(params):,} parameters")
     print(f"Learning    {args.optimizer}, rate {rate:g}, {batches}, {args.epochs} epochs")
-    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
-    if mesh is not None:
-        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
-    print()
+    say_where(mesh)
     few = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
     if not gradient_is_right(job.task.loss, params, few, args.seed):
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
@@ -284,6 +279,16 @@ def _run(args: argparse.Namespace) -> int:
         raise RequestError(f"The results could not be written to {folder}: {error.strerror or error}.") from error
     print(f"\nResults in {printable(str(folder))}: {', '.join(files)}")
     return code
+
+
+def say_where(mesh: Any) -> None:
+    """Print on which devices it learns."""
+    device = jax.devices()[0]
+    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
+    if mesh is not None:
+        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
+    print()
 
 
 def gradient_is_right(loss: Callable[..., Any], params: Any, batch: tuple[Any, ...], seed: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, learning, memory, openbox, per_example, report, step, text
+from . import accuracy, curvature, fused, learning, memory, openbox, per_example, report, step, text
 
 TABLES = {
     "step": step.run,
@@ -23,6 +23,7 @@ TABLES = {
     "memory": memory.run,
     "per_example": per_example.run,
     "curvature": curvature.run,
+    "fused": fused.run,
     "learning": learning.run,
     "text": text.run,
 }

@@ -14,7 +14,10 @@ from .activations import softplus as softplus
 from .activations import swish as swish
 from .activations import tanh as tanh
 from .attention import attention as attention
+from .cells import gru_cell as gru_cell
+from .cells import lstm_cell as lstm_cell
 from .dense import dense as dense
+from .dropout import dropout as dropout
 from .fahlman import dead_zone_error as dead_zone_error
 from .fahlman import hyper_error as hyper_error
 from .losses import logistic_cross_entropy as logistic_cross_entropy

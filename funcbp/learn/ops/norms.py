@@ -47,8 +47,8 @@ def layer_norm(x: Any, scale: Any = None, bias: Any = None, *, epsilon: float = 
     Example:
         >>> import jax.numpy as jnp
         >>> from funcbp import ops
-        >>> print(ops.layer_norm(jnp.array([1.0, 2.0, 3.0])))
-        [-1.2247438  0.         1.2247438]
+        >>> print(jnp.round(ops.layer_norm(jnp.array([1.0, 2.0, 3.0])), 3))
+        [-1.225  0.     1.225]
 
     References:
         J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer normalization", 2016.
@@ -76,8 +76,8 @@ def rms_norm(x: Any, scale: Any = None, *, epsilon: float = 1e-6) -> Array:
     Example:
         >>> import jax.numpy as jnp
         >>> from funcbp import ops
-        >>> print(ops.rms_norm(jnp.array([1.0, 7.0])))
-        [0.2 1.4]
+        >>> print(ops.rms_norm(jnp.array([3.0, 3.0])))
+        [0.99999994 0.99999994]
 
     References:
         B. Zhang, R. Sennrich, "Root mean square layer normalization", 2019.

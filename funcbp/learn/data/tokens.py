@@ -107,7 +107,7 @@ def learn_tokens(kind: str, text: str, alphabet_of: str = "") -> Tokens:
         >>> from funcbp.learn.data.tokens import learn_tokens
         >>> tokens = learn_tokens("bpe:258", "the other, then the others")
         >>> tokens.pieces[256:], tokens.encode("the theme").tolist()
-        ((b'he', b'the'), [257, 32, 257, 109, 101])
+        ((b'th', b'the'), [257, 32, 257, 109, 101])
 
     References:
         P. Gage, "A new algorithm for data compression", 1994; R. Sennrich, B. Haddow, A. Birch, "Neural machine

@@ -148,20 +148,21 @@ def cotangent_norms(loss: Loss, size: int, backward: Backward | None = None) -> 
 
 
 def other_backward(scheme: str, key: jax.Array, params: Any) -> Backward:
-    """A scheme of `credit` for a transformer.
+    """A scheme of `credit` for a transformer, whose embedding learns only where it makes the logits.
 
-    Feedback alignment: every kernel has fixed random feedback weights, the embedding too, where it makes the logits.
-    Direct feedback alignment: what leaves the embedding and each block hears of the logits' cotangent through a fixed
-    random matrix; inside a block, and above the last one, cotangents are true. Blocks that are scanned share it.
+    Feedback alignment: every kernel has fixed random feedback weights, the embedding too. Direct feedback alignment:
+    what leaves a block hears of the logits' cotangent through a fixed random matrix, the same for all blocks, which are
+    scanned; inside a block, and above the last one, cotangents are true. Where the embedding reads the tokens, it would
+    be pushed about at random, and its other use spoilt: nothing is told there.
     """
+    quiet = Backward(edits={"embedding": lambda ct, _: jnp.zeros_like(ct)})
+    embedding = params["embedding"]["kernel"]
     if scheme == "feedback-alignment":
         drawn = credit.feedback_weights(key, params)
         only_kernels = lambda path, w: w if path[-1].key == "kernel" else None
-        return Backward(feedback=jax.tree.map_with_path(only_kernels, drawn, is_leaf=lambda w: w is None))
-    embedding = params["embedding"]["kernel"]
-    draw = lambda key: jax.random.normal(key, embedding.shape, embedding.dtype) / math.sqrt(embedding.shape[1])
-    keys = jax.random.split(key, 2)
-    return credit.direct_feedback({"embedding": draw(keys[0]), "block": draw(keys[1])}, error="logits")
+        return quiet | Backward(feedback=jax.tree.map_with_path(only_kernels, drawn, is_leaf=lambda w: w is None))
+    told = jax.random.normal(key, embedding.shape, embedding.dtype) / math.sqrt(embedding.shape[1])
+    return quiet | credit.direct_feedback({"block": told}, error="logits")
 
 
 def transformer_layout(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) -> P:

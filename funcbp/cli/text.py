@@ -86,7 +86,7 @@ def text_parser() -> argparse.ArgumentParser:
     learning.add_argument(
         "--warm-up", type=whole(0), default=100, metavar="N", help="updates to it; then a cosine to 0"
     )
-    learning.add_argument("--weight-decay", type=positive, default=0.1, metavar="RATE", help="times the rate")
+    learning.add_argument("--weight-decay", type=_not_negative, default=0.1, metavar="RATE", help="times the rate")
     learning.add_argument("--clip", type=positive, default=1.0, metavar="NORM", help="the largest norm of a gradient")
     learning.add_argument("--evaluate-every", type=number, default=50, metavar="N", help="updates")
     learning.add_argument("--evaluate", type=number, default=32, metavar="N", help="held-out windows, at most")
@@ -105,6 +105,10 @@ def text_parser() -> argparse.ArgumentParser:
     add_device_arguments(command)
     command.set_defaults(run=run_text)
     return command
+
+
+def _not_negative(text: str) -> float:
+    return 0.0 if text.strip("0.") == "" and text[:1] == "0" else positive(text)
 
 
 def run_text(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, fused, learning, memory, openbox, per_example, report, step
+from . import accuracy, curvature, fused, learning, memory, openbox, per_example, report, step, text
 
 TABLES = {
     "step": step.run,
@@ -25,6 +25,7 @@ TABLES = {
     "curvature": curvature.run,
     "fused": fused.run,
     "learning": learning.run,
+    "text": text.run,
 }
 PICTURES = {"memory": memory.draw}
 

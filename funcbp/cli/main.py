@@ -54,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..learn import data, train
 
     try:
-        args = parser().parse_args(argv)
+        if argv[:2] == ["train", "text"]:
+            from .text import text_parser
+
+            args = text_parser().parse_args(argv[2:])
+        else:
+            args = parser().parse_args(argv)
         return args.run(args)
     except (OSError, RequestError, data.DataError, train.CheckpointError, ImportError) as error:
         return refuse(error)

@@ -91,7 +91,10 @@ def add_train_command(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     unset: Any = argparse.SUPPRESS
-    which = f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, or a folder with MNIST's four files"
+    which = (
+        f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, or a folder with MNIST's four files; or "
+        "text, a language model with options of its own: funcbp train text --help"
+    )
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
     command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
     command.add_argument(
@@ -125,7 +128,7 @@ def add_train_command(commands: Any) -> None:
     names = f"{', '.join(OPTIMIZERS)}; best with --mode batch: {', '.join(BATCH_OPTIMIZERS)}"
     learning.add_argument("--optimizer", default="adam", choices=all_optimizers, metavar="NAME", help=names)
     rates = ", ".join(f"{name} {rate:g}" for name, (_, rate) in all_optimizers.items())
-    learning.add_argument("--learning-rate", type=_rate, metavar="RATE", default=unset, help=f"default: {rates}")
+    learning.add_argument("--learning-rate", type=positive, metavar="RATE", default=unset, help=f"default: {rates}")
     learning.add_argument(
         "--mode",
         default="stochastic",
@@ -149,6 +152,14 @@ def add_train_command(commands: Any) -> None:
         "--keep", default="last", choices=("last", "best"), help="the last parameters, or the best by validation loss"
     )
 
+    add_record_arguments(command)
+    add_device_arguments(command)
+    command.set_defaults(run=run_training)
+
+
+def add_record_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is kept while a network learns."""
+    unset: Any = argparse.SUPPRESS
     record = command.add_argument_group("records")
     record.add_argument(
         "--metrics", action="append", type=_metrics, metavar="FILE", default=unset, help="also into this .jsonl or .csv"
@@ -166,6 +177,10 @@ def add_train_command(commands: Any) -> None:
         help="and where it is of other data, another loss or another optimizer",
     )
 
+
+def add_device_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of meshes and processes."""
+    unset: Any = argparse.SUPPRESS
     devices = command.add_argument_group("many devices")
     devices.add_argument("--mesh", type=_mesh, metavar="AXES", default=unset, help="such as data=4,tensor=2")
     devices.add_argument(
@@ -174,27 +189,30 @@ def add_train_command(commands: Any) -> None:
     devices.add_argument("--coordinator", metavar="HOST:PORT", default=unset, help="where the first process listens")
     devices.add_argument("--process", type=whole(0), metavar="I", default=unset, help="which process this is, from 0")
     devices.add_argument("--processes", type=whole(1), metavar="N", default=unset, help="how many there are")
-    command.set_defaults(run=run_training)
 
 
 def run_training(args: argparse.Namespace) -> int:
     """`funcbp train`: say what will be done, check the gradient, learn, judge, and leave the results."""
-    _start_processes(args)
-    with _quiet(jax.process_index() > 0), _left_alone():
+    start_processes(args)
+    with quiet(jax.process_index() > 0), left_alone():
         return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
     source = getattr(args, "data", args.set)
-    pictures = not args.no_plots and _can_draw()  # what is missing shall be missed now, not after the training
+    if source == "text":
+        raise RequestError("What is learned comes first: funcbp train text [FILE|FOLDER], and then the options.")
+    pictures = not args.no_plots and can_draw()  # what is missing shall be missed now, not after the training
     watched = sys.stderr.isatty()
     if watched:
         tqdm()
     options = {name: getattr(args, name) for name in ("target", "task", "missing", "ignore") if hasattr(args, name)}
     dataset = load(source, args.seed, **options)
     job = build(args.network, args.activation, dataset)
-    mesh, layout = _mesh_and_layout(args, len(dataset.x_train))
-    store = _checkpoint(args)
+    examples = len(dataset.x_train)
+    size = {"online": 1, "batch": examples}.get(args.mode, args.batch_size)
+    mesh, layout = mesh_and_layout(args, min(size, examples))
+    store = checkpoint_of(args)
     stops = dict(getattr(args, "stop", []))
     correct = _right(job) if any(name.startswith("correct") for name in stops) else None
     folder = prepare(getattr(args, "out", Path("runs") / run_name(dataset.name, args.network)))
@@ -203,7 +221,6 @@ def _run(args: argparse.Namespace) -> int:
     key = jax.random.key(args.seed)
     params = job.net.init(jax.random.fold_in(key, 0), dataset.x_train)
 
-    device = jax.devices()[0]
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
     sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
     how = {"online": "example by example", "batch": "all examples at once"}
@@ -213,12 +230,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"            {printable(line)}")
     print(f"Network     {job.title}, {nets.count(params):,} parameters")
     print(f"Learning    {args.optimizer}, rate {rate:g}, {batches}, {args.epochs} epochs")
-    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
-    if mesh is not None:
-        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
-    print()
-    if not _gradient_is_right(job.task, params, dataset, args.seed):
+    say_where(mesh)
+    few = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
+    if not gradient_is_right(job.task.loss, params, few, args.seed):
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
         return FAILED
 
@@ -267,16 +281,25 @@ def _run(args: argparse.Namespace) -> int:
     return code
 
 
-def _gradient_is_right(task: train.Task, params: Any, dataset: data.Dataset, seed: int) -> bool:
+def say_where(mesh: Any) -> None:
+    """Print on which devices it learns."""
+    device = jax.devices()[0]
+    print(f"Device      {device.platform} ({device.device_kind}), jax {jax.__version__}")
+    if mesh is not None:
+        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        print(f"Mesh        {axes} of {mesh.size} devices in {jax.process_count()} processes")
+    print()
+
+
+def gradient_is_right(loss: Callable[..., Any], params: Any, batch: tuple[Any, ...], seed: int) -> bool:
     """Check the gradient of this very network on a real batch, and print a line per leaf, and whose fault it is.
 
     It is compared a little away from the initial parameters: there biases are 0, where a rectifier has its kink.
     """
-    x, y = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
-    print(f"Checking the backward pass on {len(x)} examples, in float64: largest relative difference")
-    report = check(task.loss, params, x, y, argnums=0, seed=seed)
+    print(f"Checking the backward pass on {len(batch[0])} examples, in float64: largest relative difference")
+    report = check(loss, params, *batch, argnums=0, seed=seed)
     width = max(len(leaf.path) for leaf in report.leaves)
     print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}  {'± their error':>13}")
     for leaf in report.leaves:
@@ -320,7 +343,7 @@ def _tell_the_end(fit: train.Fit, keep: str) -> int:
     return 0
 
 
-def _can_draw() -> bool:
+def can_draw() -> bool:
     try:
         plot.new_axes()
     except ImportError as error:
@@ -332,7 +355,7 @@ def _can_draw() -> bool:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _rate(text: str) -> float:
+def positive(text: str) -> float:
     try:
         rate = float(text)
     except ValueError:
@@ -348,7 +371,7 @@ def _stop(text: str) -> tuple[str, stopping.StoppingRule]:
         raise argparse.ArgumentTypeError(f"there is no rule {name!r}; there are {', '.join(STOPS)}")
     make, default = STOPS[name]
     try:
-        return text, make(_rate(number) if number else default)
+        return text, make(positive(number) if number else default)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
@@ -367,7 +390,7 @@ def _mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def _checkpoint(args: argparse.Namespace) -> train.Checkpoint | None:
+def checkpoint_of(args: argparse.Namespace) -> train.Checkpoint | None:
     path = getattr(args, "checkpoint", None)
     if path is None:
         if args.resume or hasattr(args, "checkpoint_every"):
@@ -379,7 +402,7 @@ def _checkpoint(args: argparse.Namespace) -> train.Checkpoint | None:
     return store
 
 
-def _mesh_and_layout(args: argparse.Namespace, examples: int) -> tuple[Any, str | None]:
+def mesh_and_layout(args: argparse.Namespace, size: int) -> tuple[Any, str | None]:
     """The mesh and the layout, and be sure that the batches can be divided."""
     layout, sizes = getattr(args, "layout", None), getattr(args, "mesh", None)
     if sizes is None and jax.process_count() > 1:
@@ -387,8 +410,7 @@ def _mesh_and_layout(args: argparse.Namespace, examples: int) -> tuple[Any, str 
     try:
         mesh = None if sizes is None else train.make_mesh(sizes)
         if placement := make_placement(mesh, layout):
-            size = {"online": 1, "batch": examples}.get(args.mode, args.batch_size)
-            placement.check_batch(min(size, examples))
+            placement.check_batch(size)
     except ValueError as error:
         raise RequestError(str(error)) from error
     return mesh, layout
@@ -397,7 +419,7 @@ def _mesh_and_layout(args: argparse.Namespace, examples: int) -> tuple[Any, str 
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def _start_processes(args: argparse.Namespace) -> None:
+def start_processes(args: argparse.Namespace) -> None:
     """Join the other processes, if there are any."""
     given = {name: getattr(args, name) for name in ("coordinator", "process", "processes") if hasattr(args, name)}
     if not given:
@@ -413,7 +435,7 @@ def _start_processes(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _left_alone() -> Iterator[None]:
+def left_alone() -> Iterator[None]:
     """Where another process has ended, say so and end, without the wait for it at which JAX would end this one."""
     try:
         yield
@@ -431,7 +453,7 @@ def _left_alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
+def quiet(wanted: bool) -> Iterator[None]:
     """One process speaks, and the others do the same in silence."""
     if not wanted:
         yield

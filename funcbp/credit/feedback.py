@@ -10,6 +10,7 @@ a model. The schemes return that `Backward`, which joins with others by `|`:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def _is_weight(w: Any) -> bool:
 
 def unit_gain(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Normal numbers with standard deviation 1/√(units above): a delta going through keeps its size."""
-    return jax.random.normal(key, shape, dtype) / np.sqrt(shape[-1])
+    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
 def feedback_weights(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Any:

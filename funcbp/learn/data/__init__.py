@@ -1,5 +1,6 @@
 """Data to learn from: bundled real sets, classical problems, text, and readers of files."""
 
+from .corpus import read_corpus as read_corpus
 from .dataset import DataError as DataError
 from .dataset import Dataset as Dataset
 from .dataset import Input as Input
@@ -29,3 +30,5 @@ from .text import characters as characters
 from .text import read_text as read_text
 from .text import standard_library as standard_library
 from .text import windows as windows
+from .tokens import Tokens as Tokens
+from .tokens import learn_tokens as learn_tokens

@@ -1,4 +1,4 @@
-"""Text as characters: a corpus that is on every machine, encoded as whole numbers, in three parts, in windows."""
+"""Text as whole numbers, in three parts, in windows; and corpora, one of them on every machine."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from pathlib import Path
 import numpy as np
 
 from .dataset import DataError
+from .tokens import CHARACTERS, Tokens, learn_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text in three parts, one after the other, each character a whole number: its place in the alphabet.
+    """A text in three parts, as tokens: whole numbers.
 
     Attributes:
         name: what to call it.
-        alphabet: the characters that occur, in the order of their code points.
-        train, validation, test: the parts, int32, shape (characters,).
+        tokens: what each number stands for.
+        train, validation, test: the parts, int32, shape (tokens,).
+        about: what there is to say of how it was read, in sentences.
     """
 
     name: str
-    alphabet: str
+    tokens: Tokens
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    about: tuple[str, ...] = ()
+
+    @property
+    def alphabet(self) -> str:
+        """Of characters, those that occur, in the order of their code points."""
+        return b"".join(self.tokens.pieces).decode(errors="replace")
 
     def encode(self, text: str) -> np.ndarray:
-        """The characters' places in the alphabet, int32.
+        """The tokens of a text, int32: of characters, their places in the alphabet.
 
         Raises:
             DataError: a character is not in the alphabet.
         """
-        codes, places = _code_points(text), _code_points(self.alphabet)
-        found = np.searchsorted(places, codes)
-        strange = places[np.minimum(found, len(places) - 1)] != codes
-        if np.any(strange):
-            where = int(np.argmax(strange))
-            raise DataError(
-                f"The character {text[where]!r}, at place {where} of the text, does not occur in {self.name}."
-            )
-        return found.astype(np.int32)
+        return self.tokens.encode(text, self.name)
 
-    def decode(self, codes: np.ndarray) -> str:
-        """The text of these places in the alphabet."""
-        return "".join(self.alphabet[int(code)] for code in codes)
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of these tokens."""
+        return self.tokens.decode(tokens)
 
 
 def characters(text: str, name: str = "text", *, validation_fraction: float = 0.1, test_fraction: float = 0.1) -> Text:
@@ -76,9 +76,9 @@ def characters(text: str, name: str = "text", *, validation_fraction: float = 0.
     end = len(text) - sum(sizes)
     if min(end, *sizes) < 1:
         raise DataError(f"{name} has {len(text)} characters, which is too little for training, validation and test.")
-    whole = Text(name, "".join(sorted(set(text))), *3 * [np.zeros(0, np.int32)])
-    parts = np.split(whole.encode(text), [end, end + sizes[0]])
-    return Text(name, whole.alphabet, *parts)
+    tokens = learn_tokens(CHARACTERS, text)
+    train, validation, test = np.split(tokens.encode(text), [end, end + sizes[0]])
+    return Text(name, tokens, train, validation, test)
 
 
 def read_text(path: str | Path) -> Text:
@@ -173,7 +173,3 @@ def windows(codes: np.ndarray, length: int, stride: int | None = None) -> tuple[
         )
     pieces = np.lib.stride_tricks.sliding_window_view(codes, length + 1)[::stride]
     return pieces[:, :-1], pieces[:, 1:]
-
-
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -14,3 +14,4 @@ from .mlp import mlp as mlp
 from .net import Net as Net
 from .net import count as count
 from .shortcut import shortcut_mlp as shortcut_mlp
+from .transformer import transformer as transformer

@@ -135,7 +135,8 @@ def fit(
         key: a typed key, for the order of the examples; `jax.random.key(0)` if not given.
         validation: examples to watch the learning by, never learned from.
         score: `score(params, validation) -> scalar`, reported as `validation_score`; or several by name:
-            `{"accuracy": f}` is reported as `validation_accuracy`.
+            `{"accuracy": f}` is reported as `validation_accuracy`. One that returns an array is reported to trackers,
+            and is in the history, and files leave it out.
         correct: `correct(params, data) -> booleans`, which training examples are right after the epoch; their mean is
             reported as `correct`.
         stop: rules of `funcbp.train.stopping`; by name, the name is the reason, else `stop[0]` and so on.

@@ -125,13 +125,18 @@ def trackers(log: Any, past: Sequence[Mapping[str, float]]) -> Iterator[Callable
             else:
                 raise TypeError(f"A tracker has a method log(metrics, step=), and {each!r} has none.")
 
-        def log_all(places: Sequence[Tracker], epoch: int, row: Mapping[str, float]) -> None:
+        def log_all(places: Sequence[Tracker], epoch: int, row: Mapping[str, Any]) -> None:
             for place in places:
-                place.log(row, step=epoch)
+                place.log(row if place in others else numbers_of(row), step=epoch)
 
         for epoch, row in enumerate(past, 1):
             log_all(files, epoch, row)
         yield lambda epoch, row: log_all([*files, *others], epoch, row)
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurements that are one number, and no array: those that files and the progress bar have room for."""
+    return {name: value for name, value in row.items() if not getattr(value, "ndim", 0)}
 
 
 @contextlib.contextmanager
@@ -150,7 +155,7 @@ def progress_bar(wanted: Any, total: int, done: int) -> Iterator[Callable[[int, 
     with make(total=total, initial=done, desc="Training", unit="epoch") as bar:
 
         def show(epochs: int, row: Mapping[str, float]) -> None:
-            shown = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name != "seconds"]
+            shown = [f"{name.replace('_', ' ')} {v:.4f}" for name, v in numbers_of(row).items() if name != "seconds"]
             bar.set_postfix_str(", ".join(shown), refresh=False)
             bar.update(epochs)
 

@@ -205,10 +205,11 @@ def _run(args: argparse.Namespace) -> int:
 
     device = jax.devices()[0]
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
-    sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
+    parts = {"training": dataset.x_train, "validation": dataset.x_validation, "test": dataset.x_test}
+    sizes = ", ".join(f"{len(x):,} {name}" for name, x in parts.items())
     how = {"online": "example by example", "batch": "all examples at once"}
     batches = how.get(args.mode, f"batches of {args.batch_size}{' with replacement' * args.replacement}")
-    print(f"Data        {printable(dataset.name)}: {dataset.n_inputs} inputs, {kind}; {sizes} examples")
+    print(f"Data        {printable(dataset.name)}: {dataset.n_inputs:,} inputs, {kind}; {sizes} examples")
     for line in dataset.about:
         print(f"            {printable(line)}")
     print(f"Network     {job.title}, {nets.count(params):,} parameters")

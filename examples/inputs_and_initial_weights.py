@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.stats
 from sklearn.datasets import load_digits, load_iris, load_wine
 
@@ -30,37 +31,44 @@ def keep(figure, name):
 # %% [markdown]
 # Normalisation of the inputs, each to mean 0 and deviation 1. Of the wines, one input is a proline content of about 750
 # and another a hue of about 1; the irises are measured in centimetres, all four; the digits' pixels are all from 0 to
-# 16. One layer with softmax outputs, batch learning, 100 epochs from weights of 0, at the best of 22 rates up to 10.
+# 16. One layer with softmax outputs, batch learning, 100 epochs from weights of 0, by descent with the best of 22 rates
+# up to 10, the one whose errors are the smallest on average, and by RPROP.
 
 
 # %%
-def descents(x, y, rates):
-    """The errors over 100 epochs for each rate, shape (rates, epochs)."""
+def errors_of(rule, x, y):
+    """The errors over 100 epochs of one softmax layer, from weights of 0."""
     with_on = jnp.concatenate([x, jnp.ones((len(x), 1))], 1)
     error = lambda w: jnp.mean(ops.softmax_cross_entropy_with_integer_labels(with_on @ w, y))
 
-    def learn(rate):
-        step = lambda w, _: (w - rate * bp.grad(error)(w), error(w))
-        return jax.lax.scan(step, jnp.zeros((with_on.shape[1], int(y.max()) + 1)), length=100)[1]
+    def epoch(state, _):
+        w, memory = state
+        update, memory = rule.update(bp.grad(error)(w), memory, w)
+        return (w + update, memory), error(w)
 
-    return np.asarray(jax.vmap(learn)(rates))
+    w = jnp.zeros((with_on.shape[1], int(y.max()) + 1))
+    return jax.lax.scan(epoch, (w, rule.init(w)), length=100)[1]
 
 
 rates, curves = jnp.geomspace(1e-6, 10, 22), {}
-print(f"{'':22}{'best rate':>10}{'error after 100 epochs':>24}")
+print(f"{'':22}{'best rate':>10}{'error after 100 epochs':>24}{'by RPROP':>12}")
 for name, load in (("wine", load_wine), ("iris", load_iris), ("digits", load_digits)):
     x, y = load(return_X_y=True)
     x, y = x[:300], jnp.asarray(y[:300])
-    for how, inputs in (("as they are", x), ("normalised", data.standardize(x)(x))):
-        errors = descents(jnp.asarray(inputs, jnp.float32), y, rates)
-        best = int(np.nanargmin(errors[:, -1]))
+    for how, inputs in {"as they are": x, "normalised": data.standardize(x)(x)}.items():
+        inputs = jnp.asarray(inputs, jnp.float32)
+        descent = lambda rate, x=inputs, y=y: errors_of(optax.sgd(rate), x, y)
+        errors = np.asarray(jax.vmap(descent)(rates))
+        rprop = errors_of(bp.optim.irprop_minus(0.001), inputs, y)
+        best = int(np.nanargmin(errors.mean(1)))
         curves[f"{name}, {how}"] = errors[best]
-        print(f"{f'{name}, {how}':22}{float(rates[best]):10.0e}{errors[best, -1]:24.1e}")
+        print(f"{f'{name}, {how}':22}{float(rates[best]):10.0e}{errors[best, -1]:24.1e}{float(rprop[-1]):12.1e}")
 keep(plot.curves(curves, ylabel="error, at the best rate"), "normalisation")
 
 # %% [markdown]
-# Where the scales differ by a thousand, normalisation is the difference between learning and not; it helps the irises,
-# whose inputs are far from 0; the digits, whose pixels share a scale, learn no faster with it.
+# Descent with one rate is helped by it everywhere; for the wines it is the difference between learning and not. It is
+# not required: RPROP, which has a step for every weight, learns the digits completely as they are. The
+# wines it learns too, if less well than normalised.
 #
 # Initial weights. Five logistic layers on digits, before anything is learned. Saturated is a unit within 1 % of 0 or 1.
 
@@ -149,6 +157,10 @@ for i, (unit, ax) in enumerate(zip(UNITS, axes, strict=True)):
     found[unit] = cross[:, -1]
     names = (f"squared error, rate {RATES[best[0]]:g}", f"cross-entropy, rate {RATES[best[1]]:g}")
     plot.curves(dict(zip(names, (squared, cross), strict=True)), ylabel="% wrong", title=unit, ax=ax)
-keep(axes[0].figure, "units_and_errors")
 p = scipy.stats.mannwhitneyu(found["logistic"], found["tanh"], alternative="greater").pvalue
 print(f"logistic units leave more wrong than tanh, with the cross-entropy, at the end: p = {p:.4f}")
+keep(axes[0].figure, "units_and_errors")
+
+# %% [markdown]
+# The squared error is slower with logistic and tanh units; with softsign, eight networks do not tell. It is how fast
+# they learn that differs, in 16 epochs, not how far they get.

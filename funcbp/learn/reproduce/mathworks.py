@@ -76,10 +76,10 @@ def place_of_gdx(
     implied = float(references["LM"]) / float(references["RP"]) * epochs["RP"] / epochs["LM"]
     note = (
         f"An epoch of LM solves one equation per weight, and here takes {cost:.0f} times as long as one of RP; with as "
-        f"many epochs as here, {implied:.0f} times would make the reference's ratio. Where that is much more here than "
-        "there, LM comes last in time whatever GDX does. In units of RP's epochs, GDX needs "
-        f"{epochs['GDX'] / epochs['RP']:.1f}, with 1 - α {epochs['GDX, 1 - α'] / epochs['RP']:.1f}, and the reference's "
-        f"ratio of times is {float(references['GDX']) / float(references['RP']):.1f}."
+        f"many epochs as here, {implied:.0f} times would make the reference's ratio. Where LM is slower than GDX for "
+        f"that, GDX is not the last. In units of RP's epochs, GDX needs {epochs['GDX'] / epochs['RP']:.1f}, with 1 - α "
+        f"{epochs['GDX, 1 - α'] / epochs['RP']:.1f}, and the reference's ratio of times is "
+        f"{float(references['GDX']) / float(references['RP']):.1f}."
     )
     ours = f"in time {place(means)}, in epochs {place(epochs)}"
     return Comparison(f"{name}, place of GDX", f"in time {last}", MEMORY, ours, note=note)

@@ -91,7 +91,8 @@ def add_train_command(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     unset: Any = argparse.SUPPRESS
-    which = f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, or a folder with MNIST's four files"
+    files = "a table (.csv, .xlsx, ...), an .npz file, a folder with MNIST's four files, or openml:NAME"
+    which = f"{', '.join(data.SETS)}, {files}"
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
     command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
     command.add_argument(

@@ -98,7 +98,20 @@ def read_table(
         Read with semicolons between cells and commas in decimals
     """
     path = Path(path)
-    table = load_table(path)
+    return of_table(path, load_table(path), seed, target=target, task=task, missing=missing, ignore=ignore)
+
+
+def of_table(
+    path: Path,
+    table: Table,
+    seed: int,
+    *,
+    target: str | int | None,
+    task: str | None,
+    missing: str | None,
+    ignore: Sequence[str],
+) -> Dataset:
+    """The data set of a table that has been read; arguments as for `read_table`, and `path` says what to call it."""
     frame, notes = table.frame, list(table.notes)
     for name in ignore:
         frame = frame.drop(columns=_column(path, frame, name))

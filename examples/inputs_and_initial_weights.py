@@ -100,8 +100,8 @@ keep(axes[0].figure, "saturation")
 # %% [markdown]
 # With weights from 0 to 1 every unit is driven to 1 and says nothing of the input; with small ones every unit of the
 # fifth layer is near ½, whatever the input: not saturated, and as mute. Xavier's are over a hundred times better, and
-# still the first layer learns almost a thousand times more slowly than the last: the logistic's slope is at most ¼, where
-# their derivation counts on 1.
+# still the first layer learns almost a thousand times more slowly than the last: the logistic's slope is at most ¼,
+# where their derivation counts on 1.
 #
 # Which error, for which unit? Glorot and Bengio compared the squared error with the cross-entropy, both after softmax,
 # and logistic, tanh and softsign units. Reduced: 64-15-15-15-10 with Xavier's weights, 400 digits, 16 epochs, eight

@@ -354,6 +354,8 @@ def _kind_of(column: Any) -> str:
     values = column.dropna()
     if not len(values):
         return "empty"
+    if _holds_dates(values):
+        return f"dates: {values.iloc[0]}, ..."
     numbers = _as_numbers(values)
     if numbers is None:
         words = sorted(set(map(str, values)))
@@ -361,6 +363,13 @@ def _kind_of(column: Any) -> str:
             ", ..." * (len(words) > 3)
         )
     return f"numbers {numbers.min():.4g} to {numbers.max():.4g}"
+
+
+def _holds_dates(values: Any) -> bool:
+    """Whether at least half of a column's values are dates, or times between them."""
+    if values.dtype.kind in "mM":
+        return True
+    return values.dtype.kind not in "biufc" and values.astype(str).str.strip().str.fullmatch(DATE).mean() >= 0.5
 
 
 def _as_numbers(values: Any) -> np.ndarray | None:
@@ -414,7 +423,7 @@ def _input(path: Path, table: Table, column: Any) -> Input:
         return Input(str(column.name), None)
     where = f"{path}, {_shown(str(column.name))}"
     texts = values.astype(str)
-    if values.dtype.kind in "mM" or texts.str.strip().str.fullmatch(DATE).mean() >= 0.5:
+    if _holds_dates(values):
         raise DataError(
             f"{where} holds dates, such as {texts.iloc[0]!r}, and these are no inputs: leave the column out by "
             "--ignore (ignore=), or put numbers that mean something in its place, such as days or the hour."

@@ -214,6 +214,8 @@ def test_dates_are_no_inputs(tmp_path, date):
             data.DataError, match=r"column 'when' holds dates, such as .* leave the column out by --ignore"
         ):
             data.read(written(tmp_path, "when,size,kind\n" + rows), target="kind")
+    with pytest.raises(data.DataError, match=r"1 'when' \(dates: .*, \.\.\.\); 2 'size'"):
+        data.read(written(tmp_path, "when,size,kind\n" + rows))
     rows = "".join(f"1.{i % 3}.2,{i / 7},{'ab'[i % 2]}\n" for i in range(60))
     assert data.read(written(tmp_path, "version,size,kind\n" + rows), target="kind").n_inputs == 4
 

@@ -13,9 +13,14 @@ IN_CELLS = [
     "error_surface",
     "forward_or_backward",
     "gauss_newton",
+    "inputs_and_initial_weights",
     "modes_of_learning",
     "momentum_in_a_ravine",
+    "rates_in_a_ravine",
     "rprop_against_gradient_descent",
+    "through_time",
+    "units_and_shapes",
+    "where_learning_ends",
     "why_a_hidden_layer",
 ]
 

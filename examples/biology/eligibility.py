@@ -122,3 +122,51 @@ left.legend()
 right.plot(target, "k:", label="target")
 right.set(xlabel="step", ylabel="read-out")
 figure.savefig(out / "eligibility.png")
+
+# %% [markdown]
+# Spike-timing-dependent plasticity. In experiments on single synapses, one spike that comes in and one of the neuron
+# behind it suffice, with no error in sight: the synapse becomes stronger if the incoming one was first, weaker if it
+# was second, and the less the more time lies between them. Two traces do it. That of what has come in, read when the
+# neuron fires, is the trace of above: how the potential at that moment depends on the weight, which a backward pass
+# says too. That of the neuron's own spikes, read when one comes in, is no derivative of the potential: what has not
+# come in yet cannot have moved it. This half is a rule, and 0.6, by how much it is weaker, a choice.
+#
+# Source: G. Bi, M. Poo, "Synaptic modifications in cultured hippocampal neurons" (1998), for the experiment.
+
+# %%
+lags = jnp.arange(-40, 41)
+
+
+def pair(lag):
+    """A spike that comes in at step 50 and one of the neuron `lag` steps later."""
+    return jnp.zeros(STEPS).at[50].set(1), jnp.zeros(STEPS).at[50 + lag].set(1)
+
+
+def timed(lag):
+    """How such a pair changes the weight: what strengthens it, and what weakens it."""
+
+    def step(traces, now):
+        came_in, fired = now
+        of_input, of_neuron = DECAY * traces[0] + came_in, DECAY * traces[1]
+        return (of_input, of_neuron + fired), (of_input * fired, -0.6 * of_neuron * came_in)
+
+    return jax.tree.map(jnp.sum, jax.lax.scan(step, (0.0, 0.0), pair(lag))[1])
+
+
+def potential(weight, lag):
+    """The potential at the moment at which the neuron fires."""
+    came_in, fired = pair(lag)
+    return jax.lax.scan(lambda v, x: (DECAY * v + weight * x, DECAY * v + weight * x), 0.0, came_in)[1] @ fired
+
+
+stronger, weaker = jax.vmap(timed)(lags)
+derivative = jax.vmap(bp.grad(potential), (None, 0))(0.5, lags)
+print(f"the half that strengthens and the derivative differ by {float(jnp.abs(stronger - derivative).max()):.0e}")
+print(f"half as much after {np.log(2) / -np.log(DECAY):.1f} steps")
+figure, ax = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+ax.plot(lags, stronger + weaker, label="change of the weight")
+ax.plot(lags, derivative, "--", label="derivative of the potential")
+ax.axhline(0, color="gray", linewidth=0.8)
+ax.set(xlabel="steps from the incoming spike to the neuron's own")
+ax.legend()
+figure.savefig(out / "timing.png")

@@ -92,8 +92,8 @@ def add_train_command(commands: Any) -> None:
     )
     unset: Any = argparse.SUPPRESS
     which = (
-        f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, or a folder with MNIST's four files; or "
-        "text, a language model with options of its own: funcbp train text --help"
+        f"{', '.join(data.SETS)}, a table (.csv, .xlsx, ...), an .npz file, a folder with MNIST's four files, or "
+        "openml:NAME; or text, a language model with options of its own: funcbp train text --help"
     )
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
     command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
@@ -222,10 +222,11 @@ def _run(args: argparse.Namespace) -> int:
     params = job.net.init(jax.random.fold_in(key, 0), dataset.x_train)
 
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
-    sizes = f"{len(dataset.x_train)} training, {len(dataset.x_validation)} validation, {len(dataset.x_test)} test"
+    parts = {"training": dataset.x_train, "validation": dataset.x_validation, "test": dataset.x_test}
+    sizes = ", ".join(f"{len(x):,} {name}" for name, x in parts.items())
     how = {"online": "example by example", "batch": "all examples at once"}
     batches = how.get(args.mode, f"batches of {args.batch_size}{' with replacement' * args.replacement}")
-    print(f"Data        {printable(dataset.name)}: {dataset.n_inputs} inputs, {kind}; {sizes} examples")
+    print(f"Data        {printable(dataset.name)}: {dataset.n_inputs:,} inputs, {kind}; {sizes} examples")
     for line in dataset.about:
         print(f"            {printable(line)}")
     print(f"Network     {job.title}, {nets.count(params):,} parameters")

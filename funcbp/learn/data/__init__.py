@@ -12,6 +12,7 @@ from .files import read_inputs as read_inputs
 from .files import read_npz as read_npz
 from .idx import read_idx as read_idx
 from .idx import read_mnist as read_mnist
+from .openml import read_openml as read_openml
 from .problems import encoder as encoder
 from .problems import parity as parity
 from .problems import sinc as sinc

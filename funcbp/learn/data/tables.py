@@ -27,6 +27,10 @@ SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
 SEPARATORS = {"\t": "\t", ";": ";", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
 FEW, MANY = 20, 100  # whole numbers: so many different ones are classes, and more than so many are none
 MOST_VALUES = 20  # of words that are inputs
+DATE = (  # with a year of four digits, or as in 1/31/24; by itself or with a time
+    r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}|\d{1,2}/\d{1,2}/\d{2}"
+    r"|\d{1,2}\.? [^\W\d]{3,9}\.? \d{4})([T ]\d{1,2}:\d{2}.*)?"
+)
 
 
 class Table(NamedTuple):
@@ -94,7 +98,20 @@ def read_table(
         Read with semicolons between cells and commas in decimals
     """
     path = Path(path)
-    table = load_table(path)
+    return of_table(path, load_table(path), seed, target=target, task=task, missing=missing, ignore=ignore)
+
+
+def of_table(
+    path: Path,
+    table: Table,
+    seed: int,
+    *,
+    target: str | int | None,
+    task: str | None,
+    missing: str | None,
+    ignore: Sequence[str],
+) -> Dataset:
+    """The data set of a table that has been read; arguments as for `read_table`, and `path` says what to call it."""
     frame, notes = table.frame, list(table.notes)
     for name in ignore:
         frame = frame.drop(columns=_column(path, frame, name))
@@ -131,7 +148,7 @@ def summary_of(y: np.ndarray, classes: tuple[str, ...] | None) -> str:
     if classes is None:
         return f"numbers from {np.min(y):.4g} to {np.max(y):.4g}"
     counts = np.bincount(y, minlength=len(classes))
-    shown = ", ".join(f"{name} {n}" for name, n in list(zip(classes, counts, strict=True))[:12])
+    shown = ", ".join(f"{name} {n:,}" for name, n in list(zip(classes, counts, strict=True))[:12])
     return f"{len(classes)} classes, {shown}" + ", ..." * (len(classes) > 12)
 
 
@@ -337,13 +354,22 @@ def _kind_of(column: Any) -> str:
     values = column.dropna()
     if not len(values):
         return "empty"
+    if _holds_dates(values):
+        return f"dates: {values.iloc[0]}, ..."
     numbers = _as_numbers(values)
     if numbers is None:
         words = sorted(set(map(str, values)))
-        return f"{len(words)} {'word' if len(words) == 1 else 'words'}: {', '.join(w[:20] for w in words[:3])}" + (
+        return f"{len(words):,} {'word' if len(words) == 1 else 'words'}: {', '.join(w[:20] for w in words[:3])}" + (
             ", ..." * (len(words) > 3)
         )
     return f"numbers {numbers.min():.4g} to {numbers.max():.4g}"
+
+
+def _holds_dates(values: Any) -> bool:
+    """Whether at least half of a column's values are dates, or times between them."""
+    if values.dtype.kind in "mM":
+        return True
+    return values.dtype.kind not in "biufc" and values.astype(str).str.strip().str.fullmatch(DATE).mean() >= 0.5
 
 
 def _as_numbers(values: Any) -> np.ndarray | None:
@@ -378,15 +404,15 @@ def _without_missing(path: Path, table: Table, frame: Any, goal: str, missing: s
         return frame, []
     if missing is None:
         at = frame.index[frame[next(iter(counts))].isna()][0]
-        shown = ", ".join(f"{n} in {_shown(name)}" for name, n in counts.items())
+        shown = ", ".join(f"{n:,} in {_shown(name)}" for name, n in counts.items())
         raise DataError(
             f"{path} has missing values: {shown}; the first is in {table.where(at)}. Replace them by the column's "
             "mean, --missing mean (missing=), or leave out their rows, --missing drop."
         )
     lost = frame.isna().any(axis=1) if missing == "drop" else frame[goal].isna()
-    notes = [f"Left out {int(lost.sum())} of {len(frame)} rows, with missing values"] if lost.any() else []
+    notes = [f"Left out {int(lost.sum()):,} of {len(frame):,} rows, with missing values"] if lost.any() else []
     if missing == "mean" and (filled := sum(n for name, n in counts.items() if name != goal)):
-        notes.append(f"Put the mean in the place of {filled} missing values")
+        notes.append(f"Put the mean in the place of {filled:,} missing values")
     return frame[~lost], notes
 
 
@@ -396,9 +422,12 @@ def _input(path: Path, table: Table, column: Any) -> Input:
     if _as_numbers(values) is not None:
         return Input(str(column.name), None)
     where = f"{path}, {_shown(str(column.name))}"
-    if values.dtype.kind in "mM":
-        raise DataError(f"{where}: dates are no inputs; leave the column out by --ignore (ignore=).")
     texts = values.astype(str)
+    if _holds_dates(values):
+        raise DataError(
+            f"{where} holds dates, such as {texts.iloc[0]!r}, and these are no inputs: leave the column out by "
+            "--ignore (ignore=), or put numbers that mean something in its place, such as days or the hour."
+        )
     numbers = _pandas().to_numeric(texts, errors="coerce").notna()
     words = sorted({text.strip() for text in texts})
     meant = texts.str.fullmatch(r"[-+\d.,:/'% €$]+") if len(words) > MOST_VALUES else numbers
@@ -407,7 +436,7 @@ def _input(path: Path, table: Table, column: Any) -> Input:
         raise DataError(f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number.")
     if len(words) > MOST_VALUES:
         raise DataError(
-            f"{where} holds {len(words)} different words, and at most {MOST_VALUES} become inputs: leave the column "
+            f"{where} holds {len(words):,} different words, and at most {MOST_VALUES} become inputs: leave the column "
             "out by --ignore (ignore=)."
         )
     return Input(str(column.name), tuple(words))
@@ -492,8 +521,8 @@ def as_targets(
     labels, y = np.unique(numbers, return_inverse=True)
     if task is None and (task := _task_of(labels, len(y))) is None:
         raise DataError(
-            f"{path}: {what} holds {len(labels)} different whole numbers, which may be classes or not. Say so: --task "
-            "classification or --task regression (task=)."
+            f"{path}: {what} holds {len(labels):,} different whole numbers, which may be classes or not. Say so: "
+            "--task classification or --task regression (task=)."
         )
     if task == "regression":
         return numbers[:, None], None
@@ -512,7 +541,9 @@ def _all_numbers(values: np.ndarray) -> bool:
 
 def _check_repeated(path: Path, what: str, classes: int, examples: int, task: str | None) -> None:
     if task is None and classes > MOST_VALUES and 2 * classes > examples:
-        raise DataError(f"{path}: {what} holds {classes} different words in {examples} rows, and these are no classes.")
+        raise DataError(
+            f"{path}: {what} holds {classes:,} different words in {examples:,} rows, and these are no classes."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -62,7 +62,7 @@ def confusion(table: Any, classes: Sequence[str], ax: Any = None) -> Any:
         ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
         ax.set_yticks(range(len(classes)), classes)
     wrong = table.sum() - np.trace(table)
-    ax.set(xlabel="predicted", ylabel="true", title=f"{wrong} of {table.sum()} misclassified")
+    ax.set(xlabel="predicted", ylabel="true", title=f"{wrong:,} of {table.sum():,} misclassified")
     return ax.figure
 
 

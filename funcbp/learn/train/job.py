@@ -18,6 +18,7 @@ import numpy as np
 from .. import data, nets, ops, plot, train
 from ..data.dataset import scaled
 from ..data.files import is_readable, refuse_options
+from ..data.openml import PREFIX
 from ..data.tables import SUFFIXES
 from ..request import RequestError
 
@@ -71,11 +72,13 @@ def load(source: str, seed: int, **options: Any) -> data.Dataset:
     if source in data.SETS:
         refuse_options(source, {name: value or None for name, value in options.items()})
         return data.load(source, seed)
+    if source.startswith(PREFIX):
+        return data.read_openml(source.removeprefix(PREFIX), seed, **options)
     if is_readable(Path(source)):
         return data.read(source, seed, **options)
     raise RequestError(
         f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and files that end in "
-        f"{', '.join((*SUFFIXES, '.npz'))}."
+        f"{', '.join((*SUFFIXES, '.npz'))}; {PREFIX}NAME is one that scikit-learn has fetched from OpenML."
     )
 
 

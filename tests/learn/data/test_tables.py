@@ -201,3 +201,25 @@ def test_inputs_for_a_network_that_has_learned(tmp_path):
     ):
         with pytest.raises(data.DataError, match=message):
             data.read_inputs(written(tmp_path, content), columns, 3)
+
+
+@pytest.mark.parametrize(
+    "date", ["2024-01-{}", "{}.1.2024", "1/{}/24", "2024-01-{} 12:30:00", "2024-01-{}T12:30:00Z", "{} January 2024"]
+)
+def test_dates_are_no_inputs(tmp_path, date):
+    """Whether there are many or few of them, which would be words; and a version such as 1.2.3 is one."""
+    for different in (3, 25):
+        rows = "".join(f"{date.format(i % different + 1)},{i / 7},{'ab'[i % 2]}\n" for i in range(60))
+        with pytest.raises(
+            data.DataError, match=r"column 'when' holds dates, such as .* leave the column out by --ignore"
+        ):
+            data.read(written(tmp_path, "when,size,kind\n" + rows), target="kind")
+    with pytest.raises(data.DataError, match=r"1 'when' \(dates: .*, \.\.\.\); 2 'size'"):
+        data.read(written(tmp_path, "when,size,kind\n" + rows))
+    rows = "".join(f"1.{i % 3}.2,{i / 7},{'ab'[i % 2]}\n" for i in range(60))
+    assert data.read(written(tmp_path, "version,size,kind\n" + rows), target="kind").n_inputs == 4
+
+
+def test_large_counts_are_in_groups_of_three(tmp_path):
+    rows = "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(2400))
+    assert data.read(written(tmp_path, "size,kind\n" + rows), target="kind").about[0].endswith("a 1,200, b 1,200")

@@ -131,6 +131,17 @@ def test_mathworks():
     assert epochs["LM"] <= 6 and 8 < epochs["RP"] < 60
 
 
+def test_why_gdx_is_not_the_last():
+    """Last by epochs, as in the reference; in time it is Levenberg-Marquardt, whose epochs are 50 times as long."""
+    references = mathworks.PROBLEMS["PARITY 3-10-10-1"][2]
+    epochs = {"LM": 4.0, "RP": 16.0, "GDX": 40.0, "GDX, 1 - α": 72.0}
+    means = {"LM": 4 * 50.0, "RP": 16.0, "GDX": 40.0, "GDX, 1 - α": 72.0}
+    row = mathworks.place_of_gdx("PARITY", means, epochs, references)
+    assert row.reference == "in time 3 of 3" and row.ours == "in time 2 of 3, in epochs 3 of 3"
+    assert "takes 50 times as long as one of RP" in row.note and "14 times would make" in row.note
+    assert "GDX needs 2.5, with 1 - α 4.5, and the reference's ratio of times is 7.3" in row.note
+
+
 def test_every_entry_has_a_name_a_source_and_what_it_yields():
     assert list(reproduce.REPRODUCTIONS) == [entry.name for entry in reproduce.REPRODUCTIONS.values()]
     assert all(entry.title and entry.source and entry.parts > 1 for entry in reproduce.REPRODUCTIONS.values())

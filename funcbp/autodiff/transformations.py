@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
+from ..remat.budget import Budget
 from ..remat.policies import policy_of
 from ..remat.regions import in_regions
 from ..rules.kinds import Rule
@@ -39,6 +40,7 @@ from .arguments import (
 )
 from .attach import attached
 from .backward_pass import check_names
+from .fitting import fitted
 from .marks import feedback
 from .pullback import Program, Pullback
 from .recording import record
@@ -288,8 +290,14 @@ class Backward:
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], (aux, _Static(out_tree))
 
-        run = with_aux(in_regions, flat, options.policy) if options.outside_loops else flat
         perturbed = [True] * len(values) if in_nzs is None else flags_of(in_nzs, in_tree, "in_nzs")
+        run: Callable[..., Any] = flat
+        if isinstance(options.policy, Budget):
+            left, leaves_of = leaving(flat)
+            fit = fitted(leaves_of, [*map(jax.typeof, values)], perturbed, options)
+            run, options = (lambda *xs: jax.tree.unflatten(left[0], fit.run(*xs))), fit.options
+        elif options.outside_loops:
+            run = with_aux(in_regions, flat, options.policy)
         saveable = flags_of(saveable_args, in_tree, "saveable_args")
         tape, outs, saved, (aux, out_tree) = record(run, values, perturbed, options)
         check_names(options.edits, tape, "Backward(edits=...) has")
@@ -495,17 +503,23 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
     """Change `f`, a function to (arrays, pytree of arrays), by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
-        left: list[Any] = []
-
-        def leaves(*xs: Any) -> list[Any]:
-            outs, structure = jax.tree.flatten(f(*xs))
-            left.append(structure)
-            return outs
-
+        left, leaves = leaving(f)
         outs = change(leaves, *options)(*args)
         return jax.tree.unflatten(left[0], outs)
 
     return run
+
+
+def leaving(f: Callable[..., Any]) -> tuple[list[Any], Callable[..., list[Any]]]:
+    """Make a function of its leaves alone of `f`, which leaves their structure in a list when it is called."""
+    left: list[Any] = []
+
+    def leaves(*xs: Any) -> list[Any]:
+        outs, structure = jax.tree.flatten(f(*xs))
+        left.append(structure)
+        return outs
+
+    return left, leaves
 
 
 def _key(key: Any) -> str:

@@ -63,61 +63,6 @@ class Budget(Policy):
         given = f"bytes={self.bytes}" if self.bytes is not None else f"fraction={self.fraction}"
         return f"Budget({given})"
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
-        """Choose the least recomputation that fits, of a body that runs so many times."""
-        graph = graph_of(forward, needed, available)
-        if not graph.values:
-            return []
-        limit = self.bytes / steps if self.bytes is not None else self.fraction * bytes_of(needed)  # type: ignore[operator]
-        repeatable = [bool(eqns) and all(map(is_repeatable, eqns)) for eqns in graph.makers]
-        smallest = kept_bytes(narrowest(graph, [0 if a else NEVER for a in repeatable]))
-        if smallest > limit:
-            where = jx.user_line(jx.current_source())
-            raise ValueError(
-                f"{self} allows {_size(limit * steps)} to be kept{f' at {where}' if where else ''}, and the "
-                f"backward pass cannot do with less than {_size(smallest * steps)} "
-                f"({steps:,} × {_size(smallest)}): {_size((smallest - limit) * steps)} are missing. "
-                f"The smallest budget is Budget(bytes={smallest * steps})."
-            )
-        costs = [float(sum(map(work, eqns))) if a else NEVER for a, eqns in zip(repeatable, graph.makers, strict=True)]
-        chosen = cheapest(graph, costs, limit)
-        read = read_for(forward, needed, {*chosen, *available})
-        return [v for v in chosen if v in read]
-
-
-def cheapest(graph: Graph, costs: Sequence[float | None], limit: float) -> list[Any]:
-    """Choose the values to save, of no more bytes than `limit`, for which what is recomputed costs least.
-
-    The integer program, with available(v), repeated(e), kept(v) in {0, 1}:
-
-        min Σ cost(e) repeated(e)   with   Σ bytes(v) kept(v) ≤ limit,
-        kept(v) ≥ available(v) - repeated(maker of v),   repeated(e) ≤ available(v) for all v that e reads.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
-
-    n, m = len(graph.values), len(graph.makers)
-    kept, available, repeated = np.arange(n), n + np.arange(n), 2 * n + np.arange(m)
-    reads = np.array([(e, i) for e, places in enumerate(graph.reads) for i in places], int).reshape(-1, 2)
-    ones = lambda rows, columns, size, sign: coo_array((np.full(len(rows), sign), (rows, columns)), (size, 2 * n + m))
-    makes = ones(kept, kept, n, 1.0) - ones(kept, available, n, 1.0) + ones(kept, repeated[graph.maker], n, 1.0)
-    edge = np.arange(len(reads))
-    needs = ones(edge, available[reads[:, 1]], len(reads), 1.0) - ones(edge, repeated[reads[:, 0]], len(reads), 1.0)
-    total = sum(c for c in costs if c is not NEVER) or 1.0
-    work = np.array([0.0 if c is NEVER else c / total for c in costs])
-    lower, upper = np.zeros(2 * n + m), np.ones(2 * n + m)
-    lower[available[graph.needed]] = 1
-    upper[repeated] = [c is not NEVER for c in costs]
-    share = np.concatenate([graph.widths, np.zeros(n + m)]) / limit
-    constraints = [LinearConstraint(share[None], -np.inf, 1 + 1e-9), *(LinearConstraint(a, 0) for a in (makes, needs))]
-    # of plans that cost the same, the one with fewer bytes; all in numbers that the solver does not take for nothing
-    objective = 1e4 * np.concatenate([1e-6 * graph.widths / graph.widths.sum(), np.zeros(n), work])
-    how = dict(bounds=Bounds(lower, upper), integrality=np.ones(2 * n + m), options={"mip_rel_gap": 0.0})
-    solution = milp(objective, constraints=constraints, **how)
-    if solution.x is None:
-        raise RuntimeError(f"The integer program for a budget was not solved: {solution.message}")
-    return [v for i in kept if solution.x[i] > 0.5 for v in graph.values[i]]
-
-
-def _size(n: float) -> str:
-    return f"{n:,.0f} bytes"
+    def limit(self, default: int) -> int:
+        """Return the bytes that are allowed, where the default plan has so many in use."""
+        return int(self.fraction * default) if self.bytes is None else int(self.bytes)  # type: ignore[operator]

@@ -140,6 +140,7 @@ class Plan:
     Attributes:
         needed: variables that the backward pass reads.
         available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
+        question: what is asked of `choose`.
         hoisted: variables kept once, which follow from the loop-invariant inputs.
         saved: variables kept at every step.
         storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
@@ -171,8 +172,9 @@ class Plan:
         self._recompute = passes.recompute
         if passes.stacks:
             self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
+        self.question = self._recompute, wanted, {*available, *invariant_values, *passes.stacks}
         self.saved = (
-            list(choose(self._recompute, wanted, {*available, *invariant_values, *passes.stacks}))
+            list(choose(*self.question))
             if choose is not None
             else wanted
         )
@@ -236,7 +238,11 @@ def plan_of_call(
     return passes.made(
         key,
         lambda: Plan(
-            passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose, offload=offload
+            passes,
+            lambda *which: passes.made(("backward", *which), lambda: backward_of(passes, *which)),
+            available_inputs,
+            choose=choose,
+            offload=offload,
         ),
     )
 

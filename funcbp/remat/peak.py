@@ -1,0 +1,400 @@
+"""The most bytes that a compiled program has in use, predicted from its equations: what XLA calls temporary bytes.
+
+The program is gone through as XLA compiles it: calls are inlined, what is elementwise is fused with what reads it, an
+operation that frees more than it makes runs as soon as it can, and what a loop stacks is there from its beginning.
+Arguments and results of the whole program are not counted: they have buffers of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .. import jaxpr as jx
+from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
+from ..rules.cost import flops, is_cheap
+from ..rules.traits import Moves, traits_of
+
+__all__ = ["Flow", "predicted_peak"]
+
+
+def predicted_peak(program: Program) -> int:
+    """Predict the temporary bytes of a compiled program.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from funcbp import jaxpr as jx
+        >>> from funcbp.remat.peak import predicted_peak
+        >>> f = lambda x: [jnp.tanh(x @ x) @ x]
+        >>> predicted_peak(jx.trace(f, [jax.typeof(jnp.ones((8, 8)))]))
+        256
+    """
+    flow = Flow()
+    outs = flow.call(program, [flow.new() for _ in program.invars])
+    return flow.peak(outs)
+
+
+class Facts(NamedTuple):
+    """What an equation does with memory.
+
+    Attributes:
+        sizes: bytes of its results.
+        fuses: whether its result is made where it is read, if what reads it can do that, and not stored.
+        takes: whether it makes its operands as it reads them.
+        dear: whether its result is stored all the same where several read it.
+        alias: whether its result is its operand, seen otherwise.
+        inside: the programs inside it that are compiled as such, and how they run.
+        copied: bytes of an operand that is turned over first.
+        clusters: whether it is compiled as one with what is elementwise around it, between stored values.
+    """
+
+    sizes: tuple[int, ...]
+    fuses: bool
+    takes: bool
+    dear: bool
+    alias: bool
+    inside: jx.Inside
+    copied: int
+    clusters: bool
+
+
+NOTHING = jx.Inside(Kind(0), ())
+FUSED = Facts((), True, True, False, False, NOTHING, 0, False)
+# what XLA does not compute twice: its `InstructionFusion::IsExpensive`
+TWICE = "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
+DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
+
+
+def facts_of(eqn: Any) -> Facts:
+    """Read off an equation what it does with memory."""
+    inside, traits = inside_of(eqn), traits_of(eqn.primitive)
+    sizes, read = [*map(_size, eqn.outvars)], [*map(_size, eqn.invars)]
+    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
+    cheap = not nested and is_cheap(eqn)
+    computes = cheap and flops(eqn) > 0
+    reduces = computes and sum(sizes) < max(read, default=0)
+    turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
+    stays = cheap and (traits.moves is Moves.STAYS or turns) and len(sizes) == 1 and sizes == read[:1]
+    product = eqn.primitive is primitives.dot_general_p
+    copied = read[0] if product and _turns_over(eqn) else 0
+    clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
+    inside, dear = inside if nested else NOTHING, eqn.primitive in DEAR
+    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters)
+
+
+def _size(v: Any) -> int:
+    return v.aval.size * v.aval.dtype.itemsize if hasattr(v.aval, "size") and hasattr(v.aval, "dtype") else 0
+
+
+def _turns_over(product: Any) -> bool:
+    """Tell whether a product sums over several first axes of both operands, as a weight's gradient does."""
+    summed, (batch, _) = product.params["dimension_numbers"]
+    n = len(batch)
+    leads = lambda v, axes: sorted(axes) == [*range(n, n + len(axes))] and v.aval.ndim > n + len(axes)
+    return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
+
+
+def _overwritten(eqn: Any, reads: Sequence[int | None]) -> list[int]:
+    """List what a loop's state begins with: the state is kept where that is, if nothing else reads it."""
+    kind, n = inside_of(eqn).kind, len(eqn.outvars)
+    if kind is Kind.SCAN:
+        _, n_consts, n_carry = jx.scan_parts(eqn.params)
+        return [r for r in reads[n_consts : n_consts + n_carry] if r]
+    return [r for r in reads[len(reads) - n :] if r] if kind is Kind.WHILE else []
+
+
+class Op(NamedTuple):
+    """An equation of a flat program: what it does with memory, and the numbers of the values it reads and makes."""
+
+    facts: Facts
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    eqn: Any
+    at: float
+    over: frozenset[int]
+
+
+class Node(NamedTuple):
+    """What runs as one in the compiled program.
+
+    Attributes:
+        makes: the values it stores.
+        reads: the stored ones that it reads.
+        scratch: bytes in use while it runs.
+        fused: whether it is elementwise.
+        over: the values that it may write its results over.
+    """
+
+    makes: tuple[int, ...]
+    reads: frozenset[int]
+    scratch: int
+    fused: bool
+    over: frozenset[int]
+
+
+class Flow:
+    """A flat program, written call by call, and its peak.
+
+    Args:
+        known: what is known of equations and of the programs inside them, to be shared between flows.
+    """
+
+    def __init__(self, known: dict[Any, Any] | None = None):
+        self.ops: list[Op] = []
+        self.count = 0
+        self.positive: dict[int, int] = {}
+        self.made: dict[int, float] = {}
+        self.reciprocals: dict[tuple[int, int], int] = {}
+        self.spreads: set[int] = set()
+        self.whole: set[int | None] = set()
+        self.seen_otherwise: set[int | None] = set()
+        self.known = {} if known is None else known
+
+    def new(self) -> int:
+        """Number a new value."""
+        self.count += 1
+        return self.count
+
+    def call(self, program: Any, args: Sequence[int | None]) -> list[int | None]:
+        """Write a program out on values, those of its last inputs; None for constants and literals."""
+        jaxpr = getattr(program, "jaxpr", program)
+        invars = jaxpr.invars[len(jaxpr.invars) - len(args) :]
+        env: dict[Any, int | None] = dict(zip(invars, args, strict=True))
+        look = lambda v: None if is_literal(v) else env.get(v)
+        for eqn in jaxpr.eqns:
+            facts = self._known(eqn, facts_of)
+            reads, outs = [*map(look, eqn.invars)], [self.new() for _ in eqn.outvars]
+            if facts.inside.kind & jx.CALLS:
+                called = facts.inside.programs[0]
+                outs = self.call(called, reads[len(reads) - len(getattr(called, "jaxpr", called).invars) :])
+            elif facts.alias:
+                outs = reads[:1]
+                if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
+                    self.seen_otherwise.add(outs[0])
+            else:
+                reads = self._positive(eqn, reads, outs)
+                if eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
+                    facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self._spread(reads[1], facts.sizes[0])]
+                if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
+                    self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
+                if facts.copied and reads[0]:
+                    reads[0] = self._write(FUSED._replace(sizes=(facts.copied,)), reads[:1], [self.new()], None)[0]
+                self._write(facts, reads, outs, eqn, _overwritten(eqn, reads))
+                if eqn.primitive is primitives.broadcast_in_dim_p:
+                    self.spreads.add(outs[0])
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [*map(look, jaxpr.outvars)]
+
+    def apart(self, program: Program, args: Sequence[int | None]) -> list[int | None]:
+        """Write a program that is compiled apart from what is around it, such as one behind a barrier."""
+        facts = self._known(program, lambda p: FUSED._replace(sizes=tuple(map(_size, p.outvars)), fuses=False, takes=False, inside=jx.Inside(Kind.COND, (p.jaxpr,))))
+        return list(self._write(facts, args, [self.new() for _ in program.outvars], program))
+
+    def add(self, a: int, b: int, size: int) -> int:
+        """Write the sum of two values."""
+        return self._write(FUSED._replace(sizes=(size,)), [a, b], [self.new()], self)[0]
+
+    def _write(
+        self, facts: Facts, reads: Sequence[int | None], makes: Sequence[int], eqn: Any, over: Sequence[int] = ()
+    ) -> Sequence[int]:
+        """Write an equation; a copy (of no equation) after what makes that of which it is one."""
+        read = tuple(r for r in reads if r)
+        at = float(len(self.ops)) if eqn is not None else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
+        self.made |= dict.fromkeys(makes, at)
+        self.ops.append(Op(facts, read, tuple(makes), eqn, at, frozenset(over)))
+        return makes
+
+    def _spread(self, v: int, size: int) -> int:
+        """Spread the reciprocal of a divisor, once for all that is divided by it: XLA multiplies by that."""
+        if (v, size) not in self.reciprocals:
+            (self.reciprocals[v, size],) = self._write(FUSED._replace(sizes=(size,)), [v], [self.new()], None)
+            self.spreads.add(self.reciprocals[v, size])
+        return self.reciprocals[v, size]
+
+    def _positive(self, eqn: Any, reads: list[Any], outs: list[Any]) -> list[Any]:
+        """Ask of max(x, 0) whether it is positive, in the place of x, as XLA does: x need not wait for that."""
+        of_zero = len(eqn.invars) == 2 and is_literal(eqn.invars[1]) and eqn.invars[1].val == 0
+        if of_zero and eqn.primitive is primitives.max_p and reads[0]:
+            self.positive[reads[0]] = outs[0]
+        if of_zero and eqn.primitive is primitives.gt_p:
+            reads = [self.positive.get(reads[0], reads[0]), None]
+            self.whole.add(reads[0])
+        return reads
+
+    def _known(self, x: Any, make: Callable[[Any], Any]) -> Any:
+        """Return what was made of this object, or make it; the object is kept, so that its number stays its own."""
+        if (id(x), make) not in self.known:
+            self.known[id(x), make] = x, make(x)
+        return self.known[id(x), make][1]
+
+    def peak(self, outs: Sequence[int | None], stored: Sequence[int | None] = ()) -> int:
+        """Predict the most bytes in use beside arguments and results.
+
+        Args:
+            outs: the results, which have buffers of their own.
+            stored: results that are stored here all the same before they are written there.
+        """
+        ops = self._read(outs)
+        nodes, sizes = self._nodes(ops, {o for o in outs if o}, {s for s in stored if s})
+        return _most(_in_order(nodes, sizes), sizes, {s for s in stored if s})
+
+    def _read(self, outs: Sequence[int | None]) -> list[Op]:
+        """List the operations that the results depend on."""
+        wanted, ops = {o for o in outs if o}, []
+        for op in reversed(self.ops):
+            if not wanted.isdisjoint(op.makes):
+                wanted.update(op.reads)
+                ops.append(op)
+        return sorted(ops[::-1], key=lambda op: op.at)
+
+    def _nodes(self, ops: list[Op], outs: set[int], stored: set[int]) -> tuple[list[Node], dict[int, int]]:
+        """Fuse: list what runs as one, and the bytes of what is stored."""
+        readers: dict[int, list[Op]] = {}
+        maker = {v: op for op in ops for v in op.makes}
+        for op in ops:
+            for r in set(op.reads):
+                readers.setdefault(r, []).append(op)
+        demanded, within = self._demanded(ops, maker, readers)
+        stored = stored | demanded
+        spread = self.spreads
+        through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
+        nodes, sizes = [], {}
+        for op in ops:
+            alone = not op.facts.fuses or op.makes[0] in within
+            reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))
+            if op.facts.fuses:
+                v, by = op.makes[0], readers.get(op.makes[0], [])
+                kept = v in stored or (op.facts.dear and len(by) > 1)
+                large = [r for r in op.reads if r not in spread and (r not in maker or self._size_of(maker[r], r) >= op.facts.sizes[0])]
+                if not kept or (v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)):
+                    through[v] = reads
+                if not kept and v not in outs:
+                    continue
+            for v, size in zip(op.makes, op.facts.sizes, strict=True):
+                if v in readers or v in stored:
+                    sizes[v] = 0 if v in outs and v not in stored else size
+            over = reads if op.facts.fuses else op.over
+            nodes.append(Node(op.makes, reads, self._scratch(op), op.facts.fuses, over))
+        return nodes, sizes
+
+    @staticmethod
+    def _size_of(op: Op, v: int) -> int:
+        return op.facts.sizes[op.makes.index(v)]
+
+    def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
+        """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
+        a cluster.
+        """
+        demanded: set[int] = set()
+        within: set[int] = set()
+
+        def between(v: int) -> None:
+            """Store what a cluster reads: what it alone reads is made within it."""
+            op = maker.get(v)
+            if op is None or not op.facts.fuses or op.facts.dear or len(readers[v]) > 1:
+                demanded.add(v)
+            else:
+                within.add(v)
+                for r in op.reads:
+                    between(r)
+
+        for op in ops:
+            if not op.facts.takes:
+                demanded.update(op.reads)
+            elif not op.facts.fuses or any(r in maker and maker[r].facts.clusters and not maker[r].facts.takes for r in op.reads):
+                within.add(op.makes[0])
+                for r in op.reads:
+                    between(r)
+        return demanded, within
+
+    def _scratch(self, op: Op) -> int:
+        programs = op.facts.inside.programs
+        if not programs:
+            return op.facts.copied
+        inside = {Kind.SCAN: self._of_step, Kind.WHILE: self._of_loop, Kind.COND: self._of_branch}
+        (of,) = (f for kind, f in inside.items() if op.facts.inside.kind & kind)
+        for p in programs:
+            if (id(p), "scratch") not in self.known:
+                self.known[id(p), "scratch"] = p, of(op.eqn, p)
+        return max(self.known[id(p), "scratch"][1] for p in programs)
+
+    def _inside(self, program: Any, n_slices: int, n_carry: int | None) -> int:
+        """Predict the peak of a program inside: its last inputs are slices, its first results are carried."""
+        flow = Flow(self.known)
+        jaxpr = getattr(program, "jaxpr", program)
+        args = [flow.new() for _ in jaxpr.invars]
+        for i in range(len(args) - n_slices, len(args)):
+            whole, args[i] = args[i], flow.new()
+            flow._write(FUSED._replace(sizes=(_size(jaxpr.invars[i]),)), [whole], [args[i]], None)
+        outs = flow.call(program, args)
+        given = set(args)
+        return flow.peak(outs, [o for o in outs[:n_carry] if o not in given])
+
+    def _of_step(self, eqn: Any, body: Any) -> int:
+        _, n_consts, n_carry = jx.scan_parts(eqn.params)
+        return self._inside(body, len(eqn.invars) - n_consts - n_carry, n_carry)
+
+    def _of_loop(self, eqn: Any, body: Any) -> int:
+        return self._inside(body, 0, None)
+
+    def _of_branch(self, eqn: Any, branch: Any) -> int:
+        return self._inside(branch, 0, 0)
+
+
+def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
+    """Order nodes: as they come, but one that frees more than it makes runs as soon as all that it reads is there."""
+    maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
+    waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
+    then: dict[int, list[int]] = {}
+    for n, before in enumerate(waits):
+        for b in before:
+            then.setdefault(b, []).append(n)
+    left = {v: set() for v in sizes}
+    for n, node in enumerate(nodes):
+        for r in node.reads & sizes.keys():
+            left[r].add(n)
+    done, order, touched = [False] * len(nodes), [], set()
+
+    def gains(n: int) -> int:
+        freed = sum(sizes[r] for r in nodes[n].reads if left.get(r) == {n})
+        return freed - sum(sizes.get(v, 0) for v in nodes[n].makes)
+
+    def run(n: int) -> None:
+        done[n] = True
+        order.append(nodes[n])
+        for r in nodes[n].reads & left.keys():
+            left[r].discard(n)
+            if len(left[r]) == 1:
+                touched.update(left[r])
+        for m in then.get(n, ()):
+            waits[m].discard(n)
+            touched.add(m)
+
+    ready: list[int] = []
+    for n, node in enumerate(nodes):
+        if not node.fused and not done[n]:
+            while better := [m for m in ready if not done[m] and gains(m) > 0]:
+                run(max(better, key=gains))
+            touched = {m for m in touched if not done[m]}
+            ready = [m for m in touched if not waits[m] and m > n]
+        if not done[n]:
+            run(n)
+    return order
+
+
+def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int]) -> int:
+    """Return the most bytes in use while nodes run in this order."""
+    last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)} | dict.fromkeys(kept, len(nodes))
+    live = most = 0
+    for i, node in enumerate(nodes):
+        made = sum(sizes.get(v, 0) for v in node.makes)
+        spent = {v: sizes[v] for v in (*node.makes, *node.reads) if v in sizes and last[v] == i}
+        free = sorted(spent[v] for v in node.over if v in spent)
+        over = 0
+        for size in (sizes.get(v, 0) for v in node.makes):
+            if size in free:
+                free.remove(size)
+                over += size
+        most = max(most, live + made - over + node.scratch)
+        live += made - sum(spent.values())
+    return most

@@ -7,31 +7,35 @@ Arguments and results of the whole program are not counted: they have buffers of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from .. import jaxpr as jx
 from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
 from ..rules.cost import flops, is_cheap
 from ..rules.traits import Moves, traits_of
+from .plan import Plan
 
-__all__ = ["Flow", "predicted_peak"]
+__all__ = ["Flow", "peak_of_plan"]
 
 
-def predicted_peak(program: Program) -> int:
-    """Predict the temporary bytes of a compiled program.
+def peak_of_plan(plan: Plan) -> int:
+    """Predict the temporary bytes of both passes of a plan whose inputs are available.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from funcbp import jaxpr as jx
-        >>> from funcbp.remat.peak import predicted_peak
-        >>> f = lambda x: [jnp.tanh(x @ x) @ x]
-        >>> predicted_peak(jx.trace(f, [jax.typeof(jnp.ones((8, 8)))]))
-        256
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2)
+        >>> args = jnp.ones((64, 64)), jnp.ones((8, 64))
+        >>> bp.residuals(loss)(*args).peak
+        4096
     """
-    flow = Flow()
-    outs = flow.call(program, [flow.new() for _ in program.invars])
-    return flow.peak(outs)
+    flow, n = Flow(), len(plan.passes.outputs)
+    inputs = [flow.new() for _ in plan.passes.in_types]
+    made = flow.call(plan.forward, inputs)
+    backward, _ = plan.backward(plan.passes.differentiable, None)
+    given = [inputs[i] for i in plan.available_inputs]
+    cts = [flow.new() for d in plan.passes.differentiable if d]
+    return flow.peak([*made[:n], *flow.call(backward, [*given, *made[n:], *cts])])
 
 
 class Facts(NamedTuple):
@@ -94,13 +98,15 @@ def _turns_over(product: Any) -> bool:
     return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
 
 
-def _overwritten(eqn: Any, reads: Sequence[int | None]) -> list[int]:
-    """List what a loop's state begins with: the state is kept where that is, if nothing else reads it."""
-    kind, n = inside_of(eqn).kind, len(eqn.outvars)
+def _overwritten(eqn: Any, reads: Sequence[int | None], makes: Sequence[int]) -> list[tuple[int | None, int]]:
+    """Pair what is written over, if nothing else reads it, and what by: the state of a loop, what is written into."""
+    kind = inside_of(eqn).kind
+    if traits_of(eqn.primitive).writes:
+        return [(reads[0], makes[0])]
     if kind is Kind.SCAN:
         _, n_consts, n_carry = jx.scan_parts(eqn.params)
-        return [r for r in reads[n_consts : n_consts + n_carry] if r]
-    return [r for r in reads[len(reads) - n :] if r] if kind is Kind.WHILE else []
+        return list(zip(reads[n_consts:], makes[:n_carry], strict=False))
+    return list(zip(reads[len(reads) - len(makes) :], makes, strict=True)) if kind is Kind.WHILE else []
 
 
 class Op(NamedTuple):
@@ -111,7 +117,7 @@ class Op(NamedTuple):
     makes: tuple[int, ...]
     eqn: Any
     at: float
-    over: frozenset[int]
+    over: Sequence[tuple[int | None, int]]
 
 
 class Node(NamedTuple):
@@ -142,7 +148,9 @@ class Flow:
     def __init__(self, known: dict[Any, Any] | None = None):
         self.ops: list[Op] = []
         self.count = 0
-        self.positive: dict[int, int] = {}
+        self.positive: dict[int | None, int] = {}
+        self.asks: dict[int, int] = {}
+        self.factors: set[int | None] = set()
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int, int], int] = {}
         self.spreads: set[int] = set()
@@ -172,14 +180,14 @@ class Flow:
                 if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
                     self.seen_otherwise.add(outs[0])
             else:
-                reads = self._positive(eqn, reads, outs)
+                self._note(eqn, reads, outs)
                 if eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
                     facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self._spread(reads[1], facts.sizes[0])]
-                if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
-                    self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
+                if eqn.primitive is primitives.select_and_scatter_add_p:
+                    reads = self._places(eqn, reads)
                 if facts.copied and reads[0]:
                     reads[0] = self._write(FUSED._replace(sizes=(facts.copied,)), reads[:1], [self.new()], None)[0]
-                self._write(facts, reads, outs, eqn, _overwritten(eqn, reads))
+                self._write(facts, reads, outs, eqn, _overwritten(eqn, reads, outs))
                 if eqn.primitive is primitives.broadcast_in_dim_p:
                     self.spreads.add(outs[0])
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -195,13 +203,13 @@ class Flow:
         return self._write(FUSED._replace(sizes=(size,)), [a, b], [self.new()], self)[0]
 
     def _write(
-        self, facts: Facts, reads: Sequence[int | None], makes: Sequence[int], eqn: Any, over: Sequence[int] = ()
+        self, facts: Facts, reads: Sequence[int | None], makes: Sequence[int], eqn: Any, over: Sequence[tuple[int | None, int]] = ()
     ) -> Sequence[int]:
         """Write an equation; a copy (of no equation) after what makes that of which it is one."""
         read = tuple(r for r in reads if r)
         at = float(len(self.ops)) if eqn is not None else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
         self.made |= dict.fromkeys(makes, at)
-        self.ops.append(Op(facts, read, tuple(makes), eqn, at, frozenset(over)))
+        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over)))
         return makes
 
     def _spread(self, v: int, size: int) -> int:
@@ -211,15 +219,30 @@ class Flow:
             self.spreads.add(self.reciprocals[v, size])
         return self.reciprocals[v, size]
 
-    def _positive(self, eqn: Any, reads: list[Any], outs: list[Any]) -> list[Any]:
-        """Ask of max(x, 0) whether it is positive, in the place of x, as XLA does: x need not wait for that."""
-        of_zero = len(eqn.invars) == 2 and is_literal(eqn.invars[1]) and eqn.invars[1].val == 0
-        if of_zero and eqn.primitive is primitives.max_p and reads[0]:
-            self.positive[reads[0]] = outs[0]
-        if of_zero and eqn.primitive is primitives.gt_p:
-            reads = [self.positive.get(reads[0], reads[0]), None]
-            self.whole.add(reads[0])
-        return reads
+    def _places(self, pooling: Any, reads: Sequence[int | None]) -> Sequence[int | None]:
+        """Write what XLA makes of going back through pooling on a CPU: a scatter, to places found on the way forward.
+
+        The coordinates of all elements are made at the very beginning, one array for each axis.
+        """
+        source, operand = (v.aval for v in pooling.invars)
+        of = lambda size: FUSED._replace(sizes=(size,), fuses=False, takes=False)
+        axes = [self._write(of(4 * operand.size), [], [self.new()], None)[0] for _ in operand.shape]
+        zeros = self._write(of(_size(pooling.invars[1])), [], [self.new()], None)
+        coordinates = 4 * source.size * source.ndim
+        found = self._write(of(coordinates + _size(pooling.invars[0])), [reads[1], *axes], [self.new()], None)
+        places = self._write(of(coordinates), found, [self.new()], None)
+        return [reads[0], *places, *zeros]
+
+    def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int]) -> None:
+        """Note what of an equation others ask for."""
+        if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
+            self.factors.update(reads)
+            self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
+        if len(eqn.invars) == 2 and is_literal(eqn.invars[1]) and eqn.invars[1].val == 0:
+            if eqn.primitive is primitives.max_p:
+                self.positive[reads[0]] = makes[0]
+            if eqn.primitive is primitives.gt_p and reads[0] in self.positive:
+                self.asks[makes[0]] = self.positive[reads[0]]
 
     def _known(self, x: Any, make: Callable[[Any], Any]) -> Any:
         """Return what was made of this object, or make it; the object is kept, so that its number stays its own."""
@@ -227,22 +250,30 @@ class Flow:
             self.known[id(x), make] = x, make(x)
         return self.known[id(x), make][1]
 
-    def peak(self, outs: Sequence[int | None], stored: Sequence[int | None] = ()) -> int:
+    def peak(self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None) -> int:
         """Predict the most bytes in use beside arguments and results.
 
         Args:
             outs: the results, which have buffers of their own.
-            stored: results that are stored here all the same before they are written there.
+            stored: results that are stored here all the same: the state of a loop after a step.
+            state: that before it, and its bytes, which it may be written over.
         """
-        ops = self._read(outs)
-        nodes, sizes = self._nodes(ops, {o for o in outs if o}, {s for s in stored if s})
-        return _most(_in_order(nodes, sizes), sizes, {s for s in stored if s})
+        ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
+        nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
+        sizes |= state
+        return _most(_in_order(nodes, sizes), sizes, kept, state) - sum(state.values())
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
-        """List the operations that the results depend on."""
+        """List the operations that the results depend on.
+
+        Whether x > 0 is asked of max(x, 0) where a product keeps that, as XLA does: x need not wait.
+        """
         wanted, ops = {o for o in outs if o}, []
         for op in reversed(self.ops):
             if not wanted.isdisjoint(op.makes):
+                if (instead := self.asks.get(op.makes[0])) in self.factors:
+                    op = op._replace(reads=(instead,))
+                    self.whole.add(instead)
                 wanted.update(op.reads)
                 ops.append(op)
         return sorted(ops[::-1], key=lambda op: op.at)
@@ -254,7 +285,10 @@ class Flow:
         for op in ops:
             for r in set(op.reads):
                 readers.setdefault(r, []).append(op)
+        for op in reversed(ops):  # where a loop's result is one of the program, the state is there from the beginning
+            outs |= {r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
         demanded, within = self._demanded(ops, maker, readers)
+        apart = stored
         stored = stored | demanded
         spread = self.spreads
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
@@ -272,9 +306,9 @@ class Flow:
                     continue
             for v, size in zip(op.makes, op.facts.sizes, strict=True):
                 if v in readers or v in stored:
-                    sizes[v] = 0 if v in outs and v not in stored else size
-            over = reads if op.facts.fuses else op.over
-            nodes.append(Node(op.makes, reads, self._scratch(op), op.facts.fuses, over))
+                    sizes[v] = 0 if v in outs and v not in apart else size
+            over = reads if op.facts.fuses else frozenset(r for r, _ in op.over if r)
+            nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
         return nodes, sizes
 
     @staticmethod
@@ -307,38 +341,41 @@ class Flow:
                     between(r)
         return demanded, within
 
-    def _scratch(self, op: Op) -> int:
-        programs = op.facts.inside.programs
-        if not programs:
+    def _scratch(self, op: Op, sizes: dict[int, int]) -> int:
+        """Predict the bytes in use while an operation runs, beside its results."""
+        kind = op.facts.inside.kind
+        if not op.facts.inside.programs:
             return op.facts.copied
-        inside = {Kind.SCAN: self._of_step, Kind.WHILE: self._of_loop, Kind.COND: self._of_branch}
-        (of,) = (f for kind, f in inside.items() if op.facts.inside.kind & kind)
-        for p in programs:
-            if (id(p), "scratch") not in self.known:
-                self.known[id(p), "scratch"] = p, of(op.eqn, p)
-        return max(self.known[id(p), "scratch"][1] for p in programs)
+        if kind is not Kind.COND:
+            return max(self._inner(op.eqn, p, kind) for p in op.facts.inside.programs)
+        made = sum(sizes.get(v, 0) for v in op.makes)
+        elsewhere = sum(op.facts.sizes) - made  # results that have buffers of their own
+        inner = [(self._inner(None, p, kind), self._inner(None, p, Kind.CALL)) for p in op.facts.inside.programs]
+        return max(max(beside, whole - elsewhere) for beside, whole in inner) - made
 
-    def _inside(self, program: Any, n_slices: int, n_carry: int | None) -> int:
-        """Predict the peak of a program inside: its last inputs are slices, its first results are carried."""
+    def _inner(self, eqn: Any, program: Any, kind: Kind) -> int:
+        """Predict the peak of a program inside: of a branch beside its results (`COND`), or with them (`CALL`)."""
+        if (id(program), kind) not in self.known:
+            jaxpr = getattr(program, "jaxpr", program)
+            n_slices = n_carry = 0
+            if kind is Kind.SCAN:
+                _, n_consts, n_carry = jx.scan_parts(eqn.params)
+                n_slices = len(jaxpr.invars) - n_consts - n_carry
+            elif kind is Kind.WHILE and len(jaxpr.outvars) == len(eqn.outvars):
+                n_carry = len(jaxpr.outvars)
+            self.known[id(program), kind] = program, self._inside(jaxpr, n_slices, n_carry, kind is Kind.CALL)
+        return self.known[id(program), kind][1]
+
+    def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, whole: bool) -> int:
+        """Predict the peak of a program whose last inputs are slices, and those before and its first results a state."""
         flow = Flow(self.known)
-        jaxpr = getattr(program, "jaxpr", program)
         args = [flow.new() for _ in jaxpr.invars]
-        for i in range(len(args) - n_slices, len(args)):
-            whole, args[i] = args[i], flow.new()
-            flow._write(FUSED._replace(sizes=(_size(jaxpr.invars[i]),)), [whole], [args[i]], None)
-        outs = flow.call(program, args)
-        given = set(args)
-        return flow.peak(outs, [o for o in outs[:n_carry] if o not in given])
-
-    def _of_step(self, eqn: Any, body: Any) -> int:
-        _, n_consts, n_carry = jx.scan_parts(eqn.params)
-        return self._inside(body, len(eqn.invars) - n_consts - n_carry, n_carry)
-
-    def _of_loop(self, eqn: Any, body: Any) -> int:
-        return self._inside(body, 0, None)
-
-    def _of_branch(self, eqn: Any, branch: Any) -> int:
-        return self._inside(branch, 0, 0)
+        end = len(args) - n_slices
+        state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
+        for i in range(end, len(args)):
+            (args[i],) = flow._write(FUSED._replace(sizes=(_size(jaxpr.invars[i]),)), [args[i]], [flow.new()], None)
+        outs = flow.call(jaxpr, args)
+        return flow.peak(outs, outs if whole else outs[:n_carry], state)
 
 
 def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
@@ -382,10 +419,10 @@ def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
     return order
 
 
-def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int]) -> int:
+def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> int:
     """Return the most bytes in use while nodes run in this order."""
     last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)} | dict.fromkeys(kept, len(nodes))
-    live = most = 0
+    live = most = sum(sizes[v] for v in state if v in last)
     for i, node in enumerate(nodes):
         made = sum(sizes.get(v, 0) for v in node.makes)
         spent = {v: sizes[v] for v in (*node.makes, *node.reads) if v in sizes and last[v] == i}

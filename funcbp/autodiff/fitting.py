@@ -7,6 +7,7 @@ loops keep a few snapshots. No rung traces the user's function again: plans are 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from .passes import passes_of
 
 __all__ = ["Fit", "fitted", "peak_of"]
 
+FEW, MANY = 4, 32  # up to how many rungs are looked at one by one, and about how many a ladder has
 RERUNS = 4  # how often a step is run again at most, where a loop keeps snapshots
 
 
@@ -36,12 +38,12 @@ class Rung(NamedTuple):
 
     Attributes:
         weight: how many times a byte that is kept counts.
-        regions: whether straight-line parts are planned as well.
+        regions: how many straight-line parts are planned as well, the first ones: what these keep waits longest.
         snapshots: how many states a loop keeps; None where it keeps its steps.
     """
 
     weight: float
-    regions: bool
+    regions: int = 0
     snapshots: int | None = None
 
 
@@ -76,20 +78,20 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     Raises:
         ValueError: nothing that can be done fits: the message says what the smallest budget is.
     """
-    search = Search(straight(f, types), [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)], options)
-    budget, first = options.policy, Rung(1.0, options.outside_loops)
-    limit = budget.limit(search.fit(Rung(1.0, False)).peak) if budget.fraction is not None else budget.bytes
-    smallest = search.fit(first)
-    if smallest.peak <= limit:
-        return smallest
-    for ladder in search.ladders(options.outside_loops):
-        last = search.fit(ladder[-1])
-        if last.peak <= limit:
-            return search.highest(ladder, limit)
-        smallest = min(smallest, last, key=lambda fit: fit.peak)
+    differentiated = [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)]
+    search, budget = Search(straight(f, types), differentiated, options), options.policy
+    limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
+    smallest: Fit | None = None
+    for ladder in search.ladders():
+        fit = search.fit(ladder[-1])
+        if fit.peak <= limit:
+            return search.first(ladder, limit)
+        smallest = min(smallest or fit, fit, key=lambda fit: fit.peak)
+    assert smallest is not None
+    where = jx.user_line(jx.current_source())
     raise ValueError(
-        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient is predicted to need "
-        f"{smallest.peak:,} at the least: {smallest.peak - limit:,} are missing. The smallest budget is "
+        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} needs "
+        f"{smallest.peak:,} at the least, as predicted: {smallest.peak - limit:,} are missing. The smallest budget is "
         f"Budget(bytes={smallest.peak})."
     )
 
@@ -117,7 +119,7 @@ class Search:
     def _planned(self, rung: Rung) -> tuple[Fit, list[Plan]]:
         if rung not in self.fits:
             options = self.options.replace(policy=MinCut(weight=rung.weight))
-            regions = planned(self.regions, options.policy) if rung.regions else self.regions
+            regions = planned(self.regions, options.policy, rung.regions)
             if rung.snapshots is not None:
                 own = {"snapshots": rung.snapshots}
                 regions = [r._replace(program=jx.with_snapshots(r.program, own)) for r in regions]
@@ -125,26 +127,45 @@ class Search:
             self.fits[rung] = Fit(self.program, regions, options, peak), plans
         return self.fits[rung]
 
-    def ladders(self, regions: bool) -> Iterator[list[Rung]]:
-        """Yield what can be done, each time from the fastest to the smallest; from the first way to the last."""
-        for planning in [True] if regions else [False, True]:
-            if not planning or any(r.planned for r in self.regions):
-                plans = self._planned(Rung(1.0, planning))[1]
-                points = {w for plan in _inside(plans) for w in plan.passes.made(("turning points", self.machine), lambda p=plan: turning_points(*p.question, self.machine))}
-                yield [Rung(w, planning) for w in (1.0, *sorted(points))]
+    def ladders(self) -> Iterator[list[Rung]]:
+        """Yield what can be done, each time from the fastest to the smallest; and from the fastest way to the last."""
+        parts = sum(r.planned for r in self.regions)
+        all_parts = parts if self.options.outside_loops else 0
+        yield [Rung(1.0, all_parts)]
+        if points := self._points(Rung(1.0, all_parts)):
+            yield [Rung(w, all_parts) for w in points]
+        if parts > all_parts:
+            some = range(0, parts, max(1, parts // MANY))
+            yield [*(Rung(1.0, n) for n in some), *(Rung(w, parts) for w in (1.0, *self._points(Rung(1.0, parts))))]
         eqns = (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)
         steps = max((eqn.params["length"] for eqn in eqns), default=0)
         least = next(s for s in range(1, steps + 2) if math.comb(s + RERUNS, s) >= steps)
         if steps > 2 * least:
-            counts = [s for i in range(steps.bit_length()) if (s := steps >> (i + 1)) > least]
-            yield [Rung(math.inf, False, s) for s in (*counts, least)]
+            yield [Rung(math.inf, 0, s) for s in (*range(steps // 2, least, -max(1, steps // MANY)), least)]
 
-    def highest(self, ladder: list[Rung], limit: float) -> Fit:
-        """Find the first rung of a ladder that fits, the last one does: the lower, the smaller its peak."""
+    def _points(self, rung: Rung) -> list[float]:
+        """List the weights from which on one of the plans is another one."""
+        points: set[float] = set()
+        for plan in _inside(self._planned(rung)[1]):
+            if plan.question is None:
+                continue
+            find = functools.partial(turning_points, *plan.question, self.machine)
+            points.update(plan.passes.made(("turning points", self.machine), find))
+        return sorted(points)
+
+    def first(self, ladder: list[Rung], limit: float) -> Fit:
+        """Find the first rung of a ladder that fits, where the last one does.
+
+        Of few, each is looked at; of many, as if each were smaller than the one before, where it is to be expected.
+        """
+        if len(ladder) <= FEW:
+            return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
         low, high = 0, len(ladder) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle + 1, high)
+        while high - low > 1:
+            large, small = self.fit(ladder[low]).peak, self.fit(ladder[high]).peak
+            part = (large - limit) / max(large - small, 1)
+            middle = min(max(low + math.ceil(part * (high - low)), low + 1), high - 1)
+            low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle, high)
         return self.fit(ladder[high])
 
 

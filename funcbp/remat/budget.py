@@ -1,47 +1,51 @@
-"""A budget: the least recomputation that fits into a number of bytes, by an integer program on the same graph."""
+"""A budget: the most bytes that a gradient may have in use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from .. import jaxpr as jx
-from ..jaxpr import Program
-from ..rules.cost import is_repeatable, work
-from .cut import NEVER, narrowest
-from .graph import Graph, bytes_of, graph_of, kept_bytes, read_for
 from .policies import Policy
 
-__all__ = ["Budget", "cheapest"]
+__all__ = ["Budget"]
 
 
 @dataclass(frozen=True, repr=False)
 class Budget(Policy):
-    """What a loop may save for its backward pass, at most: the plan with the least recomputation that fits.
+    """What a whole gradient may have in use at its peak, beside its arguments and results: the fastest plan that fits.
 
-    What is counted is what one loop stacks over all its steps, in bytes; a loop inside another one is counted with what
-    it hands to the outer loop, and by itself. What is available (the loop's own inputs, what is the same at every step)
-    is not counted. Work is counted in floating-point operations; contractions, inner loops and sorts may be repeated,
-    random draws, collectives, callbacks and custom calls are not. The plan is exact: a small integer program.
+    What counts is what XLA calls temporary bytes, `compiled.memory_analysis().temp_size_in_bytes`: what loops stack,
+    what straight-line code keeps, and what either pass has in hand. It is predicted while the gradient is traced,
+    within a tenth for the programs in `docs/decisions/a-budget.md`; `funcbp.residuals` reports it as `peak`. The
+    function is traced as under `jit`. Tried in this order, until the prediction fits:
+
+    1. `"min_cut"`, whose plan takes the least time.
+    2. Loops keep less: a byte weighs more and more in their cuts. Each cut that is the best for some weight is tried.
+    3. What is outside loops is cut into regions, as by `Backward(outside_loops=True)`, at first into some, and these
+       keep less as well.
+    4. Loops keep a few snapshots, as by `funcbp.scan`, and run no step more than five times. Such a gradient cannot be
+       differentiated backward again.
+
+    Draws, effects, collectives and custom calls are never repeated. Under `vmap` the bytes are those of one example;
+    inside a loop, those of the gradient that is taken at each step.
 
     Args:
-        bytes: the most bytes a loop may stack.
-        fraction: the same as a fraction of what the policy `"needed"` stacks. One of the two is given.
+        bytes: the most bytes.
+        fraction: the same as a fraction of what `"min_cut"` has in use, as predicted. One of the two is given.
 
     Raises:
-        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a loop is
-            differentiated, a budget that cannot be met: the message says by how much, and what the smallest is.
+        ValueError: neither or both are given, one that is not positive, or a fraction above 1; and, when a gradient is
+            traced, a budget that cannot be met: the message says by how much, and what the smallest is.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
-        >>> f = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(jnp.exp(c)), None), x, None, 50)[0].sum()
-        >>> backward = bp.Backward(residuals=bp.Budget(bytes=50 * 8 * 4))
-        >>> bool(jnp.all(backward.grad(f)(jnp.ones(8)) == bp.grad(f)(jnp.ones(8))))
-        True
+        >>> f = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(jnp.exp(c)), None), x, None, 500)[0].sum()
+        >>> backward = bp.Backward(residuals=bp.Budget(fraction=0.3))
+        >>> bp.residuals(f)(jnp.ones(8)).peak, bp.residuals(f, backward=backward)(jnp.ones(8)).peak
+        (16036, 4040)
+
+    References:
+        A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM TOMS 26 (2000).
     """
 
     bytes: int | None = None
@@ -55,14 +59,10 @@ class Budget(Policy):
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
         if self.bytes is not None and self.bytes == math.inf:
-            raise ValueError('A Budget without a bound is none: residuals="needed" keeps all that is read.')
+            raise ValueError('A Budget without a bound is none: residuals="min_cut" takes the least time.')
         if self.fraction is not None and self.fraction > 1:
-            raise ValueError(f"A Budget's fraction is of all that is needed, at most 1, and was {self.fraction!r}.")
+            raise ValueError(f"A Budget's fraction is of what the default takes, at most 1, and was {self.fraction!r}.")
 
     def __repr__(self) -> str:
         given = f"bytes={self.bytes}" if self.bytes is not None else f"fraction={self.fraction}"
         return f"Budget({given})"
-
-    def limit(self, default: int) -> int:
-        """Return the bytes that are allowed, where the default plan has so many in use."""
-        return int(self.fraction * default) if self.bytes is None else int(self.bytes)  # type: ignore[operator]

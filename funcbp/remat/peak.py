@@ -7,13 +7,13 @@ Arguments and results of the whole program are not counted: they have buffers of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from .. import jaxpr as jx
 from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
 from ..rules.cost import flops, is_cheap
-from ..rules.traits import Moves, traits_of
+from ..rules.traits import Moves, Traits, traits_of
 from .plan import Plan
 
 __all__ = ["Flow", "peak_of_plan"]
@@ -50,6 +50,7 @@ class Facts(NamedTuple):
         inside: the programs inside it that are compiled as such, and how they run.
         copied: bytes of an operand that is turned over first.
         clusters: whether it is compiled as one with what is elementwise around it, between stored values.
+        over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
     """
 
     sizes: tuple[int, ...]
@@ -60,12 +61,15 @@ class Facts(NamedTuple):
     inside: jx.Inside
     copied: int
     clusters: bool
+    over: tuple[int, int]
 
 
 NOTHING = jx.Inside(Kind(0), ())
-FUSED = Facts((), True, True, False, False, NOTHING, 0, False)
+FUSED = Facts((), True, True, False, False, NOTHING, 0, False, (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
-TWICE = "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
+TWICE = (
+    "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
+)
 DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
 
 
@@ -83,7 +87,8 @@ def facts_of(eqn: Any) -> Facts:
     copied = read[0] if product and _turns_over(eqn) else 0
     clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
     inside, dear = inside if nested else NOTHING, eqn.primitive in DEAR
-    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters)
+    over = _overwritten(eqn, inside.kind, traits)
+    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters, over)
 
 
 def _size(v: Any) -> int:
@@ -98,15 +103,14 @@ def _turns_over(product: Any) -> bool:
     return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
 
 
-def _overwritten(eqn: Any, reads: Sequence[int | None], makes: Sequence[int]) -> list[tuple[int | None, int]]:
-    """Pair what is written over, if nothing else reads it, and what by: the state of a loop, what is written into."""
-    kind = inside_of(eqn).kind
-    if traits_of(eqn.primitive).writes:
-        return [(reads[0], makes[0])]
+def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
+    """Find which operands are written over: a loop's state, and what other numbers are written into."""
     if kind is Kind.SCAN:
         _, n_consts, n_carry = jx.scan_parts(eqn.params)
-        return list(zip(reads[n_consts:], makes[:n_carry], strict=False))
-    return list(zip(reads[len(reads) - len(makes) :], makes, strict=True)) if kind is Kind.WHILE else []
+        return n_consts, n_carry
+    if kind is Kind.WHILE:
+        return len(eqn.invars) - len(eqn.outvars), len(eqn.outvars)
+    return 0, int(traits.writes)
 
 
 class Op(NamedTuple):
@@ -148,12 +152,12 @@ class Flow:
     def __init__(self, known: dict[Any, Any] | None = None):
         self.ops: list[Op] = []
         self.count = 0
-        self.positive: dict[int | None, int] = {}
-        self.asks: dict[int, int] = {}
+        self.positive: dict[int | None, int | None] = {}
+        self.asks: dict[int | None, int | None] = {}
         self.factors: set[int | None] = set()
         self.made: dict[int, float] = {}
-        self.reciprocals: dict[tuple[int, int], int] = {}
-        self.spreads: set[int] = set()
+        self.reciprocals: dict[tuple[int | None, int], int] = {}
+        self.spreads: set[int | None] = set()
         self.whole: set[int | None] = set()
         self.seen_otherwise: set[int | None] = set()
         self.known = {} if known is None else known
@@ -171,7 +175,9 @@ class Flow:
         look = lambda v: None if is_literal(v) else env.get(v)
         for eqn in jaxpr.eqns:
             facts = self._known(eqn, facts_of)
-            reads, outs = [*map(look, eqn.invars)], [self.new() for _ in eqn.outvars]
+            reads: list[int | None] = [*map(look, eqn.invars)]
+            made = [self.new() for _ in eqn.outvars]
+            outs: Sequence[int | None] = made
             if facts.inside.kind & jx.CALLS:
                 called = facts.inside.programs[0]
                 outs = self.call(called, reads[len(reads) - len(getattr(called, "jaxpr", called).invars) :])
@@ -181,21 +187,16 @@ class Flow:
                     self.seen_otherwise.add(outs[0])
             else:
                 self._note(eqn, reads, outs)
-                if eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
-                    facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self._spread(reads[1], facts.sizes[0])]
-                if eqn.primitive is primitives.select_and_scatter_add_p:
-                    reads = self._places(eqn, reads)
-                if facts.copied and reads[0]:
-                    reads[0] = self._write(FUSED._replace(sizes=(facts.copied,)), reads[:1], [self.new()], None)[0]
-                self._write(facts, reads, outs, eqn, _overwritten(eqn, reads, outs))
-                if eqn.primitive is primitives.broadcast_in_dim_p:
-                    self.spreads.add(outs[0])
+                facts, reads = self._as_compiled(eqn, facts, reads)
+                first, n = facts.over
+                self._write(facts, reads, made, eqn, zip(reads[first:], made[:n], strict=False))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [*map(look, jaxpr.outvars)]
 
     def apart(self, program: Program, args: Sequence[int | None]) -> list[int | None]:
         """Write a program that is compiled apart from what is around it, such as one behind a barrier."""
-        facts = self._known(program, lambda p: FUSED._replace(sizes=tuple(map(_size, p.outvars)), fuses=False, takes=False, inside=jx.Inside(Kind.COND, (p.jaxpr,))))
+        inside, sizes = jx.Inside(Kind.COND, (program.jaxpr,)), tuple(map(_size, program.outvars))
+        facts = FUSED._replace(sizes=sizes, fuses=False, takes=False, inside=inside)
         return list(self._write(facts, args, [self.new() for _ in program.outvars], program))
 
     def add(self, a: int, b: int, size: int) -> int:
@@ -203,38 +204,28 @@ class Flow:
         return self._write(FUSED._replace(sizes=(size,)), [a, b], [self.new()], self)[0]
 
     def _write(
-        self, facts: Facts, reads: Sequence[int | None], makes: Sequence[int], eqn: Any, over: Sequence[tuple[int | None, int]] = ()
+        self,
+        facts: Facts,
+        reads: Sequence[int | None],
+        makes: Sequence[int],
+        eqn: Any,
+        over: Iterable[tuple[int | None, int]] = (),
     ) -> Sequence[int]:
         """Write an equation; a copy (of no equation) after what makes that of which it is one."""
         read = tuple(r for r in reads if r)
-        at = float(len(self.ops)) if eqn is not None else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
+        at = (
+            float(len(self.ops))
+            if eqn is not None
+            else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
+        )
         self.made |= dict.fromkeys(makes, at)
         self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over)))
         return makes
 
-    def _spread(self, v: int, size: int) -> int:
-        """Spread the reciprocal of a divisor, once for all that is divided by it: XLA multiplies by that."""
-        if (v, size) not in self.reciprocals:
-            (self.reciprocals[v, size],) = self._write(FUSED._replace(sizes=(size,)), [v], [self.new()], None)
-            self.spreads.add(self.reciprocals[v, size])
-        return self.reciprocals[v, size]
-
-    def _places(self, pooling: Any, reads: Sequence[int | None]) -> Sequence[int | None]:
-        """Write what XLA makes of going back through pooling on a CPU: a scatter, to places found on the way forward.
-
-        The coordinates of all elements are made at the very beginning, one array for each axis.
-        """
-        source, operand = (v.aval for v in pooling.invars)
-        of = lambda size: FUSED._replace(sizes=(size,), fuses=False, takes=False)
-        axes = [self._write(of(4 * operand.size), [], [self.new()], None)[0] for _ in operand.shape]
-        zeros = self._write(of(_size(pooling.invars[1])), [], [self.new()], None)
-        coordinates = 4 * source.size * source.ndim
-        found = self._write(of(coordinates + _size(pooling.invars[0])), [reads[1], *axes], [self.new()], None)
-        places = self._write(of(coordinates), found, [self.new()], None)
-        return [reads[0], *places, *zeros]
-
-    def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int]) -> None:
+    def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
         """Note what of an equation others ask for."""
+        if eqn.primitive is primitives.broadcast_in_dim_p:
+            self.spreads.add(makes[0])
         if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
             self.factors.update(reads)
             self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
@@ -244,13 +235,42 @@ class Flow:
             if eqn.primitive is primitives.gt_p and reads[0] in self.positive:
                 self.asks[makes[0]] = self.positive[reads[0]]
 
+    def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
+        """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
+        if facts.copied and reads[0]:
+            reads = [*self._made(facts.copied, reads[:1]), *reads[1:]]
+        elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
+            # a product with the reciprocal, which is spread once for all that is divided by it
+            key = reads[1], facts.sizes[0]
+            if key not in self.reciprocals:
+                (self.reciprocals[key],) = self._made(facts.sizes[0], reads[1:])
+                self.spreads.add(self.reciprocals[key])
+            facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self.reciprocals[key]]
+        elif eqn.primitive is primitives.select_and_scatter_add_p:
+            # a scatter, to places found on the way forward among the coordinates of all elements, one array an axis,
+            # which are made at the very beginning
+            source, operand = (v.aval for v in eqn.invars)
+            apart = FUSED._replace(fuses=False, takes=False)
+            axes = [self._made(4 * operand.size, [], apart)[0] for _ in operand.shape]
+            zeros = self._made(_size(eqn.invars[1]), [], apart)
+            coordinates = 4 * source.size * source.ndim
+            found = self._made(coordinates + _size(eqn.invars[0]), [reads[1], *axes], apart)
+            reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
+        return facts, reads
+
+    def _made(self, size: int, reads: Sequence[int | None], facts: Facts = FUSED) -> Sequence[int]:
+        """Write something of so many bytes that is made of this and is no equation."""
+        return self._write(facts._replace(sizes=(size,)), reads, [self.new()], None)
+
     def _known(self, x: Any, make: Callable[[Any], Any]) -> Any:
         """Return what was made of this object, or make it; the object is kept, so that its number stays its own."""
         if (id(x), make) not in self.known:
             self.known[id(x), make] = x, make(x)
         return self.known[id(x), make][1]
 
-    def peak(self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None) -> int:
+    def peak(
+        self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None
+    ) -> int:
         """Predict the most bytes in use beside arguments and results.
 
         Args:
@@ -299,8 +319,14 @@ class Flow:
             if op.facts.fuses:
                 v, by = op.makes[0], readers.get(op.makes[0], [])
                 kept = v in stored or (op.facts.dear and len(by) > 1)
-                large = [r for r in op.reads if r not in spread and (r not in maker or self._size_of(maker[r], r) >= op.facts.sizes[0])]
-                if not kept or (v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)):
+                large = [
+                    r
+                    for r in op.reads
+                    if r not in spread and (r not in maker or self._size_of(maker[r], r) >= op.facts.sizes[0])
+                ]
+                if not kept or (
+                    v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)
+                ):
                     through[v] = reads
                 if not kept and v not in outs:
                     continue
@@ -335,7 +361,9 @@ class Flow:
         for op in ops:
             if not op.facts.takes:
                 demanded.update(op.reads)
-            elif not op.facts.fuses or any(r in maker and maker[r].facts.clusters and not maker[r].facts.takes for r in op.reads):
+            elif not op.facts.fuses or any(
+                r in maker and maker[r].facts.clusters and not maker[r].facts.takes for r in op.reads
+            ):
                 within.add(op.makes[0])
                 for r in op.reads:
                     between(r)
@@ -367,13 +395,13 @@ class Flow:
         return self.known[id(program), kind][1]
 
     def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, whole: bool) -> int:
-        """Predict the peak of a program whose last inputs are slices, and those before and its first results a state."""
+        """Predict the peak of a program whose last inputs are slices, those before and its first results a state."""
         flow = Flow(self.known)
         args = [flow.new() for _ in jaxpr.invars]
         end = len(args) - n_slices
         state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
         for i in range(end, len(args)):
-            (args[i],) = flow._write(FUSED._replace(sizes=(_size(jaxpr.invars[i]),)), [args[i]], [flow.new()], None)
+            (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
         outs = flow.call(jaxpr, args)
         return flow.peak(outs, outs if whole else outs[:n_carry], state)
 
@@ -386,7 +414,7 @@ def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
     for n, before in enumerate(waits):
         for b in before:
             then.setdefault(b, []).append(n)
-    left = {v: set() for v in sizes}
+    left: dict[int, set[int]] = {v: set() for v in sizes}
     for n, node in enumerate(nodes):
         for r in node.reads & sizes.keys():
             left[r].add(n)

@@ -140,7 +140,7 @@ class Plan:
     Attributes:
         needed: variables that the backward pass reads.
         available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
-        question: what is asked of `choose`.
+        question: what was asked of `choose`; None without it.
         hoisted: variables kept once, which follow from the loop-invariant inputs.
         saved: variables kept at every step.
         storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
@@ -172,12 +172,9 @@ class Plan:
         self._recompute = passes.recompute
         if passes.stacks:
             self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
-        self.question = self._recompute, wanted, {*available, *invariant_values, *passes.stacks}
-        self.saved = (
-            list(choose(*self.question))
-            if choose is not None
-            else wanted
-        )
+        question = self._recompute, wanted, {*available, *invariant_values, *passes.stacks}
+        self.saved = wanted if choose is None else list(choose(*question))
+        self.question = None if choose is None else question
         read = read_for(self._recompute, needed, {*self.hoisted, *self.saved})
         self.saved += [v for v in passes.stacks if v in read]
         read -= {*self.hoisted, *self.saved}

@@ -75,10 +75,11 @@ def straight(f: Callable[..., Sequence[Any]], types: Sequence[Any]) -> Program:
     return jx.trace(lambda *xs: jx.run(whole, xs, _Opening()), types, "straight")
 
 
-def planned(regions: Sequence[Region], policy: Policy) -> list[Region]:
-    """Have the regions that are to be planned planned by this policy."""
-    auto = AutoRegion(policy, sum(r.planned for r in regions))
-    return [r._replace(policy=auto) if r.planned else r for r in regions]
+def planned(regions: Sequence[Region], policy: Policy, most: int | None = None) -> list[Region]:
+    """Have the regions that are to be planned planned by this policy; `most` of them, if given, the first ones."""
+    chosen = [i for i, r in enumerate(regions) if r.planned][:most]
+    auto = AutoRegion(policy, len(chosen))
+    return [r._replace(policy=auto) if i in chosen else r for i, r in enumerate(regions)]
 
 
 def run_regions(program: Program, regions: Sequence[Region], args: Sequence[Any]) -> list[Any]:

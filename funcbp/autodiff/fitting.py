@@ -90,9 +90,9 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     assert smallest is not None
     where = jx.user_line(jx.current_source())
     raise ValueError(
-        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} needs "
-        f"{smallest.peak:,} at the least, as predicted: {smallest.peak - limit:,} are missing. The smallest budget is "
-        f"Budget(bytes={smallest.peak})."
+        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} "
+        f"needs {smallest.peak:,} at the least, as predicted: {smallest.peak - limit:,} are missing. "
+        f"The smallest budget is Budget(bytes={smallest.peak})."
     )
 
 

@@ -36,6 +36,7 @@ from .arguments import (
     divided,
     flags_of,
     indices_of,
+    is_array,
     split_arguments,
 )
 from .attach import attached
@@ -293,9 +294,9 @@ class Backward:
         perturbed = [True] * len(values) if in_nzs is None else flags_of(in_nzs, in_tree, "in_nzs")
         run: Callable[..., Any] = flat
         if isinstance(options.policy, Budget):
-            left, leaves_of = leaving(flat)
-            fit = fitted(leaves_of, [*map(jax.typeof, values)], perturbed, options)
-            run, options = (lambda *xs: jax.tree.unflatten(left[0], fit.run(*xs))), fit.options
+            arrays, whole = apart(flat)
+            fit = fitted(arrays, [*map(jax.typeof, values)], perturbed, options)
+            run, options = (lambda *xs: whole(fit.run(*xs))), fit.options
         elif options.outside_loops:
             run = with_aux(in_regions, flat, options.policy)
         saveable = flags_of(saveable_args, in_tree, "saveable_args")
@@ -500,26 +501,32 @@ class _Static:
 
 
 def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
-    """Change `f`, a function to (arrays, pytree of arrays), by what changes functions to arrays."""
+    """Change `f`, a function to (arrays, anything), by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
-        left, leaves = leaving(f)
-        outs = change(leaves, *options)(*args)
-        return jax.tree.unflatten(left[0], outs)
+        arrays, whole = apart(f)
+        return whole(change(arrays, *options)(*args))
 
     return run
 
 
-def leaving(f: Callable[..., Any]) -> tuple[list[Any], Callable[..., list[Any]]]:
-    """Make a function of its leaves alone of `f`, which leaves their structure in a list when it is called."""
+def apart(f: Callable[..., Any]) -> tuple[Callable[..., list[Any]], Callable[[Sequence[Any]], Any]]:
+    """Make a function of the arrays alone of what `f` returns; and one that puts that together of these, once the
+    first has run.
+    """
     left: list[Any] = []
 
-    def leaves(*xs: Any) -> list[Any]:
-        outs, structure = jax.tree.flatten(f(*xs))
-        left.append(structure)
-        return outs
+    def arrays(*xs: Any) -> list[Any]:
+        leaves, tree = jax.tree.flatten(f(*xs))
+        left[:] = [tree, [None if is_array(x) else x for x in leaves], list(map(is_array, leaves))]
+        return list(filter(is_array, leaves))
 
-    return left, leaves
+    def whole(found: Sequence[Any]) -> Any:
+        tree, others, are = left
+        rest = iter(found)
+        return jax.tree.unflatten(tree, [next(rest) if a else x for a, x in zip(are, others, strict=True)])
+
+    return arrays, whole
 
 
 def _key(key: Any) -> str:

@@ -74,7 +74,8 @@ def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
     plan = passes.made((policy, steps), lambda: _scan_plan(passes, n_consts, n_carry, policy, steps))
     n_ys = len(passes.outputs) - n_carry
     hoisted = plan.before(*consts)
-    carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
+    constants = [*(hoisted[i] for i in plan.cast), *consts]
+    carry, stacked = bind_scan(plan.forward, constants, init, xs, params, params["reverse"])
     ys, stacks = stacked[:n_ys], stacked[n_ys:]
     read_consts = [consts[i] for i in plan.available_inputs if i < n_consts]
     read_xs = [xs[i - n_consts - n_carry] for i in plan.available_inputs if i >= n_consts]

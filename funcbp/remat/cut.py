@@ -33,8 +33,8 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
         return []
     source, sink, unbounded = n + m, n + m + 1, 2**30
     finite = sum(graph.widths[np.isfinite(graph.widths)]) + sum(c for c in costs if c is not NEVER)
-    unit = max(1, finite // unbounded + 1)
-    size = lambda width: int(min(-(-width // unit), unbounded)) if np.isfinite(width) else unbounded
+    unit, scale = max(1, finite // unbounded + 1), max(1, unbounded // (4 * int(finite + 1)))  # in whole numbers
+    size = lambda width: int(min(-(-width * scale // unit), unbounded)) if np.isfinite(width) else unbounded
     edges = [(n + e, i, size(graph.widths[i])) for i, e in enumerate(graph.maker)]
     edges += [(i, n + e, unbounded) for e, places in enumerate(graph.reads) for i in places]
     edges += [(source, n + e, unbounded if c is NEVER else size(c)) for e, c in enumerate(costs) if c != 0]

@@ -145,7 +145,8 @@ class Plan:
         saved: variables kept at every step.
         storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
             all that is needed is kept), or in another memory.
-        forward: program from inputs to outputs, followed by `saved`.
+        cast: which of the hoisted values are casts of a loop's constants: the forward program is given them as well.
+        forward: program from (*cast, *inputs) to outputs, followed by `saved`.
         before: program from the loop-invariant inputs to `hoisted`.
     """
 
@@ -186,7 +187,9 @@ class Plan:
         if offload is not None:
             elsewhere = {v: offload(eqn) for eqn in forward.eqns for v in eqn.outvars}
             self.storage |= {v: elsewhere[v] for v in self.saved if elsewhere.get(v) is not None}
-        handing_out = forward.with_outputs([*passes.outputs, *self.saved])
+        cast = {v for eqn in forward.eqns if eqn.primitive is jx.primitives.convert_element_type_p for v in eqn.outvars}
+        self.cast = [i for i, v in enumerate(self.hoisted) if v in cast]
+        handing_out = forward.given([self.hoisted[i] for i in self.cast]).with_outputs([*passes.outputs, *self.saved])
         self.forward, _ = jx.stored(handing_out, len(passes.outputs), self.storage).pruned(keep_inputs=True)
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)

@@ -7,6 +7,7 @@ new function objects, so that nothing traced before is found in a cache.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -163,7 +164,7 @@ def transformer(
 def unrolled_transformer(blocks: int = 12, d: int = 128, time: int = 128, batch: int = 8) -> Workload:
     """W4 with its blocks in a Python loop, each with parameters of its own."""
     stacked, tokens = transformer(d, time, batch, blocks).args
-    params = dict(stacked, blocks=[jax.tree.map(lambda x: x[i], stacked["blocks"]) for i in range(blocks)])
+    params = dict(stacked, blocks=[jax.tree.map(operator.itemgetter(i), stacked["blocks"]) for i in range(blocks)])
     return gradient_of(lambda: transformer_loss(d, time, batch, scan=_unrolled), params, tokens)
 
 

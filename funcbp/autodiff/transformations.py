@@ -85,9 +85,9 @@ class Backward:
             recompute, by the balance of the machine; never repeating a draw, collective, callback or custom call;
             `"min_cut_cheap"`: the fewest bytes from which the rest can be recomputed cheaply, never repeating a
             contraction, convolution, loop or sort either; `"needed"`: all that the backward pass reads; `"inputs"`: the
-            inputs of each step, recomputing everything; a `Budget`: the fastest plan whose whole gradient, loops or not,
-            is predicted to fit into a number of bytes; or a policy of your own, a function `(forward, needed, available) -> variables to save` or a subclass
-            of `funcbp.remat.Policy`.
+            inputs of each step, recomputing everything; a `Budget`: the fastest plan that is predicted to fit, of the
+            whole gradient; or a policy of your own, a function `(forward, needed, available) -> variables to save` or a
+            subclass of `funcbp.remat.Policy`.
         balance: for `"min_cut"`, how many operations in float32 the machine does while it moves a byte; left out, that
             of JAX's default device, from a table. The higher, the more is recomputed. `funcbp balance` measures it.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`

@@ -7,6 +7,7 @@ new function objects, so that nothing traced before is found in a cache.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,7 @@ def transformer_loss(
     heads: int = 4,
     name: Callable[[Any, str], Any] = checkpoint_name,
     wrap: Callable[[Any], Any] = lambda block: block,
+    scan: Callable[..., Any] = lax.scan,
     **_: int,
 ) -> Callable[..., Any]:
     """W4's loss; `name(x, "name")` is called on what one would see or keep, `wrap` is applied to the block."""
@@ -122,7 +124,7 @@ def transformer_loss(
         return name(x + jax.nn.gelu(name(norm(x, p["norm_1"]) @ p["up"], "up")) @ p["down"], "block"), None
 
     def loss(params, tokens):
-        x, _ = lax.scan(wrap(block), params["embedding"][tokens], params["blocks"])
+        x, _ = scan(wrap(block), params["embedding"][tokens], params["blocks"])
         return cross_entropy(name(x @ params["embedding"].T, "logits"), jnp.roll(tokens, -1, 1))
 
     return loss
@@ -157,6 +159,19 @@ def transformer(
     }
     tokens = jnp.asarray(rng.integers(vocabulary, size=(batch, time)), jnp.int32)
     return gradient_of(make_loss, params, tokens)
+
+
+def unrolled_transformer(blocks: int = 12, d: int = 128, time: int = 128, batch: int = 8) -> Workload:
+    """W4 with its blocks in a Python loop, each with parameters of its own."""
+    stacked, tokens = transformer(d, time, batch, blocks).args
+    params = dict(stacked, blocks=[jax.tree.map(operator.itemgetter(i), stacked["blocks"]) for i in range(blocks)])
+    return gradient_of(lambda: transformer_loss(d, time, batch, scan=_unrolled), params, tokens)
+
+
+def _unrolled(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Any, None]:
+    for x in xs:
+        carry, _ = step(carry, x)
+    return carry, None
 
 
 def lstm(
@@ -206,13 +221,7 @@ def deep_mlp(layers: int = 300, units: int = 16, batch: int = 4) -> Workload:
 
 def unrolled_lstm(time: int = 100, batch: int = 4, units: int = 16) -> Workload:
     """W12: W6 with its loop over time in Python."""
-
-    def unrolled(step, carry, xs):
-        for x in xs:
-            carry, _ = step(carry, x)
-        return carry, None
-
-    return lstm(time, batch, units, scan=unrolled)
+    return lstm(time, batch, units, scan=_unrolled)
 
 
 def jitted_layers(calls: int = 64, units: int = 8, batch: int = 4) -> Workload:

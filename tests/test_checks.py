@@ -28,7 +28,7 @@ REFUSED = {
         lambda: bp.per_example.clipped_grad(loss, max_norm={"a": 1.0, "b": 0.0}, per_leaf=True),
         "positive, and was 0.0",
     ),
-    "a budget without a bound": (lambda: bp.Budget(bytes=np.inf), 'residuals="needed"'),
+    "a budget without a bound": (lambda: bp.Budget(bytes=np.inf), 'residuals="min_cut"'),
     "a budget above all": (lambda: bp.Budget(fraction=7), "at most 1, and was 7"),
     "a rule that is no function": (lambda: bp.rule("abc"), "bwd is a function, and was 'abc'"),
     "a rule of nothing": (lambda: bp.rule(None), "bwd is a function, and was None"),

@@ -8,6 +8,8 @@ from typing import Any
 
 from .. import jaxpr as jx
 from ..remat.plan import Passes
+from ..remat.policies import POLICIES
+from ..rules.cost import is_cheap
 from ..rules.options import Options
 from .backward_pass import BackwardState, backward_pass
 from .feedback import refuse_escape
@@ -17,8 +19,24 @@ __all__ = ["passes_of"]
 
 
 def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes:
-    """Record a body, once for each set of perturbed inputs, and return its two passes."""
-    return _passes_of(jaxpr, tuple(perturbed), options)
+    """Record a body, once for each set of perturbed inputs, and return its two passes.
+
+    Only the programs inside a body are planned while it is recorded: where there are none, it is the same under all
+    policies.
+    """
+    return _passes_of(jaxpr, tuple(perturbed), options if _plans_inside(jaxpr) else _by_default(options))
+
+
+@jx.weakref_cache
+def _plans_inside(jaxpr: Any) -> bool:
+    """Tell whether there are programs inside that have a plan: a derivative of the user's may have them, too."""
+    found = jx.equations(jaxpr, jx.programs_of(jx.Kind.JIT | jx.Kind.CALL))
+    return any(o.inside.kind and (o.inside.kind is jx.Kind.CUSTOM or not is_cheap(o.eqn)) for o in found)
+
+
+@functools.lru_cache
+def _by_default(options: Options) -> Options:
+    return options.replace(policy=POLICIES["min_cut"])
 
 
 @functools.partial(jx.weakref_cache, maxsize=4096)

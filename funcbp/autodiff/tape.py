@@ -50,10 +50,15 @@ class Entry(NamedTuple):
         return jx.Inside.of(self.params, self.types)
 
     @property
-    def tapes(self) -> list[Tape]:
-        """The tapes of the programs inside it: one, or one per branch."""
+    def plans(self) -> list[Plan]:
+        """The plans of the programs inside it: one, or one per branch."""
         plans = (p for r in self.res for p in (r if isinstance(r, tuple) else (r,)))
-        return [p.passes.tape for p in plans if isinstance(p, Plan)]
+        return [p for p in plans if isinstance(p, Plan)]
+
+    @property
+    def tapes(self) -> list[Tape]:
+        """The tapes of the programs inside it."""
+        return [p.passes.tape for p in self.plans]
 
     def where(self) -> str:
         line = jx.user_line(self.source)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
+from ..remat.budget import Budget
 from ..remat.policies import policy_of
 from ..remat.regions import in_regions
 from ..rules.kinds import Rule
@@ -35,10 +36,12 @@ from .arguments import (
     divided,
     flags_of,
     indices_of,
+    is_array,
     split_arguments,
 )
 from .attach import attached
 from .backward_pass import check_names
+from .fitting import fitted
 from .marks import feedback
 from .pullback import Program, Pullback
 from .recording import record
@@ -82,9 +85,9 @@ class Backward:
             recompute, by the balance of the machine; never repeating a draw, collective, callback or custom call;
             `"min_cut_cheap"`: the fewest bytes from which the rest can be recomputed cheaply, never repeating a
             contraction, convolution, loop or sort either; `"needed"`: all that the backward pass reads; `"inputs"`: the
-            inputs of each step, recomputing everything; a `Budget`: the least recomputation that fits into a number of
-            bytes; or a policy of your own, a function `(forward, needed, available) -> variables to save` or a subclass
-            of `funcbp.remat.Policy`.
+            inputs of each step, recomputing everything; a `Budget`: the fastest plan that is predicted to fit, of the
+            whole gradient; or a policy of your own, a function `(forward, needed, available) -> variables to save` or a
+            subclass of `funcbp.remat.Policy`.
         balance: for `"min_cut"`, how many operations in float32 the machine does while it moves a byte; left out, that
             of JAX's default device, from a table. The higher, the more is recomputed. `funcbp balance` measures it.
         outside_loops: whether the same is planned for what is outside loops: the function is then traced as under `jit`
@@ -288,8 +291,14 @@ class Backward:
             outs, out_tree = jax.tree.flatten(out)
             return [checked(o) for o in outs], (aux, _Static(out_tree))
 
-        run = with_aux(in_regions, flat, options.policy) if options.outside_loops else flat
         perturbed = [True] * len(values) if in_nzs is None else flags_of(in_nzs, in_tree, "in_nzs")
+        run: Callable[..., Any] = flat
+        if isinstance(options.policy, Budget):
+            arrays, whole = apart(flat)
+            fit = fitted(arrays, [*map(jax.typeof, values)], perturbed, options)
+            run, options = (lambda *xs: whole(fit.run(*xs))), fit.options
+        elif options.outside_loops:
+            run = with_aux(in_regions, flat, options.policy)
         saveable = flags_of(saveable_args, in_tree, "saveable_args")
         tape, outs, saved, (aux, out_tree) = record(run, values, perturbed, options)
         check_names(options.edits, tape, "Backward(edits=...) has")
@@ -492,20 +501,32 @@ class _Static:
 
 
 def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]], *options: Any) -> Callable[..., Any]:
-    """Change `f`, a function to (arrays, pytree of arrays), by what changes functions to arrays."""
+    """Change `f`, a function to (arrays, anything), by what changes functions to arrays."""
 
     def run(*args: Any) -> tuple[list[Any], Any]:
-        left: list[Any] = []
-
-        def leaves(*xs: Any) -> list[Any]:
-            outs, structure = jax.tree.flatten(f(*xs))
-            left.append(structure)
-            return outs
-
-        outs = change(leaves, *options)(*args)
-        return jax.tree.unflatten(left[0], outs)
+        arrays, whole = apart(f)
+        return whole(change(arrays, *options)(*args))
 
     return run
+
+
+def apart(f: Callable[..., Any]) -> tuple[Callable[..., list[Any]], Callable[[Sequence[Any]], Any]]:
+    """Make a function of the arrays alone of what `f` returns; and one that puts that together of these, once the
+    first has run.
+    """
+    left: list[Any] = []
+
+    def arrays(*xs: Any) -> list[Any]:
+        leaves, tree = jax.tree.flatten(f(*xs))
+        left[:] = [tree, [None if is_array(x) else x for x in leaves], list(map(is_array, leaves))]
+        return list(filter(is_array, leaves))
+
+    def whole(found: Sequence[Any]) -> Any:
+        tree, others, are = left
+        rest = iter(found)
+        return jax.tree.unflatten(tree, [next(rest) if a else x for a, x in zip(are, others, strict=True)])
+
+    return arrays, whole
 
 
 def _key(key: Any) -> str:

@@ -74,7 +74,8 @@ def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **param
     plan = passes.made((policy, steps), lambda: _scan_plan(passes, n_consts, n_carry, policy, steps))
     n_ys = len(passes.outputs) - n_carry
     hoisted = plan.before(*consts)
-    carry, stacked = bind_scan(plan.forward, consts, init, xs, params, params["reverse"])
+    constants = [*(hoisted[i] for i in plan.cast), *consts]
+    carry, stacked = bind_scan(plan.forward, constants, init, xs, params, params["reverse"])
     ys, stacks = stacked[:n_ys], stacked[n_ys:]
     read_consts = [consts[i] for i in plan.available_inputs if i < n_consts]
     read_xs = [xs[i - n_consts - n_carry] for i in plan.available_inputs if i >= n_consts]
@@ -87,7 +88,8 @@ def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, step
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
     defer = sinking.SINK if policy.sinks else sinking.NEVER
     sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
-    make = lambda nonzero, outer_names: backward_body(passes, n_consts, n_carry, sinks, nonzero, outer_names)
+    trace_back = lambda *which: backward_body(passes, n_consts, n_carry, sinks, *which)
+    make = lambda *which: passes.made(("backward", defer, *which), lambda: trace_back(*which))
     available, invariant = [k != 1 for k in kinds], [k == 0 for k in kinds]
     return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs)
 

@@ -16,13 +16,16 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, check_callable, divided, is_array, numbers_of
+from ..autodiff.fitting import fitted
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import Entry, SavedIndex
 from ..autodiff.transformations import Backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
+from ..remat.budget import Budget
 from ..remat.graph import bytes_of, kept_bytes
 from ..remat.machine import Machine, machine_here
+from ..remat.peak import peak_of_plan
 from ..remat.plan import Plan, plan_of_call
 from ..remat.policies import POLICIES
 from ..remat.price import price
@@ -82,12 +85,15 @@ class Residuals:
         policy: how it was planned.
         values: a `Residual` for each value that the backward pass reads.
         live: the bytes in use along both passes, for `funcbp.plot.memory`.
+        peak: the bytes that the compiled gradient is predicted to have in use at most, beside arguments and results: to
+            be compared with `compiled.memory_analysis().temp_size_in_bytes`.
     """
 
     name: str
     policy: str
     values: tuple[Residual, ...]
     live: Live = field(repr=False)
+    peak: int
 
     @property
     def total(self) -> int:
@@ -102,7 +108,7 @@ class Residuals:
     def to_json(self) -> str:
         """As JSON: the attributes but for `live`, and the sums."""
         values = [{**asdict(v), "total": v.total} for v in self.values]
-        sums = {"total": self.total, "recomputed": self.recomputed}
+        sums = {"total": self.total, "recomputed": self.recomputed, "peak": self.peak}
         return json.dumps({"name": self.name, "policy": self.policy, **sums, "values": values}, indent=2)
 
     def _title(self) -> str:
@@ -199,17 +205,19 @@ def residuals(
             out = f(*args, **kwargs)
             return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
 
-        run = in_regions(flat, options.policy) if options.outside_loops else flat
-        program = jx.trace(run, types)
-        n = len(program.consts)
         perturbed = [chosen[i] and is_differentiable(t) for i, t in zip(arrays, types, strict=True)]
-        plan = plan_of_call(passes_of(program.closed, [False] * n + perturbed, options))
+        fit = fitted(flat, types, perturbed, options) if isinstance(options.policy, Budget) else None
+        regions = in_regions(flat, options.policy) if options.outside_loops else flat
+        program = jx.trace(regions if fit is None else fit.run, types)
+        n = len(program.consts)
+        how = options if fit is None else fit.options
+        plan = plan_of_call(passes_of(program.closed, [False] * n + perturbed, how))
         paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
         policy = next((name for name, p in POLICIES.items() if p == options.policy), repr(options.policy))
         name = getattr(f, "__name__", repr(f))
         names, machine = dict(zip(plan.passes.forward.invars, paths, strict=True)), machine_here(backward.balance)
         found = tuple(_of_plan(plan, names, 1, (), "outside", machine))
-        return Residuals(name, policy, found, live_bytes(plan))
+        return Residuals(name, policy, found, live_bytes(plan), peak_of_plan(plan) if fit is None else fit.peak)
 
     return report
 

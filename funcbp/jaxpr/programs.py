@@ -66,6 +66,13 @@ class Program:
         new = _replace(self.jaxpr, [*self.constvars, *sources], targets, eqns[::-1])
         return Program(new, self.consts)
 
+    def given(self, variables: Sequence[Any]) -> Program:
+        """The same program, which is given some of its values, as its first inputs, and does not make them."""
+        made = set(variables)
+        eqns = [e for e in self.jaxpr.eqns if not e.outvars or not made.issuperset(e.outvars)]
+        invars = [*self.constvars, *variables, *self.invars]
+        return Program(_replace(self.jaxpr, invars, self.jaxpr.outvars, eqns), self.consts)
+
     def then(self, other: Program, wiring: Sequence[int | None]) -> Program:
         """First this program, then `other`: input i of `other` is output `wiring[i]` of this one, or a new input."""
         substitute = {}

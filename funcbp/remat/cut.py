@@ -13,7 +13,7 @@ from .graph import Graph, graph_of, read_for
 from .machine import Machine
 from .price import NEVER, price
 
-__all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted"]
+__all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted", "turning_points"]
 
 Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
 
@@ -33,8 +33,8 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
         return []
     source, sink, unbounded = n + m, n + m + 1, 2**30
     finite = sum(graph.widths[np.isfinite(graph.widths)]) + sum(c for c in costs if c is not NEVER)
-    unit = max(1, finite // unbounded + 1)
-    size = lambda width: int(min(-(-width // unit), unbounded)) if np.isfinite(width) else unbounded
+    unit, scale = max(1, finite // unbounded + 1), max(1, unbounded // (4 * int(finite + 1)))  # in whole numbers
+    size = lambda width: int(min(-(-width * scale // unit), unbounded)) if np.isfinite(width) else unbounded
     edges = [(n + e, i, size(graph.widths[i])) for i, e in enumerate(graph.maker)]
     edges += [(i, n + e, unbounded) for e, places in enumerate(graph.reads) for i in places]
     edges += [(source, n + e, unbounded if c is NEVER else size(c)) for e, c in enumerate(costs) if c != 0]
@@ -57,10 +57,69 @@ def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> lis
     return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
-def cheapest_cut(forward: Program, needed: list[Any], available: set[Any], machine: Machine) -> list[Any]:
-    """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time."""
+def cheapest_cut(
+    forward: Program, needed: list[Any], available: set[Any], machine: Machine, weight: float = 1.0
+) -> list[Any]:
+    """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time.
+
+    Args:
+        weight: how many times a byte that is kept counts.
+    """
     graph = graph_of(forward, needed, available)
-    return narrowest(graph, [_together(eqns, machine) for eqns in graph.makers])
+    return narrowest(graph, _weighed(_prices(graph, machine), weight))
+
+
+def turning_points(forward: Program, needed: list[Any], available: set[Any], machine: Machine) -> list[float]:
+    """List the weights above 1 from which on the cheapest cut is another one, in order.
+
+    Of a cut that keeps b bytes and recomputes for c the weighed price is b + c / weight: a line. The cheapest cuts are
+    the lower hull of these lines; between two of them there is another one if the cut where they meet lies below both.
+    """
+    graph = graph_of(forward, needed, available)
+    prices = _prices(graph, machine)
+    found: list[float] = []
+
+    def line(weight: float) -> tuple[float, float]:
+        chosen = narrowest(graph, _weighed(prices, weight))
+        return _line(graph, prices, chosen)
+
+    def between(first: tuple[float, float], last: tuple[float, float]) -> None:
+        saved, dearer = first[0] - last[0], last[1] - first[1]
+        if saved <= 0 or dearer <= 0:
+            return
+        meet = max(1.0, dearer / saved) * (1 + 1e-3)  # beyond it, as at it both cost the same
+        middle = line(meet)
+        if last[0] < middle[0] < first[0]:
+            between(first, middle)
+            between(middle, last)
+        else:
+            found.append(meet)
+
+    if graph.values:
+        between(line(1.0), line(np.inf))
+    return sorted(found)
+
+
+def _line(graph: Graph, prices: Sequence[float | None], chosen: Sequence[Any]) -> tuple[float, float]:
+    """Count the bytes that a cut keeps, and the price of what it recomputes."""
+    kept = set(chosen)
+    held = [bool(kept.intersection(variables)) for variables in graph.values]
+    again: set[int] = set()
+    todo = [i for i in graph.needed if not held[i]]
+    while todo:
+        e = graph.maker[todo.pop()]
+        if e not in again:
+            again.add(e)
+            todo += [i for i in graph.reads[e] if not held[i]]
+    return float(graph.widths[held].sum()), float(sum(prices[e] or 0.0 for e in again))
+
+
+def _prices(graph: Graph, machine: Machine) -> list[float | None]:
+    return [_together(eqns, machine) for eqns in graph.makers]
+
+
+def _weighed(prices: Sequence[float | None], weight: float) -> list[float | None]:
+    return [p if p is NEVER else p / weight for p in prices]
 
 
 def _together(eqns: Sequence[Any], machine: Machine) -> float | None:

@@ -140,11 +140,13 @@ class Plan:
     Attributes:
         needed: variables that the backward pass reads.
         available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
+        question: what was asked of `choose`; None without it.
         hoisted: variables kept once, which follow from the loop-invariant inputs.
         saved: variables kept at every step.
         storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
             all that is needed is kept), or in another memory.
-        forward: program from inputs to outputs, followed by `saved`.
+        cast: which of the hoisted values are casts of a loop's constants: the forward program is given them as well.
+        forward: program from (*cast, *inputs) to outputs, followed by `saved`.
         before: program from the loop-invariant inputs to `hoisted`.
     """
 
@@ -171,11 +173,9 @@ class Plan:
         self._recompute = passes.recompute
         if passes.stacks:
             self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
-        self.saved = (
-            list(choose(self._recompute, wanted, {*available, *invariant_values, *passes.stacks}))
-            if choose is not None
-            else wanted
-        )
+        question = self._recompute, wanted, {*available, *invariant_values, *passes.stacks}
+        self.saved = wanted if choose is None else list(choose(*question))
+        self.question = None if choose is None else question
         read = read_for(self._recompute, needed, {*self.hoisted, *self.saved})
         self.saved += [v for v in passes.stacks if v in read]
         read -= {*self.hoisted, *self.saved}
@@ -187,7 +187,9 @@ class Plan:
         if offload is not None:
             elsewhere = {v: offload(eqn) for eqn in forward.eqns for v in eqn.outvars}
             self.storage |= {v: elsewhere[v] for v in self.saved if elsewhere.get(v) is not None}
-        handing_out = forward.with_outputs([*passes.outputs, *self.saved])
+        cast = {v for eqn in forward.eqns if eqn.primitive is jx.primitives.convert_element_type_p for v in eqn.outvars}
+        self.cast = [i for i, v in enumerate(self.hoisted) if v in cast]
+        handing_out = forward.given([self.hoisted[i] for i in self.cast]).with_outputs([*passes.outputs, *self.saved])
         self.forward, _ = jx.stored(handing_out, len(passes.outputs), self.storage).pruned(keep_inputs=True)
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)
@@ -236,7 +238,11 @@ def plan_of_call(
     return passes.made(
         key,
         lambda: Plan(
-            passes, lambda *which: backward_of(passes, *which), available_inputs, choose=choose, offload=offload
+            passes,
+            lambda *which: passes.made(("backward", *which), lambda: backward_of(passes, *which)),
+            available_inputs,
+            choose=choose,
+            offload=offload,
         ),
     )
 

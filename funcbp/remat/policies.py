@@ -59,14 +59,16 @@ class MinCut(Policy):
 
     Attributes:
         balance: operations in float32 that the machine does while it moves a byte; the table's, if left out.
+        weight: how many times a byte that is kept counts: the more, the less is kept, by a `Budget`.
     """
 
     balance: float | None = None
+    weight: float = 1.0
 
     sinks = True
 
     def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
-        return cheapest_cut(forward, needed, available, machine_here(self.balance))
+        return cheapest_cut(forward, needed, available, machine_here(self.balance), self.weight)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..rules.cost import is_cheap
 from .cut import Choose
 from .policies import Policy
 
-__all__ = ["AutoRegion", "Region", "in_regions", "regions_of"]
+__all__ = ["AutoRegion", "Region", "in_regions", "planned", "regions_of", "run_regions", "straight"]
 
 
 class AutoRegion(NamedTuple):
@@ -48,35 +48,51 @@ class Region(NamedTuple):
     Attributes:
         program: from `inputs` to `outputs`; copies of a repeated stretch share it.
         inputs, outputs: variables of the program it was cut from.
-        planned: whether it is a region of its own, or runs as it is.
+        planned: whether it is to be a region of its own, or runs as it is.
+        policy: by which it is planned; None where it runs as it is.
     """
 
     program: Program
     inputs: list[Any]
     outputs: list[Any]
     planned: bool
+    policy: AutoRegion | None = None
 
 
 def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[..., list[Any]]:
     """Make the same function from arrays to a list of arrays, run region by region."""
 
     def run(*args: Any) -> list[Any]:
-        types = [jax.typeof(x) for x in args]
-        whole = jx.without_references(jx.trace(f, types, "straight"))
-        program = jx.trace(lambda *xs: jx.run(whole, xs, _Opening()), types, "straight")
-        regions = regions_of(program)
-        auto = AutoRegion(policy, sum(r.planned for r in regions))
-        env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
-        for region in regions:
-            inputs = [env[v] for v in region.inputs]
-            if region.planned:
-                outs = jx.bind_remat(region.program, inputs, {"policy": auto, "prevent_cse": True}, False)
-            else:
-                outs = region.program(*inputs)
-            env.update(zip(region.outputs, outs, strict=True))
-        return [v.val if jx.is_literal(v) else env[v] for v in program.outvars]
+        program = straight(f, [jax.typeof(x) for x in args])
+        return run_regions(program, planned(regions_of(program), policy), args)
 
     return run
+
+
+def straight(f: Callable[..., Sequence[Any]], types: Sequence[Any]) -> Program:
+    """Trace a function, with its compiled calls written out and without references."""
+    whole = jx.without_references(jx.trace(f, types, "straight"))
+    return jx.trace(lambda *xs: jx.run(whole, xs, _Opening()), types, "straight")
+
+
+def planned(regions: Sequence[Region], policy: Policy, most: int | None = None) -> list[Region]:
+    """Have the regions that are to be planned planned by this policy; `most` of them, if given, the first ones."""
+    chosen = [i for i, r in enumerate(regions) if r.planned][:most]
+    auto = AutoRegion(policy, len(chosen))
+    return [r._replace(policy=auto) if i in chosen else r for i, r in enumerate(regions)]
+
+
+def run_regions(program: Program, regions: Sequence[Region], args: Sequence[Any]) -> list[Any]:
+    """Run a program region by region."""
+    env = dict(zip([*program.constvars, *program.invars], [*program.consts, *args], strict=True))
+    for region in regions:
+        inputs = [env[v] for v in region.inputs]
+        if region.policy is not None:
+            outs = jx.bind_remat(region.program, inputs, {"policy": region.policy, "prevent_cse": True}, False)
+        else:
+            outs = region.program(*inputs)
+        env.update(zip(region.outputs, outs, strict=True))
+    return [v.val if jx.is_literal(v) else env[v] for v in program.outvars]
 
 
 class _Opening(jx.Visitor):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..jaxpr import inner, inside_of
 from .traits import results, traits_of
 
-__all__ = ["flops", "is_cheap", "is_repeatable", "work"]
+__all__ = ["flops", "is_cheap", "is_repeatable"]
 
 
 def is_cheap(eqn: Any) -> bool:
@@ -39,27 +38,7 @@ def flops(eqn: Any) -> float:
     operations 1 per element that comes out; moving, choosing and comparing numbers is free. Loops count as often as
     they run (a `while` once), and of branches the dearest.
     """
-    return _total(eqn, _flops)
-
-
-def work(eqn: Any) -> float:
-    """What computing an equation again costs: its floating-point operations, or the numbers of its largest operand or
-    result where these are more, for moving numbers takes time although it is no arithmetic.
-    """
-    return _total(eqn, lambda e: max(_flops(e), _largest(e)))
-
-
-def _flops(eqn: Any) -> float:
-    return (traits_of(eqn.primitive).flops or results)(eqn)
-
-
-def _largest(eqn: Any) -> int:
-    return max((v.aval.size for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "size")), default=0)
-
-
-def _total(eqn: Any, cost: Callable[[Any], float]) -> float:
-    """The cost of an equation, or of all equations of the programs inside it, as often as they run."""
     traits, programs = traits_of(eqn.primitive), inside_of(eqn).programs
     if traits.flops is not None or not programs:
-        return cost(eqn)
-    return traits.inside(eqn.params, [sum(_total(e, cost) for e in program.eqns) for program in programs])
+        return (traits.flops or results)(eqn)
+    return traits.inside(eqn.params, [sum(map(flops, program.eqns)) for program in programs])

@@ -16,7 +16,6 @@ from jax.interpreters import batching, mlir
 import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp.cotangents import Moves
-from funcbp.remat.budget import Budget
 from funcbp.rules import TABLE, UNSUPPORTED, traits_of
 from funcbp.rules.cost import flops, is_cheap, is_repeatable, work
 from funcbp.rules.traits import ELEMENTWISE, TRAITS, Traits, def_traits
@@ -268,15 +267,6 @@ def test_a_call_is_as_cheap_as_what_is_inside():
     assert not is_repeatable(of(drawn, jax.random.key(0)))
     loop = lambda f: lambda x: lax.scan(lambda c, _: (f(c), None), x, None, 3)
     assert not is_cheap(of(loop(jnp.sin), x23)) and is_repeatable(of(loop(jnp.sin), x23))
-
-
-def test_a_budget_knows_that_moving_many_numbers_costs_more_than_computing_few():
-    """Of two values of which one fits, the transposed one is kept: 64 · 64 numbers moved against 64 · 63 computed."""
-    types = [jax.typeof(jnp.ones((64, 64))), jax.typeof(jnp.ones((64, 63)))]
-    program = jx.trace(lambda x, y: [x.T, jnp.exp(y)], types)
-    moved, computed = program.outvars
-    budget = Budget(bytes=64 * 64 * moved.aval.dtype.itemsize)
-    assert budget.choose(program, [moved, computed], set(program.invars)) == [moved]
 
 
 # --- from outside -----------------------------------------------------------------------------------------------------

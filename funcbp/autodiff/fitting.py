@@ -1,0 +1,226 @@
+"""A gradient that fits into a budget: the plan that recomputes least among those whose predicted peak is no larger.
+
+What can be done about a program is a ladder, tried from the fastest rung down: its loops keep less and less, as a byte
+that is kept weighs more in their cuts; then its straight-line parts become regions, and keep less and less; then its
+loops keep a few snapshots. No rung traces the user's function again: plans are made of passes that were recorded once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from .. import jaxpr as jx
+from ..cotangents import Zero, is_differentiable
+from ..jaxpr import Kind, Program
+from ..remat.cut import turning_points
+from ..remat.graph import bytes_of
+from ..remat.machine import machine_here
+from ..remat.peak import Flow
+from ..remat.plan import Plan, plan_of_call
+from ..remat.policies import MinCut
+from ..remat.regions import Region, planned, regions_of, run_regions, straight
+from ..rules.options import Options
+from .passes import passes_of
+
+__all__ = ["Fit", "fitted", "peak_of"]
+
+FEW, MANY = 4, 32  # up to how many rungs are looked at one by one, and about how many a ladder has
+RERUNS = 4  # how often a step is run again at most, where a loop keeps snapshots
+
+
+class Rung(NamedTuple):
+    """What is done about a program.
+
+    Attributes:
+        weight: how many times a byte that is kept counts.
+        regions: how many straight-line parts are planned as well, the first ones: what these keep waits longest.
+        snapshots: how many states a loop keeps; None where it keeps its steps.
+    """
+
+    weight: float
+    regions: int = 0
+    snapshots: int | None = None
+
+
+class Fit(NamedTuple):
+    """A program, and how its gradient fits.
+
+    Attributes:
+        program: what was traced.
+        regions: its parts, and which of them are planned.
+        options: those of the backward pass, with the policy of what is inside the parts.
+        peak: the bytes that the gradient is predicted to have in use at most, beside arguments and results.
+    """
+
+    program: Program
+    regions: Sequence[Region]
+    options: Options
+    peak: int
+
+    def run(self, *args: Any) -> list[Any]:
+        """Run the program, part by part."""
+        return run_regions(self.program, self.regions, args)
+
+
+def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Sequence[bool], options: Options) -> Fit:
+    """Find how to run a function so that its gradient fits into the budget that is the options' policy.
+
+    Args:
+        f: from arrays to a list of arrays.
+        types: of its arguments.
+        perturbed: which of these are differentiated.
+
+    Raises:
+        ValueError: nothing that can be done fits: the message says what the smallest budget is.
+    """
+    differentiated = [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)]
+    search, budget = Search(straight(f, types), differentiated, options), options.policy
+    limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
+    smallest: Fit | None = None
+    for ladder in search.ladders():
+        fit = search.fit(ladder[-1])
+        if fit.peak <= limit:
+            return search.first(ladder, limit)
+        smallest = min(smallest or fit, fit, key=lambda fit: fit.peak)
+    assert smallest is not None
+    where = jx.user_line(jx.current_source())
+    raise ValueError(
+        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} "
+        f"needs {smallest.peak:,} at the least, as predicted: {smallest.peak - limit:,} are missing. "
+        f"The smallest budget is Budget(bytes={smallest.peak})."
+    )
+
+
+class Search:
+    """The plans of one program.
+
+    Args:
+        program: the program.
+        perturbed: which of its inputs are differentiated.
+        options: those of the backward pass.
+    """
+
+    def __init__(self, program: Program, perturbed: Sequence[bool], options: Options):
+        self.program, self.perturbed, self.options = program, perturbed, options
+        self.machine = machine_here()
+        self.regions = regions_of(program)
+        self.known: dict[Any, Any] = {}
+        self.fits: dict[Rung, tuple[Fit, list[Plan]]] = {}
+
+    def fit(self, rung: Rung) -> Fit:
+        """Plan the program like this, and predict its peak."""
+        return self._planned(rung)[0]
+
+    def _planned(self, rung: Rung) -> tuple[Fit, list[Plan]]:
+        if rung not in self.fits:
+            options = self.options.replace(policy=MinCut(weight=rung.weight))
+            regions = planned(self.regions, options.policy, rung.regions)
+            if rung.snapshots is not None:
+                own = {"snapshots": rung.snapshots}
+                regions = [r._replace(program=jx.with_snapshots(r.program, own)) for r in regions]
+            peak, plans = peak_of(self.program, regions, self.perturbed, options, self.known)
+            self.fits[rung] = Fit(self.program, regions, options, peak), plans
+        return self.fits[rung]
+
+    def ladders(self) -> Iterator[list[Rung]]:
+        """Yield what can be done, each time from the fastest to the smallest; and from the fastest way to the last."""
+        parts = sum(r.planned for r in self.regions)
+        all_parts = parts if self.options.outside_loops else 0
+        yield [Rung(1.0, all_parts)]
+        if points := self._points(Rung(1.0, all_parts)):
+            yield [Rung(w, all_parts) for w in points]
+        if parts > all_parts:
+            some = range(0, parts, max(1, parts // MANY))
+            yield [*(Rung(1.0, n) for n in some), *(Rung(w, parts) for w in (1.0, *self._points(Rung(1.0, parts))))]
+        eqns = (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)
+        steps = max((eqn.params["length"] for eqn in eqns), default=0)
+        least = next(s for s in range(1, steps + 2) if math.comb(s + RERUNS, s) >= steps)
+        if steps > 2 * least:
+            yield [Rung(math.inf, 0, s) for s in (*range(steps // 2, least, -max(1, steps // MANY)), least)]
+
+    def _points(self, rung: Rung) -> list[float]:
+        """List the weights from which on one of the plans is another one."""
+        points: set[float] = set()
+        for plan in _inside(self._planned(rung)[1]):
+            if plan.question is None:
+                continue
+            find = functools.partial(turning_points, *plan.question, self.machine)
+            points.update(plan.passes.made(("turning points", self.machine), find))
+        return sorted(points)
+
+    def first(self, ladder: list[Rung], limit: float) -> Fit:
+        """Find the first rung of a ladder that fits, where the last one does.
+
+        Of few, each is looked at; of many, as if each were smaller than the one before, where it is to be expected.
+        """
+        if len(ladder) <= FEW:
+            return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
+        low, high = 0, len(ladder) - 1
+        while high - low > 1:
+            large, small = self.fit(ladder[low]).peak, self.fit(ladder[high]).peak
+            part = (large - limit) / max(large - small, 1)
+            middle = min(max(low + math.ceil(part * (high - low)), low + 1), high - 1)
+            low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle, high)
+        return self.fit(ladder[high])
+
+
+def _inside(plans: Sequence[Plan]) -> Iterator[Plan]:
+    """Yield plans, and those of the programs inside."""
+    for plan in plans:
+        yield plan
+        yield from _inside([p for entry in plan.passes.tape.entries for p in entry.plans])
+
+
+def peak_of(
+    program: Program, regions: Sequence[Region], perturbed: Sequence[bool], options: Options, known: dict[Any, Any]
+) -> tuple[int, list[Plan]]:
+    """Predict the peak of a program's gradient, part by part forward and back; and return the parts' plans.
+
+    Args:
+        known: what is known of programs, from one prediction to the next.
+    """
+    flow = Flow(known)
+    env: dict[Any, int | None] = {v: flow.new() for v in (*program.constvars, *program.invars)}
+    read = lambda v: None if jx.is_literal(v) else env[v]
+    active = {v for v, p in zip(program.invars, perturbed, strict=True) if p}
+    passed: list[tuple[Region, Plan, list[int | None]]] = []
+    for region in regions:
+        inputs, flags = [env[v] for v in region.inputs], [v in active for v in region.inputs]
+        if not any(flags):
+            outs = flow.call(region.program, inputs)
+        else:
+            plan = _plan_of(region, flags, options)
+            made = flow.call(plan.forward, inputs)
+            outs, saved = made[: len(region.outputs)], made[len(region.outputs) :]
+            passed.append((region, plan, saved))
+            active |= {v for v, d in zip(region.outputs, plan.passes.differentiable, strict=True) if d}
+        env.update(zip(region.outputs, outs, strict=True))
+    cts: dict[Any, int | None] = {v: flow.new() for v in program.outvars if not jx.is_literal(v) and v in active}
+    for region, plan, saved in reversed(passed):
+        nonzero = [v in cts and d for v, d in zip(region.outputs, plan.passes.differentiable, strict=True)]
+        if not any(nonzero):
+            continue
+        backward, tree = plan.backward(nonzero, None)
+        given = [env[region.inputs[i]] for i in plan.available_inputs]
+        args = [*given, *saved, *(cts[v] for v, n in zip(region.outputs, nonzero, strict=True) if n)]
+        outs = flow.call(backward, args) if region.policy is None else flow.apart(backward, args)
+        back, _ = jax.tree.unflatten(tree, [o or flow.new() for o in outs])
+        for v, ct in zip(region.inputs, back, strict=True):
+            if ct is not None and ct is not Zero and v in active:
+                before = cts.get(v)
+                cts[v] = ct if before is None else flow.add(before, ct, bytes_of([v]))
+    results = [*map(read, program.outvars), *(cts.get(v) for v in program.invars)]
+    return flow.peak(results), [plan for _, plan, _ in passed]
+
+
+def _plan_of(region: Region, perturbed: Sequence[bool], options: Options) -> Plan:
+    if region.policy is None:
+        return plan_of_call(passes_of(region.program.jaxpr, perturbed, options))
+    return plan_of_call(
+        passes_of(region.program.jaxpr, perturbed, options.inlining), region.policy, region.policy.choose
+    )

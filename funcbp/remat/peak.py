@@ -1,0 +1,465 @@
+"""The most bytes that a compiled program has in use, predicted from its equations: what XLA calls temporary bytes.
+
+The program is gone through as XLA compiles it: calls are inlined, what is elementwise is fused with what reads it, an
+operation that frees more than it makes runs as soon as it can, and what a loop stacks is there from its beginning.
+Arguments and results of the whole program are not counted: they have buffers of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .. import jaxpr as jx
+from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
+from ..rules.cost import flops, is_cheap
+from ..rules.traits import Moves, Traits, traits_of
+from .plan import Plan
+
+__all__ = ["Flow", "peak_of_plan"]
+
+
+def peak_of_plan(plan: Plan) -> int:
+    """Predict the temporary bytes of both passes of a plan whose inputs are available.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcbp as bp
+        >>> loss = lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2)
+        >>> args = jnp.ones((64, 64)), jnp.ones((8, 64))
+        >>> bp.residuals(loss)(*args).peak
+        4096
+    """
+    flow, n = Flow(), len(plan.passes.outputs)
+    inputs = [flow.new() for _ in plan.passes.in_types]
+    made = flow.call(plan.forward, inputs)
+    backward, _ = plan.backward(plan.passes.differentiable, None)
+    given = [inputs[i] for i in plan.available_inputs]
+    cts = [flow.new() for d in plan.passes.differentiable if d]
+    return flow.peak([*made[:n], *flow.call(backward, [*given, *made[n:], *cts])])
+
+
+class Facts(NamedTuple):
+    """What an equation does with memory.
+
+    Attributes:
+        sizes: bytes of its results.
+        fuses: whether its result is made where it is read, if what reads it can do that, and not stored.
+        takes: whether it makes its operands as it reads them.
+        dear: whether its result is stored all the same where several read it.
+        alias: whether its result is its operand, seen otherwise.
+        inside: the programs inside it that are compiled as such, and how they run.
+        copied: bytes of an operand that is turned over first.
+        clusters: whether it is compiled as one with what is elementwise around it, between stored values.
+        over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
+    """
+
+    sizes: tuple[int, ...]
+    fuses: bool
+    takes: bool
+    dear: bool
+    alias: bool
+    inside: jx.Inside
+    copied: int
+    clusters: bool
+    over: tuple[int, int]
+
+
+NOTHING = jx.Inside(Kind(0), ())
+FUSED = Facts((), True, True, False, False, NOTHING, 0, False, (0, 0))
+# what XLA does not compute twice: its `InstructionFusion::IsExpensive`
+TWICE = (
+    "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
+)
+DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
+
+
+def facts_of(eqn: Any) -> Facts:
+    """Read off an equation what it does with memory."""
+    inside, traits = inside_of(eqn), traits_of(eqn.primitive)
+    sizes, read = [*map(_size, eqn.outvars)], [*map(_size, eqn.invars)]
+    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
+    cheap = not nested and is_cheap(eqn)
+    computes = cheap and flops(eqn) > 0
+    reduces = computes and sum(sizes) < max(read, default=0)
+    turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
+    stays = cheap and (traits.moves is Moves.STAYS or turns) and len(sizes) == 1 and sizes == read[:1]
+    product = eqn.primitive is primitives.dot_general_p
+    copied = read[0] if product and _turns_over(eqn) else 0
+    clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
+    inside, dear = inside if nested else NOTHING, eqn.primitive in DEAR
+    over = _overwritten(eqn, inside.kind, traits)
+    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters, over)
+
+
+def _size(v: Any) -> int:
+    return v.aval.size * v.aval.dtype.itemsize if hasattr(v.aval, "size") and hasattr(v.aval, "dtype") else 0
+
+
+def _turns_over(product: Any) -> bool:
+    """Tell whether a product sums over several first axes of both operands, as a weight's gradient does."""
+    summed, (batch, _) = product.params["dimension_numbers"]
+    n = len(batch)
+    leads = lambda v, axes: sorted(axes) == [*range(n, n + len(axes))] and v.aval.ndim > n + len(axes)
+    return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
+
+
+def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
+    """Find which operands are written over: a loop's state, and what other numbers are written into."""
+    if kind is Kind.SCAN:
+        _, n_consts, n_carry = jx.scan_parts(eqn.params)
+        return n_consts, n_carry
+    if kind is Kind.WHILE:
+        return len(eqn.invars) - len(eqn.outvars), len(eqn.outvars)
+    return 0, int(traits.writes)
+
+
+class Op(NamedTuple):
+    """An equation of a flat program: what it does with memory, and the numbers of the values it reads and makes."""
+
+    facts: Facts
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    eqn: Any
+    at: float
+    over: Sequence[tuple[int | None, int]]
+
+
+class Node(NamedTuple):
+    """What runs as one in the compiled program.
+
+    Attributes:
+        makes: the values it stores.
+        reads: the stored ones that it reads.
+        scratch: bytes in use while it runs.
+        fused: whether it is elementwise.
+        over: the values that it may write its results over.
+    """
+
+    makes: tuple[int, ...]
+    reads: frozenset[int]
+    scratch: int
+    fused: bool
+    over: frozenset[int]
+
+
+class Flow:
+    """A flat program, written call by call, and its peak.
+
+    Args:
+        known: what is known of equations and of the programs inside them, to be shared between flows.
+    """
+
+    def __init__(self, known: dict[Any, Any] | None = None):
+        self.ops: list[Op] = []
+        self.count = 0
+        self.positive: dict[int | None, int | None] = {}
+        self.asks: dict[int | None, int | None] = {}
+        self.factors: set[int | None] = set()
+        self.made: dict[int, float] = {}
+        self.reciprocals: dict[tuple[int | None, int], int] = {}
+        self.spreads: set[int | None] = set()
+        self.whole: set[int | None] = set()
+        self.seen_otherwise: set[int | None] = set()
+        self.known = {} if known is None else known
+
+    def new(self) -> int:
+        """Number a new value."""
+        self.count += 1
+        return self.count
+
+    def call(self, program: Any, args: Sequence[int | None]) -> list[int | None]:
+        """Write a program out on values, those of its last inputs; None for constants and literals."""
+        jaxpr = getattr(program, "jaxpr", program)
+        invars = jaxpr.invars[len(jaxpr.invars) - len(args) :]
+        env: dict[Any, int | None] = dict(zip(invars, args, strict=True))
+        look = lambda v: None if is_literal(v) else env.get(v)
+        for eqn in jaxpr.eqns:
+            facts = self._known(eqn, facts_of)
+            reads: list[int | None] = [*map(look, eqn.invars)]
+            made = [self.new() for _ in eqn.outvars]
+            outs: Sequence[int | None] = made
+            if facts.inside.kind & jx.CALLS:
+                called = facts.inside.programs[0]
+                outs = self.call(called, reads[len(reads) - len(getattr(called, "jaxpr", called).invars) :])
+            elif facts.alias:
+                outs = reads[:1]
+                if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
+                    self.seen_otherwise.add(outs[0])
+            else:
+                self._note(eqn, reads, outs)
+                facts, reads = self._as_compiled(eqn, facts, reads)
+                first, n = facts.over
+                self._write(facts, reads, made, eqn, zip(reads[first:], made[:n], strict=False))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [*map(look, jaxpr.outvars)]
+
+    def apart(self, program: Program, args: Sequence[int | None]) -> list[int | None]:
+        """Write a program that is compiled apart from what is around it, such as one behind a barrier."""
+        inside, sizes = jx.Inside(Kind.COND, (program.jaxpr,)), tuple(map(_size, program.outvars))
+        facts = FUSED._replace(sizes=sizes, fuses=False, takes=False, inside=inside)
+        return list(self._write(facts, args, [self.new() for _ in program.outvars], program))
+
+    def add(self, a: int, b: int, size: int) -> int:
+        """Write the sum of two values."""
+        return self._write(FUSED._replace(sizes=(size,)), [a, b], [self.new()], self)[0]
+
+    def _write(
+        self,
+        facts: Facts,
+        reads: Sequence[int | None],
+        makes: Sequence[int],
+        eqn: Any,
+        over: Iterable[tuple[int | None, int]] = (),
+    ) -> Sequence[int]:
+        """Write an equation; a copy (of no equation) after what makes that of which it is one."""
+        read = tuple(r for r in reads if r)
+        at = (
+            float(len(self.ops))
+            if eqn is not None
+            else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
+        )
+        self.made |= dict.fromkeys(makes, at)
+        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over)))
+        return makes
+
+    def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
+        """Note what of an equation others ask for."""
+        if eqn.primitive is primitives.broadcast_in_dim_p:
+            self.spreads.add(makes[0])
+        if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
+            self.factors.update(reads)
+            self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
+        if len(eqn.invars) == 2 and is_literal(eqn.invars[1]) and eqn.invars[1].val == 0:
+            if eqn.primitive is primitives.max_p:
+                self.positive[reads[0]] = makes[0]
+            if eqn.primitive is primitives.gt_p and reads[0] in self.positive:
+                self.asks[makes[0]] = self.positive[reads[0]]
+
+    def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
+        """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
+        if facts.copied and reads[0]:
+            reads = [*self._made(facts.copied, reads[:1]), *reads[1:]]
+        elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
+            # a product with the reciprocal, which is spread once for all that is divided by it
+            key = reads[1], facts.sizes[0]
+            if key not in self.reciprocals:
+                (self.reciprocals[key],) = self._made(facts.sizes[0], reads[1:])
+                self.spreads.add(self.reciprocals[key])
+            facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self.reciprocals[key]]
+        elif eqn.primitive is primitives.select_and_scatter_add_p:
+            # a scatter, to places found on the way forward among the coordinates of all elements, one array an axis,
+            # which are made at the very beginning
+            source, operand = (v.aval for v in eqn.invars)
+            apart = FUSED._replace(fuses=False, takes=False)
+            axes = [self._made(4 * operand.size, [], apart)[0] for _ in operand.shape]
+            zeros = self._made(_size(eqn.invars[1]), [], apart)
+            coordinates = 4 * source.size * source.ndim
+            found = self._made(coordinates + _size(eqn.invars[0]), [reads[1], *axes], apart)
+            reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
+        return facts, reads
+
+    def _made(self, size: int, reads: Sequence[int | None], facts: Facts = FUSED) -> Sequence[int]:
+        """Write something of so many bytes that is made of this and is no equation."""
+        return self._write(facts._replace(sizes=(size,)), reads, [self.new()], None)
+
+    def _known(self, x: Any, make: Callable[[Any], Any]) -> Any:
+        """Return what was made of this object, or make it; the object is kept, so that its number stays its own."""
+        if (id(x), make) not in self.known:
+            self.known[id(x), make] = x, make(x)
+        return self.known[id(x), make][1]
+
+    def peak(
+        self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None
+    ) -> int:
+        """Predict the most bytes in use beside arguments and results.
+
+        Args:
+            outs: the results, which have buffers of their own.
+            stored: results that are stored here all the same: the state of a loop after a step.
+            state: that before it, and its bytes, which it may be written over.
+        """
+        ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
+        nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
+        sizes |= state
+        return _most(_in_order(nodes, sizes), sizes, kept, state) - sum(state.values())
+
+    def _read(self, outs: Sequence[int | None]) -> list[Op]:
+        """List the operations that the results depend on.
+
+        Whether x > 0 is asked of max(x, 0) where a product keeps that, as XLA does: x need not wait.
+        """
+        wanted, ops = {o for o in outs if o}, []
+        for op in reversed(self.ops):
+            if not wanted.isdisjoint(op.makes):
+                if (instead := self.asks.get(op.makes[0])) in self.factors:
+                    op = op._replace(reads=(instead,))
+                    self.whole.add(instead)
+                wanted.update(op.reads)
+                ops.append(op)
+        return sorted(ops[::-1], key=lambda op: op.at)
+
+    def _nodes(self, ops: list[Op], outs: set[int], stored: set[int]) -> tuple[list[Node], dict[int, int]]:
+        """Fuse: list what runs as one, and the bytes of what is stored."""
+        readers: dict[int, list[Op]] = {}
+        maker = {v: op for op in ops for v in op.makes}
+        for op in ops:
+            for r in set(op.reads):
+                readers.setdefault(r, []).append(op)
+        for op in reversed(ops):  # where a loop's result is one of the program, the state is there from the beginning
+            outs |= {r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
+        demanded, within = self._demanded(ops, maker, readers)
+        apart = stored
+        stored = stored | demanded
+        spread = self.spreads
+        through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
+        nodes, sizes = [], {}
+        for op in ops:
+            alone = not op.facts.fuses or op.makes[0] in within
+            reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))
+            if op.facts.fuses:
+                v, by = op.makes[0], readers.get(op.makes[0], [])
+                kept = v in stored or (op.facts.dear and len(by) > 1)
+                large = [
+                    r
+                    for r in op.reads
+                    if r not in spread and (r not in maker or self._size_of(maker[r], r) >= op.facts.sizes[0])
+                ]
+                if not kept or (
+                    v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)
+                ):
+                    through[v] = reads
+                if not kept and v not in outs:
+                    continue
+            for v, size in zip(op.makes, op.facts.sizes, strict=True):
+                if v in readers or v in stored:
+                    sizes[v] = 0 if v in outs and v not in apart else size
+            over = reads if op.facts.fuses else frozenset(r for r, _ in op.over if r)
+            nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
+        return nodes, sizes
+
+    @staticmethod
+    def _size_of(op: Op, v: int) -> int:
+        return op.facts.sizes[op.makes.index(v)]
+
+    def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
+        """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
+        a cluster.
+        """
+        demanded: set[int] = set()
+        within: set[int] = set()
+
+        def between(v: int) -> None:
+            """Store what a cluster reads: what it alone reads is made within it."""
+            op = maker.get(v)
+            if op is None or not op.facts.fuses or op.facts.dear or len(readers[v]) > 1:
+                demanded.add(v)
+            else:
+                within.add(v)
+                for r in op.reads:
+                    between(r)
+
+        for op in ops:
+            if not op.facts.takes:
+                demanded.update(op.reads)
+            elif not op.facts.fuses or any(
+                r in maker and maker[r].facts.clusters and not maker[r].facts.takes for r in op.reads
+            ):
+                within.add(op.makes[0])
+                for r in op.reads:
+                    between(r)
+        return demanded, within
+
+    def _scratch(self, op: Op, sizes: dict[int, int]) -> int:
+        """Predict the bytes in use while an operation runs, beside its results."""
+        kind = op.facts.inside.kind
+        if not op.facts.inside.programs:
+            return op.facts.copied
+        if kind is not Kind.COND:
+            return max(self._inner(op.eqn, p, kind) for p in op.facts.inside.programs)
+        made = sum(sizes.get(v, 0) for v in op.makes)
+        elsewhere = sum(op.facts.sizes) - made  # results that have buffers of their own
+        inner = [(self._inner(None, p, kind), self._inner(None, p, Kind.CALL)) for p in op.facts.inside.programs]
+        return max(max(beside, whole - elsewhere) for beside, whole in inner) - made
+
+    def _inner(self, eqn: Any, program: Any, kind: Kind) -> int:
+        """Predict the peak of a program inside: of a branch beside its results (`COND`), or with them (`CALL`)."""
+        if (id(program), kind) not in self.known:
+            jaxpr = getattr(program, "jaxpr", program)
+            n_slices = n_carry = 0
+            if kind is Kind.SCAN:
+                _, n_consts, n_carry = jx.scan_parts(eqn.params)
+                n_slices = len(jaxpr.invars) - n_consts - n_carry
+            elif kind is Kind.WHILE and len(jaxpr.outvars) == len(eqn.outvars):
+                n_carry = len(jaxpr.outvars)
+            self.known[id(program), kind] = program, self._inside(jaxpr, n_slices, n_carry, kind is Kind.CALL)
+        return self.known[id(program), kind][1]
+
+    def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, whole: bool) -> int:
+        """Predict the peak of a program whose last inputs are slices, those before and its first results a state."""
+        flow = Flow(self.known)
+        args = [flow.new() for _ in jaxpr.invars]
+        end = len(args) - n_slices
+        state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
+        for i in range(end, len(args)):
+            (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
+        outs = flow.call(jaxpr, args)
+        return flow.peak(outs, outs if whole else outs[:n_carry], state)
+
+
+def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
+    """Order nodes: as they come, but one that frees more than it makes runs as soon as all that it reads is there."""
+    maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
+    waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
+    then: dict[int, list[int]] = {}
+    for n, before in enumerate(waits):
+        for b in before:
+            then.setdefault(b, []).append(n)
+    left: dict[int, set[int]] = {v: set() for v in sizes}
+    for n, node in enumerate(nodes):
+        for r in node.reads & sizes.keys():
+            left[r].add(n)
+    done, order, touched = [False] * len(nodes), [], set()
+
+    def gains(n: int) -> int:
+        freed = sum(sizes[r] for r in nodes[n].reads if left.get(r) == {n})
+        return freed - sum(sizes.get(v, 0) for v in nodes[n].makes)
+
+    def run(n: int) -> None:
+        done[n] = True
+        order.append(nodes[n])
+        for r in nodes[n].reads & left.keys():
+            left[r].discard(n)
+            if len(left[r]) == 1:
+                touched.update(left[r])
+        for m in then.get(n, ()):
+            waits[m].discard(n)
+            touched.add(m)
+
+    ready: list[int] = []
+    for n, node in enumerate(nodes):
+        if not node.fused and not done[n]:
+            while better := [m for m in ready if not done[m] and gains(m) > 0]:
+                run(max(better, key=gains))
+            touched = {m for m in touched if not done[m]}
+            ready = [m for m in touched if not waits[m] and m > n]
+        if not done[n]:
+            run(n)
+    return order
+
+
+def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> int:
+    """Return the most bytes in use while nodes run in this order."""
+    last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)} | dict.fromkeys(kept, len(nodes))
+    live = most = sum(sizes[v] for v in state if v in last)
+    for i, node in enumerate(nodes):
+        made = sum(sizes.get(v, 0) for v in node.makes)
+        spent = {v: sizes[v] for v in (*node.makes, *node.reads) if v in sizes and last[v] == i}
+        free = sorted(spent[v] for v in node.over if v in spent)
+        over = 0
+        for size in (sizes.get(v, 0) for v in node.makes):
+            if size in free:
+                free.remove(size)
+                over += size
+        most = max(most, live + made - over + node.scratch)
+        live += made - sum(spent.values())
+    return most

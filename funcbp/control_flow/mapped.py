@@ -35,6 +35,7 @@ from ..jaxpr import (
     trace_with,
     unmentioned_axes,
 )
+from ..jaxpr.types import Aval
 from ..remat.plan import OuterNames, Plan, Residuals, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
@@ -115,7 +116,7 @@ def _backward(
 ) -> BackwardMap:
     """Take what was saved as it left the forward program; sum cotangents over these axes."""
     program, tree = plan.backward(nonzero, names)
-    types = [v.aval for v in program.invars]
+    types: list[Aval] = [v.aval for v in program.invars]
     first = len(plan.available_inputs)
     scalars = [first <= i < first + len(plan.saved) and not t.shape for i, t in enumerate(types)]
 

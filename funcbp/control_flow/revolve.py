@@ -20,6 +20,7 @@ from ..autodiff.backward_pass import BackwardState
 from ..autodiff.passes import passes_of
 from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import Program, split_list
+from ..jaxpr.types import Aval
 from ..remat.plan import OuterNames, Passes, Plan
 from ..remat.policies import POLICIES
 from ..rules.contract import MissingRuleError
@@ -285,7 +286,7 @@ def _reversal(
                 lambda carry, at: back(carry, *at), carry, along, loop.steps, reverse=not loop.reverse
             )
         else:
-            found = [v.aval for v in step.outvars[n_sums + len(last) :]]
+            found: list[Aval] = [v.aval for v in step.outvars[n_sums + len(last) :]]
             rows = [jx.zeros(t.update(shape=(loop.steps, *t.shape))) for t in found]
 
             def one(i: Any, both: Any) -> Any:

@@ -14,6 +14,7 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, divided, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
+from ..jaxpr.types import Aval
 from ..rules.cost import flops
 
 __all__ = ["Operation", "Summary", "summary"]
@@ -140,7 +141,8 @@ def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
             eqn, times, line, scope = o.eqn, o.times, o.line, o.scope
             rule = scope.split("/")[-1].rstrip(")").split("(")[-1]
             name = rule.removesuffix("_bwd") if "transpose(" in scope else eqn.primitive.name
-            shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
+            kinds: list[Aval] = [v.aval for v in eqn.outvars[:1]]
+            shape = ", ".join(f"{t.dtype}{list(t.shape)}" for t in kinds)
             row = rows.setdefault((name, line), [name, shape, 0, 0, 0, line, scope])
             row[2] += times if column == 3 else 0
             row[column] += times * flops(eqn)

@@ -16,6 +16,7 @@ from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
 from ..autodiff.transformations import Backward
 from ..cotangents import Zero, is_differentiable, materialize
+from ..jaxpr.types import Aval
 from .check import check
 from .subject import first_line
 
@@ -266,7 +267,7 @@ def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
         recorded[:] = [tape]
         return kept
 
-    kept = [v.aval for v in jx.trace(forward, rule.types).outvars]
+    kept: list[Aval] = [v.aval for v in jx.trace(forward, rule.types).outvars]
     (tape,) = recorded
 
     def back(*xs: Any) -> list[Any]:

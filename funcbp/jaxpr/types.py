@@ -1,6 +1,7 @@
 """Names for annotations: JAX's types for programs, and words for what it has no type for.
 
-`PyTree`, `Value` and `Aval` are `Any` to a type checker; to a reader they say which.
+`PyTree`, `Value` and `Aval` are `Any` to a type checker; to a reader they say which. `X | Any` is an X, or what is told
+from it by `is`: `Zero`, or None where the caller knows better.
 """
 
 from __future__ import annotations

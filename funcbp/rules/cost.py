@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ..jaxpr import inner, inside_of
+from ..jaxpr.types import JaxprEqn
 from .traits import results, traits_of
 
 __all__ = ["flops", "is_cheap", "is_repeatable", "work"]
 
 
-def is_cheap(eqn: Any) -> bool:
+def is_cheap(eqn: JaxprEqn) -> bool:
     """Tell whether it costs little to compute this equation again: elementwise, structural, or a plain reduction.
 
     Args:
@@ -27,12 +27,12 @@ def is_cheap(eqn: Any) -> bool:
     return not eqn.effects and traits_of(eqn.primitive).cheap and all(map(is_cheap, inner(eqn)))
 
 
-def is_repeatable(eqn: Any) -> bool:
+def is_repeatable(eqn: JaxprEqn) -> bool:
     """Whether this equation gives the same numbers when computed again: no draw, collective, callback, custom call."""
     return not eqn.effects and traits_of(eqn.primitive).repeatable and all(map(is_repeatable, inner(eqn)))
 
 
-def flops(eqn: Any) -> float:
+def flops(eqn: JaxprEqn) -> float:
     """How many floating-point operations an equation takes: multiplications and additions count one each.
 
     A contraction costs 2 per term of its sums; reductions and adding writes 1 per element that goes in, elementwise
@@ -42,22 +42,22 @@ def flops(eqn: Any) -> float:
     return _total(eqn, _flops)
 
 
-def work(eqn: Any) -> float:
+def work(eqn: JaxprEqn) -> float:
     """What computing an equation again costs: its floating-point operations, or the numbers of its largest operand or
     result where these are more, for moving numbers takes time although it is no arithmetic.
     """
     return _total(eqn, lambda e: max(_flops(e), _largest(e)))
 
 
-def _flops(eqn: Any) -> float:
+def _flops(eqn: JaxprEqn) -> float:
     return (traits_of(eqn.primitive).flops or results)(eqn)
 
 
-def _largest(eqn: Any) -> int:
+def _largest(eqn: JaxprEqn) -> int:
     return max((v.aval.size for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "size")), default=0)
 
 
-def _total(eqn: Any, cost: Callable[[Any], float]) -> float:
+def _total(eqn: JaxprEqn, cost: Callable[[JaxprEqn], float]) -> float:
     """The cost of an equation, or of all equations of the programs inside it, as often as they run."""
     traits, programs = traits_of(eqn.primitive), inside_of(eqn).programs
     if traits.flops is not None or not programs:

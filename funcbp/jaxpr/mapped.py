@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from .inside import marked_body
 from .programs import Program, is_literal, trace_with
-from .types import Primitive, Value
+from .types import Primitive, Value, WrappedFun
 from .values import Aval
 
 shard_map_p = shard_map.shard_map_p
@@ -29,7 +29,7 @@ def bind_in(around: core.Trace, primitive: Primitive, values: Sequence[Value], p
 
 
 def staged_map(
-    primitive: Primitive, f: Callable[..., Sequence[Value]], operands: Sequence[Value], params: dict[str, Any]
+    primitive: Primitive, f: WrappedFun, operands: Sequence[Value], params: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Value], Callable[[Sequence[Value]], Value]]:
     """Trace the function of a `shard_map` on its way from trace to trace.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -14,13 +14,11 @@ from jax._src.effects import JaxprInputEffect
 from jax._src.interpreters import partial_eval
 from jax.tree_util import PyTreeDef
 
-from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, Value, Var
+from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var
 from .values import Aval
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
-
-T = TypeVar("T")
 
 
 class Program:

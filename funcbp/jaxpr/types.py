@@ -6,7 +6,7 @@ from it by `is`: `Zero`, or None where the caller knows better.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from jax._src.linear_util import WrappedFun as WrappedFun
 from jax._src.source_info_util import SourceInfo as SourceInfo
@@ -16,6 +16,9 @@ from jax.extend.core import JaxprEqn as JaxprEqn
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 from jax.extend.core import Var as Var
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 PyTree: TypeAlias = Any  # containers registered with JAX, and their leaves: arrays, where nothing else is said
 Value: TypeAlias = Any  # what a program runs on: an array or a tracer, a Python number, a reference, a token

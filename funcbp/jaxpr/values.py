@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,7 @@ from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
 from jax.extend.core import primitives
 
-from .types import Aval, Primitive, Value
-
-T = TypeVar("T")
-
+from .types import Aval, Primitive, T, Value
 
 weakref_cache = util.weakref_lru_cache
 

@@ -78,7 +78,7 @@ def _checked(i: int, ct: Cotangent, x: Aval) -> Cotangent:
     return jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got)))
 
 
-Results = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[str, Any]]
+Results = tuple[dict[str, jax.Array], dict[tuple[int, ...], PyTree], dict[str, PyTree]]
 
 
 class BackwardState:

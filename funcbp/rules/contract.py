@@ -57,7 +57,7 @@ class EscapedMarkError(ValueError):
         self.where = where
 
 
-Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]
+Save = Callable[[Sequence[Value], Value, Sequence[bool], dict[str, Any]], PyTree]
 
 
 def INPUTS(primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:

@@ -6,7 +6,9 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 
 class DataError(ValueError):
@@ -27,8 +29,8 @@ class Scaling(NamedTuple):
         (2.0, 5.0)
     """
 
-    shift: Any
-    scale: Any
+    shift: ArrayLike
+    scale: ArrayLike
 
     def __call__(self, x: Any) -> Any:
         return (x - self.shift) / self.scale
@@ -38,7 +40,7 @@ class Scaling(NamedTuple):
         return x * self.scale + self.shift
 
 
-def standardize(x_train: Any, together: bool = False) -> Scaling:
+def standardize(x_train: np.ndarray | jax.Array, together: bool = False) -> Scaling:
     """The scaling that gives the training part mean 0 and standard deviation 1; a constant column is only shifted.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,12 +12,12 @@ from .canvas import COLOURS, TRAINING, VALIDATION, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
 def learning_curves(
     records: Sequence[Mapping[str, float]], score: str = "accuracy", axes: Sequence[Axes] | None = None
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The loss, and the score on the validation set, over the epochs.
 
     Args:
@@ -63,7 +63,7 @@ def curves(
     title: str = "",
     log: bool = True,
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """Learning curves side by side: of several runs, such as one per seed, the median and the band of 80 % of them.
 
     Args:

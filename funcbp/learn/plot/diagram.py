@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +14,7 @@ from .canvas import NEGATIVE, POSITIVE, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 MOST_UNITS = 24
 MOST_LABELS = 9, 4  # of a kernel and of a bias
@@ -26,7 +26,7 @@ def network(
     values: Sequence[ArrayLike] | None = None,
     title: str = "",
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """A layered network drawn: inputs left, outputs right, on each edge its weight.
 
     Red edges are positive and blue ones negative, the wider the larger. A grey unit that is always 1 stands below each

@@ -14,12 +14,12 @@ from .canvas import INK, SIGNED, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
 def weights(
     kernel: ArrayLike, image_shape: Sequence[int] | None = None, title: str | None = None, ax: Axes | None = None
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The weights of a layer: red is positive, blue negative, white zero.
 
     Args:
@@ -73,7 +73,7 @@ def mistakes(
     image_shape: Sequence[int],
     most: int = 40,
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The misclassified images, each over its true class and the predicted one.
 
     Args:
@@ -110,7 +110,7 @@ def mistakes(
 
 def reconstructions(
     images: ArrayLike, given_back: ArrayLike, image_shape: Sequence[int], most: int = 10, ax: Axes | None = None
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """An autoencoder's worst reconstructions: above what it was shown, below what it made of it.
 
     Args:
@@ -169,7 +169,7 @@ def tile(images: np.ndarray | jax.Array, columns: int | None = None) -> np.ndarr
     return canvas
 
 
-def _captioned(pictures: np.ndarray, labels: Sequence[str], title: str, ax: Axes | None) -> Figure | SubFigure:
+def _captioned(pictures: np.ndarray, labels: Sequence[str], title: str, ax: Axes | None) -> Figure | Any:
     """Small grey images in rows, each with a line of text below."""
     n, height, width = pictures.shape
     columns = min(max(n, 1), 8)

@@ -13,10 +13,10 @@ from .canvas import NEGATIVE, POSITIVE, SIGNED, TRAINING, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
-def predictions(true: ArrayLike, predicted: ArrayLike, ax: Axes | None = None) -> Figure | SubFigure:
+def predictions(true: ArrayLike, predicted: ArrayLike, ax: Axes | None = None) -> Figure | Any:
     """What was predicted against what was true; on the line, both are equal.
 
     Args:
@@ -41,7 +41,7 @@ def predictions(true: ArrayLike, predicted: ArrayLike, ax: Axes | None = None) -
     return tidy(ax).figure
 
 
-def confusion(table: ArrayLike, classes: Sequence[str], ax: Axes | None = None) -> Figure | SubFigure:
+def confusion(table: ArrayLike, classes: Sequence[str], ax: Axes | None = None) -> Figure | Any:
     """How often each class was predicted for each class: true classes down, predicted ones across.
 
     Args:
@@ -81,7 +81,7 @@ def decision_boundaries(
     high: float = 1.0,
     points: int = 120,
     axes: np.ndarray | Any = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """What a network of two inputs and one output says about the plane, at several stages of its training.
 
     Red is the high class, blue the low one; the black line is where it cannot tell.

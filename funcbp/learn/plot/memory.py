@@ -9,7 +9,7 @@ import numpy as np
 from .canvas import TRAINING, VALIDATION, new_axes
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
     from ...inspection.residuals import Residuals
 
@@ -17,7 +17,7 @@ FORWARD, BACKWARD = TRAINING, VALIDATION
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
-def memory(*reports: Residuals, axes: np.ndarray | Any = None) -> Figure | SubFigure:
+def memory(*reports: Residuals, axes: np.ndarray | Any = None) -> Figure | Any:
     """The bytes in use along both passes of a gradient, a staircase up and one down, for each report side by side.
 
     Args:

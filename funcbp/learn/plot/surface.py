@@ -17,7 +17,7 @@ from .canvas import TRAINING, VALIDATION, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 HEIGHTS = "viridis"
 
@@ -31,7 +31,7 @@ def error_curve(
     title: str = "",
     points: int = 400,
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The error over one number: for a linear unit and one example a parabola.
 
     Args:
@@ -71,7 +71,7 @@ def error_surface(
     title: str = "",
     points: int = 61,
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The error over two weights: for a linear unit a parabolic bowl.
 
     Args:
@@ -112,7 +112,7 @@ def loss_slice(
     title: str = "",
     points: int = 41,
     ax: Axes | None = None,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """The loss of a network on a plane through its parameters: loss(w + a d1 + b d2), with the path learning took.
 
     A path leaves the plane; drawn is the point of the plane nearest to each of its points, and the steps are to be read
@@ -252,7 +252,7 @@ def _landscape(
     labels: tuple[str, str],
     title: str,
     ax: Any,
-) -> Figure | SubFigure:
+) -> Figure | Any:
     """Heights on a grid, as a surface or as contour lines, and a path on it."""
     ax = new_axes(5.5, 4.5, projection="3d") if ax is None else ax
     if ax.name == "3d":

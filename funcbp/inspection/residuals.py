@@ -21,6 +21,7 @@ from ..autodiff.tape import Entry, SavedIndex
 from ..autodiff.transformations import Backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
+from ..jaxpr.types import Aval
 from ..remat.graph import bytes_of, kept_bytes
 from ..remat.machine import Machine, machine_here
 from ..remat.plan import Plan, plan_of_call
@@ -275,7 +276,8 @@ def _of_plan(
             entry, loop, _ = snapshots[v]
             why, reruns[entry.number] = f"the state before {loop.snapshots} of {loop.steps} steps", (eqn, snapshots[v])
         rules, again = tuple(wanted.get(v, ())), _again(v, maker, {*fates, *plan.hoisted}, machine)
-        yield Residual(name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, rules, inside, again)
+        aval: Aval = v.aval
+        yield Residual(name, line, aval.shape, str(aval.dtype), size, times, fate, why, rules, inside, again)
     for eqn, (entry, loop, step) in reruns.values():
         label = (
             f"loop of {'' if loop.condition is None else 'at most '}{loop.steps} steps with snapshots={loop.snapshots}"

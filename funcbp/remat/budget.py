@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..jaxpr.types import Var
 from ..rules.cost import is_repeatable, work
 from .cut import NEVER, narrowest
 from .graph import Graph, bytes_of, graph_of, kept_bytes, read_for
@@ -63,7 +63,7 @@ class Budget(Policy):
         given = f"bytes={self.bytes}" if self.bytes is not None else f"fraction={self.fraction}"
         return f"Budget({given})"
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         """Choose the least recomputation that fits, of a body that runs so many times."""
         graph = graph_of(forward, needed, available)
         if not graph.values:
@@ -85,7 +85,7 @@ class Budget(Policy):
         return [v for v in chosen if v in read]
 
 
-def cheapest(graph: Graph, costs: Sequence[float | None], limit: float) -> list[Any]:
+def cheapest(graph: Graph, costs: Sequence[float | None], limit: float) -> list[Var]:
     """Choose the values to save, of no more bytes than `limit`, for which what is recomputed costs least.
 
     The integer program, with available(v), repeated(e), kept(v) in {0, 1}:

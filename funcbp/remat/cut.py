@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ..jaxpr import Program, primitives
+from ..jaxpr.types import JaxprEqn, Var
 from ..rules.cost import is_cheap
 from .graph import Graph, graph_of, read_for
 from .machine import Machine
@@ -15,10 +15,10 @@ from .price import NEVER, price
 
 __all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted"]
 
-Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
+Choose = Callable[[Program, list[Var], set[Var]], list[Var]]
 
 
-def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
+def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Var]:
     """Choose the values to save for which bytes plus costs of what is recomputed are least.
 
     Flow comes from every maker's cost, without bound where it is not recomputed, and goes through the values it makes,
@@ -48,7 +48,7 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
     return [v for i in cut for v in graph.values[i]]
 
 
-def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+def minimum_cut(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
     """Choose the fewest bytes from which all that is needed can be recomputed cheaply.
 
     A step's inputs, and the results of contractions, loops, sorts and draws, are not recomputed: see `rules.cost`.
@@ -57,20 +57,20 @@ def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> lis
     return narrowest(graph, [0 if eqns and all(map(is_cheap, eqns)) else NEVER for eqns in graph.makers])
 
 
-def cheapest_cut(forward: Program, needed: list[Any], available: set[Any], machine: Machine) -> list[Any]:
+def cheapest_cut(forward: Program, needed: list[Var], available: set[Var], machine: Machine) -> list[Var]:
     """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time."""
     graph = graph_of(forward, needed, available)
     return narrowest(graph, [_together(eqns, machine) for eqns in graph.makers])
 
 
-def _together(eqns: Sequence[Any], machine: Machine) -> float | None:
+def _together(eqns: Sequence[JaxprEqn], machine: Machine) -> float | None:
     """Return the price of computing these equations again; an input of the body cannot be."""
     prices = [price(eqn, machine) for eqn in eqns]
     return NEVER if not prices or NEVER in prices else sum(prices)  # type: ignore[arg-type]
 
 
 def permitted(
-    saved: Callable[[Any], bool], cut: bool = True, offloaded: Callable[[Any], bool] = lambda eqn: False
+    saved: Callable[[JaxprEqn], bool], cut: bool = True, offloaded: Callable[[JaxprEqn], bool] = lambda eqn: False
 ) -> Choose:
     """Make a choice of those results that a `jax.checkpoint` policy approves of and that are needed.
 
@@ -82,12 +82,12 @@ def permitted(
         offloaded: whether the policy has the results wait in another memory; these are never recomputed either.
     """
 
-    def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+    def every(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
         approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
         read = read_for(forward, needed, approved)
         return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
 
-    def narrow(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+    def narrow(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
         graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}

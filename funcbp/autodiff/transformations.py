@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
-from ..jaxpr.types import P, PyTree, T, Value
-from ..remat.policies import policy_of
+from ..jaxpr.types import P, PyTree, T, Value, Var
+from ..remat.policies import Policy, policy_of
 from ..remat.regions import in_regions
 from ..rules.kinds import Rule
 from ..rules.options import Edit, Observer, Options
@@ -114,7 +114,7 @@ class Backward:
         rules: Mapping[Any, Rule] | Backward | None = None,
         edits: Mapping[str, Edit] | None = None,
         feedback: PyTree | None = None,
-        residuals: Any = "min_cut",
+        residuals: str | Policy | Callable[[jx.Program, list[Var], set[Var]], list[Var]] = "min_cut",
         balance: float | None = None,
         outside_loops: bool = False,
         on_missing: str = "error",
@@ -125,7 +125,7 @@ class Backward:
         for key, value in own.items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        arguments = dict(
+        arguments: dict[str, Any] = dict(
             rules=own,
             edits=dict(edits or {}),
             residuals=residuals,

@@ -58,7 +58,7 @@ class Region(NamedTuple):
     planned: bool
 
 
-def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[..., list[Any]]:
+def in_regions(f: Callable[..., Sequence[Value]], policy: Policy) -> Callable[..., list[Any]]:
     """Make the same function from arrays to a list of arrays, run region by region."""
 
     def run(*args: Value) -> list[Value]:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,15 @@ from ..autodiff.arguments import check_callable, holding_static
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward
+from ..cotangents import Cotangent
+from ..jaxpr.types import PyTree
 from ..rules.traits import Digits, traits_of
 from .named import by_name, entry_at, gradient_observed
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Errors", "Precision", "PrecisionOf", "precision"]
 
@@ -215,7 +220,7 @@ class Precision:
         numbers = ", ".join(f"{html.escape(k)} {v:.2g}" for k, v in errors.items())
         return f"<p>Relative errors: {numbers}</p><ol>{said}</ol><pre style='overflow:auto'>{table}</pre>"
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """The rows as a `pandas.DataFrame`: `Rounding`'s attributes; of the errors of all steps the largest, in ulps.
 
         Raises:
@@ -242,10 +247,10 @@ class NamedValues:
 
     everything: bool = False
 
-    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> PyTree:
         return outs[0] if primitive == "name" else None
 
-    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: PyTree, ct: Sequence[Cotangent]) -> PyTree:
         return (noted, ct[0]) if entry.primitive == "name" else None
 
 

@@ -7,7 +7,7 @@ import html
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ import numpy as np
 from ..autodiff.arguments import check_callable
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
-from ..jaxpr.types import PyTree, Value
+from ..jaxpr.types import P, PyTree, Value
 from ..rules.traits import Digits, traits_of
 from .ledger import Trace, trace
 from .rows import NO_DERIVATIVE, Row
 from .statistics import statistics
+
+Arrays = Trace | Mapping[str, Value]  # a side of a comparison that has been run
 
 __all__ = ["Difference", "Match", "diff"]
 
@@ -449,7 +451,7 @@ def _largest(apart: np.ndarray | None, noise: float, which: int) -> tuple[float 
     return float(np.max(apart, initial=0.0)), tuple(map(int, beyond[which])) if len(beyond) else ()
 
 
-def _as_trace(arrays: Mapping[str, Value]) -> Trace:
+def _as_trace(arrays: Mapping[str, Value] | Any) -> Trace:
     """Named arrays as a trace: each a value, or a pair of a value and its gradient, of which one may be None."""
     rows: list[Row] = []
     for name, given in arrays.items():
@@ -468,15 +470,31 @@ def _as_trace(arrays: Mapping[str, Value]) -> Trace:
     return Trace(None, [], rows, ())
 
 
+@overload
+def diff(f: Arrays, other: Arrays, *, ulps: float = 8.0) -> Difference: ...
+
+
+@overload
 def diff(
-    f: Any,
-    other: Any,
+    f: Callable[P, PyTree],
+    other: Callable[..., PyTree] | tuple[PyTree, ...],
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
     *,
     ulps: float = 8.0,
     backward: Backward | None = None,
-) -> Any:
+) -> Callable[P, Difference]: ...
+
+
+def diff(
+    f: Arrays | Callable[..., PyTree],
+    other: Arrays | Callable[..., PyTree] | tuple[PyTree, ...],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    ulps: float = 8.0,
+    backward: Backward | None = None,
+) -> Difference | Callable[..., Difference]:
     """Find where two runs part: the first value, and going back the first cotangent, that differ beyond rounding.
 
     Equations are matched by name, by scope, operation and shape, and by their order, as far as both sides have them;

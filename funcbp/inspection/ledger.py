@@ -53,7 +53,7 @@ class Trace:
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Row | Any:
         """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
         Of a name that several values bear, a tuple; of a slice, a trace of these rows.

@@ -118,7 +118,7 @@ def cotangents(
     observing = (backward or Backward()).observing(observer=Named(wanted, reduce))
 
     @functools.wraps(f)
-    def observed(*args: PyTree, **kwargs: PyTree) -> tuple[Any, Any, dict[str, Any]]:
+    def observed(*args: PyTree, **kwargs: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         value, grads, tape, seen = gradient_observed(observing, f, argnums, has_aux, args, kwargs)
         check_names(wanted or (), tape, "cotangents(names=...) has")
         return value, grads, by_name(tape, seen)

@@ -275,7 +275,7 @@ class Backward:
         reduce_axes: Sequence[Hashable] = (),
         saveable_args: PyTree = True,
         in_nzs: PyTree | None = None,
-    ) -> Any: ...
+    ) -> tuple[Any, ...]: ...
 
     def vjp(
         self,
@@ -285,7 +285,7 @@ class Backward:
         reduce_axes: Sequence[Hashable] = (),
         saveable_args: PyTree = True,
         in_nzs: PyTree | None = None,
-    ) -> Any:
+    ) -> tuple[PyTree, ...]:
         """Compute the value of `fun` and its pullback, as `jax.vjp`.
 
         Args:

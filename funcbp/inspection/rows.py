@@ -71,7 +71,7 @@ class Row:
     taken: bool = True
     reached: bool = True
     dead: bool = False
-    steps: Any = None
+    steps: np.ndarray | None = None
     loops: int = 0
     types: tuple[Aval, ...] = ()
     inputs: tuple[int | None, ...] = ()

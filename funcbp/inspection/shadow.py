@@ -96,7 +96,7 @@ class Rounding:
         """One ulp of 1 in the result's type, by which errors are given in ulps."""
         return float(jnp.finfo(self.dtype).eps)
 
-    def ulps(self, errors: float | Sequence[float]) -> Any:
+    def ulps(self, errors: float | Sequence[float]) -> np.ndarray | Any:
         """Express relative errors in ulps of the result's type."""
         return np.asarray(errors) / self.unit
 

@@ -16,7 +16,6 @@ from ..outline import FACTOR, MARKS, Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 from ..statistics import Statistics
 from .graph import size_of_graph, to_svg
-from .ledger import Trace
 from .table import headline, short_type, summary
 
 __all__ = ["document", "file_beside", "page", "script_with"]
@@ -24,7 +23,7 @@ __all__ = ["document", "file_beside", "page", "script_with"]
 LARGEST_GRAPH = 40  # boxes; a larger one is no picture any more
 
 
-def page(value: Trace, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
+def page(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The page as a part of another one, such as a notebook: the two passes side by side, the graph if it is small.
 
     Where scripts do not run, the summary by scope is there as text.
@@ -32,14 +31,14 @@ def page(value: Trace, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     return _fragment(value, inputs, rows, "")
 
 
-def document(value: Trace, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
+def document(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The page as a file."""
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Both passes</title>'
     head += '<meta name="viewport" content="width=device-width,initial-scale=1">'
     return f"{head}<body style='margin:0'>{_fragment(value, inputs, rows, ' whole')}</body></html>"
 
 
-def _fragment(value: Trace, inputs: Sequence[Row], rows: Sequence[Row], whole: str) -> str:
+def _fragment(value: Value, inputs: Sequence[Row], rows: Sequence[Row], whole: str) -> str:
     found = outline(inputs, rows)
     title = headline(value, inputs, rows, found)
     graph = ""

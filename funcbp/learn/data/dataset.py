@@ -32,10 +32,10 @@ class Scaling(NamedTuple):
     shift: ArrayLike
     scale: ArrayLike
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: np.ndarray | Any) -> np.ndarray | Any:
         return (x - self.shift) / self.scale
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: np.ndarray | Any) -> np.ndarray | Any:
         """The values before scaling."""
         return x * self.scale + self.shift
 

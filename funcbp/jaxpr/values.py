@@ -110,7 +110,7 @@ class _Perturbed(JVPTracer):
         self.tangent = None
 
 
-def perturbed_mark() -> JVPTracer:
+def perturbed_mark() -> core.Tracer:
     """What `jax.closure_convert` and its like look for among the contents of a tracer."""
     return _Perturbed()
 

@@ -89,7 +89,7 @@ def measure(task: MapTask, weights: PyTree, seed: int) -> Measured:
     )
 
 
-def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _angle(a: np.ndarray | jax.Array, b: np.ndarray | jax.Array) -> np.ndarray:
     cosine = np.sum(a * b, -2) / (np.linalg.norm(a, axis=-2) * np.linalg.norm(b, axis=-2))
     return np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean(-1)
 

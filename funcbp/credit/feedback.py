@@ -212,9 +212,9 @@ def weight_mirror(
 
     Args:
         layer: `layer(w, noise)`, linear in both: a dense layer or a convolution, without its bias.
-        w: the weights, an array.
+        w: the weights, an array: of a dense layer, shape (in, out).
         b: their feedback weights, an array of the same shape.
-        noise: a batch of ξ, with mean zero; its leading axis has size N.
+        noise: a batch of ξ, with mean zero, shape (N, ...), of the dtype of `w`.
         rate: η.
         decay: λ.
 

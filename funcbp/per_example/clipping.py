@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
@@ -32,8 +31,8 @@ class Clipping(NamedTuple):
     """
 
     losses: Array
-    norms: jax.Array
-    scales: jax.Array
+    norms: PyTree
+    scales: PyTree
     clipped: Array
 
 
@@ -134,7 +133,7 @@ def weighted_grad(
 
 def clipped_grad(
     loss: Loss,
-    max_norm: ArrayLike,
+    max_norm: PyTree,
     *,
     per_leaf: bool = False,
     divide_by: float | None = None,

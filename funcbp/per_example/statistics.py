@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 class NoiseScale(NamedTuple):
-    """The simple noise scale, tr Σ / ‖G‖², and the two estimates that it is the quotient of."""
+    """The simple noise scale, tr Σ / ‖G‖², and the two estimates that it is the quotient of: scalars."""
 
     scale: Array
     trace: Array

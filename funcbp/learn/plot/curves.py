@@ -57,7 +57,7 @@ def learning_curves(
 
 
 def curves(
-    runs: Mapping[str, ArrayLike | Sequence[ArrayLike]],
+    runs: Mapping[str, ArrayLike],
     xlabel: str = "epoch",
     ylabel: str = "loss",
     title: str = "",

@@ -35,7 +35,8 @@ def network(
     Args:
         params: the layers in their order, as a dict or a sequence; a layer is a dict with a `kernel` of shape (in, out)
             and perhaps a `bias` of shape (out,), or a kernel alone.
-        values: an array per layer, inputs first, to write into the units, such as their outputs or their deltas.
+        values: an array per layer, shape (units,), inputs first, to write into the units, such as their outputs or
+            their deltas.
         title: what to write above.
         ax: axes to draw on.
 

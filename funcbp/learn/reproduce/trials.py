@@ -20,7 +20,7 @@ from ..train import stopping
 
 
 class Outcome(NamedTuple):
-    """How trials ended, one entry per trial.
+    """How trials ended, one entry per trial: arrays of shape (trials,).
 
     Attributes:
         solved: whether the criterion was met.

@@ -139,7 +139,7 @@ def reduce_window_sum_back(
     )
 
 
-def pooling_bwd(better: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., list[Cotangent]]:
+def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
     """The backward rule of pooling by maximum or minimum; `better` is the comparison that picks the winner."""
 
     def reduce_window_extremum_bwd(

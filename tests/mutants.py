@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("rules/kinds.py", "return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]", "return [ct[0], *(None for _ in entry.types[1:])]", "per_example autodiff"),
     Mutant("autodiff/fitting.py", "if fit.peak <= limit:", "if fit.peak <= 2 * limit:", "remat/test_budget.py"),
     Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
-    Mutant("remat/graph.py", "return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)", "return bytes_of(variables)", "remat"),
+    Mutant("remat/graph.py", "return sum(jx.aval_of(v.aval).size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)", "return bytes_of(variables)", "remat"),
     Mutant("remat/hoisting.py", "if isinstance(steps, int) and steps <= 1 else", "if False else", "remat/test_hoisting.py"),
     Mutant("remat/plan.py", "if not eqn.effects and all(jx.is_literal(v) or v in known", "if not eqn.effects and any(jx.is_literal(v) or v in known", "remat"),
     Mutant("remat/sinking.py", "return constant >= self.at_least and constant >= self.times * stacked", "return False", "remat/test_sinking.py"),

@@ -72,9 +72,7 @@ def test_the_documents_have_programs_and_commands():
 def test_the_readme_shows_the_backward_pass_as_it_is():
     (shown,) = re.findall(r"```python\n(def backward_pass.*?)```", README, re.DOTALL)
     source = (ROOT / "funcbp" / "autodiff/backward_pass.py").read_text()
-    unannotated = re.sub(
-        r"def backward_pass\(.*?\) -> list\[Any\]:", "def backward_pass(state, tape, saved, ct_out):", source
-    )
+    unannotated = re.sub(r"def backward_pass\([^)]*\) -> .*:", "def backward_pass(state, tape, saved, ct_out):", source)
     assert shown.strip() in unannotated
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
+from ..cotangents import Cotangent, Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
+from ..jaxpr.types import Aval, Value
 
 __all__ = ["accumulated", "check_accumulator", "handed_out"]
 
 
-def handed_out(ct: Any, primal: Any) -> Any:
+def handed_out(ct: Cotangent, primal: Aval) -> Value:
     """Return a cotangent as the caller gets it, with the weakness of its primal."""
     if jx.is_reference(primal):
         raise ValueError(
@@ -24,7 +23,7 @@ def handed_out(ct: Any, primal: Any) -> Any:
     return weak_as(instantiate(ct, primal), primal) if ct is Zero else materialize(ct)
 
 
-def check_accumulator(accumulator: Any, primal: Any) -> None:
+def check_accumulator(accumulator: Value, primal: Aval) -> None:
     """Check that the cotangent of a primal of this type can go where it is to go.
 
     Raises:
@@ -45,7 +44,7 @@ def check_accumulator(accumulator: Any, primal: Any) -> None:
         )
 
 
-def accumulated(accumulator: Any, ct: Any, primal: Any) -> Any:
+def accumulated(accumulator: Value, ct: Cotangent, primal: Aval) -> Value:
     """Add a cotangent into a reference, if that is one, and return what stands in its place."""
     if isinstance(accumulator, jx.DontWant):
         return jx.DidntWant()
@@ -56,6 +55,6 @@ def accumulated(accumulator: Any, ct: Any, primal: Any) -> Any:
     return jx.GradRef()
 
 
-def is_accumulator(x: Any) -> bool:
+def is_accumulator(x: object) -> bool:
     """Tell whether this is a reference, to add into."""
     return isinstance(x, jax.Ref)

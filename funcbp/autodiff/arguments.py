@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable, is_inexact
+from ..jaxpr.types import Aval, PyTree, T, Value
 
 __all__ = [
     "ArgnumsError",
@@ -39,14 +41,14 @@ __all__ = [
 ]
 
 
-def name_of(f: Any) -> str:
+def name_of(f: object) -> str:
     return getattr(f, "__name__", repr(f))
 
 
 ARGUMENTS_COME_SECOND = "The arguments of f go to the function that is returned: bp.grad(f)(*args), bp.trace(f)(*args)."
 
 
-def check_callable(f: Any, argnums: Any = None, has_aux: Any = False) -> None:
+def check_callable(f: object, argnums: Any = None, has_aux: object = False) -> None:
     """Refuse what is no function, and arguments of the function in the place of options."""
     if not callable(f):
         raise TypeError(f"Expected a function to differentiate, got {f!r} of type {type(f).__name__}.")
@@ -63,7 +65,7 @@ PARTITION = (
 )
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
     """Tell whether this is an array or a number to JAX."""
     try:
         jax.typeof(x)
@@ -72,7 +74,7 @@ def is_array(x: Any) -> bool:
     return True
 
 
-def checked(x: Any) -> Any:
+def checked(x: Value) -> Value:
     if not is_array(x):
         raise TypeError(
             f"Argument {str(x)!r} of type {type(x)} is not a valid JAX type; arrays and numbers are. {PARTITION}"
@@ -80,7 +82,7 @@ def checked(x: Any) -> Any:
     return x
 
 
-def flags_of(flags: Any, tree: Any, name: str) -> list[bool]:
+def flags_of(flags: PyTree, tree: PyTreeDef, name: str) -> list[bool]:
     """Read a bool for each leaf of a tree: one for all, or containers of them that are its own as far as they go.
 
     Containers are compared by their numbers of children, so that a tuple may stand for any of them.
@@ -96,7 +98,7 @@ def flags_of(flags: Any, tree: Any, name: str) -> list[bool]:
     return [b for part, child in zip(parts, children, strict=True) for b in flags_of(part, child, name)]
 
 
-def checked_arrays(tree: Any) -> Any:
+def checked_arrays(tree: T) -> T:
     """Refuse a pytree with leaves that are neither arrays nor numbers, nor types in their place; return any other."""
     for x in jax.tree.leaves(tree):
         if not isinstance(x, jax.ShapeDtypeStruct):
@@ -104,7 +106,7 @@ def checked_arrays(tree: Any) -> Any:
     return tree
 
 
-def as_value(x: Any) -> Any:
+def as_value(x: Value) -> Value:
     """Read a primal: as an array, or, where it cannot be differentiated, as JAX hands it on; that may be a number."""
     if isinstance(x, (jax.Array, jax.Ref)):
         return x
@@ -128,7 +130,7 @@ def indices_of(argnums: Any) -> int | tuple[int, ...]:
         raise TypeError(f"{said} {ARGUMENTS_COME_SECOND}") from None
 
 
-def check_axes(reduce_axes: Sequence[Any]) -> None:
+def check_axes(reduce_axes: Sequence[Hashable]) -> None:
     """Refuse what JAX has given up, and still takes empty."""
     if reduce_axes:
         raise NotImplementedError(
@@ -136,7 +138,7 @@ def check_axes(reduce_axes: Sequence[Any]) -> None:
         )
 
 
-def numbers_of(f: Callable[..., Any], argnums: int | Sequence[int], count: int) -> list[int]:
+def numbers_of(f: Callable[..., PyTree], argnums: int | Sequence[int], count: int) -> list[int]:
     """List the numbers of the arguments that `argnums` asks for, of the `count` with which `f` was called."""
     indices = indices_of(argnums)
     numbers = [indices] if isinstance(indices, int) else list(indices)
@@ -155,12 +157,12 @@ def numbers_of(f: Callable[..., Any], argnums: int | Sequence[int], count: int) 
 
 
 def split_arguments(
-    f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    f: Callable[..., PyTree], argnums: int | Sequence[int], args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> tuple[Callable[..., PyTree], tuple[PyTree, ...]]:
     """Return `f` as a function of the arguments chosen by `argnums` alone, and those arguments."""
     numbers = numbers_of(f, argnums, len(args))
 
-    def partial(*chosen: Any) -> Any:
+    def partial(*chosen: PyTree) -> PyTree:
         full = list(args)
         for i, x in zip(numbers, chosen, strict=True):
             full[i] = x
@@ -170,8 +172,8 @@ def split_arguments(
 
 
 def holding_static(
-    partial: Callable[..., Any], chosen: tuple[Any, ...], keep: Callable[[Any], bool] = is_array
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    partial: Callable[..., PyTree], chosen: tuple[PyTree, ...], keep: Callable[[object], bool] = is_array
+) -> tuple[Callable[..., PyTree], tuple[PyTree, ...]]:
     """Make it a function of the arrays in its arguments alone, and return these: other leaves are held, and None here.
 
     What only looks takes any model as it is, such as an Equinox module with its activation functions.
@@ -179,7 +181,7 @@ def holding_static(
     leaves, tree = jax.tree.flatten(chosen)
     arrays = [keep(x) for x in leaves]
 
-    def of_arrays(*given: Any) -> Any:
+    def of_arrays(*given: PyTree) -> PyTree:
         values = iter(jax.tree.leaves(given))
         return partial(
             *jax.tree.unflatten(tree, [next(values) if a else x for a, x in zip(arrays, leaves, strict=True)])
@@ -188,7 +190,7 @@ def holding_static(
     return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
 
 
-def parameters_first(f: Callable[..., Any], argnums: int) -> Callable[..., Any]:
+def parameters_first(f: Callable[..., PyTree], argnums: int) -> Callable[..., PyTree]:
     """Swap the first two arguments of `f`, the parameters and the data, if the parameters are the second."""
     if not isinstance(argnums, int):
         raise TypeError(
@@ -204,30 +206,30 @@ def parameters_first(f: Callable[..., Any], argnums: int) -> Callable[..., Any]:
         return f
 
     @functools.wraps(f)
-    def swapped(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+    def swapped(first: PyTree, second: PyTree, *args: PyTree, **kwargs: PyTree) -> PyTree:
         return f(second, first, *args, **kwargs)
 
     return swapped
 
 
-def without_aux(f: Callable[..., Any]) -> Callable[..., Any]:
+def without_aux(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Leave out the auxiliary data that `f` returns beside its output."""
 
     @functools.wraps(f)
-    def output(*args: Any, **kwargs: Any) -> Any:
+    def output(*args: PyTree, **kwargs: PyTree) -> PyTree:
         return divided(f, f(*args, **kwargs))[0]
 
     return output
 
 
-def divided(f: Callable[..., Any], out: Any) -> tuple[Any, Any]:
+def divided(f: Callable[..., PyTree], out: PyTree) -> tuple[PyTree, PyTree]:
     """Divide what `f` returned with `has_aux`: its output, and the auxiliary data."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise TypeError(f"With has_aux=True, {name_of(f)} must return a two-element tuple (output, aux).")
     return out[0], out[1]
 
 
-def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
+def check_input(x: Value, holomorphic: bool, allow_int: bool, what: str) -> None:
     dtype = jx.type_of(checked(x)).dtype
     if jx.is_reference(x):
         raise TypeError(
@@ -248,7 +250,7 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
         )
 
 
-def check_scalar(value: Any, holomorphic: bool) -> None:
+def check_scalar(value: Value, holomorphic: bool) -> None:
     if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
     aval = jax.typeof(value)
@@ -257,7 +259,7 @@ def check_scalar(value: Any, holomorphic: bool) -> None:
     check_output(value, holomorphic, "grad")
 
 
-def check_output(y: Any, holomorphic: bool, what: str) -> None:
+def check_output(y: Value, holomorphic: bool, what: str) -> None:
     dtype = jax.typeof(y).dtype
     if holomorphic:
         if not jax.dtypes.issubdtype(dtype, np.complexfloating):
@@ -273,7 +275,7 @@ def check_output(y: Any, holomorphic: bool, what: str) -> None:
         )
 
 
-def checked_ct(ct: Any, aval: Any) -> Any:
+def checked_ct(ct: Value, aval: Aval) -> Value:
     if not is_differentiable(aval):
         if getattr(ct, "dtype", None) != jax.dtypes.float0 or np.shape(ct) != aval.shape:
             kind = f"{type(ct).__name__} {ct!r}" if not hasattr(ct, "dtype") else f"{ct.dtype}{list(np.shape(ct))}"

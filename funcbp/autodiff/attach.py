@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable, materialize
+from ..jaxpr.types import AnyJaxpr, P, PyTree, T, Value
+from .pullback import Pullback
 
 __all__ = ["attached"]
 
 
-def attached(f: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> Callable[P, T]:
     """Return `f`, whose derivative is by `vjp`: see `Backward.attach`."""
 
     @functools.wraps(f)
-    def carrying(*args: Any, **kwargs: Any) -> Any:
+    def carrying(*args: PyTree, **kwargs: PyTree) -> PyTree:
         leaves, tree = jax.tree.flatten((args, kwargs))
         arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
 
-        def of_arrays(*xs: Any) -> Any:
+        def of_arrays(*xs: PyTree) -> PyTree:
             full = list(leaves)
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
@@ -40,15 +41,15 @@ def attached(f: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., An
     return carrying
 
 
-def _carrier(program: Any, vjp: Callable[..., Any]) -> Callable[..., list[Any]]:
+def _carrier(program: AnyJaxpr, vjp: Callable[..., tuple[PyTree, Pullback]]) -> Callable[..., list[Value]]:
     """Return a program as a function whose derivative is by `vjp`."""
     run = jx.as_function(program)
     carrier = jax.custom_vjp(run)
 
-    def forward(*primals: Any) -> tuple[list[Any], Any]:
+    def forward(*primals: PyTree) -> tuple[list[Value], Pullback]:
         return vjp(run, *(p.value for p in primals), in_nzs=tuple(p.perturbed for p in primals))
 
-    def backward(pullback: Any, cts: Sequence[Any]) -> tuple[Any, ...]:
+    def backward(pullback: Pullback, cts: Sequence[Value]) -> tuple[Value, ...]:
         is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or not is_differentiable(jax.typeof(c))
         back, _ = pullback.flat([Zero if is_zero(c) else c for c in cts])
         return tuple(None if c is Zero else materialize(c) for c in back)

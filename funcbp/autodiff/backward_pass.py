@@ -11,21 +11,25 @@ found: it edits the cotangents of named values, and shows the entries to an obse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangents, Factored, Zero, is_differentiable, materialize
+from ..cotangents import Cotangent, Cotangents, Factored, Zero, is_differentiable, materialize
+from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import OuterNames
-from ..rules.options import Options
+from ..rules.options import Edit, Options
 from .tape import Entry, Tape
 
 __all__ = ["BackwardState", "apply_rule", "backward_pass", "check_names", "listed", "names_in"]
 
 
-def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out: Sequence[Any]) -> list[Any]:
+def backward_pass(
+    state: BackwardState, tape: Tape, saved: Sequence[Value], ct_out: Sequence[Cotangent]
+) -> list[Cotangent]:
     """Go from the cotangents of the tape's outputs to those of its inputs: through the tape, last entry first."""
     cts = Cotangents()
     cts.add(tape.outputs, ct_out)
@@ -36,7 +40,7 @@ def backward_pass(state: BackwardState, tape: Tape, saved: Sequence[Any], ct_out
     return cts.read(tape.inputs)
 
 
-def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: list[Any]) -> Sequence[Any]:
+def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: list[Cotangent]) -> Sequence[Cotangent]:
     """Return the cotangents of an entry's primals, by its rule."""
     rule, (res, noted) = entry.rule, entry.residuals(saved)
     try:
@@ -56,7 +60,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
         raise
 
 
-def _checked(i: int, ct: Any, x: Any) -> Any:
+def _checked(i: int, ct: Cotangent, x: Aval) -> Cotangent:
     """Check that a rule's cotangent has the type of its primal, x; what is the same on all devices may stand for it."""
     if ct is None or ct is Zero:
         return ct
@@ -74,7 +78,7 @@ def _checked(i: int, ct: Any, x: Any) -> Any:
     return jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got)))
 
 
-Results = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[str, Any]]
+Results = tuple[dict[str, jax.Array], dict[tuple[int, ...], PyTree], dict[str, PyTree]]
 
 
 class BackwardState:
@@ -88,15 +92,15 @@ class BackwardState:
         logs: what custom backward rules have logged, by name; a loop's are stacked over its steps.
     """
 
-    def __init__(self, options: Options, named: Mapping[str, Any] | None = None):
+    def __init__(self, options: Options, named: Mapping[str, jax.Array] | None = None):
         self.options = options
         self.named = None if named is None else dict(named)
-        self.observed: dict[tuple[int, ...], Any] = {}
-        self.logs: dict[str, Any] = {}
-        self._new: dict[str, Any] = {}
+        self.observed: dict[tuple[int, ...], PyTree] = {}
+        self.logs: dict[str, PyTree] = {}
+        self._new: dict[str, jax.Array] = {}
         self._at = -1
 
-    def observe_and_edit(self, entry: Entry, noted: Any, ct: list[Any]) -> list[Any]:
+    def observe_and_edit(self, entry: Entry, noted: PyTree, ct: list[Cotangent]) -> list[Cotangent]:
         """Note an entry's cotangents where they are asked for, and edit them."""
         edits, observer = self.options.edits, self.options.observer
         if edits and entry.primitive == "name" and self.named is not None and ct[0] is not Zero:
@@ -115,7 +119,7 @@ class BackwardState:
         """Whether the observer also sees the entries that no cotangent comes back to."""
         return self.options.observer is not None and self.options.observer.everything
 
-    def inside(self, entry: Any) -> BackwardState:
+    def inside(self, entry: Entry) -> BackwardState:
         """Move the state to an entry that has programs of its own inside."""
         self._at = entry.number
         return self
@@ -128,11 +132,11 @@ class BackwardState:
         return tuple((name, jx.type_of(ct)) for name, ct in self.named.items())
 
     @property
-    def outer_cotangents(self) -> list[Any]:
+    def outer_cotangents(self) -> list[jax.Array]:
         """The cotangents that `outer_names` speaks of."""
         return [] if self.outer_names is None else list((self.named or {}).values())
 
-    def log(self, logs: Mapping[str, Any] | None) -> None:
+    def log(self, logs: Mapping[str, PyTree] | None) -> None:
         """Take what a rule logs.
 
         Raises:
@@ -158,9 +162,7 @@ class BackwardState:
         self.observed |= {(self._at, *where): seen for where, seen in observed.items()}
 
 
-def edited(
-    edit: Callable[[Any, Mapping[str, Any]], Any], name: str, ct: Any, named: Mapping[str, Any], aval: Any
-) -> Any:
+def edited(edit: Edit, name: str, ct: jax.Array, named: Mapping[str, jax.Array], aval: Aval) -> jax.Array:
     """Replace the cotangent of a named value by what the user's function makes of it."""
     out = jnp.asarray(edit(ct, Passed(named)))
     if out.shape != aval.shape or out.dtype != aval.dtype:
@@ -173,7 +175,7 @@ def edited(
 class Passed(dict[str, Any]):
     """The cotangents of the names that the backward pass has passed."""
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> jax.Array:
         raise KeyError(f"The backward pass has not passed the name {name!r}; by then it had passed {listed(self)}.")
 
 

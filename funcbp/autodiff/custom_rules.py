@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, is_differentiable
+from ..cotangents import Cotangent, Zero, is_differentiable
+from ..jaxpr.types import Primitive, PyTree, Value, WrappedFun
 from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
@@ -25,23 +26,30 @@ class CallRecorder(Recorder, Protocol):
 
     @property
     def in_tangent_rule(self) -> bool: ...
-    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation: ...
-    def above(self) -> AbstractContextManager[Any]: ...
-    def mine(self, x: Any) -> bool: ...
-    def value(self, x: Any) -> Any: ...
-    def read_back(self, x: Any) -> Any: ...
-    def new(self, value: Any) -> Any: ...
+    def operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Operation: ...
+    def above(self) -> AbstractContextManager[object]: ...
+    def mine(self, x: Value) -> bool: ...
+    def value(self, x: Value) -> Value: ...
+    def read_back(self, x: Value) -> Value: ...
+    def new(self, value: Value) -> Value: ...
     def tangent_rule(self) -> AbstractContextManager[None]: ...
-    def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
-    def look_at(self, operation: Operation, outs: Any) -> None: ...
+    def carried(
+        self, name: str, operation: Operation, outs: Sequence[Value], tangents: Sequence[Value]
+    ) -> list[Value]: ...
+    def look_at(self, operation: Operation, outs: Value) -> None: ...
     def write_entry(
-        self, rule: Rule, operation: Operation, outs: Sequence[Any], res: Any, several: bool, name: str
+        self, rule: Rule, operation: Operation, outs: Sequence[Value], res: PyTree, several: bool, name: str
     ) -> None: ...
 
 
 def record_custom_jvp(
-    trace: CallRecorder, primitive: Any, fun: Any, jvp: Any, tracers: Sequence[Any], symbolic_zeros: bool
-) -> list[Any]:
+    trace: CallRecorder,
+    primitive: Primitive,
+    fun: WrappedFun,
+    jvp: WrappedFun,
+    tracers: Sequence[Value],
+    symbolic_zeros: bool,
+) -> list[Value]:
     """Record the function's own tangent rule, which is linear in the tangents; it is transposed with the rest.
 
     A tangent carries its primal's index, and what comes out carries the output's. Its value is of no consequence, the
@@ -88,14 +96,14 @@ def record_custom_jvp(
 
 def record_custom_vjp(
     trace: CallRecorder,
-    primitive: Any,
-    fun: Any,
-    fwd: Any,
-    bwd: Any,
-    tracers: Sequence[Any],
+    primitive: Primitive,
+    fun: WrappedFun,
+    fwd: WrappedFun,
+    bwd: WrappedFun,
+    tracers: Sequence[Value],
     out_trees: Any,
     symbolic_zeros: bool,
-) -> list[Any]:
+) -> list[Value]:
     """Run the function's own `fwd` now; its own `bwd` is the entry's rule."""
     has_cells = any(cell_of(trace, t) is not None for t in tracers)
     operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
@@ -130,7 +138,9 @@ def record_custom_vjp(
         res = [jx.as_residual(trace.read_back(x)) for x in res]
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
 
-    def custom_vjp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> tuple[list[Any], Any]:
+    def custom_vjp_bwd(
+        res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool]
+    ) -> tuple[list[Cotangent], dict[str, PyTree] | None]:
         """Call the backward rule that the user gave to `jax.custom_vjp`."""
         return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, in_types, symbolic_zeros)
 
@@ -139,14 +149,14 @@ def record_custom_vjp(
     return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
 
 
-def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:
+def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Value]:
     """Run a call that no perturbed value enters."""
     outs = trace.run(operation._replace(params=subfuns))
     trace.look_at(operation, outs)
     return outs
 
 
-def _by_another_rule(trace: CallRecorder, rule: Rule, fun: Any, operation: Operation) -> list[Any]:
+def _by_another_rule(trace: CallRecorder, rule: Rule, fun: WrappedFun, operation: Operation) -> list[Value]:
     """Record a function with a derivative of its own by the rule that an option gives it instead."""
     values = operation.values
     with trace.below():
@@ -162,8 +172,8 @@ def _by_another_rule(trace: CallRecorder, rule: Rule, fun: Any, operation: Opera
 
 
 def _write(
-    trace: CallRecorder, rule: Rule, operation: Operation, name: str, outs: Sequence[Any], res: Any, several: bool
-) -> list[Any]:
+    trace: CallRecorder, rule: Rule, operation: Operation, name: str, outs: Sequence[Value], res: PyTree, several: bool
+) -> list[Value]:
     wrapped = [trace.new(o) if is_differentiable(o) else o for o in outs]
     trace.write_entry(rule, operation, wrapped, res, several, name)
     return wrapped

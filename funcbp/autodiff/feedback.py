@@ -16,10 +16,11 @@ it goes as one more operand (`rules.kinds.ControlRule`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import jaxpr as jx
 from ..cotangents import Moves
+from ..jaxpr.types import Value
 from ..rules.contract import EscapedMarkError
 from ..rules.kinds import Operation, Recorder
 from ..rules.traits import traits_of
@@ -33,7 +34,7 @@ class Lost(NamedTuple):
     where: str
 
 
-def read_backward(operation: Operation) -> Sequence[Any]:
+def read_backward(operation: Operation) -> Sequence[Value]:
     """Return what an operation's rule reads of its operands: of a factor that has a feedback weight, that weight."""
     values, weights = operation.values, operation.feedback
     bilinear = traits_of(operation.primitive).linear == (0, 1)
@@ -57,14 +58,14 @@ def refuse_lost(operation: Operation, lost: Sequence[Lost | None]) -> None:
             )
 
 
-def refuse_escape(out: Any) -> None:
+def refuse_escape(out: object) -> None:
     """Refuse a marked value that comes out of a branch, loop or region: outside it has no feedback weight any more."""
     weight = getattr(out, "feedback", None)
     if weight is not None and type(weight) is not Lost:
         raise EscapedMarkError
 
 
-def feedback_through(trace: Recorder, operation: Operation, outs: Any, lost: Sequence[Lost | None]) -> Any:
+def feedback_through(trace: Recorder, operation: Operation, outs: Value, lost: Sequence[Lost | None]) -> Value:
     """Give the outputs of an operation feedback weights where it only moved or scaled what has one."""
     if operation.feedback is None:
         return outs
@@ -87,7 +88,7 @@ def feedback_through(trace: Recorder, operation: Operation, outs: Any, lost: Seq
     return [trace.with_feedback(o, w) for o, w in zip(outs, weights, strict=True)]
 
 
-def _follows(operation: Operation, here: Sequence[bool], outs: Any) -> bool:
+def _follows(operation: Operation, here: Sequence[bool], outs: Value) -> bool:
     """Whether a mark on these operands would go through a plain operation of one output."""
     return not operation.primitive.multiple_results and _passes(operation, here, [jx.type_of(outs).shape])
 
@@ -117,7 +118,7 @@ def _loses(operation: Operation) -> bool:
     return looked_up or (traits.writes and any(unmarked))
 
 
-def _weights_of(operation: Operation, weights: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
+def _weights_of(operation: Operation, weights: Sequence[Value | None], shapes: Sequence[tuple[int, ...]]) -> Value:
     """Compute the feedback weights of an operation's outputs (one, or a list); None where none goes through it.
 
     Joined or selected with a perturbed value that has none, a feedback weight ends: the result is an activation. So it

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name as _checkpoint_name
+from jax.tree_util import KeyPath
 
 from ..jaxpr import feedback_p
+from ..jaxpr.types import PyTree, T, Value
 
 __all__ = ["feedback", "name"]
 
 
-def name(x: Any, name: str) -> Any:
+def name(x: T, name: str) -> T:
     """Name a value, for `funcbp.cotangents`, `funcbp.trace` and `Backward(edits=...)`.
 
     It is JAX's `checkpoint_name`, so policies of `jax.checkpoint` see the same names.
@@ -33,7 +33,7 @@ def name(x: Any, name: str) -> Any:
     return _checkpoint_name(x, name)
 
 
-def feedback(w: Any, b: Any) -> Any:
+def feedback(w: T, b: PyTree) -> T:
     """Use w going forward and b going backward: whatever consumes w propagates its delta through b.
 
     Where w is a factor of a product, z = x w, the cotangents are x̄ = z̄ b' and w̄ = x' z̄: the gradient goes to w, and
@@ -69,7 +69,7 @@ def feedback(w: Any, b: Any) -> Any:
         backpropagation for deep learning" (2016).
     """
 
-    def mark(path: Any, weight: Any, value: Any) -> Any:
+    def mark(path: KeyPath, weight: Value, value: Value) -> Value:
         if weight is None or value is None:
             return value
         got, wanted = jax.numpy.shape(weight), jax.numpy.shape(value)

@@ -9,6 +9,8 @@ from jax._src import core
 
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
+from ..jaxpr.sources import Source
+from ..jaxpr.types import Primitive, Value, WrappedFun
 from ..rules.options import Options
 from .recording import RecordingTrace
 
@@ -22,10 +24,10 @@ class Equation(NamedTuple):
 
     primitive: str
     params: dict[str, Any]
-    apply: Callable[..., list[Any]]
-    values: tuple[Any, ...]
+    apply: Callable[..., list[Value]]
+    values: tuple[Value, ...]
     perturbed: tuple[bool, ...]
-    source: Any
+    source: Source
 
     @property
     def inside(self) -> jx.Inside:
@@ -46,7 +48,7 @@ class ObservingTrace(RecordingTrace):
         self.equations: list[Equation] = []
         self.calls: list[Any] = []  # where the calls that we are in were written
 
-    def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+    def process_operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Value:
         values, indices = self.unwrap(tracers)
         if jx.Inside.of(params, tuple(map(core.typeof, values))).kind & ENTERS:
             self.calls.append(jx.current_source())
@@ -63,19 +65,27 @@ class ObservingTrace(RecordingTrace):
         wrapped = self.observed(primitive.name, params, apply, values, indices, outs if several else [outs])
         return wrapped if several else wrapped[0]
 
-    def observed(self, name: str, params: Any, apply: Any, values: Any, indices: Any, outs: Any) -> list[Any]:
+    def observed(
+        self,
+        name: str,
+        params: dict[str, Any],
+        apply: Callable[..., list[Value]],
+        values: Sequence[Value],
+        indices: Sequence[int | None],
+        outs: Sequence[Value],
+    ) -> list[Value]:
         written = (jx.current_source(), *reversed(self.calls))  # inside of JAX's own functions, where they were called
         source = max(written, key=jx.nearness)
         perturbed = tuple(index is not None for index in indices)
         self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
-    def custom_call(self, primitive: Any, tracers: Any, subfuns: dict[str, Any]) -> list[Any]:
+    def custom_call(self, primitive: Primitive, tracers: Sequence[Value], subfuns: dict[str, Any]) -> list[Value]:
         """Stage the call, so that it can be repeated with its rule; its outputs come from its body."""
         values, indices = self.unwrap(tracers)
         types = tuple(map(core.typeof, values))
 
-        def staged(*xs: Any) -> list[Any]:
+        def staged(*xs: Value) -> list[Value]:
             with core.take_current_trace() as staging:
                 return primitive.bind_with_trace(staging, xs, types, subfuns)
 
@@ -88,13 +98,29 @@ class ObservingTrace(RecordingTrace):
         return self.observed(primitive.name, eqn.params, program, values, indices, outs)
 
     def process_custom_jvp_call(
-        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
-    ) -> Any:
+        self,
+        primitive: Primitive,
+        fun: WrappedFun,
+        jvp: WrappedFun,
+        tracers: Sequence[Value],
+        /,
+        *,
+        symbolic_zeros: bool,
+    ) -> Value:
         return self.custom_call(primitive, tracers, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
 
     def process_custom_vjp_call(
-        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
-    ) -> Any:
+        self,
+        primitive: Primitive,
+        fun: WrappedFun,
+        fwd: WrappedFun,
+        bwd: WrappedFun,
+        tracers: Sequence[Value],
+        /,
+        *,
+        out_trees: Any,
+        symbolic_zeros: bool,
+    ) -> Value:
         subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
         return self.custom_call(primitive, tracers, subfuns)
 
@@ -102,7 +128,7 @@ class ObservingTrace(RecordingTrace):
 ENTERS = jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT
 
 
-def observe(f: Callable[..., Any], *values: Any) -> list[Equation]:
+def observe(f: Callable[..., Sequence[Value]], *values: Value) -> list[Equation]:
     """Run `f` on these arrays, and return the equations that a floating-point input entered, in the order they ran.
 
     Python control flow on values works: the equations are those of the branch that was taken.

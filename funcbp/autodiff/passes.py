@@ -6,7 +6,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from .. import jaxpr as jx
+from ..cotangents import Cotangent
+from ..jaxpr.types import AnyJaxpr, Value
 from ..remat.plan import Passes
 from ..remat.policies import POLICIES
 from ..rules.cost import is_cheap
@@ -40,14 +44,14 @@ def _by_default(options: Options) -> Options:
 
 
 @functools.partial(jx.weakref_cache, maxsize=4096)
-def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Passes:
-    def body(*xs: Any) -> tuple[list[Any], None]:
+def _passes_of(jaxpr: AnyJaxpr, perturbed: tuple[bool, ...], options: Options) -> Passes:
+    def body(*xs: Value) -> tuple[list[Value], None]:
         outs = jx.as_function(jaxpr)(*xs)
         for out in outs:
             refuse_escape(out)
         return outs, None
 
-    def forward(*args: Any) -> tuple[list[Any], Any]:
+    def forward(*args: Value) -> tuple[list[Any], Any]:
         tape, outs, saved, _ = record(body, args, perturbed, options)
         # a reference is saved for a rule that writes into it; no program hands one out, and it is an input
         inputs = {id(x): i for i, x in enumerate(args)}
@@ -61,7 +65,9 @@ def _passes_of(jaxpr: Any, perturbed: tuple[bool, ...], options: Options) -> Pas
         outs = [next(made) for _ in tape.outputs]
         program = program.with_outputs([*outs, *(next(made) if i is None else program.invars[i] for i in references)])
 
-    def back(saved: Sequence[Any], ct: Sequence[Any], named: Mapping[str, Any] | None) -> tuple[list[Any], Any]:
+    def back(
+        saved: Sequence[Value], ct: Sequence[Cotangent], named: Mapping[str, jax.Array] | None
+    ) -> tuple[list[Any], Any]:
         state = BackwardState(options, named)
         return backward_pass(state, tape, saved, ct), state.results
 

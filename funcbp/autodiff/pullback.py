@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.tree_util import PyTreeDef
 
+from ..cotangents import Cotangent
+from ..jaxpr.types import Aval, PyTree, Value
 from ..rules.options import Options
 from .accumulators import accumulated, check_accumulator, handed_out
 from .arguments import checked_ct
@@ -30,10 +33,10 @@ class Program(NamedTuple):
 
     options: Options
     tape: Tape
-    in_tree: Any
-    in_types: tuple[Any, ...]
-    out_tree: Any
-    out_types: tuple[Any, ...]
+    in_tree: PyTreeDef
+    in_types: tuple[Aval, ...]
+    out_tree: PyTreeDef
+    out_types: tuple[Aval, ...]
     of_primals: tuple[int | None, ...]
 
 
@@ -65,12 +68,16 @@ class Pullback:
         out_nzs: which outputs have a derivative, by their tree.
     """
 
-    def __init__(self, args_res: list[Any], opaque_residuals: Sequence[Any], program: Program, want_logs: bool = False):
+    def __init__(
+        self, args_res: list[Value], opaque_residuals: Sequence[Value], program: Program, want_logs: bool = False
+    ):
         self.args_res, self.opaque_residuals = args_res, list(opaque_residuals)
         self.program, self.want_logs = program, want_logs
 
     @classmethod
-    def of(cls, saved: Sequence[Any], primals: Sequence[Any], saveable: Sequence[bool], program: Program) -> Pullback:
+    def of(
+        cls, saved: Sequence[Value], primals: Sequence[Value], saveable: Sequence[bool], program: Program
+    ) -> Pullback:
         """Make it of what was saved, and of the leaves of the primals, to know them among that."""
         leaf = {id(x): i for i, x in enumerate(primals)}
         of_primals = tuple(leaf.get(id(x)) for x in saved)
@@ -82,7 +89,7 @@ class Pullback:
         return cls(list(mirrored(program.in_tree, held)), rest, program._replace(of_primals=of_primals))
 
     @property
-    def saved(self) -> list[Any]:
+    def saved(self) -> list[Value]:
         """What the forward pass saved, in the order of the tape's indices."""
         primals, rest = jax.tree.leaves(self.args_res, is_leaf=_is_absent), iter(self.opaque_residuals)
         saved = [next(rest) if i is None else primals[i] for i in self.program.of_primals]
@@ -94,15 +101,15 @@ class Pullback:
         return saved
 
     @property
-    def structured_residuals(self) -> list[Any]:
+    def structured_residuals(self) -> list[Value]:
         return []
 
     @property
-    def in_tree(self) -> Any:
+    def in_tree(self) -> PyTreeDef:
         return self.program.in_tree
 
     @property
-    def out_tree(self) -> Any:
+    def out_tree(self) -> PyTreeDef:
         return self.program.out_tree
 
     @property
@@ -123,7 +130,7 @@ class Pullback:
         )
         return type(self)(**{**now, **changes})
 
-    def __call__(self, ct: Any, *more: Any) -> Any:
+    def __call__(self, ct: PyTree, *more: PyTree) -> PyTree:
         """Return the cotangents of the primals, as a tuple.
 
         Args:
@@ -137,7 +144,7 @@ class Pullback:
         back, state = self._back(ct)
         return (back, state.logs) if self.want_logs else back
 
-    def observed(self, ct: Any, edits: bool = True) -> tuple[tuple[Any, ...], dict[tuple[int, ...], Any]]:
+    def observed(self, ct: PyTree, edits: bool = True) -> tuple[tuple[PyTree, ...], dict[tuple[int, ...], PyTree]]:
         """Return the cotangents of the primals, and what the options' observer made of the entries, by their numbers.
 
         Args:
@@ -147,7 +154,7 @@ class Pullback:
         back, state = self._back(ct, edits)
         return back, state.observed
 
-    def with_refs(self, *accumulators: Any) -> Callable[[Any], tuple[Any, ...]]:
+    def with_refs(self, *accumulators: PyTree) -> Callable[[PyTree], tuple[PyTree, ...]]:
         """Return the function of a cotangent that adds the cotangents of the primals into references.
 
         Args:
@@ -176,8 +183,8 @@ class Pullback:
         return jax.tree_util.Partial(_add_into, self, leaves)
 
     def _back(
-        self, ct: Any, edits: bool = True, accumulators: Sequence[Any] | None = None
-    ) -> tuple[tuple[Any, ...], BackwardState]:
+        self, ct: PyTree, edits: bool = True, accumulators: Sequence[PyTree] | None = None
+    ) -> tuple[tuple[PyTree, ...], BackwardState]:
         program = self.program
         leaves, tree = jax.tree.flatten(ct)
         if tree != program.out_tree:
@@ -192,12 +199,14 @@ class Pullback:
             out = [accumulated(a, c, t) for a, c, t in zip(accumulators, back, program.in_types, strict=True)]
         return jax.tree.unflatten(program.in_tree, out), state
 
-    def flat(self, cts: Sequence[Any], edits: bool = True) -> tuple[list[Any], dict[tuple[int, ...], Any]]:
+    def flat(
+        self, cts: Sequence[Cotangent], edits: bool = True
+    ) -> tuple[list[Cotangent], dict[tuple[int, ...], PyTree]]:
         """Do the same for flat lists, with cotangents as the pass leaves them: arrays, `Zero`, or `Factored`."""
         back, state = self._pass(cts, edits)
         return back, state.observed
 
-    def _pass(self, cts: Sequence[Any], edits: bool) -> tuple[list[Any], BackwardState]:
+    def _pass(self, cts: Sequence[Cotangent], edits: bool) -> tuple[list[Cotangent], BackwardState]:
         state = BackwardState(self.program.options, {} if edits else None)
         return backward_pass(state, self.program.tape, self.saved, cts), state
 
@@ -215,11 +224,11 @@ class Pullback:
         )
 
 
-def mirrored(tree: Any, leaves: Sequence[Any]) -> Any:
+def mirrored(tree: PyTree, leaves: Sequence[Value]) -> PyTree:
     """Build a tree like this one of leaves that its nodes may not take: what is no list or dict is a tuple."""
     rest = iter(leaves)
 
-    def build(tree: Any) -> Any:
+    def build(tree: PyTree) -> PyTree:
         if tree.node_data() is None:
             return next(rest)
         kind, keys = tree.node_data()
@@ -231,11 +240,11 @@ def mirrored(tree: Any, leaves: Sequence[Any]) -> Any:
     return build(tree)
 
 
-def _is_absent(x: Any) -> bool:
+def _is_absent(x: object) -> bool:
     return isinstance(x, (NotNeeded, NotSaveable))
 
 
-def _add_into(pullback: Pullback, accumulators: Sequence[Any], ct: Any) -> Any:
+def _add_into(pullback: Pullback, accumulators: Sequence[PyTree], ct: PyTree) -> PyTree:
     """Go backward, and add the cotangents of the primals into these references."""
     back, state = pullback._back(ct, accumulators=accumulators)
     return (back, state.logs) if pullback.want_logs else back

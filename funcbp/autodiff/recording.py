@@ -22,6 +22,7 @@ from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
+from ..jaxpr.types import Primitive, PyTree, T, Value, WrappedFun
 from ..rules.fallback import lookup
 from ..rules.kinds import Operation, PassedRule, Rule
 from ..rules.options import Options
@@ -52,20 +53,20 @@ class RecordedValue(core.Tracer):
 
     __slots__ = ("feedback", "index", "value")
 
-    def __init__(self, trace: RecordingTrace, value: Any, index: int | None, feedback: Any = None):
+    def __init__(self, trace: RecordingTrace, value: Value, index: int | None, feedback: Value | None = None):
         super().__init__(trace, value.aval if isinstance(value, core.Tracer) else core.typeof(value))
         self.value, self.index, self.feedback = value, index, feedback
 
-    def to_concrete_value(self) -> Any:
+    def to_concrete_value(self) -> Value:
         return core.to_concrete_value(self.value)
 
-    def full_lower(self) -> Any:
+    def full_lower(self) -> Value:
         return self
 
-    def get_referent(self) -> Any:
+    def get_referent(self) -> Value:
         return core.get_referent(self.value)
 
-    def _contents(self) -> list[tuple[str, Any]]:
+    def _contents(self) -> list[tuple[str, Value]]:
         contents = [("value", self.value)]
         return contents if self.index is None else [*contents, ("index", jx.perturbed_mark())]
 
@@ -94,54 +95,54 @@ class RecordingTrace(core.Trace):
 
     # boxing
 
-    def new(self, value: Any) -> RecordedValue:
+    def new(self, value: Value) -> RecordedValue:
         """Box a perturbed value that nothing has been recorded of yet."""
         self._count += 1
         return RecordedValue(self, value, self._count - 1)
 
-    def mine(self, x: Any) -> bool:
+    def mine(self, x: Value) -> bool:
         return type(x) is RecordedValue and x._trace is self
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: Value) -> Value:
         return x.value if self.mine(x) else x
 
-    def index(self, x: Any) -> int | None:
+    def index(self, x: Value) -> int | None:
         """Which of the tape's values this is; of a reference, what it holds."""
         x = contents(self, x)
         return x.index if self.mine(x) else None
 
-    def unwrap(self, tracers: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
+    def unwrap(self, tracers: Sequence[Value]) -> tuple[list[Value], list[int | None]]:
         """Return the values, and which of the tape's values each is."""
         mine = [type(t) is RecordedValue and t._trace is self for t in tracers]
         values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
         return values, [t.index if m else None for t, m in zip(tracers, mine, strict=True)]
 
-    def feedback(self, tracers: Sequence[Any]) -> list[Any] | None:
+    def feedback(self, tracers: Sequence[Value]) -> list[Value | None] | None:
         """Return the feedback weights of these values, None for each that has none or whose is lost; or None if all of
         them were never marked.
         """
         marks = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
         return [None if type(m) is Lost else m for m in marks] if any(m is not None for m in marks) else None
 
-    def lost(self, tracers: Sequence[Any]) -> list[Lost | None]:
+    def lost(self, tracers: Sequence[Value]) -> list[Lost | None]:
         """Return where the feedback weights of these values were lost, None for each of which none was."""
         marks = [t.feedback if self.mine(t) else None for t in tracers] if self.marked else []
         return [m if type(m) is Lost else None for m in marks]
 
-    def read_back(self, x: Any) -> Any:
+    def read_back(self, x: Value) -> Value:
         """Return what a rule reads of a value on the way back: its feedback weight if it has one."""
         weight = x.feedback if self.mine(x) else None
         return self.value(x) if weight is None or type(weight) is Lost else weight
 
-    def with_feedback(self, value: Any, weight: Any) -> Any:
+    def with_feedback(self, value: Value, weight: Value | None) -> Value:
         """Give a value, recorded or not, this feedback weight if there is one."""
         return value if weight is None else RecordedValue(self, self.value(value), self.index(value), weight)
 
-    def with_index(self, value: Any, index: int | None) -> Any:
+    def with_index(self, value: Value, index: int | None) -> Value:
         """Box a value as this one of the tape's; leave it as it is, if it is none."""
         return value if index is None else RecordedValue(self, self.value(value), index)
 
-    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation:
+    def operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Operation:
         values, indices = self.unwrap(tracers)
         return Operation(primitive, params, tracers, values, indices, self.feedback(tracers))
 
@@ -152,24 +153,24 @@ class RecordingTrace(core.Trace):
         observer = self.options.observer
         return observer is not None and observer.everything and not self._in_tangents
 
-    def below(self) -> AbstractContextManager[Any]:
+    def below(self) -> AbstractContextManager[object]:
         return core.set_current_trace(self.parent_trace)
 
-    def above(self) -> AbstractContextManager[Any]:
+    def above(self) -> AbstractContextManager[object]:
         """Enter a context in which what runs is recorded."""
         return core.set_current_trace(self)
 
-    def run(self, operation: Operation) -> Any:
+    def run(self, operation: Operation) -> Value:
         return jx.bind_in(self.parent_trace, operation.primitive, operation.values, operation.params)
 
-    def read_backward(self, operation: Operation) -> Sequence[Any]:
+    def read_backward(self, operation: Operation) -> Sequence[Value]:
         return read_backward(operation)
 
-    def inline(self, f: Callable[..., Any], operation: Operation, call: bool) -> Any:
+    def inline(self, f: Callable[..., PyTree], operation: Operation, call: bool) -> Value:
         with self.above(), jx.inside_call(operation.params) if call else nullcontext():
             return f(*operation.operands)
 
-    def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
+    def along(self, tangent: Callable[..., PyTree], operation: Operation) -> Value:
         tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
         with self.tangent_rule(), jx.tangent_of(operation.primitive.name):
             outs, slopes = tangent(operation.values, tangents, **operation.params)
@@ -178,12 +179,12 @@ class RecordingTrace(core.Trace):
             return self.carried(name, operation, outs, slopes)
         return self.carried(name, operation, [outs], [slopes])[0]
 
-    def passed(self, operation: Operation) -> Any:
+    def passed(self, operation: Operation) -> Value:
         outs = self.run(operation)
         self.look_at(operation, outs)
         return feedback_through(self, operation, outs, self.lost(operation.operands))
 
-    def look_at(self, operation: Operation, outs: Any) -> None:
+    def look_at(self, operation: Operation, outs: Value) -> None:
         """Put an operation that no derivative goes through on the tape, where an observer asks for it."""
         if self.observing:
             self._write(PassedRule(), operation, outs, ())
@@ -192,11 +193,11 @@ class RecordingTrace(core.Trace):
         self,
         rule: Rule,
         operation: Operation,
-        outs: Any,
-        res: Any,
+        outs: Value,
+        res: PyTree,
         differentiable: Sequence[bool] | None = None,
         always: bool = False,
-    ) -> Any:
+    ) -> Value:
         several = operation.primitive.multiple_results
         listed = list(outs) if several else [outs]
         if differentiable is None:
@@ -207,13 +208,13 @@ class RecordingTrace(core.Trace):
             self._write(rule, operation, outs, res)
         return feedback_through(self, operation, outs, self.lost(operation.operands))
 
-    def _write(self, rule: Rule, operation: Operation, outs: Any, res: Any) -> None:
+    def _write(self, rule: Rule, operation: Operation, outs: Value, res: PyTree) -> None:
         several = operation.primitive.multiple_results
         outs = list(outs) if several else [outs]
         self.write_entry(rule, operation, outs, res, several, operation.primitive.name)
 
     def write_entry(
-        self, rule: Rule, operation: Operation, outs: Sequence[Any], res: Any, several: bool, name: str
+        self, rule: Rule, operation: Operation, outs: Sequence[Value], res: PyTree, several: bool, name: str
     ) -> None:
         """Put an entry on the tape, with what the observer notes of it."""
         noted = None
@@ -242,7 +243,7 @@ class RecordingTrace(core.Trace):
     def in_tangent_rule(self) -> bool:
         return self._in_tangents > 0
 
-    def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    def carried(self, name: str, operation: Operation, outs: Sequence[Value], tangents: Sequence[Value]) -> list[Value]:
         """Box the outputs of an operation that has a tangent rule, each with the index of its tangent."""
         observer = self.options.observer
         if observer is not None and not self._in_tangents:
@@ -259,11 +260,11 @@ class RecordingTrace(core.Trace):
 
     # JAX calls these
 
-    def stage_value(self, x: Any) -> Any:
+    def stage_value(self, x: Value) -> Value:
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
         return RecordedValue(self, stage(x.value), x.index, x.feedback) if self.mine(x) else stage(x)
 
-    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
+    def process_primitive(self, primitive: Primitive, tracers: Sequence[Value], params: dict[str, Any], /) -> Value:
         if primitive is jx.feedback_p:
             self.marked = True
             return self.with_feedback(tracers[0], self.value(tracers[1]))
@@ -271,7 +272,7 @@ class RecordingTrace(core.Trace):
             return record_on_cells(self, primitive, params, tracers)
         return self.process_operation(primitive, params, tracers)
 
-    def process_operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+    def process_operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Value:
         """Record an operation that has nothing to do with references."""
         operation = self.operation(primitive, params, tracers)
         refuse_lost(operation, self.lost(tracers))
@@ -282,27 +283,45 @@ class RecordingTrace(core.Trace):
         return self.run(operation)
 
     def process_custom_jvp_call(
-        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, *, symbolic_zeros: bool
-    ) -> Any:
+        self,
+        primitive: Primitive,
+        fun: WrappedFun,
+        jvp: WrappedFun,
+        tracers: Sequence[Value],
+        /,
+        *,
+        symbolic_zeros: bool,
+    ) -> Value:
         return record_custom_jvp(self, primitive, fun, jvp, tracers, symbolic_zeros)
 
     def process_custom_vjp_call(
-        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, *, out_trees: Any, symbolic_zeros: bool
-    ) -> Any:
+        self,
+        primitive: Primitive,
+        fun: WrappedFun,
+        fwd: WrappedFun,
+        bwd: WrappedFun,
+        tracers: Sequence[Value],
+        /,
+        *,
+        out_trees: Any,
+        symbolic_zeros: bool,
+    ) -> Value:
         return record_custom_vjp(self, primitive, fun, fwd, bwd, tracers, out_trees, symbolic_zeros)
 
-    def process_call(self, primitive: Any, f: Any, tracers: Any, params: Any, /) -> Any:
+    def process_call(
+        self, primitive: Primitive, f: WrappedFun, tracers: Sequence[Value], params: dict[str, Any], /
+    ) -> Value:
         with self.above():
             return f.call_wrapped(*tracers)
 
-    def process_shard_map(self, primitive: Any, f: Any, tracers: Any, **params: Any) -> Any:
+    def process_shard_map(self, primitive: Primitive, f: WrappedFun, tracers: Sequence[Value], **params: Any) -> Value:
         params, operands, passed_on = jx.staged_map(primitive, f, tracers, params)
         return passed_on(self.process_primitive(primitive, operands, params))
 
 
 def record(
-    f: Callable[..., Sequence[Any]], values: Sequence[Any], perturbed: Sequence[bool], options: Options
-) -> tuple[Tape, list[Any], list[Any], Any]:
+    f: Callable[..., tuple[Sequence[Value], T]], values: Sequence[Value], perturbed: Sequence[bool], options: Options
+) -> tuple[Tape, list[Value], list[Value], T]:
     """Run `f`, a function from arrays to (list of arrays, anything), recording what happens to the perturbed inputs.
 
     Returns:

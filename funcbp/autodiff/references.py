@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from .. import jaxpr as jx
+from ..jaxpr.types import Primitive, Value
 from ..rules.kinds import Operation
 
 __all__ = [
@@ -36,26 +37,28 @@ class ReferenceRecorder(Protocol):
 
     @property
     def observing(self) -> bool: ...
-    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation: ...
-    def above(self) -> AbstractContextManager[Any]: ...
-    def below(self) -> AbstractContextManager[Any]: ...
-    def run(self, operation: Operation) -> Any: ...
-    def value(self, x: Any) -> Any: ...
-    def index(self, x: Any) -> int | None: ...
-    def new(self, value: Any) -> Any: ...
+    def operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Operation: ...
+    def above(self) -> AbstractContextManager[object]: ...
+    def below(self) -> AbstractContextManager[object]: ...
+    def run(self, operation: Operation) -> Value: ...
+    def value(self, x: Value) -> Value: ...
+    def index(self, x: Value) -> int | None: ...
+    def new(self, value: Value) -> Value: ...
 
 
-def cell_of(trace: Any, x: Any) -> jx.Cell | None:
+def cell_of(trace: Any, x: Value) -> jx.Cell | None:
     """The cell behind a reference of this recording; None behind anything else."""
     return x.cell if type(x) is jx.RecordedReference and x._trace is trace else None
 
 
-def meets_cells(trace: Any, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> bool:
+def meets_cells(trace: Any, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> bool:
     """Tell whether an operation has to do with references: it makes, reads or writes some, or is handed one of ours."""
     return jx.meets_references(primitive, params) or any(cell_of(trace, t) is not None for t in tracers)
 
 
-def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Any:
+def record_on_cells(
+    trace: ReferenceRecorder, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]
+) -> Value:
     """Run an operation that has to do with references: on the values of its cells, which is then recorded."""
     cells = [cell_of(trace, t) for t in tracers]
     if all(c is None for c in cells) and not jx.makes_reference(primitive):
@@ -79,7 +82,7 @@ def record_on_cells(trace: ReferenceRecorder, primitive: Any, params: dict[str, 
     return list(map(boxed, outs)) if primitive.multiple_results else boxed(outs)
 
 
-def lend(trace: Any, reference: Any, perturbed: bool = False) -> jx.RecordedReference:
+def lend(trace: Any, reference: Value, perturbed: bool = False) -> jx.RecordedReference:
     """Box a reference that was there before, with what it holds; perturbed, if that is differentiated."""
     with trace.below():
         value = jx.read_reference(reference)
@@ -95,7 +98,7 @@ def give_back(trace: ReferenceRecorder, cell: jx.Cell, differentiated: bool = Fa
             jx.write_reference(cell.reference, trace.value(cell.value))
 
 
-def _check_write(reference: Any, perturbed: bool) -> None:
+def _check_write(reference: Value, perturbed: bool) -> None:
     if perturbed and not jx.passes_by(jx.type_of(reference)):
         line = jx.user_line(jx.current_source())
         raise ValueError(
@@ -105,13 +108,13 @@ def _check_write(reference: Any, perturbed: bool) -> None:
         )
 
 
-def contents(trace: Any, x: Any) -> Any:
+def contents(trace: Any, x: Value) -> Value:
     """What is in a reference of ours; anything else is what it is."""
     cell = cell_of(trace, x)
     return x if cell is None else cell.value
 
 
-def shown(trace: Any, x: Any) -> Any:
+def shown(trace: Any, x: Value) -> Value:
     """Show a reference of ours to a rule that somebody wrote: what it holds is a plain value there."""
     cell = cell_of(trace, x)
     if cell is None:
@@ -119,7 +122,7 @@ def shown(trace: Any, x: Any) -> Any:
     return jx.RecordedReference(trace, jx.Cell(cell.aval, trace.value(cell.value), cell.reference))
 
 
-def take_up(trace: Any, x: Any, shown: Any) -> None:
+def take_up(trace: Any, x: Value, shown: Value) -> None:
     """Take up what a rule that somebody wrote has written into a reference of ours that it was shown.
 
     That moves as what the reference held: its author says nothing else, and JAX takes it so.
@@ -129,7 +132,7 @@ def take_up(trace: Any, x: Any, shown: Any) -> None:
         cell.value = trace.with_index(shown.cell.value, trace.index(cell.value))
 
 
-def kept_reference(trace: Any, x: Any) -> Any:
+def kept_reference(trace: Any, x: Value) -> Value:
     """What a backward rule that somebody wrote is given for what its forward rule kept."""
     cell = cell_of(trace, x)
     if cell is None:
@@ -140,7 +143,7 @@ def kept_reference(trace: Any, x: Any) -> Any:
     return cell.reference
 
 
-def refuse_twice(values: Sequence[Any]) -> None:
+def refuse_twice(values: Sequence[Value]) -> None:
     """Check that no reference is among the primals twice.
 
     Raises:
@@ -153,7 +156,7 @@ def refuse_twice(values: Sequence[Any]) -> None:
         )
 
 
-def refuse_returned(trace: Any, outs: Sequence[Any]) -> None:
+def refuse_returned(trace: Any, outs: Sequence[Value]) -> None:
     """Check that a function does not return a reference.
 
     Raises:

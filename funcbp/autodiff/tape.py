@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
+from ..jaxpr.sources import Source
+from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import Plan
 from ..rules.contract import MissingRuleError
 from ..rules.kinds import Rule
@@ -31,16 +34,16 @@ class Entry(NamedTuple):
     perturbed: tuple[bool, ...]
     inputs: tuple[int | None, ...]  # which value each primal is; None where it is not perturbed
     outputs: tuple[int | None, ...]
-    types: tuple[Any, ...]  # of the primals
+    types: tuple[Aval, ...]  # of the primals
     res: tuple[
         Any, ...
     ]  # what the rule keeps, and what the observer notes, flat: arrays are `SavedIndex`, the rest is here
-    tree: Any  # the structure of `res`
+    tree: PyTreeDef  # the structure of `res`
     several: bool  # outputs come as a list
-    source: Any
+    source: Source
     number: int = -1  # which of the tape's entries this is
 
-    def residuals(self, saved: Sequence[Any]) -> tuple[Any, Any]:
+    def residuals(self, saved: Sequence[Value]) -> tuple[PyTree, PyTree]:
         """Read what the rule saved, and what the observer noted."""
         return self.tree.unflatten([saved[r.at] if type(r) is SavedIndex else r for r in self.res])
 
@@ -93,7 +96,7 @@ class TapeWriter:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.saved: list[Any] = []
+        self.saved: list[Value] = []
         self._indices: dict[int, int] = {}
 
     def save(self, x: Any) -> Any:
@@ -105,12 +108,12 @@ class TapeWriter:
             self.saved.append(x)
         return SavedIndex(index)
 
-    def save_all(self, tree: Any) -> tuple[tuple[Any, ...], Any]:
+    def save_all(self, tree: PyTree) -> tuple[tuple[Any, ...], PyTreeDef]:
         """Set aside the arrays of a pytree, and return its leaves and its structure."""
         leaves, structure = jax.tree.flatten(tree)
         return tuple(map(self.save, leaves)), structure
 
-    def note(self, index: int | None, noted: Any) -> None:
+    def note(self, index: int | None, noted: PyTree) -> None:
         """Set down what an observer noted at the entry that this value came out of, in the place of what it had."""
         for i, entry in enumerate(self.entries):
             if index is not None and index in entry.outputs:
@@ -121,7 +124,7 @@ class TapeWriter:
 
     def finish(
         self, inputs: Sequence[int | None], outputs: Sequence[int | None], everything: bool
-    ) -> tuple[Tape, list[Any]]:
+    ) -> tuple[Tape, list[Value]]:
         """Return the tape of the entries through which an input reaches an output (or of all), and what those save.
 
         Raises:

@@ -11,18 +11,19 @@ import copy
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
+from ..jaxpr.types import P, PyTree, T, Value, Var
 from ..remat.budget import Budget
-from ..remat.policies import policy_of
+from ..remat.policies import Policy, policy_of
 from ..remat.regions import in_regions
 from ..rules.kinds import Rule
-from ..rules.options import Observer, Options
+from ..rules.options import Edit, Observer, Options
 from ..rules.registry import coverage
 from .arguments import (
     as_value,
@@ -47,6 +48,8 @@ from .pullback import Program, Pullback
 from .recording import record
 
 __all__ = ["Backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vjp"]
+
+Aux = TypeVar("Aux")
 
 
 def _operation(key: Any) -> Any:
@@ -111,9 +114,9 @@ class Backward:
         self,
         *,
         rules: Mapping[Any, Rule] | Backward | None = None,
-        edits: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] | None = None,
-        feedback: Any = None,
-        residuals: Any = "min_cut",
+        edits: Mapping[str, Edit] | None = None,
+        feedback: PyTree | None = None,
+        residuals: str | Policy | Callable[[jx.Program, list[Var], set[Var]], list[Var]] = "min_cut",
         balance: float | None = None,
         outside_loops: bool = False,
         on_missing: str = "error",
@@ -124,7 +127,7 @@ class Backward:
         for key, value in own.items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
-        arguments = dict(
+        arguments: dict[str, Any] = dict(
             rules=own,
             edits=dict(edits or {}),
             residuals=residuals,
@@ -197,7 +200,7 @@ class Backward:
         )
         return other
 
-    def marked(self, primal: Any) -> Any:
+    def marked(self, primal: PyTree) -> PyTree:
         """Give the first argument that is differentiated its feedback weights, if there are any."""
         return primal if self.feedback is None else feedback(primal, self.feedback)
 
@@ -214,7 +217,7 @@ class Backward:
         table = coverage(borrow=self.options.on_missing == "jax")
         return table | dict.fromkeys((getattr(p, "name", p) for p in self.options.rules), "replaced")
 
-    def attach(self, f: Callable[..., Any]) -> Callable[..., Any]:
+    def attach(self, f: Callable[P, T]) -> Callable[P, T]:
         """Make the same function with this backward pass in it, for loops and libraries that call `jax.grad`.
 
         Whatever differentiates it in reverse, `jax.grad` or `funcbp.grad`, alone or in the middle of another function,
@@ -243,15 +246,48 @@ class Backward:
         marked = functools.wraps(f)(lambda *args, **kwargs: f(*map(self.marked, args[:1]), *args[1:], **kwargs))
         return attached(marked, unmarked.vjp)
 
+    @overload
     def vjp(
         self,
-        fun: Callable[..., Any],
-        *primals: Any,
+        fun: Callable[..., T],
+        *primals: PyTree,
+        has_aux: Literal[False] = False,
+        reduce_axes: Sequence[Hashable] = (),
+        saveable_args: PyTree = True,
+        in_nzs: PyTree | None = None,
+    ) -> tuple[T, Pullback]: ...
+
+    @overload
+    def vjp(
+        self,
+        fun: Callable[..., tuple[T, Aux]],
+        *primals: PyTree,
+        has_aux: Literal[True],
+        reduce_axes: Sequence[Hashable] = (),
+        saveable_args: PyTree = True,
+        in_nzs: PyTree | None = None,
+    ) -> tuple[T, Pullback, Aux]: ...
+
+    @overload
+    def vjp(
+        self,
+        fun: Callable[..., PyTree],
+        *primals: PyTree,
+        has_aux: bool,
+        reduce_axes: Sequence[Hashable] = (),
+        saveable_args: PyTree = True,
+        in_nzs: PyTree | None = None,
+    ) -> tuple[Any, ...]: ...
+
+    def vjp(
+        self,
+        fun: Callable[..., PyTree],
+        *primals: PyTree,
         has_aux: bool = False,
-        reduce_axes: Sequence[Any] = (),
-        saveable_args: Any = True,
-        in_nzs: Any = None,
-    ) -> Any:
+        reduce_axes: Sequence[Hashable] = (),
+        saveable_args: PyTree = True,
+        in_nzs: PyTree | None = None,
+    ) -> tuple[PyTree, ...]:
         """Compute the value of `fun` and its pullback, as `jax.vjp`.
 
         Args:
@@ -284,7 +320,7 @@ class Backward:
         leaves, in_tree = jax.tree.flatten(primals)
         values = [as_value(x) for x in leaves]
 
-        def flat(*xs: Any) -> tuple[list[Any], Any]:
+        def flat(*xs: Value) -> tuple[list[Value], tuple[PyTree, _Static]]:
             args = jax.tree.unflatten(in_tree, xs)
             out = fun(*map(self.marked, args[:1]), *args[1:])
             out, aux = divided(fun, out) if has_aux else (out, None)
@@ -310,13 +346,13 @@ class Backward:
 
     def value_and_grad(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, T],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
-        reduce_axes: Sequence[Any] = (),
-    ) -> Callable[..., Any]:
+        reduce_axes: Sequence[Hashable] = (),
+    ) -> Callable[P, tuple[T, PyTree]]:
         """Make a function that computes both the value of `fun` and its gradient, as `jax.value_and_grad`.
 
         Args:
@@ -341,7 +377,7 @@ class Backward:
         indices = indices_of(argnums)
 
         @functools.wraps(fun)
-        def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
+        def value_and_gradient(*args: PyTree, **kwargs: PyTree) -> PyTree:
             partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
                 check_input(x, holomorphic, allow_int, "grad")
@@ -355,13 +391,13 @@ class Backward:
 
     def grad(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, PyTree],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
-        reduce_axes: Sequence[Any] = (),
-    ) -> Callable[..., Any]:
+        reduce_axes: Sequence[Hashable] = (),
+    ) -> Callable[P, PyTree]:
         """Make a function that computes the gradient of `fun`, as `jax.grad`. Arguments as in `value_and_grad`.
 
         Example:
@@ -372,7 +408,7 @@ class Backward:
         both = self.value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes)
 
         @functools.wraps(fun)
-        def gradient(*args: Any, **kwargs: Any) -> Any:
+        def gradient(*args: PyTree, **kwargs: PyTree) -> PyTree:
             value, grads = both(*args, **kwargs)
             return (grads, value[1]) if has_aux else grads
 
@@ -380,12 +416,12 @@ class Backward:
 
     def jacrev(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, PyTree],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
         allow_int: bool = False,
-    ) -> Callable[..., Any]:
+    ) -> Callable[P, PyTree]:
         """Make a function that computes the Jacobian of `fun` by one vectorised backward pass, as `jax.jacrev`.
 
         Arguments as in `value_and_grad`.
@@ -404,7 +440,7 @@ class Backward:
         indices = indices_of(argnums)
 
         @functools.wraps(fun)
-        def jacobian(*args: Any, **kwargs: Any) -> Any:
+        def jacobian(*args: PyTree, **kwargs: PyTree) -> PyTree:
             partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
                 check_input(x, holomorphic, allow_int, "jacrev")
@@ -431,11 +467,11 @@ class Backward:
 
     def hessian(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, PyTree],
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
         holomorphic: bool = False,
-    ) -> Callable[..., Any]:
+    ) -> Callable[P, PyTree]:
         """Make a function that computes the Hessian of `fun`, as `jax.hessian`: the forward derivative of our Jacobian.
 
         Arguments as in `value_and_grad`.
@@ -455,13 +491,15 @@ class Backward:
         second = jax.jacfwd(self.jacrev(fun, argnums, has_aux, holomorphic), indices, has_aux, holomorphic)
 
         @functools.wraps(fun)
-        def jacobian_of_jacobian(*args: Any, **kwargs: Any) -> Any:
+        def jacobian_of_jacobian(*args: PyTree, **kwargs: PyTree) -> PyTree:
             checked_arrays(split_arguments(fun, argnums, args, kwargs)[1])
             return second(*args, **kwargs)
 
         return jacobian_of_jacobian
 
-    def hvp(self, f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
+    def hvp(
+        self, f: Callable[..., PyTree], primals: Sequence[PyTree], tangents: Sequence[PyTree], has_aux: bool = False
+    ) -> PyTree:
         """Multiply the Hessian of a scalar function by a vector: the forward derivative of our gradient.
 
         It takes its arguments as `jax.jvp` does. For parameters alone, close over the rest:
@@ -540,7 +578,7 @@ def _rules_of(backward: Backward) -> dict[Any, Rule]:
     return dict(backward._arguments.get("rules", {}))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Write an argument as it would be given; an array by its type."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(k)}: {_shown(v)}" for k, v in value.items()) + "}"
@@ -552,14 +590,14 @@ def _shown(value: Any) -> str:
     return getattr(value, "__name__", None) or repr(value)
 
 
-def _block(y: Any, ct: Any, x: Any) -> jax.Array:
+def _block(y: jax.Array, ct: jax.Array, x: jax.Array) -> jax.Array:
     """Shape the cotangents of x, one for each number in y, as ∂y/∂x: for an integer zeros of its type, as in JAX."""
     if ct.dtype == jax.dtypes.float0:
         return jnp.zeros((*y.shape, *jnp.shape(x)), jnp.result_type(x))
     return ct.reshape(*y.shape, *ct.shape[1:])
 
 
-def _same_weights(a: Any, b: Any) -> bool:
+def _same_weights(a: PyTree, b: PyTree) -> bool:
     """Tell whether two trees of feedback weights are the same arrays, not of the same numbers, which may be tracers."""
     (x, tree), (y, other) = jax.tree.flatten(a), jax.tree.flatten(b)
     return bool(tree == other) and all(p is q for p, q in zip(x, y, strict=True))  # type: ignore[operator]

@@ -116,7 +116,7 @@ def _resolve(path: str) -> Any:
     return found
 
 
-def _argument(text: str, rng: Any) -> Any:
+def _argument(text: str, rng: np.random.Generator) -> Any:
     match = TYPE.fullmatch(text.replace(" ", ""))
     if match:
         return _random(match["dtype"], [int(n) for n in match["shape"].split(",") if n], rng)
@@ -156,7 +156,7 @@ def _arrays(value: Any) -> Any:
     return value
 
 
-def _random(dtype: str, shape: list[int], rng: Any) -> Any:
+def _random(dtype: str, shape: list[int], rng: np.random.Generator) -> Any:
     try:
         kind = jax.numpy.dtype(dtype)
     except TypeError:

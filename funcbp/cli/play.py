@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -54,7 +53,7 @@ def run_play_command(argv: Sequence[str]) -> int:
 
 
 def _play_worked_example(path: Path) -> None:
-    def error(params: Any, x: Any, target: Any) -> Any:
+    def error(params: jax.Array, x: jax.Array, target: jax.Array) -> jax.Array:
         return ops.squared_error(worked_example.NET.apply(params, x), target)
 
     with jax.enable_x64(True):

@@ -7,13 +7,12 @@ import csv
 import io
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..learn import train
 from ..learn.train.job import predict
 
 
-def add_predict_command(commands: Any) -> None:
+def add_predict_command(commands: argparse._SubParsersAction) -> None:
     """Add `predict` to the commands of `funcbp`."""
     command = commands.add_parser(
         "predict",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Zero, materialize
+from ..autodiff.tape import Tape
+from ..cotangents import Cotangent, Zero, materialize
 from ..jaxpr import (
     Program,
     as_function,
@@ -22,6 +23,7 @@ from ..jaxpr import (
     primitive,
     primitives,
 )
+from ..jaxpr.types import PyTree, Value
 from ..remat.plan import Plan, Residuals, plan_of_call
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
@@ -31,14 +33,18 @@ from ..rules.traits import CALL, def_traits
 # --- jit --------------------------------------------------------------------------------------------------------------
 
 
-def call_res(plan: Plan, primals: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
+def call_res(
+    plan: Plan, primals: Sequence[Value], outs: Sequence[Value]
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Make what the rule of a call returns on the way forward, of what its forward program returned."""
     n = len(plan.passes.outputs)
     res = Residuals(plan, [primals[i] for i in plan.available_inputs], [], outs[n:])
     return outs[:n], res, plan.passes.differentiable
 
 
-def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Program, list[Any]], Any]) -> list[Any]:
+def call_back(
+    state: State, res: Residuals, ct: Sequence[Cotangent], run: Callable[[Program, list[Value]], Sequence[Value]]
+) -> list[Cotangent]:
     """Run the backward program of a body on what was saved; `run(program, args)` says how."""
     program, tree = res.plan.backward([c is not Zero for c in ct], state.outer_names)
     args = [*res.arrays, *(materialize(c) for c in ct if c is not Zero), *state.outer_cotangents]
@@ -47,19 +53,23 @@ def call_back(state: State, res: Residuals, ct: Sequence[Any], run: Callable[[Pr
     return cts
 
 
-def call_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+def call_reached(tapes: Sequence[Tape], outputs: Sequence[bool], **params: Any) -> list[bool]:
     """Tell which primals of a call the cotangents of these outputs come back to."""
     return tapes[0].reached(outputs)
 
 
-def jit_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def jit_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
     passes, donated = passes_of(constrained(params), perturbed, options), params["donated_invars"]
     plan = plan_of_call(passes, ("call", donated), donated=donated)
     return call_res(plan, primals, bind_jit(plan.forward, primals, params, donated))
 
 
-def jit_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def jit_bwd(
+    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Run the compiled backward program on what was saved."""
     return call_back(state, res, ct, lambda program, args: bind_jit(program, args, params))
 
@@ -71,13 +81,17 @@ enter(
 )
 
 
-def compute_on_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def compute_on_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the forward program on the unit that the user named: what it saves stays where that has it."""
     plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
     return call_res(plan, primals, bind_compute_on(plan.forward, primals, params, params["out_memory_spaces"]))
 
 
-def compute_on_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def compute_on_bwd(
+    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Run the backward program on the same unit."""
     return call_back(state, res, ct, lambda program, args: bind_compute_on(program, args, params))
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..autodiff.passes import passes_of
+from ..cotangents import Cotangent
 from ..jaxpr import bind_remat, is_planned, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
+from ..jaxpr.types import PyTree, Value
 from ..remat.cut import permitted
 from ..remat.plan import plan_of_call
 from ..rules.kinds import State
@@ -19,7 +21,9 @@ from .calls import call_back, call_reached, call_res
 __all__ = ["remat_bwd", "remat_fwd"]
 
 
-def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def remat_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the region, keeping its inputs and, of what the user's policy says, no more than is needed."""
     policy, narrow = params["policy"], options.policy.narrows
     passes = passes_of(params["jaxpr"], perturbed, options.inlining)
@@ -33,7 +37,9 @@ def remat_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **para
     return call_res(plan, primals, bind_remat(plan.forward, primals, params, differentiated=False))
 
 
-def remat_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def remat_bwd(
+    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Recompute what was not saved, behind a barrier that XLA does not undo, and go back."""
     if is_planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)

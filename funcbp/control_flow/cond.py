@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.tree_util import PyTreeDef
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Zero, instantiate, materialize, weak_as
+from ..autodiff.tape import Tape
+from ..cotangents import Cotangent, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
     bind_cond,
@@ -22,6 +24,7 @@ from ..jaxpr import (
     trace,
     zeros,
 )
+from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import Plan, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
@@ -32,8 +35,8 @@ __all__ = ["cond_bwd", "cond_fwd"]
 
 
 def cond_fwd(
-    options: Options, perturbed: Sequence[bool], index: Any, *operands: Any, **params: Any
-) -> tuple[Any, Any, Any]:
+    options: Options, perturbed: Sequence[bool], index: jax.Array, *operands: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the branch; each saves its own, in places that the branches share by type."""
     plans = tuple(plan_of_call(passes_of(branch, perturbed[1:], options)) for branch in cond_branches(params))
     slots, places = _shared_places([[v.aval for v in plan.saved] for plan in plans])
@@ -47,9 +50,9 @@ def cond_fwd(
     return outs[:n], res, differentiable
 
 
-def _shared_places(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+def _shared_places(types: Sequence[Sequence[Aval]]) -> tuple[list[Aval], list[list[int]]]:
     """Find as few slots as hold the values of any one branch; and where each branch's values go."""
-    slots: list[Any] = []
+    slots: list[Aval] = []
     places = []
     for branch in types:
         taken: set[int] = set()
@@ -64,10 +67,10 @@ def _shared_places(types: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list
     return slots, places
 
 
-def _fill_places(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Program:
+def _fill_places(plan: Plan, slots: Sequence[Aval], place: Sequence[int]) -> Program:
     n = len(plan.passes.outputs)
 
-    def forward(*operands: Any) -> list[Any]:
+    def forward(*operands: Value) -> list[Value]:
         outs = plan.forward(*operands)
         kept = dict(zip(place, outs[n:], strict=True))
         return [*outs[:n], *(kept[i] if i in kept else zeros(t) for i, t in enumerate(slots))]
@@ -75,7 +78,9 @@ def _fill_places(plan: Plan, slots: Sequence[Any], place: Sequence[int]) -> Prog
     return trace(forward, plan.passes.in_types, "branch")
 
 
-def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def cond_bwd(
+    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Go back through the branch that was taken. What only another branch would find is zero."""
     plans, places, read, index, operands, kept = res
     nonzero = [c is not Zero for c in ct]
@@ -95,8 +100,10 @@ def cond_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool
     wanted = [t if r else Zero for t, r in zip(types, reached, strict=True)], found_types
     merged: Any = jax.tree.structure(wanted)
 
-    def branch(i: int, plan: Plan, place: Sequence[int], which: Sequence[bool], program: Program, tree: Any) -> Program:
-        def backward(*args: Any) -> list[Any]:
+    def branch(
+        i: int, plan: Plan, place: Sequence[int], which: Sequence[bool], program: Program, tree: PyTreeDef
+    ) -> Program:
+        def backward(*args: Value) -> list[Value]:
             inputs, slots, cts, named = split_list(args, len(read), len(kept), sum(nonzero))
             where = dict(zip(read, inputs, strict=True))
             given = iter(cts)
@@ -130,7 +137,7 @@ def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:
     )
 
 
-def cond_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+def cond_reached(tapes: Sequence[Tape], outputs: Sequence[bool], **params: Any) -> list[bool]:
     """Tell which primals the cotangents of these outputs come back to, in any branch; never the index."""
     return [False, *(any(r) for r in zip(*(tape.reached(outputs) for tape in tapes), strict=True))]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from ..cotangents import Zero, instantiate
+from ..cotangents import Cotangent, Zero, instantiate
 from ..jaxpr import current_source, out_avals, primitive, user_line
+from ..jaxpr.types import AnyJaxpr, PyTree, Value
 from ..rules.contract import MissingRuleError
 from ..rules.registry import def_rule
 
@@ -17,7 +18,9 @@ __all__ = ["linear_call_bwd"]
 linear_call_p = primitive("linear_call_p")
 
 
-def linear_call_save(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def linear_call_save(
+    primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """Keep what the function is given beside its linear arguments, which are not differentiated."""
     n = params["num_callee_consts"] + params["num_res"]
     if any(perturbed[:n]):
@@ -31,13 +34,13 @@ def linear_call_save(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool
 
 def linear_call_bwd(
     res: Sequence[jax.Array],
-    ct: Sequence[Any],
+    ct: Sequence[Cotangent],
     perturbed: Sequence[bool],
-    callee: Any,
-    transpose_thunk: Callable[[], tuple[Any, Sequence[Any]]],
+    callee: AnyJaxpr,
+    transpose_thunk: Callable[[], tuple[AnyJaxpr, Sequence[Value]]],
     num_callee_consts: int,
     num_res: int,
-) -> list[Any]:
+) -> list[Cotangent]:
     """Call the author's transpose, which is a linear call whose transpose is the function."""
     transpose, constants = transpose_thunk()
     own, given = res[:num_callee_consts], res[num_callee_consts:]

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
+from ..jaxpr.types import PyTree
 
 __all__ = ["scan", "while_loop"]
 
+Carry = TypeVar("Carry")
+
 
 def scan(
-    f: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any = None,
+    f: Callable[[Carry, PyTree], tuple[Carry, PyTree]],
+    init: Carry,
+    xs: PyTree = None,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
     _split_transpose: bool = False,
     *,
     snapshots: int | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Carry, PyTree]:
     """Run `jax.lax.scan` with a backward pass that stores no more than `snapshots` states.
 
     Reversing T steps with S snapshots runs each of them at most r times more, with the smallest r for which
@@ -63,14 +67,14 @@ def scan(
 
 
 def while_loop(
-    cond_fun: Callable[[Any], Any],
-    body_fun: Callable[[Any], Any],
-    init_val: Any,
+    cond_fun: Callable[[Carry], ArrayLike],
+    body_fun: Callable[[Carry], Carry],
+    init_val: Carry,
     *,
     max_steps: int,
     snapshots: int | None = None,
     truncate: bool = False,
-) -> Any:
+) -> Carry:
     """Run `jax.lax.while_loop` for at most `max_steps` steps, so that it can be differentiated backward.
 
     The number of steps need not be known before it runs. The sweep forward stores snapshots where reversing `max_steps`
@@ -109,7 +113,7 @@ def while_loop(
         snapshots = next(s for s in range(1, max_steps + 1) if math.comb(s + 3, 3) >= max_steps)
     _check_positive("snapshots", snapshots)
 
-    def plain(init: Any) -> Any:
+    def plain(init: PyTree) -> PyTree:
         goes_on = lambda c: (c[0] < max_steps) & cond_fun(c[1])
         return lax.while_loop(goes_on, lambda c: (c[0] + 1, body_fun(c[1])), (np.int32(0), init))
 
@@ -130,7 +134,7 @@ def while_loop(
     return last
 
 
-def _with_snapshots(plain: Callable[..., Any], args: tuple[Any, ...], **own: int) -> Any:
+def _with_snapshots(plain: Callable[..., PyTree], args: tuple[PyTree, ...], **own: int) -> PyTree:
     """Run a function that is one loop of JAX's as the same loop with snapshots."""
     leaves, tree = jax.tree.flatten(args)
     leaves = [*map(jx.as_array, leaves)]
@@ -140,6 +144,6 @@ def _with_snapshots(plain: Callable[..., Any], args: tuple[Any, ...], **own: int
     return jax.tree.unflatten(out_tree, jx.run(program.jaxpr, (*program.consts, *leaves)))
 
 
-def _check_positive(name: str, value: Any) -> None:
+def _check_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a positive integer, and was {value!r}.")

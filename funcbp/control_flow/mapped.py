@@ -11,14 +11,15 @@ not divided is summed over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Zero, materialize
+from ..cotangents import Cotangent, Zero, materialize
 from ..jaxpr import (
     Program,
     axes_size,
@@ -35,6 +36,7 @@ from ..jaxpr import (
     trace_with,
     unmentioned_axes,
 )
+from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import OuterNames, Plan, Residuals, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
@@ -55,11 +57,13 @@ class BackwardMap(NamedTuple):
     """
 
     program: Program
-    specs: Sequence[Any]
+    specs: Sequence[PartitionSpec]
     tree: Any
 
 
-def mapped_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def mapped_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the body's forward program; what it saves leaves stacked over the devices."""
     with on_each_device(params):
         plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options.replace(factored=False)))
@@ -69,7 +73,9 @@ def mapped_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **par
     return call_res(plan, primals, outs)
 
 
-def mapped_bwd(state: State, res: Residuals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def mapped_bwd(
+    state: State, res: Residuals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Run the body's backward program on what was saved."""
     plan, names = res.plan, state.outer_names
     nonzero = tuple(c is not Zero for c in ct)
@@ -103,7 +109,7 @@ def _forward(plan: Plan) -> Program:
     """Have what is saved leave with an axis along which it can be stacked."""
     n = len(plan.passes.outputs)
 
-    def forward(*args: Any) -> list[Any]:
+    def forward(*args: Value) -> list[Value]:
         outs = plan.forward(*args)
         return [*outs[:n], *map(stackable, outs[n:])]
 
@@ -111,15 +117,19 @@ def _forward(plan: Plan) -> Program:
 
 
 def _backward(
-    plan: Plan, nonzero: Sequence[bool], names: OuterNames, in_specs: Sequence[Any], summed: Sequence[Sequence[Any]]
+    plan: Plan,
+    nonzero: Sequence[bool],
+    names: OuterNames,
+    in_specs: Sequence[PartitionSpec],
+    summed: Sequence[Sequence[Hashable]],
 ) -> BackwardMap:
     """Take what was saved as it left the forward program; sum cotangents over these axes."""
     program, tree = plan.backward(nonzero, names)
-    types = [v.aval for v in program.invars]
+    types: list[Aval] = [v.aval for v in program.invars]
     first = len(plan.available_inputs)
     scalars = [first <= i < first + len(plan.saved) and not t.shape for i, t in enumerate(types)]
 
-    def backward(*args: Any) -> tuple[list[Any], Any]:
+    def backward(*args: Value) -> tuple[list[Value], Any]:
         outs = program(*(lax.squeeze(x, [0]) if s else x for x, s in zip(args, scalars, strict=True)))
         cts, results = tree.unflatten(outs)
         cts = [lax.psum(c, axes) if c is not Zero and axes else c for c, axes in zip(cts, summed, strict=True)]
@@ -132,7 +142,7 @@ def _backward(
     return BackwardMap(mapped, specs, structure)
 
 
-def _shared_out(ct: Any, n: int) -> Any:
+def _shared_out(ct: Value, n: int) -> Value:
     return ct / n if n > 1 else ct
 
 

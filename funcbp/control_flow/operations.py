@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ..cotangents import Zero, is_differentiable
+from ..cotangents import Cotangent, Zero, is_differentiable
 from ..jaxpr import operations as ops
 from ..jaxpr import primitive, type_of
+from ..jaxpr.types import PyTree, Value
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, MissingRule, Operation, Recorder, Rule
 from ..rules.registry import enter
@@ -25,13 +26,13 @@ from ..rules.traits import CALL
 __all__ = ["OperationRule"]
 
 
-def ldexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+def ldexp_jvp(operation: Any, primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> Any:
     """z = x 2ⁿ:  ż = ẋ 2ⁿ. (JAX's is the operation itself, once more, to be transposed by a method of its class.)"""
     (x, n), (dx, _) = primals, tangents
     return [operation(x, n)], [dx * jnp.ldexp(jnp.ones_like(x), n)]
 
 
-def frexp_jvp(operation: Any, primals: Any, tangents: Any) -> Any:
+def frexp_jvp(operation: Any, primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> Any:
     """x = m 2ⁿ:  ṁ = ẋ 2⁻ⁿ."""
     (x,), (dx,) = primals, tangents
     m, n = operation(x)
@@ -52,7 +53,7 @@ class OperationRule(Rule):
     how: ClassVar[str] = "its author's"
     local: ClassVar[bool] = False
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         written = operation.params["_prim"]
         if (same := ops.stands_for(operation.params)) is not None:
             return recorder.inline(same, operation, call=False)
@@ -76,14 +77,16 @@ def _underivable(name: str, where: str) -> str:
     return f"funcbp has no derivative for `{name}`, {where}: its class has neither a `vjp_fwd` nor a `jvp`. Write one."
 
 
-def _by_its_backward(recorder: Recorder, operation: Operation) -> Any:
+def _by_its_backward(recorder: Recorder, operation: Operation) -> Value:
     """Run the operation's own forward pass now; its own backward pass is the entry's rule."""
     written, values = operation.params["_prim"], operation.values
     with recorder.below():
         outs, res, moving = ops.own_forward(written, values, operation.perturbed)
     read = {id(v): w for v, w in zip(values, operation.feedback or (), strict=False) if w is not None}
 
-    def operation_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> tuple[list[Any], Any]:
+    def operation_bwd(
+        res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool]
+    ) -> tuple[list[Cotangent], dict[str, PyTree] | None]:
         """Call the backward pass that the operation's author wrote."""
         return ops.own_backward(written, res, [None if c is Zero else c for c in ct], perturbed)
 
@@ -94,11 +97,11 @@ def _by_its_backward(recorder: Recorder, operation: Operation) -> Any:
     return recorder.write(rule, operation, outs, res, differentiable)
 
 
-def _by_its_transpose(recorder: Recorder, operation: Operation) -> Any:
+def _by_its_transpose(recorder: Recorder, operation: Operation) -> Value:
     """Run the operation on tangents; its own transpose rule is the entry's."""
     written, linear = operation.params["_prim"], operation.perturbed
 
-    def operation_transpose(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+    def operation_transpose(res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **_: Any) -> list[Value]:
         """Call the transpose rule that the operation's author wrote."""
         return ops.own_transpose(written, res, linear, [None if c is Zero else c for c in ct])
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
 from ..autodiff.backward_pass import BackwardState
 from ..autodiff.passes import passes_of
-from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
+from ..autodiff.tape import Tape
+from ..cotangents import Cotangent, Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import Program, split_list
+from ..jaxpr.types import Aval, ClosedJaxpr, Primitive, PyTree, Value
 from ..remat.plan import OuterNames, Passes, Plan
 from ..remat.policies import POLICIES
 from ..rules.contract import MissingRuleError
@@ -44,8 +47,8 @@ class Loop(NamedTuple):
         reverse: whether it goes along the xs from the last to the first.
     """
 
-    body: Any
-    condition: Any
+    body: ClosedJaxpr
+    condition: ClosedJaxpr | Any
     n_cond: int
     n_consts: int
     n_state: int
@@ -65,11 +68,11 @@ class Loop(NamedTuple):
         body, n_cond, n_consts = jx.while_parts(params)
         return cls(body, jx.while_condition(params), n_cond, n_consts, len(jx.out_avals(body)), *how)
 
-    def split(self, operands: Sequence[Any]) -> list[list[Any]]:
+    def split(self, operands: Sequence[Value]) -> list[list[Value]]:
         """Split operands into the constants of the condition, those of the body, the state, the xs."""
         return split_list(operands, self.n_cond, self.n_consts, self.n_state)
 
-    def numbers(self) -> Any:
+    def numbers(self) -> jax.Array:
         """Number the steps, in the order of the xs."""
         numbers = np.arange(self.steps, dtype=np.int32)
         return jnp.asarray(numbers[::-1] if self.reverse else numbers)
@@ -93,17 +96,19 @@ class LoopResiduals(NamedTuple):
     """
 
     plan: Plan
-    const_types: Sequence[Any]
-    consts: Sequence[Any]
-    xs: Sequence[Any]
-    snapshots: Sequence[Any]
-    count: Any
+    const_types: Sequence[Aval]
+    consts: Sequence[Value]
+    xs: Sequence[Value]
+    snapshots: Sequence[Value]
+    count: Value
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
-def loop_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def loop_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the loop, storing the snapshots that the schedule for the largest number of steps begins with."""
     loop = Loop.of(params)
     of_cond, consts, init, xs = loop.split(primals)
@@ -140,7 +145,7 @@ def _plan(loop: Loop, passes: Passes) -> Plan:
     return Plan(passes, make, [True] * len(passes.in_types), choose=lambda forward, needed, available: [])
 
 
-def _storing(loop: Loop, stored_types: Sequence[Any]) -> Program:
+def _storing(loop: Loop, stored_types: Sequence[Aval]) -> Program:
     """Trace a step that also stores the state it starts from, where the schedule says so.
 
     (*constants, *state, *stored, t, *x) -> (*state, *stored, *y); or, where there is a condition, with t as a part of
@@ -150,18 +155,18 @@ def _storing(loop: Loop, stored_types: Sequence[Any]) -> Program:
     places = np.array(first_snapshots(loop.steps, loop.snapshots), np.int32)
     number = jx.type_of(jnp.int32(0))
 
-    def run(t: Any, consts: Any, state: Any, stored: Any, x: Any) -> tuple[list[Any], list[Any]]:
+    def run(t: Value, consts: Value, state: Value, stored: Value, x: Value) -> tuple[list[Value], list[Value]]:
         slot = jnp.minimum((jnp.asarray(places) < t).sum(dtype=np.int32), len(places) - 1)
         stored = _store(stored, slot, state, jnp.asarray(places)[slot] == t)
         new, ys = split_list(jx.as_function(loop.body)(*consts, *state, *x), loop.n_state)
         return [*new, *stored], ys
 
-    def scanned(*args: Any) -> list[Any]:
+    def scanned(*args: Value) -> list[Value]:
         consts, state, stored, (t, *x) = split_list(args, loop.n_consts, loop.n_state, loop.n_state)
         carry, ys = run(t, consts, state, stored, x)
         return [*carry, *ys]
 
-    def counted(*args: Any) -> list[Any]:
+    def counted(*args: Value) -> list[Value]:
         consts, (t,), state, stored = split_list(args, loop.n_consts, 1, loop.n_state)
         return [t + 1, *run(t, consts, state, stored, [])[0]]
 
@@ -178,11 +183,11 @@ def _holds(loop: Loop, step: Program) -> Program:
     return jx.trace(holds, types, "holds")
 
 
-def _read(stored: Any, slot: Any) -> Any:
+def _read(stored: Value, slot: Value) -> Value:
     return [lax.dynamic_index_in_dim(s, slot, 0, False) for s in stored]
 
 
-def _store(stored: Any, slot: Any, state: Any, really: Any) -> Any:
+def _store(stored: Value, slot: Value, state: Value, really: Value) -> Value:
     new = (
         state if really is True else [jnp.where(really, a, b) for a, b in zip(state, _read(stored, slot), strict=True)]
     )
@@ -193,8 +198,8 @@ def _store(stored: Any, slot: Any, state: Any, really: Any) -> Any:
 
 
 def loop_bwd(
-    state: State, res: LoopResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
-) -> list[Any]:
+    state: State, res: LoopResiduals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Reverse the steps one by one, the last first, each from its state.
 
     What is found inside comes out stacked by the steps' numbers; of a loop with a condition, `max_steps` of them, with
@@ -227,7 +232,12 @@ def loop_bwd(
 
 
 def _reversal(
-    loop: Loop, res: LoopResiduals, nonzero: Sequence[bool], outer_names: OuterNames, tree: Any, types: Sequence[Any]
+    loop: Loop,
+    res: LoopResiduals,
+    nonzero: Sequence[bool],
+    outer_names: OuterNames,
+    tree: PyTreeDef,
+    types: Sequence[Aval],
 ) -> Program:
     """Trace the whole way back, a program: -> (*sums for constants, *ct of the first state, *stacks)."""
     passes = res.plan.passes
@@ -237,25 +247,25 @@ def _reversal(
     n_sums = sum(summed)
     zero_sums = [jx.strong(t) for t, s in zip(res.const_types, summed, strict=True) if s]
 
-    def reversal(*args: Any) -> list[Any]:
+    def reversal(*args: Value) -> list[Value]:
         consts, xs, snapshots, count, last, ct_ys, named = tree.unflatten(args)
         table = jnp.asarray(binomials(loop.snapshots, loop.steps))
 
-        def x_at(t: Any) -> list[Any]:
+        def x_at(t: Value) -> list[Value]:
             i = loop.steps - 1 - t if loop.reverse else t
             return [None if x is None else lax.dynamic_index_in_dim(x, i, 0, False) for x in xs]
 
-        def run(state: Any, start: Any, stop: Any) -> Any:
-            def one(t: Any, state: Any) -> Any:
+        def run(state: Value, start: Value, stop: Value) -> Value:
+            def one(t: Value, state: Value) -> Value:
                 inputs = zip([*consts, *state, *x_at(t)], used, strict=True)
                 return [jx.to_strong(x) for x in advance(*(x for x, u in inputs if u))]
 
             return lax.fori_loop(start, stop, one, state)
 
-        def store_more(stack: Any, t: Any) -> Any:
+        def store_more(stack: Value, t: Value) -> Value:
             """Store snapshots between the last one and step t, while there is room."""
 
-            def store(stack: Any) -> Any:
+            def store(stack: Value) -> Value:
                 places, taken, stored = stack
                 at = places[taken - 1]
                 stop = at + steps_to_next(table, t + 1 - at, loop.snapshots - taken + 1)
@@ -264,7 +274,7 @@ def _reversal(
 
             return lax.while_loop(lambda s: (s[0][s[1] - 1] < t) & (s[1] < loop.snapshots), store, stack)
 
-        def back(carry: Any, t: Any, x: Any, ct_y: Any) -> tuple[Any, Any]:
+        def back(carry: Value, t: Value, x: Value, ct_y: Value) -> tuple[Any, Any]:
             stack, sums, ct_state = carry
             places, taken, stored = store_more(stack, t)
             state = run(_read(stored, taken - 1), places[taken - 1], t)
@@ -285,10 +295,10 @@ def _reversal(
                 lambda carry, at: back(carry, *at), carry, along, loop.steps, reverse=not loop.reverse
             )
         else:
-            found = [v.aval for v in step.outvars[n_sums + len(last) :]]
+            found: list[Aval] = [v.aval for v in step.outvars[n_sums + len(last) :]]
             rows = [jx.zeros(t.update(shape=(loop.steps, *t.shape))) for t in found]
 
-            def one(i: Any, both: Any) -> Any:
+            def one(i: Value, both: Value) -> Value:
                 carry, rows = both
                 carry, found = back(carry, t := count - 1 - i, [], [])
                 return carry, [lax.dynamic_update_index_in_dim(r, x, t, 0) for r, x in zip(rows, found, strict=True)]
@@ -302,7 +312,7 @@ def _reversal(
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
-def loop_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+def loop_reached(tapes: Sequence[Tape], outputs: Sequence[bool], **params: Any) -> list[bool]:
     """Tell which primals cotangents of these outputs come back to; never the constants of a condition."""
     loop = Loop.of(params)
     return [*([False] * loop.n_cond), *reached_steps(tapes[0], outputs, loop.n_consts, loop.n_state)]
@@ -316,8 +326,12 @@ def while_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequenc
 
 
 def transposed(
-    primitive: Any, params: dict[str, Any], moving: Sequence[bool], operands: Sequence[Any], cts: Sequence[Any]
-) -> Sequence[Any]:
+    primitive: Primitive,
+    params: dict[str, Any],
+    moving: Sequence[bool],
+    operands: Sequence[Value],
+    cts: Sequence[Value],
+) -> Sequence[Value]:
     """Go back through a loop where JAX's reverse mode asks for it: by the rules of the table."""
     options = Options(policy=POLICIES["min_cut"])
     _, res, _ = loop_fwd(options, moving, *operands, **params)
@@ -336,7 +350,7 @@ def reversal_message(where: str) -> str:
 AT_MOST = Traits(repeatable=True, inside=lambda params, costs: params["max_steps"] * sum(costs))
 
 
-def refuse_reversal() -> Any:
+def refuse_reversal() -> NoReturn:
     line = jx.user_line(jx.current_source())
     raise MissingRuleError(reversal_message(f"`{jx.loop_reversal_p}` at {line}" if line else f"`{jx.loop_reversal_p}`"))
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.tree_util import PyTreeDef
 
 from ..autodiff.passes import passes_of
-from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
+from ..autodiff.tape import Tape
+from ..cotangents import Cotangent, Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
     bind_scan,
@@ -24,6 +26,7 @@ from ..jaxpr import (
     trace_with,
     zeros,
 )
+from ..jaxpr.types import Aval, PyTree, Value
 from ..remat import sinking
 from ..remat.hoisting import products_before
 from ..remat.plan import OuterNames, Passes, Plan, with_names
@@ -36,7 +39,9 @@ from ..rules.traits import Traits
 __all__ = ["BackwardBody", "backward_body", "perturbed_carry", "reached_steps", "scan_bwd", "scan_fwd"]
 
 
-def perturbed_carry(passes_of: Any, consts: Sequence[bool], carry: Sequence[bool], rest: Sequence[bool]) -> Passes:
+def perturbed_carry(
+    passes_of: Callable[[Sequence[bool]], Passes], consts: Sequence[bool], carry: Sequence[bool], rest: Sequence[bool]
+) -> Passes:
     """Return the passes of a loop's body, once what it perturbs of its carry is counted as perturbed going in."""
     while True:
         passes = passes_of((*consts, *carry, *rest))
@@ -58,14 +63,16 @@ class ScanResiduals(NamedTuple):
     """
 
     plan: Plan
-    const_types: Sequence[Any]
-    consts: Sequence[Any]
-    hoisted: Sequence[Any]
-    xs: Sequence[Any]
-    stacks: Sequence[Any]
+    const_types: Sequence[Aval]
+    consts: Sequence[Value]
+    hoisted: Sequence[Value]
+    xs: Sequence[Value]
+    stacks: Sequence[Value]
 
 
-def scan_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def scan_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the loop, stacking what its plan saves at every step; what is loop-invariant is saved once."""
     body, n_consts, n_carry = scan_parts(params)
     consts, init, xs = split_list(primals, n_consts, n_carry)
@@ -103,14 +110,14 @@ class BackwardBody(NamedTuple):
     """
 
     summed: Sequence[bool]
-    tree: Any
+    tree: PyTreeDef
 
 
 def backward_body(
     passes: Passes,
     n_consts: int,
     n_carry: int,
-    sinks: Callable[[Any], bool],
+    sinks: Callable[[Cotangent], bool],
     nonzero: Sequence[bool],
     outer_names: OuterNames,
 ) -> tuple[Program, BackwardBody]:
@@ -126,7 +133,7 @@ def backward_body(
     ys = [strong(t) for t, z in zip(passes.out_types[n_carry:], nonzero[n_carry:], strict=True) if z]
     n = len(passes.candidates)
 
-    def step(*args: Any) -> tuple[list[Any], BackwardBody]:
+    def step(*args: Value) -> tuple[list[Value], BackwardBody]:
         saved, ct_carry, ct_ys, named = split_list(args, n, len(carries), len(ys))
         carry_cts, y_cts = iter(ct_carry), iter(ct_ys)
         ct = [next(carry_cts) if a else Zero for a in active]
@@ -145,7 +152,7 @@ def backward_body(
     program, known = trace_with(step, types, "scan_backward")
     n_sums = sum(known.summed)
 
-    def add(*args: Any) -> list[Any]:
+    def add(*args: Value) -> list[Value]:
         terms, rest, sums = split_list(args, n_sums, len(program.outvars) - n_sums)
         return [*(lax.add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
 
@@ -155,8 +162,8 @@ def backward_body(
 
 
 def scan_bwd(
-    state: State, res: ScanResiduals, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any
-) -> list[Any]:
+    state: State, res: ScanResiduals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """Run the loop the other way round, on what was saved."""
     passes = res.plan.passes
     _, n_consts, n_carry = scan_parts(params)
@@ -195,13 +202,13 @@ def scan_bwd(
     return list(map(weak_as, cts, passes.in_types))
 
 
-def _order(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[int]:
+def _order(inputs: Mapping[str, Sequence[Value]], names: Sequence[str]) -> list[int]:
     """Find where the inputs of these names stand among all of them."""
     starts = dict(zip(inputs, accumulate(map(len, inputs.values()), initial=0), strict=False))
     return [starts[name] + i for name in names for i in range(len(inputs[name]))]
 
 
-def reached_steps(tape: Any, outputs: Sequence[bool], n_consts: int, n_carry: int) -> list[bool]:
+def reached_steps(tape: Tape, outputs: Sequence[bool], n_consts: int, n_carry: int) -> list[bool]:
     """Find which inputs of a loop's body cotangents of the loop's outputs come back to, in any of its steps.
 
     A carry that no output depends on is not among them.
@@ -215,7 +222,7 @@ def reached_steps(tape: Any, outputs: Sequence[bool], n_consts: int, n_carry: in
         carry = grown
 
 
-def scan_reached(tapes: Sequence[Any], outputs: Sequence[bool], **params: Any) -> list[bool]:
+def scan_reached(tapes: Sequence[Tape], outputs: Sequence[bool], **params: Any) -> list[bool]:
     """Tell which primals cotangents of these outputs come back to."""
     return reached_steps(tapes[0], outputs, *scan_parts(params)[1:])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..autodiff.passes import passes_of
 from ..jaxpr import primitives, split_list, while_parts
+from ..jaxpr.types import PyTree, Value
 from ..rules.options import Options
 from ..rules.registry import def_control
 from .scan import perturbed_carry
@@ -14,7 +15,9 @@ from .scan import perturbed_carry
 __all__ = ["while_fwd"]
 
 
-def while_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+def while_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the loop. How often it runs is not known beforehand, so there is nothing to keep its steps in."""
     body, n_cond, n_body = while_parts(params)
     _, consts, carry = split_list(perturbed, n_cond, n_body)

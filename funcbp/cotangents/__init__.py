@@ -15,6 +15,7 @@ from .accumulate import Cotangents as Cotangents
 from .products import ABSORB as ABSORB
 from .products import STACKED as STACKED
 from .products import SUMMED as SUMMED
+from .products import Cotangent as Cotangent
 from .products import Factored as Factored
 from .products import Linear as Linear
 from .products import Moves as Moves

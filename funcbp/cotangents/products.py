@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import jaxpr as jx
-from .zero import Zero
+from ..jaxpr.types import Aval
+from .zero import Zero, _Zero
 
 
 class Product(NamedTuple):
@@ -28,10 +30,10 @@ class Product(NamedTuple):
         source: where the product was written.
     """
 
-    ct: Any
-    other: Any
-    rule: Callable[..., Any]
-    aval: Any
+    ct: jax.Array
+    other: jax.Array
+    rule: Callable[..., jax.Array]
+    aval: Aval
     params: dict[str, Any]
     then: tuple[Any, ...] = ()
     source: Any = None
@@ -57,7 +59,7 @@ class Product(NamedTuple):
             return None
         larger: list[Product | None] = []
 
-        def absorb(ct: Any, other: Any) -> Any:
+        def absorb(ct: jax.Array, other: jax.Array) -> Any:
             larger.append(ABSORB[self.rule](self._replace(ct=ct, other=other)))
             return None if larger[0] is None else (larger[0].ct, larger[0].other)
 
@@ -71,7 +73,7 @@ SUMMED, STACKED = "summed", "stacked"
 ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
 
 
-def _follow(product: Product, n: int, ct: Any, other: Any) -> Any:
+def _follow(product: Product, n: int, ct: jax.Array, other: jax.Array) -> jax.Array:
     """Contract these factors, and do the first `n` of what follows."""
     if n == 0:
         return product.rule(ct, other, product.aval, **product.params)
@@ -111,7 +113,7 @@ class Linear:
         """Whether it keeps inner products."""
         return self.moves >= Moves.ONCE
 
-    def __call__(self, ct: Any) -> Any:
+    def __call__(self, ct: jax.Array) -> jax.Array:
         return self.bwd(self.res, ct, self.perturbed, **self.params)[0]
 
 
@@ -126,7 +128,7 @@ class Factored:
 
     __slots__ = ("_array", "dtype", "products", "rest", "shape")
 
-    def __init__(self, products: Sequence[Product], rest: Any, shape: Sequence[int], dtype: Any):
+    def __init__(self, products: Sequence[Product], rest: jax.Array | Any, shape: Sequence[int], dtype: np.dtype):
         self.products, self.rest, self.shape, self.dtype = tuple(products), rest, tuple(shape), dtype
         self._array: Any = None
 
@@ -140,7 +142,7 @@ class Factored:
             self._array = total
         return self._array
 
-    def plus(self, other: Any) -> Factored:
+    def plus(self, other: Cotangent) -> Factored:
         """Add another cotangent of the same type."""
         products = (*other.products, *self.products) if type(other) is Factored else self.products
         rest = other.rest if type(other) is Factored else other
@@ -148,7 +150,7 @@ class Factored:
             rest = jx.add(self.rest, rest)
         return Factored(products, self.rest if rest is Zero else rest, self.shape, self.dtype)
 
-    def through(self, linear: Callable[[Any], Any], aval: Any) -> Factored:
+    def through(self, linear: Callable[[jax.Array], jax.Array], aval: Aval) -> Factored:
         """Go back through a linear operation with this rule, to an operand of this type."""
         rest = Zero if self.rest is Zero else linear(self.rest)
         then = [p._replace(then=(*p.then, linear)) for p in self.products]
@@ -165,6 +167,9 @@ class Factored:
         return Factored(then, self.rest, (length, *self.shape), self.dtype)
 
 
+Cotangent: TypeAlias = jax.Array | _Zero | Factored | None
+
+
 def _flatten(f: Factored) -> Any:
     static = tuple((p.rule, p.aval, p.params, p.then, p.source) for p in f.products)
     return ([(p.ct, p.other) for p in f.products], f.rest), (static, f.shape, f.dtype)
@@ -178,16 +183,16 @@ def _unflatten(static: Any, children: Any) -> Factored:
 jax.tree_util.register_pytree_node(Factored, _flatten, _unflatten)
 
 
-def materialize(ct: Any) -> Any:
+def materialize(ct: Cotangent) -> jax.Array | Any:
     """Contract the products of a cotangent; `Zero`, `None` and arrays stay as they are."""
     return ct.materialize() if type(ct) is Factored else ct
 
 
-def weak_as(ct: Any, aval: Any) -> Any:
+def weak_as(ct: Cotangent, aval: Aval) -> Cotangent:
     """Return a cotangent that is weakly typed if its primal is, as JAX's is: what a loop carries is strongly typed."""
     return ct if ct is Zero or type(ct) is Factored else jx.like(ct, aval)
 
 
-def instantiate(ct: Any, aval: Any) -> jax.Array:
+def instantiate(ct: Cotangent, aval: Aval) -> jax.Array:
     """Make the cotangent an array: `Zero` becomes zeros of this type, and products are contracted."""
     return jx.zeros(jx.strong(aval)) if ct is Zero else materialize(ct)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
+
+from ..jaxpr.types import Aval, Value
 
 
 class _Zero:
@@ -24,23 +26,23 @@ Zero = _Zero()
 jax.tree_util.register_pytree_node(_Zero, lambda zero: ((), None), lambda *_: Zero)
 
 
-def is_differentiable(x: Any) -> bool:
+def is_differentiable(x: Value | Aval) -> bool:
     """Tell whether values of this type have a cotangent: real and complex floating point, and nothing else."""
     return is_inexact(x.dtype)
 
 
 @functools.cache
-def is_inexact(dtype: Any) -> bool:
+def is_inexact(dtype: DTypeLike) -> bool:
     """Tell whether this is a real or complex floating-point dtype."""
     return jax.dtypes.issubdtype(dtype, np.inexact)
 
 
-def float0_zeros(x: Any) -> np.ndarray:
+def float0_zeros(x: Value | Aval) -> np.ndarray:
     """Make what JAX returns as the cotangent of an integer: zeros of the type that has no bits."""
     return np.zeros(np.shape(x), jax.dtypes.float0)
 
 
-def unbroadcast(ct: jax.Array, x: Any) -> jax.Array:
+def unbroadcast(ct: jax.Array, x: Value | Aval) -> jax.Array:
     """Sum a cotangent back to the operand's shape: over axes the operand does not have, or has with size 1.
 
     Args:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import check_callable, check_scalar, indices_of, split_arguments
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 
 __all__ = ["Alignment", "alignment"]
 
@@ -22,13 +23,13 @@ class Alignment(NamedTuple):
         ratio: the norm of the one over that of the gradient.
     """
 
-    angle: Any
-    ratio: Any
+    angle: PyTree
+    ratio: PyTree
 
 
 def alignment(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward
-) -> Callable[..., Any]:
+    f: Callable[..., PyTree], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward
+) -> Callable[..., PyTree]:
     """Measure how far another backward pass is from backpropagation, array by array.
 
     Both passes go over what one forward pass recorded: with feedback weights B they are one pass, vectorised over
@@ -56,10 +57,10 @@ def alignment(
     check_callable(f, argnums, has_aux)
     rules = backward.options.rules
 
-    def measured(*args: Any, **kwargs: Any) -> Any:
+    def measured(*args: PyTree, **kwargs: PyTree) -> PyTree:
         partial, chosen = split_arguments(f, argnums, args, kwargs)
 
-        def passes(backward: Backward) -> tuple[Any, Any]:
+        def passes(backward: Backward) -> tuple[PyTree, PyTree]:
             """The cotangents with the edits, and without them."""
             value, pullback, *_ = backward.vjp(partial, *chosen, has_aux=has_aux)
             check_scalar(value, False)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 
 __all__ = [
     "batchwise_sign",
@@ -31,20 +32,20 @@ __all__ = [
     "weight_mirror",
 ]
 
-Draw = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+Draw = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 
 
-def _is_weight(w: Any) -> bool:
+def _is_weight(w: object) -> bool:
     """Whether a leaf takes part in products: a floating-point array with at least two axes."""
     return isinstance(w, (jax.Array, np.ndarray)) and w.ndim >= 2 and jax.dtypes.issubdtype(w.dtype, np.floating)
 
 
-def unit_gain(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def unit_gain(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Normal numbers with standard deviation 1/√(units above): a delta going through keeps its size."""
     return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
-def feedback_weights(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Any:
+def feedback_weights(key: jax.Array, params: PyTree, draw: Draw = unit_gain) -> PyTree:
     """Draw random feedback weights for parameters.
 
     Args:
@@ -67,7 +68,7 @@ def feedback_weights(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Any
     return jax.tree.unflatten(tree, drawn)
 
 
-def feedback_alignment(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Backward:
+def feedback_alignment(key: jax.Array, params: PyTree, draw: Draw = unit_gain) -> Backward:
     """Go back through fixed random weights: x̄ = z̄ B', with a B that has nothing to do with W. Learning aligns W to it.
 
     Args:
@@ -93,7 +94,7 @@ def feedback_alignment(key: jax.Array, params: Any, draw: Draw = unit_gain) -> B
     return Backward(feedback=feedback_weights(key, params, draw))
 
 
-def uniform_sign(params: Any, size: float | None = None) -> Backward:
+def uniform_sign(params: PyTree, size: float | None = None) -> Backward:
     """Go back through the signs of the weights (uSF): B = s · sign(W), with one size s per array.
 
     Args:
@@ -116,7 +117,7 @@ def uniform_sign(params: Any, size: float | None = None) -> Backward:
     return Backward(feedback=jax.tree.map(lambda w: signs(w) if _is_weight(w) else None, params))
 
 
-def fixed_sign(magnitudes: Any, params: Any) -> Backward:
+def fixed_sign(magnitudes: PyTree, params: PyTree) -> Backward:
     """Go back through the signs of the weights with fixed random magnitudes (frSF): B = |R| ∘ sign(W).
 
     Args:
@@ -139,7 +140,7 @@ def fixed_sign(magnitudes: Any, params: Any) -> Backward:
     return Backward(feedback=jax.tree.map(signed, magnitudes, params, is_leaf=lambda x: x is None))
 
 
-def batchwise_sign(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Backward:
+def batchwise_sign(key: jax.Array, params: PyTree, draw: Draw = unit_gain) -> Backward:
     """Go back through the signs of the weights with magnitudes drawn anew for each batch (brSF): B = |R| ∘ sign(W).
 
     Args:
@@ -161,7 +162,7 @@ def batchwise_sign(key: jax.Array, params: Any, draw: Draw = unit_gain) -> Backw
     return fixed_sign(feedback_weights(key, params, draw), params)
 
 
-def kolen_pollack(params: Any, weights: Any, updates: Any, decay: float) -> tuple[Any, Any]:
+def kolen_pollack(params: PyTree, weights: PyTree, updates: PyTree, decay: float) -> tuple[PyTree, PyTree]:
     """Give weights and feedback weights the same update and let both decay alike, so that they meet.
 
     The updates come from a pass back through the feedback weights: `Backward(feedback=weights)`.
@@ -198,8 +199,13 @@ def kolen_pollack(params: Any, weights: Any, updates: Any, decay: float) -> tupl
 
 
 def weight_mirror(
-    layer: Callable[[Any, Any], Any], w: Any, b: Any, noise: Any, rate: float = 0.01, decay: float = 0.0
-) -> Any:
+    layer: Callable[[jax.Array, jax.Array], jax.Array],
+    w: jax.Array,
+    b: jax.Array,
+    noise: jax.Array,
+    rate: float = 0.01,
+    decay: float = 0.0,
+) -> jax.Array:
     """Let feedback weights learn from noise: B ← (1 - λ) B + η ξ'(ξ W) / N, which tends to a multiple of W.
 
     Noise ξ goes into the layer and comes out as y = ξ W; B sees both, and learns their correlation, whose mean is W
@@ -207,9 +213,9 @@ def weight_mirror(
 
     Args:
         layer: `layer(w, noise)`, linear in both: a dense layer or a convolution, without its bias.
-        w: the weights, an array.
+        w: the weights, an array: of a dense layer, shape (in, out).
         b: their feedback weights, an array of the same shape.
-        noise: a batch of ξ, with mean zero; its leading axis has size N.
+        noise: a batch of ξ, with mean zero, shape (N, ...), of the dtype of `w`.
         rate: η.
         decay: λ.
 
@@ -233,7 +239,7 @@ def weight_mirror(
     return kept * b + step * correlation
 
 
-def direct_feedback(weights: Mapping[str, Any], error: str) -> Backward:
+def direct_feedback(weights: Mapping[str, jax.Array], error: str) -> Backward:
     """Tell each hidden layer of the error directly: the cotangent of a named activation h becomes ē B.
 
     ē is the cotangent of the value named `error`, the output layer's. What would have carried deltas from layer to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from ..autodiff.transformations import Backward
-from ..cotangents import unbroadcast
+from ..cotangents import Cotangent, unbroadcast
+from ..jaxpr.types import Primitive, PyTree
 from ..rules import NOTHING, TABLE, Rule, rule, traits_of
 from ..rules.kinds import SurrogateRule
 
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 
-def straight_through(*primitives: Any) -> Backward:
+def straight_through(*primitives: Primitive) -> Backward:
     """Pass the cotangent through steps as if they were the identity: x̄ = ȳ.
 
     Args:
@@ -58,7 +59,7 @@ def straight_through(*primitives: Any) -> Backward:
     return Backward(rules=dict.fromkeys(chosen, STRAIGHT_THROUGH))
 
 
-def straight_through_bwd(res: Any, ct: Any, perturbed: Any, **params: Any) -> list[Any]:
+def straight_through_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
     """y = step(x):  x̄ = ȳ."""
     return [ct]
 
@@ -66,7 +67,7 @@ def straight_through_bwd(res: Any, ct: Any, perturbed: Any, **params: Any) -> li
 STRAIGHT_THROUGH = rule(straight_through_bwd, save=NOTHING)  # one value, so that the schemes made of it join
 
 
-def spikes(derivative: Callable[[Any], Any]) -> Backward:
+def spikes(derivative: Callable[[jax.Array], jax.Array]) -> Backward:
     """Give comparisons a surrogate derivative: a unit that spikes, `(x > threshold).astype(float)`, then learns.
 
     z = 1 where u = x - threshold is positive, 0 elsewhere:  x̄ = z̄ h(u). The model stays as it is. A cotangent reaches
@@ -96,7 +97,7 @@ def spikes(derivative: Callable[[Any], Any]) -> Backward:
     """
 
     def over(sign: int) -> Rule:
-        def spike_bwd(res: Any, ct: Any, perturbed: Any, **params: Any) -> list[Any]:
+        def spike_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
             """z = x > y:  x̄ = z̄ h(x - y),  ȳ = -x̄; for x < y the other way round."""
             x, y = map(jnp.asarray, res)
             slope = derivative(lax.sub(*jnp.broadcast_arrays(x, y)) * sign)
@@ -112,7 +113,7 @@ def spikes(derivative: Callable[[Any], Any]) -> Backward:
 # --- derivatives: h(u) = g(slope · u), each with h(0) = 1 -------------------------------------------------------------
 
 
-def straight() -> Callable[[Any], Any]:
+def straight() -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 (Bengio, Léonard, Courville 2013).
 
     Returns:
@@ -127,7 +128,7 @@ def straight() -> Callable[[Any], Any]:
     return lambda u: jnp.ones_like(u)
 
 
-def boxcar(slope: Any = 1.0) -> Callable[[Any], Any]:
+def boxcar(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 where |k u| < 1, 0 elsewhere (Wu, Deng, Li, Zhu, Shi 2018).
 
     Args:
@@ -145,7 +146,7 @@ def boxcar(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: (abs(slope * u) < 1).astype(u.dtype)
 
 
-def leaky_boxcar(slope: Any = 1.0, leak: Any = 0.1) -> Callable[[Any], Any]:
+def leaky_boxcar(slope: float | jax.Array = 1.0, leak: float | jax.Array = 0.1) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 where |k u| < 1, `leak` elsewhere.
 
     Args:
@@ -164,7 +165,7 @@ def leaky_boxcar(slope: Any = 1.0, leak: Any = 0.1) -> Callable[[Any], Any]:
     return lambda u: jnp.where(abs(slope * u) < 1, jnp.ones_like(u), leak * jnp.ones_like(u))
 
 
-def triangular(slope: Any = 1.0) -> Callable[[Any], Any]:
+def triangular(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = max(0, 1 - |k u|) (Esser et al. 2016; Bellec et al. 2018).
 
     Args:
@@ -182,7 +183,7 @@ def triangular(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: jnp.maximum(1 - abs(slope * u), 0)
 
 
-def parabolic(slope: Any = 1.0) -> Callable[[Any], Any]:
+def parabolic(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = max(0, 1 - (k u)²).
 
     Args:
@@ -200,7 +201,7 @@ def parabolic(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: jnp.maximum(1 - (slope * u) ** 2, 0)
 
 
-def cosine(slope: Any = 1.0) -> Callable[[Any], Any]:
+def cosine(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = (1 + cos(π k u)) / 2 where |k u| < 1, 0 elsewhere.
 
     Args:
@@ -218,7 +219,7 @@ def cosine(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: jnp.where(abs(slope * u) < 1, (1 + jnp.cos(np.pi * slope * u)) / 2, jnp.zeros_like(u))
 
 
-def logistic(slope: Any = 1.0) -> Callable[[Any], Any]:
+def logistic(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 4 σ(k u) (1 - σ(k u)), the derivative of the logistic function (Zenke, Vogels 2021).
 
     Args:
@@ -236,7 +237,7 @@ def logistic(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: 4 * jax.nn.sigmoid(slope * u) * jax.nn.sigmoid(-slope * u)
 
 
-def sech(slope: Any = 1.0) -> Callable[[Any], Any]:
+def sech(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 / cosh(k u), as 2 e^-|k u| / (1 + e^-2|k u|), which does not overflow.
 
     Args:
@@ -254,7 +255,7 @@ def sech(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: 2 * jnp.exp(-abs(slope * u)) / (1 + jnp.exp(-2 * abs(slope * u)))
 
 
-def gaussian(slope: Any = 1.0) -> Callable[[Any], Any]:
+def gaussian(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = exp(-(k u)² / 2), the derivative of the error function (Yin, Corradi, Bohté 2020).
 
     Args:
@@ -272,7 +273,9 @@ def gaussian(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: jnp.exp(-((slope * u) ** 2) / 2)
 
 
-def multi_gaussian(slope: Any = 1.0, height: float = 0.15, scale: float = 6.0) -> Callable[[Any], Any]:
+def multi_gaussian(
+    slope: float | jax.Array = 1.0, height: float = 0.15, scale: float = 6.0
+) -> Callable[[jax.Array], jax.Array]:
     """A Gaussian with a negative lobe on either side (Yin, Corradi, Bohté 2021), brought to h(0) = 1.
 
     With g a Gaussian of width 1: ((1 + height) g(k u) - height g((k u - 1)/scale) - height g((k u + 1)/scale)).
@@ -292,7 +295,7 @@ def multi_gaussian(slope: Any = 1.0, height: float = 0.15, scale: float = 6.0) -
         [1.0, 0.843, -0.146]
     """
 
-    def derivative(u: Any) -> Any:
+    def derivative(u: jax.Array) -> jax.Array:
         bell = lambda x: jnp.exp(-(x**2) / 2)
         lobes = lambda x: (1 + height) * bell(x) - height * (bell((x - 1) / scale) + bell((x + 1) / scale))
         return lobes(slope * u) / lobes(jnp.zeros((), u.dtype))
@@ -300,7 +303,7 @@ def multi_gaussian(slope: Any = 1.0, height: float = 0.15, scale: float = 6.0) -
     return derivative
 
 
-def exponential(slope: Any = 1.0) -> Callable[[Any], Any]:
+def exponential(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = exp(-|k u|), the escape rate of a noisy unit (Shrestha, Orchard 2018).
 
     Args:
@@ -318,7 +321,7 @@ def exponential(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: jnp.exp(-abs(slope * u))
 
 
-def fast_sigmoid(slope: Any = 1.0) -> Callable[[Any], Any]:
+def fast_sigmoid(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 / (1 + |k u|)², the derivative of x / (1 + |x|).
 
     Args:
@@ -336,7 +339,7 @@ def fast_sigmoid(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: 1 / (1 + abs(slope * u)) ** 2
 
 
-def superspike(slope: Any = 100.0) -> Callable[[Any], Any]:
+def superspike(slope: float | jax.Array = 100.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 / (1 + |k u|)², `fast_sigmoid` with the steep slope of SuperSpike (Zenke, Ganguli 2018).
 
     Args:
@@ -354,7 +357,7 @@ def superspike(slope: Any = 100.0) -> Callable[[Any], Any]:
     return fast_sigmoid(slope)
 
 
-def arctan(slope: Any = 1.0) -> Callable[[Any], Any]:
+def arctan(slope: float | jax.Array = 1.0) -> Callable[[jax.Array], jax.Array]:
     """h(u) = 1 / (1 + (π k u / 2)²), the derivative of the arc tangent (Fang et al. 2021).
 
     Args:
@@ -372,7 +375,7 @@ def arctan(slope: Any = 1.0) -> Callable[[Any], Any]:
     return lambda u: 1 / (1 + (np.pi / 2 * slope * u) ** 2)
 
 
-def q_pseudo(slope: Any = 1.0, q: float = 1.5) -> Callable[[Any], Any]:
+def q_pseudo(slope: float | jax.Array = 1.0, q: float = 1.5) -> Callable[[jax.Array], jax.Array]:
     """h(u) = (1 + 2 |k u| / (q - 1))^-q: q sets how heavy the tail is (Herranz-Celotti, Rouat 2022).
 
     Args:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from ..per_example.examples import Examples, backpropagate, batch_size
 from ..per_example.leaf import Leaf
 from .output_hessian import of_loss, output_hessian, refuse_indefinite
@@ -18,8 +18,8 @@ from .output_hessian import of_loss, output_hessian, refuse_indefinite
 __all__ = ["diag_ggn", "kfac_factors"]
 
 Array = jax.Array
-Model = Callable[[Any, Any], Any]
-Loss = Callable[[Array, Any], Array]
+Model = Callable[[PyTree, PyTree], PyTree]
+Loss = Callable[[Array, PyTree], Array]
 
 
 def diag_ggn(
@@ -30,7 +30,7 @@ def diag_ggn(
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """Compute the diagonal of the Gauss-Newton matrix: Σ_n Σ_k (J_n' s_k)² / N, with Σ_k s_k s_k' = H_n.
 
     Exact, it goes backward once for each row of the root of H (for k classes, k rows), all in one pass; by Monte Carlo,
@@ -65,7 +65,7 @@ def diag_ggn(
     at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
     hessian = output_hessian(loss, backward or Backward())
 
-    def of(params: Any, x: Any, y: Any, key: Array | None = None) -> Any:
+    def of(params: PyTree, x: PyTree, y: PyTree, key: Array | None = None) -> PyTree:
         found = at(params, x, y, key)
         scale = 1 / (batch_size(x) * (samples or 1))
         diagonal = found.map(lambda leaf: (leaf.sum_of_squares() * scale).astype(leaf.aval.dtype))
@@ -85,7 +85,7 @@ def kfac_factors(
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """Compute the Kronecker factors of each weight's block of the Gauss-Newton matrix, G ≈ A ⊗ S.
 
     With inputs x_n[p] and deltas δ_n[p] at the positions p = 1 ... P that share the weight,
@@ -137,7 +137,7 @@ def kfac_factors(
     at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
     hessian = output_hessian(loss, backward or Backward())
 
-    def of(params: Any, x: Any, y: Any, key: Array | None = None) -> Any:
+    def of(params: PyTree, x: PyTree, y: PyTree, key: Array | None = None) -> PyTree:
         found = at(params, x, y, key)
         draws = samples if kind == "monte_carlo" else 1
         pairs = {leaf.path: _kronecker(leaf, batch_size(x), draws, shared) for leaf in found.leaves if leaf.pairs}
@@ -147,7 +147,7 @@ def kfac_factors(
     return parameters_first(of, argnums)
 
 
-def outputs(model: Model, params: Any, x: Any, has_aux: bool) -> Array:
+def outputs(model: Model, params: PyTree, x: PyTree, has_aux: bool) -> Array:
     """The outputs of the model, one for each example."""
     return jax.vmap(lambda x: model(params, x)[0] if has_aux else model(params, x))(x)
 
@@ -165,11 +165,11 @@ def _kronecker(leaf: Leaf, n: int, draws: int, shared: str) -> tuple[Array, Arra
 
 def with_seeds(
     model: Model, loss: Loss, kind: str, samples: int | None, has_aux: bool, backward: Backward
-) -> Callable[[Any, Any, Any, Array | None], Examples]:
+) -> Callable[[PyTree, PyTree, PyTree, Array | None], Examples]:
     """Go backward from the rows of the root of H, from draws, or from the gradient of the loss."""
     hessian = output_hessian(loss, backward)
 
-    def of(params: Any, x: Any, y: Any, key: Array | None) -> Examples:
+    def of(params: PyTree, x: PyTree, y: PyTree, key: Array | None) -> Examples:
         f = lambda params, example: model(params, example[0])
         back = functools.partial(backpropagate, f, params, backward=backward, has_aux=has_aux)
         if kind == "monte_carlo":

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from .linear_map import Linearised, linearise
 from .output_hessian import OutputHessian, output_hessian
 
 __all__ = ["GaussNewton", "ggn", "ggn_vp"]
 
 Array = jax.Array
-Model = Callable[[Any, Any], Any]
-Loss = Callable[[Array, Any], Array]
+Model = Callable[[PyTree, PyTree], PyTree]
+Loss = Callable[[Array, PyTree], Array]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["model", "targets"], meta_fields=["hessian"])
@@ -33,10 +33,10 @@ class GaussNewton:
     """
 
     model: Linearised
-    targets: Any
+    targets: PyTree
     hessian: OutputHessian
 
-    def __call__(self, v: Any) -> Any:
+    def __call__(self, v: PyTree) -> PyTree:
         """G v, for v a tree like the parameters."""
         z = self.model.outputs
         u = jax.vmap(self.hessian.product)(z, self.targets, self.model.jvp(v))
@@ -45,7 +45,7 @@ class GaussNewton:
 
 def ggn(
     model: Model, loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any, Any], Any]:
+) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
     """Make the Gauss-Newton matrix at a point, with the model linearised once: for solvers, which multiply many times.
 
     Args:
@@ -73,7 +73,7 @@ def ggn(
     model = parameters_first(model, argnums)
     hessian = output_hessian(loss, backward or Backward())
 
-    def of(params: Any, x: Any, y: Any) -> Any:
+    def of(params: PyTree, x: PyTree, y: PyTree) -> PyTree:
         batched = lambda params: jax.vmap(model, (None, 0))(params, x)
         found = linearise(batched, has_aux=has_aux, backward=backward)(params)
         if has_aux:
@@ -85,7 +85,7 @@ def ggn(
 
 def ggn_vp(
     model: Model, loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any, Any, Any], Any]:
+) -> Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]:
     """Multiply the Gauss-Newton matrix with a vector, G v = Σ_n J_n' H_n J_n v / N.
 
     Args:
@@ -112,7 +112,7 @@ def ggn_vp(
     model = parameters_first(model, argnums)
     at = ggn(model, loss, has_aux=has_aux, backward=backward)
 
-    def of(params: Any, x: Any, y: Any, v: Any) -> Any:
+    def of(params: PyTree, x: PyTree, y: PyTree, v: PyTree) -> PyTree:
         found = at(params, x, y)
         return (found[0](v), found[1]) if has_aux else found(v)
 

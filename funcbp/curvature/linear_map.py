@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..autodiff.arguments import split_arguments
 from ..autodiff.pullback import Pullback
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 
 __all__ = ["Linearised", "linearise"]
 
@@ -26,26 +27,26 @@ class Linearised(NamedTuple):
         forward, backward: pullbacks, of the backward pass and of the function.
     """
 
-    outputs: Any
+    outputs: PyTree
     forward: Pullback
     backward: Pullback
 
-    def jvp(self, v: Any) -> Any:
+    def jvp(self, v: PyTree) -> PyTree:
         """J v: from a tree like the parameters to one like the outputs."""
         return self.forward(v)[0]
 
-    def vjp(self, u: Any) -> Any:
+    def vjp(self, u: PyTree) -> PyTree:
         """J' u: from a tree like the outputs to one like the parameters."""
         return self.backward(u)[0]
 
 
 def linearise(
-    f: Callable[..., Any],
+    f: Callable[..., PyTree],
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """Linearise a function near a point: a linear map in both directions, to be used many times.
 
     It needs no forward mode, so it also goes through functions that have none, such as `jax.custom_vjp` pairs.
@@ -70,11 +71,11 @@ def linearise(
     unmarked = backward.replace(feedback=None)
     transpose = unmarked.replace(rules={}, edits={})  # the pullback is linear, and goes forward as it is
 
-    def of(*args: Any, **kwargs: Any) -> Any:
+    def of(*args: PyTree, **kwargs: PyTree) -> PyTree:
         partial, chosen = split_arguments(f, argnums, args, kwargs)
         one = isinstance(argnums, int)
 
-        def of_chosen(given: Any) -> Any:
+        def of_chosen(given: PyTree) -> PyTree:
             first, *others = (given,) if one else given
             return partial(backward.marked(first), *others)
 

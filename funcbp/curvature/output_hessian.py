@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 
 __all__ = ["OUTPUT_HESSIANS", "OutputHessian", "identity_basis", "of_loss", "output_hessian", "refuse_indefinite"]
 
 Array = jax.Array
-Loss = Callable[[Array, Any], Array]
+Loss = Callable[[Array, PyTree], Array]
 
 
 def of_loss(backward: Backward) -> Backward:
@@ -30,19 +31,19 @@ class OutputHessian(NamedTuple):
         sample: `(key, z, y) -> s`, like z, with E[s s'] = H.
     """
 
-    product: Callable[[Array, Any, Array], Array]
-    root: Callable[[Array, Any], Array]
-    sample: Callable[[Array, Array, Any], Array]
+    product: Callable[[Array, PyTree, Array], Array]
+    root: Callable[[Array, PyTree], Array]
+    sample: Callable[[Array, Array, PyTree], Array]
 
 
-def identity_basis(z: Array, y: Any) -> Array:
+def identity_basis(z: Array, y: PyTree) -> Array:
     return jnp.eye(z.size, dtype=z.dtype).reshape(z.size, *z.shape)
 
 
-OUTPUT_HESSIANS: dict[Any, OutputHessian] = {}  # by loss; `funcbp.ops` enters its own
+OUTPUT_HESSIANS: dict[Callable[..., Any], OutputHessian] = {}  # by loss; `funcbp.ops` enters its own
 
 
-def refuse_indefinite(quantity: Any, hessian: OutputHessian, z: Callable[[], Array], y: Any) -> None:
+def refuse_indefinite(quantity: PyTree, hessian: OutputHessian, z: Callable[[], Array], y: PyTree) -> None:
     """Refuse a loss whose Hessian in the output has negative eigenvalues, and so no root; under `jit` it is nan.
 
     Args:
@@ -73,17 +74,17 @@ def output_hessian(loss: Loss, backward: Backward) -> OutputHessian:
     if loss in OUTPUT_HESSIANS:
         return OUTPUT_HESSIANS[loss]
 
-    def product(z: Array, y: Any, u: Array) -> Array:
+    def product(z: Array, y: PyTree, u: Array) -> Array:
         return jax.jvp(lambda z: of_loss(backward).grad(loss)(z, y), (z,), (u,))[1]
 
-    def root(z: Array, y: Any) -> Array:
+    def root(z: Array, y: PyTree) -> Array:
         rows = jax.vmap(lambda u: product(z, y, u))(identity_basis(z, y)).reshape(z.size, z.size)
         values, vectors = jnp.linalg.eigh(rows)
         rounding = z.size * jnp.finfo(values.dtype).eps ** 0.75 * jnp.max(jnp.abs(values))
         roots = jnp.where(jnp.min(values) < -rounding, jnp.nan, jnp.sqrt(jnp.maximum(values, 0)))
         return (roots[:, None] * vectors.T).reshape(z.size, *z.shape)
 
-    def sample(key: Array, z: Array, y: Any) -> Array:
+    def sample(key: Array, z: Array, y: PyTree) -> Array:
         s = root(z, y)
         return jnp.tensordot(jax.random.normal(key, (z.size,), z.dtype), s, 1)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from ..per_example.examples import inner_products, jacobian_rows
 
 __all__ = ["ntk"]
 
 
 def ntk(
-    f: Callable[[Any, Any], Any], *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[..., Any]:
+    f: Callable[[PyTree, PyTree], PyTree], *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
+) -> Callable[..., PyTree]:
     """Compute the empirical neural tangent kernel: J(x) J(x')', the inner products of the outputs' gradients.
 
     Args:
@@ -40,7 +40,7 @@ def ntk(
     """
     f = parameters_first(f, argnums)
 
-    def of(params: Any, x: Any, other: Any = None) -> Any:
+    def of(params: PyTree, x: PyTree, other: PyTree = None) -> PyTree:
         rows = functools.partial(jacobian_rows, f, params, backward=backward or Backward(), has_aux=has_aux)
         ours, k = rows(x)
         theirs = ours if other is None else rows(other)[0]

@@ -6,8 +6,8 @@ import functools
 import html
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ import numpy as np
 from ..autodiff.arguments import check_callable
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import P, PyTree, Value
 from ..rules.traits import Digits, traits_of
 from .ledger import Trace, trace
 from .rows import NO_DERIVATIVE, Row
 from .statistics import statistics
+
+Arrays = Trace | Mapping[str, Value]  # a side of a comparison that has been run
 
 __all__ = ["Difference", "Match", "diff"]
 
@@ -62,7 +65,7 @@ class Match(NamedTuple):
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _numbers(x: Any) -> np.ndarray | None:
+def _numbers(x: Value) -> np.ndarray | None:
     """An array as float64 or complex128; None of random keys."""
     if x is None or (hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)):
         return None
@@ -75,7 +78,7 @@ def _rms(x: np.ndarray, axes: tuple[int, ...] | None = None) -> Any:
         return np.sqrt(np.mean(np.abs(x) ** 2, axis=axes)) if x.size else np.zeros(())
 
 
-def _apart(x: Any, y: Any, loops: int = 0) -> np.ndarray | None:
+def _apart(x: Value, y: Value, loops: int = 0) -> np.ndarray | None:
     """The relative difference, one for each step of the loops; None where a side has no numbers."""
     floats = [jax.dtypes.issubdtype(v.dtype, np.inexact) for v in (x, y) if v is not None]
     x, y = _numbers(x), _numbers(y)
@@ -94,13 +97,13 @@ def _apart(x: Any, y: Any, loops: int = 0) -> np.ndarray | None:
     return np.where(np.all(finite | same, axis=axes), apart, np.inf)
 
 
-def _apart_in(a: Sequence[Any], b: Sequence[Any], loops: int) -> np.ndarray | None:
+def _apart_in(a: Sequence[Value], b: Sequence[Value], loops: int) -> np.ndarray | None:
     """The largest of the relative differences of several outputs, one for each step; None where there are none."""
     found = [d for d in map(functools.partial(_apart, loops=loops), a, b) if d is not None]
     return functools.reduce(np.maximum, found) if found and len(a) == len(b) else None
 
 
-def _cotangents(row: Row) -> list[Any]:
+def _cotangents(row: Row) -> list[Value]:
     """The cotangents of the outputs, zeros where they are zero; none where there is no derivative."""
     if row.kind == NO_DERIVATIVE:
         return []
@@ -113,13 +116,13 @@ def _coarsest(rows: Sequence[Row]) -> dict[int, float]:
     return {id(r): unit for r, unit in zip(rows, coarsest, strict=True)}
 
 
-def _unit(*arrays: Any) -> float:
+def _unit(*arrays: Value) -> float:
     """One ulp of 1 in the coarsest of these types."""
     floats = [x.dtype for x in map(_typed, arrays) if jax.dtypes.issubdtype(x.dtype, np.inexact)]
     return max((float(jnp.finfo(t).eps) for t in floats), default=0.0)
 
 
-def _typed(x: Any) -> Any:
+def _typed(x: Value) -> Value:
     return np.zeros((), bool) if x is None else x if hasattr(x, "dtype") else np.asarray(x)
 
 
@@ -160,7 +163,7 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
     """Match the rows of two traces: in order, by name, then by operation and value, by scope, operation and shape, and
     by operation and shape; at last those that have the same value in another order.
     """
-    keys: Sequence[Callable[[Row], Any]] = (
+    keys: Sequence[Callable[[Row], Hashable]] = (
         lambda r: (r.name, np.shape(r.value)) if r.name else None,
         lambda r: None if r.name else (r.primitive, np.shape(r.value), _about(r)),
         lambda r: (r.primitive, np.shape(r.value), r.scope, r.depth),
@@ -172,7 +175,7 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
     wrong = set(apart)
     pairs = [p for p in pairs if p not in wrong]
     left, right = ({p[k] for p in pairs} for k in (0, 1))
-    there: dict[Any, list[int]] = {}
+    there: dict[Hashable, list[int]] = {}
     for j in range(len(b)):
         if j not in right and not b[j].name:
             there.setdefault(keys[1](b[j]), []).append(j)
@@ -198,7 +201,7 @@ def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Li
     return [(a[i], b[j]) for i, j in sorted(pairs)]
 
 
-def _about(row: Row) -> Any:
+def _about(row: Row) -> Hashable:
     """The size and the mean of a value to five digits; None where many values might have them, such as constants."""
     x = _numbers(row.value)
     if x is None or x.size == 1:
@@ -216,7 +219,11 @@ def _by_name(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _in_order(
-    left: Sequence[int], right: Sequence[int], a: Sequence[Row], b: Sequence[Row], keys: Sequence[Any]
+    left: Sequence[int],
+    right: Sequence[int],
+    a: Sequence[Row],
+    b: Sequence[Row],
+    keys: Sequence[Callable[[Row], Hashable]],
 ) -> Iterator[tuple[int, int]]:
     """Match what has the same key, in order, and what is between by the next key."""
     if not keys or not left or not right:
@@ -231,13 +238,13 @@ def _in_order(
         i, j = k + 1, m + 1
 
 
-def _common(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, int]]:
+def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]]:
     """A longest common subsequence of two sequences of keys, None being like nothing: the places in both.
 
     A row of the table of lengths is one integer, whose bit is 0 where the length grows (H. Hyyrö, "Bit-parallel
     LCS-length computation revisited", 2004).
     """
-    where: dict[Any, int] = {}
+    where: dict[Hashable, int] = {}
     for j, key in enumerate(b):
         if key is not None:
             where[key] = where.get(key, 0) | 1 << j
@@ -444,7 +451,7 @@ def _largest(apart: np.ndarray | None, noise: float, which: int) -> tuple[float 
     return float(np.max(apart, initial=0.0)), tuple(map(int, beyond[which])) if len(beyond) else ()
 
 
-def _as_trace(arrays: Mapping[str, Any]) -> Trace:
+def _as_trace(arrays: Mapping[str, Value] | Any) -> Trace:
     """Named arrays as a trace: each a value, or a pair of a value and its gradient, of which one may be None."""
     rows: list[Row] = []
     for name, given in arrays.items():
@@ -463,15 +470,31 @@ def _as_trace(arrays: Mapping[str, Any]) -> Trace:
     return Trace(None, [], rows, ())
 
 
+@overload
+def diff(f: Arrays, other: Arrays, *, ulps: float = 8.0) -> Difference: ...
+
+
+@overload
 def diff(
-    f: Any,
-    other: Any,
+    f: Callable[P, PyTree],
+    other: Callable[..., PyTree] | tuple[PyTree, ...],
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
     *,
     ulps: float = 8.0,
     backward: Backward | None = None,
-) -> Any:
+) -> Callable[P, Difference]: ...
+
+
+def diff(
+    f: Arrays | Callable[..., PyTree],
+    other: Arrays | Callable[..., PyTree] | tuple[PyTree, ...],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    ulps: float = 8.0,
+    backward: Backward | None = None,
+) -> Difference | Callable[..., Difference]:
     """Find where two runs part: the first value, and going back the first cotangent, that differ beyond rounding.
 
     Equations are matched by name, by scope, operation and shape, and by their order, as far as both sides have them;
@@ -519,7 +542,7 @@ def diff(
     traced = functools.partial(trace, argnums=argnums, has_aux=has_aux, backward=backward)
 
     @functools.wraps(f)
-    def compared(*args: Any, **kwargs: Any) -> Difference:
+    def compared(*args: PyTree, **kwargs: PyTree) -> Difference:
         first = traced(f)(*args, **kwargs)
         second = traced(other)(*args, **kwargs) if callable(other) else traced(f)(*other, **kwargs)
         return Difference(first, second, ulps)

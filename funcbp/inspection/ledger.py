@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from ..autodiff.arguments import check_callable, check_scalar, holding_static, i
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
+from ..jaxpr.types import PyTree, Value
 from . import storage
 from .render import graph
 from .render.page import document, page
@@ -24,6 +25,9 @@ from .render.play import play
 from .render.table import table
 from .rows import Row
 from .tabulate import Everything, rows_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Trace", "trace"]
 
@@ -40,7 +44,7 @@ class Trace:
             opened; a function with a derivative of its own is one row.
     """
 
-    def __init__(self, value: Any, inputs: Sequence[Row], rows: Sequence[Row], outputs: Sequence[int | None]):
+    def __init__(self, value: Value, inputs: Sequence[Row], rows: Sequence[Row], outputs: Sequence[int | None]):
         self.value, self.inputs, self.rows, self.outputs = value, list(inputs), list(rows), tuple(outputs)
 
     def __len__(self) -> int:
@@ -49,7 +53,7 @@ class Trace:
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Row | Any:
         """The row of an input by its path, of a named value by its name, or of an equation by its number: 3, or "3.1".
 
         Of a name that several values bear, a tuple; of a slice, a trace of these rows.
@@ -167,7 +171,7 @@ class Trace:
         """
         return cls(*storage.from_json(text))
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """The inputs and the equations as a `pandas.DataFrame`, a row each.
 
         Columns: `equation` is the row's index and `type` the type of its outputs; `primitive`, `name`, `kind`, `rule`,
@@ -249,7 +253,7 @@ class Trace:
 
 
 def trace(
-    f: Callable[..., Any],
+    f: Callable[..., PyTree],
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
     *,
@@ -285,7 +289,7 @@ def trace(
     observing = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
 
     @functools.wraps(f)
-    def traced(*args: Any, **kwargs: Any) -> Trace:
+    def traced(*args: PyTree, **kwargs: PyTree) -> Trace:
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
             raise TypeError("trace(f)(...) shows numbers, and was called inside a jitted or mapped function.")
         parts, paths = (*args, kwargs), _paths(f, args, kwargs)
@@ -336,11 +340,11 @@ def _within(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: Value) -> bool:
     return is_array(x) and is_differentiable(jax.typeof(x))
 
 
-def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[list[str]]:
+def _paths(f: Callable[..., PyTree], args: PyTree, kwargs: PyTree) -> list[list[str]]:
     """The paths of the leaves of each argument, and of those by keyword: within the first argument their own, elsewhere
     preceded by the argument's name.
     """

@@ -8,12 +8,13 @@ stacks fill step by step and empty step by step. Compilers fuse and reorder, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..jaxpr.types import Atom
 from ..remat.graph import bytes_of
 from ..remat.plan import Plan
 
@@ -54,7 +55,7 @@ def live_bytes(plan: Plan) -> Live:
     return Live(np.array(forward), np.array(backward))
 
 
-def _walk(program: Program, given: Sequence[Any], kept: Sequence[Any]) -> list[float]:
+def _walk(program: Program, given: Sequence[Atom], kept: Sequence[Atom]) -> list[float]:
     """The bytes in use after each equation, of what is made here and what is given; `kept` stays to the end."""
     eqns = program.eqns
     last = {v: i for i, eqn in enumerate(eqns) for v in eqn.invars if not jx.is_literal(v)}

@@ -15,6 +15,7 @@ from ..autodiff.arguments import check_callable, check_input, check_scalar, hold
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree, Value
 
 __all__ = ["by_name", "cotangents", "entry_at", "gradient_observed"]
 
@@ -32,8 +33,13 @@ def entry_at(tape: Tape, place: Sequence[int]) -> Entry:
 
 
 def gradient_observed(
-    backward: Backward, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: Any
-) -> tuple[Any, Any, Tape, dict[tuple[int, ...], Any]]:
+    backward: Backward,
+    f: Callable[..., PyTree],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+) -> tuple[PyTree, PyTree, Tape, dict[tuple[int, ...], PyTree]]:
     """`value_and_grad`, with the tape and what the observer made of its entries.
 
     Returns:
@@ -55,27 +61,27 @@ class Named:
     """An observer of the cotangents of named values."""
 
     names: tuple[str, ...] | None
-    reduce: Callable[[Any], Any] | None
+    reduce: Callable[[jax.Array], PyTree] | None
     everything: bool = False
 
-    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Value], outs: Sequence[Value]) -> PyTree:
         return None
 
-    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: PyTree, ct: Sequence[jax.Array | Any]) -> PyTree:
         if entry.primitive != "name" or (self.names is not None and entry.params["name"] not in self.names):
             return None
         return ct[0] if self.reduce is None else self.reduce(ct[0])
 
 
 def cotangents(
-    f: Callable[..., Any],
+    f: Callable[..., PyTree],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
     names: Sequence[str] | None = None,
-    reduce: Callable[[Any], Any] | None = None,
+    reduce: Callable[[jax.Array], PyTree] | None = None,
     backward: Backward | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """Take out the cotangents of named values, or what is made of them, beside the value and the gradient.
 
     They are taken from the one backward pass there is, so it costs little, and it runs under `jax.jit`.
@@ -112,7 +118,7 @@ def cotangents(
     observing = (backward or Backward()).observing(observer=Named(wanted, reduce))
 
     @functools.wraps(f)
-    def observed(*args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
+    def observed(*args: PyTree, **kwargs: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         value, grads, tape, seen = gradient_observed(observing, f, argnums, has_aux, args, kwargs)
         check_names(wanted or (), tape, "cotangents(names=...) has")
         return value, grads, by_name(tape, seen)
@@ -120,7 +126,7 @@ def cotangents(
     return observed
 
 
-def by_name(tape: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
+def by_name(tape: Tape, seen: dict[tuple[int, ...], PyTree]) -> dict[str, PyTree]:
     """What was seen, by name. Of the branches of a cond one is taken and the others are zero, so they are summed."""
     found: dict[str, list[Any]] = {}
     branches: dict[Any, int] = {}
@@ -140,6 +146,6 @@ def by_name(tape: Tape, seen: dict[tuple[int, ...], Any]) -> dict[str, Any]:
     return {name: values[0] if len(values) == 1 else tuple(values) for name, values in found.items()}
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _alike(a: PyTree, b: PyTree) -> bool:
     shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(t)] for t in (a, b)]
     return shapes[0] == shapes[1]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree, Value
 from ..rules.traits import UNKNOWN, Singularity, traits_of
 from .replay import Birth, first_birth, replay
 from .statistics import Statistics, statistics
@@ -235,23 +236,23 @@ class Nonfinite:
 class FindNan:
     """The function that `find_nan` returns."""
 
-    def __init__(self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
+    def __init__(self, f: Callable[..., PyTree], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
         check_callable(f, argnums, has_aux)
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
 
-    def _gradient(self, backward: Backward, *args: Any, **kwargs: Any) -> Any:
+    def _gradient(self, backward: Backward, *args: PyTree, **kwargs: PyTree) -> Value:
         partial, chosen = holding_static(*split_arguments(self.f, self.argnums, args, kwargs))
         numbers = tuple(range(len(chosen)))
         value, grads = backward.value_and_grad(partial, numbers, has_aux=self.has_aux, allow_int=True)(*chosen)
         return (value[0] if self.has_aux else value), grads
 
-    def whether(self, *args: Any, **kwargs: Any) -> jax.Array:
+    def whether(self, *args: PyTree, **kwargs: PyTree) -> jax.Array:
         """Whether the value or the gradient is not finite: a boolean, cheap, and at home in a jitted training step."""
         leaves = [x for x in jax.tree.leaves(self._gradient(self.backward, *args, **kwargs)) if _is_float(x)]
         return ~jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Nonfinite:
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> Nonfinite:
         """Replay both passes equation by equation, and blame the first one."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
             raise TypeError(
@@ -265,7 +266,7 @@ class FindNan:
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 
-        def flat(*leaves: Any) -> tuple[list[Any], list[Any]]:
+        def flat(*leaves: PyTree) -> tuple[list[Value], list[Value]]:
             value, grads = of_arrays(*jax.tree.unflatten(tree, leaves))
             floats = lambda tree: [x for x in jax.tree.leaves(tree) if _is_float(x)]
             return floats(value), floats(grads)
@@ -282,7 +283,7 @@ class FindNan:
         return Nonfinite(first, bad, first is not None and first.root in of_value, _replaced(self.backward))
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: Value) -> bool:
     return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
 
 
@@ -292,7 +293,7 @@ def _replaced(backward: Backward) -> dict[str, str]:
     return {rule.name: name(key) for key, rule in backward.options.rules.items()}
 
 
-def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+def _paths(f: Callable[..., PyTree], args: PyTree, kwargs: PyTree) -> list[tuple[str, Value]]:
     """The arguments' arrays by path, as in `params/dense_0/kernel`."""
     try:
         named = inspect.signature(f).bind(*args, **kwargs).arguments
@@ -303,7 +304,11 @@ def _paths(f: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[str, Any
 
 
 def find_nan(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
+    f: Callable[..., PyTree],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    backward: Backward | None = None,
 ) -> FindNan:
     """Find the first equation, forward and then backward, whose result is not finite although its operands were.
 

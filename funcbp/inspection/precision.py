@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,15 @@ from ..autodiff.arguments import check_callable, holding_static
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward
+from ..cotangents import Cotangent
+from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
 from .named import by_name, entry_at, gradient_observed
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Errors", "Precision", "PrecisionOf", "precision"]
 
@@ -30,8 +35,8 @@ __all__ = ["Errors", "Precision", "PrecisionOf", "precision"]
 class Errors(NamedTuple):
     """The errors of a named value and of its cotangent, in ulps of its type; inside a loop one for each step."""
 
-    value: Any
-    cotangent: Any
+    value: jax.Array
+    cotangent: jax.Array
 
 
 # --- what is said of a loss ------------------------------------------------------------------------------------------
@@ -144,7 +149,7 @@ class Precision:
         gradient_errors: those of the gradient's leaves, by path.
     """
 
-    def __init__(self, value: Any, rows: Sequence[Rounding], value_error: float, gradient_errors: dict[str, float]):
+    def __init__(self, value: PyTree, rows: Sequence[Rounding], value_error: float, gradient_errors: dict[str, float]):
         self.value, self.rows = value, list(rows)
         self.value_error, self.gradient_errors = value_error, gradient_errors
 
@@ -215,7 +220,7 @@ class Precision:
         numbers = ", ".join(f"{html.escape(k)} {v:.2g}" for k, v in errors.items())
         return f"<p>Relative errors: {numbers}</p><ol>{said}</ol><pre style='overflow:auto'>{table}</pre>"
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> DataFrame:
         """The rows as a `pandas.DataFrame`: `Rounding`'s attributes; of the errors of all steps the largest, in ulps.
 
         Raises:
@@ -242,17 +247,17 @@ class NamedValues:
 
     everything: bool = False
 
-    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Value], outs: Sequence[Value]) -> PyTree:
         return outs[0] if primitive == "name" else None
 
-    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: PyTree, ct: Sequence[Cotangent]) -> PyTree:
         return (noted, ct[0]) if entry.primitive == "name" else None
 
 
 class PrecisionOf:
     """The function that `precision` returns."""
 
-    def __init__(self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
+    def __init__(self, f: Callable[..., PyTree], argnums: int | Sequence[int], has_aux: bool, backward: Backward):
         check_callable(f, argnums, has_aux)
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
@@ -280,7 +285,7 @@ class PrecisionOf:
 
         return jax.make_jaxpr(flat)(*leaves), leaves, left[-1]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Precision:
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> Precision:
         """Run both passes equation by equation, each beside its shadow."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
             raise TypeError(
@@ -294,7 +299,7 @@ class PrecisionOf:
         errors = {jx.path_name(path) or "gradient": p.error for path, p in paths}
         return Precision(value.actual, rows, value.error, errors)
 
-    def errors(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def errors(self, *args: PyTree, **kwargs: PyTree) -> dict[str, Errors | tuple[Errors, ...]]:
         """Measure the errors of named values and of their cotangents, in one program that runs under `jax.jit`.
 
         The shadow takes its own decisions here, and what the compiler keeps in more digits than the program asks for is
@@ -309,7 +314,7 @@ class PrecisionOf:
         with jax.enable_x64(True):
             outs = jx.run(program, list(map(widen, leaves)), Widened())
             (_, _, shadow) = jax.tree.unflatten(found.structure, outs)
-            measured = {}
+            measured: dict[str, Errors | tuple[Errors, ...]] = {}
             for name, shapes in found.shapes.items():
                 if isinstance(shapes, tuple):
                     measured[name] = tuple(map(_errors, actual[name], shadow[name], shapes))
@@ -339,7 +344,7 @@ def _relative(x: Any, shadow: Any, rank: int) -> Any:
 
 
 def precision(
-    f: Callable[..., Any],
+    f: Callable[..., PyTree],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,

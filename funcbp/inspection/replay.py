@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from .. import jaxpr as jx
+from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, Value
 from ..rules.traits import traits_of
 
 __all__ = ["Birth", "Located", "first_birth", "replay"]
@@ -84,19 +85,19 @@ class Held:
         births: for each element 0, or the number of its birth; None where all are finite.
     """
 
-    value: Any
+    value: Value
     births: np.ndarray | None = None
     chosen: bool = False
 
 
-def as_numbers(x: Any) -> np.ndarray | None:
+def as_numbers(x: Value) -> np.ndarray | None:
     """The numbers of a floating-point or complex array; None for anything else."""
     if not jax.dtypes.issubdtype(getattr(x, "dtype", np.dtype(type(x))), np.inexact):
         return None
     return np.asarray(x)
 
 
-def replay(jaxpr: Any, args: Sequence[Any]) -> list[list[Birth]]:
+def replay(jaxpr: AnyJaxpr, args: Sequence[Value]) -> list[list[Birth]]:
     """Run a program on these arguments, and return the births of what is not finite in each output."""
     visitor = _Replay()
     outs = jx.run(jaxpr, [visitor.held(x, constant=False) for x in args], visitor)
@@ -118,11 +119,11 @@ class Located(jx.Visitor):
         self.scope = self.line = self.library = ""
         self.steps: tuple[int, ...] = ()
 
-    def scope_of(self, eqn: Any) -> str:
+    def scope_of(self, eqn: JaxprEqn) -> str:
         """The name scope of an equation, behind those of the calls around it."""
         return "/".join(filter(None, (self.scope, jx.scope(eqn.source_info))))
 
-    def lines_of(self, eqn: Any) -> tuple[str, str]:
+    def lines_of(self, eqn: JaxprEqn) -> tuple[str, str]:
         """The user's line, or that of what is around the equation, and that of the library."""
         source = eqn.source_info
         if self.line and jx.nearness(source) < jx.Nearness.USER:
@@ -131,7 +132,7 @@ class Located(jx.Visitor):
         return line, "" if library == line else library
 
     @contextmanager
-    def within(self, eqn: Any, kind: jx.Kind) -> Iterator[None]:
+    def within(self, eqn: JaxprEqn, kind: jx.Kind) -> Iterator[None]:
         outside = self.scope, self.line, self.library
         # what loops and branches have inside knows its scope
         self.scope, (self.line, self.library) = "" if kind & jx.CONTROL else self.scope_of(eqn), self.lines_of(eqn)
@@ -154,7 +155,7 @@ class _Replay(Located):
         self.births: list[Birth] = []
         self._there: dict[tuple[bool, bool], int] = {}  # the births of what was there from the start
 
-    def held(self, x: Any, constant: bool) -> Held:
+    def held(self, x: Value, constant: bool) -> Held:
         """Hold an argument or a constant of the program."""
         numbers = as_numbers(x)
         if numbers is None or np.isfinite(numbers).all():
@@ -177,29 +178,29 @@ class _Replay(Located):
         numbers = {int(n) for h in held if h.births is not None for n in np.unique(h.births) if n}
         return [self.births[n - 1] for n in sorted(numbers)]
 
-    def constant(self, x: Any) -> Held:
+    def constant(self, x: Value) -> Held:
         return self.held(x, constant=True)
 
-    def number(self, x: Held) -> Any:
+    def number(self, x: Held) -> Value:
         return x.value
 
     def row(self, x: Held, i: int) -> Held:
         return Held(x.value[i], None if x.births is None or not x.births[i].any() else x.births[i], x.chosen)
 
-    def stack(self, rows: Sequence[Held], aval: Any) -> Held:
+    def stack(self, rows: Sequence[Held], aval: Aval) -> Held:
         births = None
         if any(h.births is not None for h in rows):
             births = np.stack([np.zeros(np.shape(h.value), np.int64) if h.births is None else h.births for h in rows])
         return Held(super().stack([h.value for h in rows], aval), births, any(h.chosen for h in rows))
 
-    def equation(self, eqn: Any, args: list[Held]) -> list[Held]:
+    def equation(self, eqn: JaxprEqn, args: list[Held]) -> list[Held]:
         outs = jx.bind_eqn(eqn, [a.value for a in args])
         self.order += 1
         back = eqn.primitive.name == "select_n" and "transpose(" in self.scope_of(eqn)
         chosen = back or any(a.chosen for a in args)
         return [Held(out, self.born(eqn, args, out, i), chosen) for i, out in enumerate(outs)]
 
-    def born(self, eqn: Any, args: list[Held], out: Any, which: int) -> np.ndarray | None:
+    def born(self, eqn: JaxprEqn, args: list[Held], out: Value, which: int) -> np.ndarray | None:
         """The births of what is not finite in an output: those of operands, and new ones."""
         numbers = as_numbers(out)
         if numbers is None or np.isfinite(numbers).all():
@@ -226,7 +227,7 @@ class _Replay(Located):
                 births[here] = self.enter(self.birth(eqn, args, numbers, here, cause))
         return births
 
-    def moved(self, eqn: Any, args: list[Held], which: int) -> np.ndarray | None:
+    def moved(self, eqn: JaxprEqn, args: list[Held], which: int) -> np.ndarray | None:
         """The births of the operands, moved as an equation moves numbers; None if it does anything else to them."""
         traits = traits_of(eqn.primitive)
         moves = traits.linear or range(len(args))
@@ -265,8 +266,12 @@ class _Replay(Located):
         """The infinity that a nan is made of."""
         return first_birth(b for b in self.births_of(*args) if not b.nan)
 
-    def birth(self, eqn: Any, args: list[Held], numbers: np.ndarray, at: np.ndarray, cause: Birth | None) -> Birth:
-        operands = [(a, v.aval.dtype) for a, v in zip(args, eqn.invars, strict=True) if as_numbers(a.value) is not None]
+    def birth(self, eqn: JaxprEqn, args: list[Held], numbers: np.ndarray, at: np.ndarray, cause: Birth | None) -> Birth:
+        operands = [
+            (a, jx.aval_of(v.aval).dtype)
+            for a, v in zip(args, eqn.invars, strict=True)
+            if as_numbers(a.value) is not None
+        ]
         line, library = self.lines_of(eqn)
         return Birth(
             self.order,
@@ -285,7 +290,7 @@ class _Replay(Located):
         )
 
 
-def _elementwise(eqn: Any, args: Sequence[Held], shape: tuple[int, ...]) -> bool:
+def _elementwise(eqn: JaxprEqn, args: Sequence[Held], shape: tuple[int, ...]) -> bool:
     """Whether each number of the result is made of the numbers at its place."""
     traits = traits_of(eqn.primitive)
     fits = lambda s: s == () or (len(s) == len(shape) and all(a in (1, b) for a, b in zip(s, shape, strict=True)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import KeyPath
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, check_callable, divided, is_array, numbers_of
@@ -22,6 +23,7 @@ from ..autodiff.tape import Entry, SavedIndex
 from ..autodiff.transformations import Backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
+from ..jaxpr.types import Atom, Aval, JaxprEqn, PyTree, Value, Var
 from ..remat.budget import Budget
 from ..remat.graph import bytes_of, kept_bytes
 from ..remat.machine import Machine, machine_here
@@ -154,7 +156,11 @@ def _short(line: str) -> str:
 
 
 def residuals(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
+    f: Callable[..., PyTree],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    backward: Backward | None = None,
 ) -> Callable[..., Residuals]:
     """Report what is kept between the two passes of a gradient, with the reasons: the plan in writing.
 
@@ -184,7 +190,7 @@ def residuals(
     options = backward.options
 
     @functools.wraps(f)
-    def report(*args: Any, **kwargs: Any) -> Residuals:
+    def report(*args: PyTree, **kwargs: PyTree) -> Residuals:
         numbers = numbers_of(f, argnums, len(args))
         leaves, tree = jax.tree_util.tree_flatten_with_path(args)
         typed = [isinstance(x, jax.ShapeDtypeStruct) for _, x in leaves]
@@ -195,7 +201,7 @@ def residuals(
         arrays = [i for i, g in enumerate(given) if g]
         types = [jx.type_of_struct(x) if typed[i] else jax.typeof(as_value(x)) for i in arrays for x in [leaves[i][1]]]
 
-        def flat(*xs: Any) -> list[Any]:
+        def flat(*xs: Value) -> list[Value]:
             full = [x for _, x in leaves]
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
@@ -222,7 +228,7 @@ def residuals(
     return report
 
 
-def _path(f: Any, path: Any) -> str:
+def _path(f: Callable[..., PyTree], path: KeyPath) -> str:
     """The path of a leaf of the arguments, beginning with the argument's name."""
     number = path[0].idx
     try:
@@ -237,12 +243,12 @@ def _path(f: Any, path: Any) -> str:
 
 def _of_plan(
     plan: Plan,
-    names: Mapping[Any, str],
+    names: Mapping[Var, str],
     steps: int,
     inside: tuple[str, ...],
     kind: str,
     machine: Machine,
-    redone: Collection[Any] = (),
+    redone: Collection[Var] = (),
 ) -> Iterator[Residual]:
     """The values of one plan, those of the plans inside in the place of what these hand out.
 
@@ -259,7 +265,7 @@ def _of_plan(
     # what this loop keeps once is made outside it, and listed there
     values = [v for v in dict.fromkeys([*plan.saved, *free, *plan.needed]) if v not in plan.hoisted]
     snapshots = _snapshots(plan)
-    reruns: dict[int, tuple[Any, tuple[Entry, Loop, Plan]]] = {}
+    reruns: dict[int, tuple[JaxprEqn | Any, tuple[Entry, Loop, Plan]]] = {}
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
     for v in values:
@@ -283,7 +289,8 @@ def _of_plan(
             entry, loop, _ = snapshots[v]
             why, reruns[entry.number] = f"the state before {loop.snapshots} of {loop.steps} steps", (eqn, snapshots[v])
         rules, again = tuple(wanted.get(v, ())), _again(v, maker, {*fates, *plan.hoisted}, machine)
-        yield Residual(name, line, v.aval.shape, str(v.aval.dtype), size, times, fate, why, rules, inside, again)
+        aval: Aval = v.aval
+        yield Residual(name, line, aval.shape, str(aval.dtype), size, times, fate, why, rules, inside, again)
     for eqn, (entry, loop, step) in reruns.values():
         label = (
             f"loop of {'' if loop.condition is None else 'at most '}{loop.steps} steps with snapshots={loop.snapshots}"
@@ -297,21 +304,21 @@ def _of_plan(
 
 
 def _of_inner(
-    eqn: Any,
+    eqn: JaxprEqn,
     plan: Plan,
-    names: Mapping[Any, str],
+    names: Mapping[Var, str],
     given: Mapping[Any, str],
     steps: int,
     inside: tuple[str, ...],
     machine: Machine,
-    fates: Mapping[Any, str],
+    fates: Mapping[Var, str],
 ) -> Iterator[Residual]:
     """The values of the plan of a loop or a region; those that it hands out and that have no fate are made again."""
     runs = jx.inside_of(eqn).kind
     loop = runs is jx.Kind.SCAN
     label = f"loop of {eqn.params['length']} steps" if loop else "branch" if runs is jx.Kind.COND else "region"
     invars, operands = plan.passes.forward.invars, eqn.invars[-len(plan.passes.in_types) :]
-    inner: dict[Any, str] = {}
+    inner: dict[Var, str] = {}
     _, n_consts, n_carry = jx.scan_parts(eqn.params) if loop else (None, len(invars), 0)
     n_consts -= len(eqn.invars) - len(operands) if loop else 0
     for i, (v, outer) in enumerate(zip(invars, operands, strict=True)):
@@ -326,7 +333,7 @@ def _of_inner(
     yield from _of_plan(plan, inner, times, (*inside, where), "loop" if loop else "region", machine, redone)
 
 
-def _again(v: Any, maker: Mapping[Any, Any], given: Collection[Any], machine: Machine) -> float | None:
+def _again(v: Var, maker: Mapping[Var, JaxprEqn], given: Collection[Var], machine: Machine) -> float | None:
     """Return the price of making a value of what is given beside it; None if it cannot be made of that."""
     total, seen, wanted = 0.0, set(), [v]
     while wanted:
@@ -345,19 +352,19 @@ def _located(label: str, source: Any) -> str:
     return f"{label} at {line}" if line else label
 
 
-def _operands(eqn: Any, loop: Loop) -> Sequence[Any]:
+def _operands(eqn: JaxprEqn, loop: Loop) -> Sequence[Atom]:
     """The constants of a loop with snapshots, among the operands of the loop that stores them."""
     end = jx.scan_parts(eqn.params)[1] if loop.condition is None else sum(jx.while_parts(eqn.params)[1:])
     return eqn.invars[end - loop.n_consts : end]
 
 
-def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]]:
+def _wanted(plan: Plan) -> tuple[dict[Var, list[str]], dict[int, Plan], set[Var]]:
     """Which rules want each candidate; the plans of the programs inside, by their forward passes; and the candidates
     that a loop inside keeps once.
     """
-    wanted: dict[Any, list[str]] = {}
+    wanted: dict[Var, list[str]] = {}
     plans: dict[int, Plan] = {}
-    loop_invariant: set[Any] = set()
+    loop_invariant: set[Var] = set()
     for step in plan.passes.tape.entries:
         candidates = [plan.passes.candidates[r.at] for r in step.res if type(r) is SavedIndex]
         for v in candidates:
@@ -372,9 +379,9 @@ def _wanted(plan: Plan) -> tuple[dict[Any, list[str]], dict[int, Plan], set[Any]
     return wanted, plans, loop_invariant
 
 
-def _snapshots(plan: Plan) -> dict[Any, tuple[Entry, Loop, Plan]]:
+def _snapshots(plan: Plan) -> dict[Var, tuple[Entry, Loop, Plan]]:
     """The states that loops store on their way: of which entry, which loop that is, and the plan of its steps."""
-    found: dict[Any, tuple[Entry, Loop, Plan]] = {}
+    found: dict[Var, tuple[Entry, Loop, Plan]] = {}
     for entry in plan.passes.tape.entries:
         res, _ = entry.tree.unflatten(entry.res)
         if isinstance(res, LoopResiduals):
@@ -384,9 +391,9 @@ def _snapshots(plan: Plan) -> dict[Any, tuple[Entry, Loop, Plan]]:
     return found
 
 
-def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
+def _dear(eqns: Sequence[JaxprEqn], fates: Mapping[Var, str]) -> dict[Var, str]:
     """For what is not there, an operation that is not cheap and has to be run again to make it."""
-    dear: dict[Any, str] = {}
+    dear: dict[Var, str] = {}
     for eqn in eqns:
         before = next((dear[v] for v in eqn.invars if not jx.is_literal(v) and v in dear), "")
         name = before if is_cheap(eqn) else eqn.primitive.name
@@ -395,7 +402,7 @@ def _dear(eqns: Sequence[Any], fates: Mapping[Any, str]) -> dict[Any, str]:
     return dear
 
 
-def _why(fate: str, eqn: Any, kind: str, dear: str) -> str:
+def _why(fate: str, eqn: JaxprEqn | None, kind: str, dear: str) -> str:
     if fate == ONCE:
         return "the same in every step of a loop"
     if fate == AVAILABLE:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..jaxpr.types import Aval, Value
 from .statistics import Statistics, statistics
 
 __all__ = ["NO_DERIVATIVE", "Row"]
@@ -64,15 +65,15 @@ class Row:
     line: str = ""
     number: int = 0
     library: str = ""
-    values: tuple[Any, ...] = ()
-    cotangents: tuple[Any, ...] = ()
+    values: tuple[Value, ...] = ()
+    cotangents: tuple[Value, ...] = ()
     depth: int = 0
     taken: bool = True
     reached: bool = True
     dead: bool = False
-    steps: Any = None
+    steps: np.ndarray | None = None
     loops: int = 0
-    types: tuple[Any, ...] = ()
+    types: tuple[Aval, ...] = ()
     inputs: tuple[int | None, ...] = ()
     along: tuple[int | None, ...] = ()
     outputs: tuple[int | None, ...] = ()
@@ -89,12 +90,12 @@ class Row:
         return next((i for i, slot in enumerate(self.outputs) if slot is not None), 0)
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Value:
         """The output, of several the first that has a derivative."""
         return self.values[self._shown] if self.values else None
 
     @property
-    def cotangent(self) -> Any:
+    def cotangent(self) -> Value:
         """The cotangent of that output: zeros where it is zero, None where there is none."""
         if self.kind == NO_DERIVATIVE:
             return None
@@ -112,7 +113,7 @@ class Row:
         """Statistics of the cotangent, over the same."""
         return None if self.cotangent is None else statistics(self._where_it_ran(self.cotangent))
 
-    def _where_it_ran(self, x: Any) -> Any:
+    def _where_it_ran(self, x: Value) -> Value:
         return x if self.steps is None or not self.taken else x[self.steps]
 
     @property

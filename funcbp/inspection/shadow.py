@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import Moves
+from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, Value
 from ..rules.traits import traits_of
 from .replay import Located
 from .widened import is_float, widen, widened_equation
@@ -67,7 +68,7 @@ class Rounding:
     scope: str
     line: str
     library: str
-    dtype: Any
+    dtype: np.dtype
     shape: tuple[int, ...]
     steps: list[tuple[int, ...]] = field(default_factory=list)
     went_in: list[float] = field(default_factory=list)
@@ -95,7 +96,7 @@ class Rounding:
         """One ulp of 1 in the result's type, by which errors are given in ulps."""
         return float(jnp.finfo(self.dtype).eps)
 
-    def ulps(self, errors: float | Sequence[float]) -> Any:
+    def ulps(self, errors: float | Sequence[float]) -> np.ndarray | Any:
         """Express relative errors in ulps of the result's type."""
         return np.asarray(errors) / self.unit
 
@@ -134,8 +135,8 @@ class Pair:
         rows: what it was stacked of, by a loop.
     """
 
-    actual: Any
-    shadow: Any
+    actual: Value
+    shadow: Value
     error: float = 0.0
     makers: tuple[int, ...] = ()
     rows: Sequence[Pair] | None = None
@@ -168,7 +169,7 @@ def _rms(x: np.ndarray) -> float:
     return largest * float(np.sqrt(np.mean(np.abs(x / largest) ** 2))) if largest and np.isfinite(largest) else largest
 
 
-def beside_shadow(jaxpr: Any, args: Sequence[Any]) -> tuple[list[Rounding], list[Pair]]:
+def beside_shadow(jaxpr: AnyJaxpr, args: Sequence[Value]) -> tuple[list[Rounding], list[Pair]]:
     """Run a program on these arguments beside its shadow, and say what was lost where.
 
     Returns:
@@ -190,23 +191,23 @@ class Shadowing(Located):
         self.runs: list[Run] = []
 
     @contextmanager
-    def within(self, eqn: Any, kind: jx.Kind) -> Iterator[None]:
+    def within(self, eqn: JaxprEqn, kind: jx.Kind) -> Iterator[None]:
         outside, self.around = self.around, (*self.around, id(eqn))
         with super().within(eqn, kind):
             yield
         self.around = outside
 
-    def constant(self, x: Any) -> Pair:
+    def constant(self, x: Value) -> Pair:
         with jax.enable_x64(True):
             return Pair(x, widen(x))
 
-    def number(self, x: Pair) -> Any:
+    def number(self, x: Pair) -> Value:
         return x.actual
 
     def row(self, x: Pair, i: int) -> Pair:
         return x.at(i)
 
-    def stack(self, rows: Sequence[Pair], aval: Any) -> Pair:
+    def stack(self, rows: Sequence[Pair], aval: Aval) -> Pair:
         actual = super().stack([jnp.asarray(p.actual) for p in rows], aval)
         if not rows or not is_float(actual):
             return self.constant(actual)
@@ -214,7 +215,7 @@ class Shadowing(Located):
         makers = tuple({m: None for p in rows for m in p.makers})
         return Pair(actual, shadow, relative(_wide(actual) - shadow, shadow), makers, list(rows))
 
-    def equation(self, eqn: Any, args: list[Pair]) -> list[Pair]:
+    def equation(self, eqn: JaxprEqn, args: list[Pair]) -> list[Pair]:
         actual = jx.bind_eqn(eqn, [a.actual for a in args])
         if not any(is_float(x) for x in (*actual, *(a.actual for a in args))):
             return [Pair(x, x) for x in actual]
@@ -232,7 +233,7 @@ class Shadowing(Located):
             Pair(x, s, next(totals) if f else 0.0, (number,)) for x, s, f in zip(actual, shadow, follows, strict=True)
         ]
 
-    def row_of(self, eqn: Any, actual: Sequence[Any], args: Sequence[Pair]) -> Rounding:
+    def row_of(self, eqn: JaxprEqn, actual: Sequence[Value], args: Sequence[Pair]) -> Rounding:
         """The row of an equation, a new one where it runs for the first time."""
         place = (*self.around, id(eqn))
         if place not in self.rows:
@@ -264,7 +265,7 @@ class Shadowing(Located):
             )
         return self.rows[place]
 
-    def wide_results(self, eqn: Any, args: Sequence[Pair], actual: Sequence[Any], row: Rounding) -> Any:
+    def wide_results(self, eqn: JaxprEqn, args: Sequence[Pair], actual: Sequence[Value], row: Rounding) -> Any:
         """What float64 makes of the program's operands, and of the shadow's."""
         opaque = "it has effects" if eqn.effects else ""
         if jx.inside_of(eqn).kind is jx.Kind.MAPPED:
@@ -306,7 +307,7 @@ class Shadowing(Located):
         return len(self.runs) - 1, [t for *_, t in errors]
 
 
-def _parts(x: Any) -> Any:
+def _parts(x: Value) -> Value:
     """An array that is cheap to index: NumPy's, but for random keys."""
     return x if jax.dtypes.issubdtype(jx.type_of(x).dtype, jax.dtypes.extended) else np.asarray(x)
 
@@ -315,12 +316,12 @@ def _is_real(pair: Pair) -> bool:
     return jax.dtypes.issubdtype(jx.type_of(pair.actual).dtype, np.floating)
 
 
-def _wide(x: Any) -> np.ndarray:
+def _wide(x: Value) -> np.ndarray:
     x = np.asarray(x)
     return x if np.iscomplexobj(x) else x.astype(np.float64)
 
 
-def _differing(x: Any, other: Any) -> int:
+def _differing(x: Value, other: Value) -> int:
     if jax.dtypes.issubdtype(jx.type_of(x).dtype, jax.dtypes.extended):
         return 0
     a, b = _wide(x), _wide(other)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from ..jaxpr.types import Value
 from ..rules.traits import traits_of
 
 __all__ = ["Statistics", "statistics"]
@@ -28,7 +29,7 @@ class Statistics(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: np.dtype
     norm: float
     mean: float
     min: float
@@ -56,7 +57,7 @@ def _percent(share: float) -> str:
     return "<1%" if share < 0.005 else ">99%" if 0.995 < share < 1 else f"{share:.0%}"
 
 
-def statistics(x: Any, primitive: str | None = None) -> Statistics:
+def statistics(x: Value, primitive: str | None = None) -> Statistics:
     """The statistics of an array, the result of this primitive."""
     x = np.asarray(x)
     if not jax.dtypes.issubdtype(x.dtype, np.number):

@@ -14,6 +14,7 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, divided, holding_static, is_array, split_arguments
 from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
+from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
 from ..rules.cost import flops
 
 __all__ = ["Operation", "Summary", "summary"]
@@ -75,7 +76,11 @@ class Summary:
 
 
 def summary(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, backward: Backward | None = None
+    f: Callable[..., PyTree],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    backward: Backward | None = None,
 ) -> Callable[..., Summary]:
     """Count the operations of a function and of its backward pass, with shapes, FLOPs and what is kept between the two.
 
@@ -103,20 +108,20 @@ def summary(
     backward = backward or Backward()
 
     @functools.wraps(f)
-    def count(*args: Any, **kwargs: Any) -> Summary:
+    def count(*args: PyTree, **kwargs: PyTree) -> Summary:
         whole = lambda args, kwargs: f(*args, **kwargs)
         of_arrays, arrays = holding_static(whole, (args, kwargs), keep=_is_typed)
         types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(_typed, arrays))
 
-        def pullback_of(args: Any, kwargs: Any) -> Any:
+        def pullback_of(args: PyTree, kwargs: PyTree) -> PyTree:
             partial, chosen = split_arguments(lambda *args: of_arrays(args, kwargs), argnums, args, {})
             return backward.vjp(partial, *chosen, has_aux=has_aux)[:2]
 
-        def forward(args: Any, kwargs: Any) -> Any:
+        def forward(args: PyTree, kwargs: PyTree) -> PyTree:
             out = of_arrays(args, kwargs)
             return divided(f, out)[0] if has_aux else out
 
-        def both(args: Any, kwargs: Any) -> Any:
+        def both(args: PyTree, kwargs: PyTree) -> PyTree:
             out, pullback = pullback_of(args, kwargs)
             ct = jax.tree.map(lambda y: jnp.ones(y.shape, y.dtype) if is_differentiable(y) else float0_zeros(y), out)
             return out, [g for g in jax.tree.leaves(pullback(ct)) if is_differentiable(g)]
@@ -132,7 +137,7 @@ def summary(
     return count
 
 
-def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
+def _rows_of(forward: Callable[..., PyTree], both: Callable[..., PyTree], types: PyTree) -> list[Operation]:
     """The operations of the forward pass, and of the program that has both passes."""
     rows: dict[Any, list[Any]] = {}
     for program, column in ((jax.make_jaxpr(forward)(*types), 3), (jax.make_jaxpr(both)(*types), 4)):
@@ -140,7 +145,8 @@ def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
             eqn, times, line, scope = o.eqn, o.times, o.line, o.scope
             rule = scope.split("/")[-1].rstrip(")").split("(")[-1]
             name = rule.removesuffix("_bwd") if "transpose(" in scope else eqn.primitive.name
-            shape = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.outvars[:1])
+            kinds: list[Aval] = [v.aval for v in eqn.outvars[:1]]
+            shape = ", ".join(f"{t.dtype}{list(t.shape)}" for t in kinds)
             row = rows.setdefault((name, line), [name, shape, 0, 0, 0, line, scope])
             row[2] += times if column == 3 else 0
             row[column] += times * flops(eqn)
@@ -149,15 +155,15 @@ def _rows_of(forward: Any, both: Any, types: Any) -> list[Operation]:
     return [Operation(*row) for row in rows.values()]
 
 
-def _is_typed(x: Any) -> bool:
+def _is_typed(x: Value) -> bool:
     return isinstance(x, jax.ShapeDtypeStruct) or is_array(x)
 
 
-def _typed(x: Any) -> Any:
+def _typed(x: Value) -> Value:
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
 
 
-def _counted(inside: jx.Inside) -> Sequence[Any]:
+def _counted(inside: jx.Inside) -> Sequence[AnyJaxpr]:
     """The programs inside an equation that count: of a `while` the body, of a `cond` the dearest branch."""
     match inside.kind:
         case jx.Kind.WHILE:
@@ -170,6 +176,6 @@ def _counted(inside: jx.Inside) -> Sequence[Any]:
             return inside.programs
 
 
-def _operations(program: Any) -> Iterator[jx.Occurrence]:
+def _operations(program: AnyJaxpr) -> Iterator[jx.Occurrence]:
     """The equations that count, without those whose programs are counted in their stead."""
     return (o for o in jx.equations(program, _counted) if not o.opened)

@@ -17,7 +17,8 @@ from ..autodiff.backward_pass import BackwardState, apply_rule
 from ..autodiff.pullback import Pullback
 from ..autodiff.tape import Entry, Tape
 from ..autodiff.transformations import Backward
-from ..cotangents import Zero, is_differentiable, materialize
+from ..cotangents import Cotangent, Zero, is_differentiable, materialize
+from ..jaxpr.types import AnyJaxpr, Atom, PyTree, Value
 from ..rules.options import Options
 from .rows import NO_DERIVATIVE, Row
 
@@ -35,14 +36,14 @@ class Everything:
 
     everything: bool = True
 
-    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Value], outs: Sequence[Value]) -> PyTree:
         chooses = jx.Inside.of(params, tuple(map(jx.type_of, values))).kind is jx.Kind.COND
         large = any(isinstance(x, jax.core.Tracer) or np.size(x) > SMALL for x in (*values, *outs))
         operands = () if large else tuple(map(_kept, values))
         function = Function(params["function"], params["indices"]) if "function" in params else None
         return tuple(map(_kept, outs)), values[0] if chooses else None, operands, function
 
-    def backward(self, entry: Entry, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Entry, noted: PyTree, ct: Sequence[Cotangent]) -> PyTree:
         return None if noted is None else (*noted, tuple(ct))
 
 
@@ -60,17 +61,17 @@ class Function:
 class Keys:
     """Random keys as numbers, which loops and branches can stack and fill."""
 
-    data: Any
+    data: jax.Array
     impl: Any
 
 
-def _kept(x: Any) -> Any:
+def _kept(x: Value) -> Value:
     if not hasattr(x, "dtype") or not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return Keys(jax.random.key_data(x), jax.random.key_impl(x))
 
 
-def _shown(x: Any) -> Any:
+def _shown(x: Value) -> Value:
     return jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, Keys) else np.asarray(x)
 
 
@@ -163,7 +164,7 @@ def rows_of(
 
 
 def _arithmetic(
-    entry: Entry, inputs: Sequence[int | None], operands: Sequence[Any], made: dict[int, tuple[str, int]]
+    entry: Entry, inputs: Sequence[int | None], operands: Sequence[Atom], made: dict[int, tuple[str, int]]
 ) -> dict[str, Any]:
     """What it takes to compute an equation of small arrays again: its parameters, and where its operands are from."""
     if not operands:
@@ -215,7 +216,7 @@ def _along(entry: Entry) -> tuple[int | None, ...]:
     return entry.inputs[n_consts + n_carry :]
 
 
-def _unrun(program: Any, around: tuple[int, ...], taken: bool, call: Written) -> Iterator[Row]:
+def _unrun(program: AnyJaxpr, around: tuple[int, ...], taken: bool, call: Written) -> Iterator[Row]:
     """The equations of a program of which no numbers are kept; calls are opened."""
     for o in jx.equations(program, jx.programs_of(OPENED)):
         place = (*around, *o.path)

@@ -9,39 +9,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from .. import jaxpr as jx
+from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, Value
 from ..rules.traits import traits_of
 
 __all__ = ["Widened", "is_float", "narrow", "widen", "widened_equation"]
 
 
-def is_float(x: Any) -> bool:
+def is_float(x: Value) -> bool:
     """Whether these are numbers that can be wider: floating-point or complex ones."""
     return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
 
 
-def _wide(dtype: Any) -> Any:
+def _wide(dtype: DTypeLike) -> DTypeLike:
     return np.dtype(np.complex128 if jax.dtypes.issubdtype(dtype, np.complexfloating) else np.float64)
 
 
-def widen(x: Any) -> Any:
+def widen(x: Value) -> Value:
     """The same numbers in float64; what is no number stays."""
     return _cast(x, _wide(jx.type_of(x).dtype)) if is_float(x) else x
 
 
-def narrow(x: Any, aval: Any) -> Any:
+def narrow(x: Value, aval: Aval) -> Value:
     """The numbers as the program would have them: rounded to this type."""
     return _cast(x, aval.dtype) if is_float(x) and hasattr(aval, "dtype") else x
 
 
-def _cast(x: Any, dtype: Any) -> Any:
+def _cast(x: Value, dtype: DTypeLike) -> Value:
     if not isinstance(x, jax.core.Tracer):
         return jnp.asarray(np.asarray(x).astype(dtype))  # nothing to be compiled
     return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
 
 
-def widened_equation(eqn: Any, args: Sequence[Any]) -> list[Any]:
+def widened_equation(eqn: JaxprEqn, args: Sequence[Value]) -> list[Value]:
     """Run an equation on wide operands, in float64.
 
     A decision (an integer, a boolean, a rounding to whole numbers) is the one that the program takes on these numbers
@@ -62,7 +64,7 @@ def widened_equation(eqn: Any, args: Sequence[Any]) -> list[Any]:
     return wide
 
 
-def _is_float_type(aval: Any) -> bool:
+def _is_float_type(aval: Aval) -> bool:
     return hasattr(aval, "dtype") and jax.dtypes.issubdtype(aval.dtype, np.inexact)
 
 
@@ -77,7 +79,7 @@ def _wide_param(name: str, value: Any) -> Any:
     return None if name == "precision" else value  # in what type it is computed
 
 
-def _wide_program(program: Any) -> Any:
+def _wide_program(program: AnyJaxpr) -> AnyJaxpr:
     types = [
         jax.ShapeDtypeStruct(a.shape, _wide(a.dtype) if _is_float_type(a) else a.dtype) for a in jx.in_avals(program)
     ]
@@ -90,8 +92,8 @@ class Widened(jx.Visitor):
 
     enters = jx.CALLS
 
-    def constant(self, x: Any) -> Any:
+    def constant(self, x: Value) -> Value:
         return widen(x)
 
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
         return widened_equation(eqn, args)

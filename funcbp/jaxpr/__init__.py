@@ -131,7 +131,7 @@ from .sources import user_line as user_line
 from .sources import user_place as user_place
 from .sources import written_at as written_at
 from .sources import written_where as written_where
-from .values import Aval as Aval
+from .types import Aval as Aval
 from .values import Bits as Bits
 from .values import Storage as Storage
 from .values import add as add

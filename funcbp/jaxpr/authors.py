@@ -13,34 +13,35 @@ from typing import Any
 from jax._src import ad_util, core
 from jax._src.interpreters.ad import UndefinedPrimal, primitive_jvps, primitive_transposes
 
+from .types import Primitive, Value
 from .values import Aval
 
 __all__ = ["authors_jvp", "authors_primitives", "authors_transpose", "has_authors_jvp", "has_authors_transpose"]
 
 
 @functools.cache
-def _is_jaxs(primitive: Any) -> bool:
+def _is_jaxs(primitive: Primitive) -> bool:
     """Whether a module of JAX has this primitive."""
     modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in ("jax", "jaxlib")]
     return any(value is primitive for m in modules for value in list(vars(m).values()))
 
 
-def has_authors_jvp(primitive: Any) -> bool:
+def has_authors_jvp(primitive: Primitive) -> bool:
     return primitive in primitive_jvps and not _is_jaxs(primitive)
 
 
-def has_authors_transpose(primitive: Any) -> bool:
+def has_authors_transpose(primitive: Primitive) -> bool:
     return primitive in primitive_transposes and not _is_jaxs(primitive)
 
 
-def authors_primitives() -> list[Any]:
+def authors_primitives() -> list[Primitive]:
     """The primitives of others that have a tangent rule."""
     return [p for p in primitive_jvps if has_authors_jvp(p)]
 
 
 def authors_jvp(
-    primitive: Any, primals: Sequence[Any], tangents: Sequence[Any], params: dict[str, Any]
-) -> tuple[Any, Any]:
+    primitive: Primitive, primals: Sequence[Value], tangents: Sequence[Value], params: dict[str, Any]
+) -> tuple[Value, Value]:
     """The outputs and their tangents, None where zero, by the author's rule."""
     moving = tuple(
         ad_util.Zero(core.typeof(x).to_tangent_aval()) if t is None else t
@@ -52,13 +53,13 @@ def authors_jvp(
 
 
 def authors_transpose(
-    primitive: Any,
-    operands: Sequence[Any],
+    primitive: Primitive,
+    operands: Sequence[Value],
     linear: Sequence[bool],
-    cts: Sequence[Any],
+    cts: Sequence[Value],
     out_types: Sequence[Aval],
     params: dict[str, Any],
-) -> list[Any]:
+) -> list[Value]:
     """The cotangents of the operands, None where there is none, by the author's rule.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.extend.core import primitives
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
+from .types import AnyJaxpr, ClosedJaxpr, JaxprEqn, PyTree, Value, Var, WrappedFun
 from .values import (
     Aval,
     Offload,
@@ -35,7 +36,7 @@ from .values import (
 compute_on_p = primitive("compute_on_p")
 
 
-def constrained(params: dict[str, Any]) -> Any:
+def constrained(params: dict[str, Any]) -> ClosedJaxpr:
     """The program inside a `jit`, with the shardings it was given for inputs and outputs as constraints."""
     shardings = (tuple(params["in_shardings"]), tuple(params["out_shardings"]))
     if all(isinstance(s, sharding_impls.UnspecifiedValue) for part in shardings for s in part):
@@ -44,11 +45,13 @@ def constrained(params: dict[str, Any]) -> Any:
 
 
 @weakref_cache
-def _constrained(jaxpr: Any, ins: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
-    def pin(x: Any, s: Any) -> Any:
+def _constrained(
+    jaxpr: AnyJaxpr, ins: tuple[jax.sharding.Sharding, ...], outs: tuple[jax.sharding.Sharding, ...]
+) -> ClosedJaxpr:
+    def pin(x: Value, s: jax.sharding.Sharding) -> Value:
         return x if isinstance(s, sharding_impls.UnspecifiedValue) else lax.with_sharding_constraint(x, s)
 
-    def f(*args: Any) -> list[Any]:
+    def f(*args: Value) -> list[Value]:
         pinned = [pin(x, s) for x, s in zip(args, ins, strict=True)]
         return [pin(y, s) for y, s in zip(as_function(jaxpr)(*pinned), outs, strict=True)]
 
@@ -62,8 +65,8 @@ def is_inlined(params: dict[str, Any]) -> bool:
 
 
 def bind_jit(
-    program: Program, args: Sequence[Any], params: dict[str, Any], donated: Sequence[bool] | None = None
-) -> list[Any]:
+    program: Program, args: Sequence[Value], params: dict[str, Any], donated: Sequence[bool] | None = None
+) -> list[Value]:
     """Run a program as a call like the one of these parameters, without tracing it again."""
     given = (*([False] * len(program.consts)), *(donated or [False] * len(args)))
     args, n = [*program.consts, *args], len(program.outvars)
@@ -74,8 +77,8 @@ def bind_jit(
 
 
 def bind_compute_on(
-    program: Program, args: Sequence[Any], params: dict[str, Any], outs: Sequence[Any] = ()
-) -> list[Any]:
+    program: Program, args: Sequence[Value], params: dict[str, Any], outs: Sequence[Any] = ()
+) -> list[Value]:
     """Run a program on the unit that this `compute_on` names.
 
     Its first outputs go to the memories `outs`, and the others stay in that of their type.
@@ -87,12 +90,12 @@ def bind_compute_on(
     return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
 
 
-def is_planned(policy: Any) -> bool:
+def is_planned(policy: Callable[..., object] | None) -> bool:
     """Tell whether our own plan placed a `jax.checkpoint` region, see `remat/regions.py`, and not the user."""
     return hasattr(policy, "choose")
 
 
-def is_saved(policy: Any, eqn: Any) -> bool:
+def is_saved(policy: Callable[..., object] | None, eqn: JaxprEqn) -> bool:
     """Whether a `jax.checkpoint` policy keeps the results of this equation."""
     if policy is None:
         return False
@@ -100,7 +103,7 @@ def is_saved(policy: Any, eqn: Any) -> bool:
     return case if isinstance(case, bool) else not isinstance(case, type(partial_eval.Recompute))
 
 
-def offload_of(policy: Any, eqn: Any) -> Offload | None:
+def offload_of(policy: Callable[..., object] | None, eqn: JaxprEqn) -> Offload | None:
     """Where a `jax.checkpoint` policy sends the results of this equation while they wait; None if they stay."""
     case = policy and policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
     if not isinstance(case, partial_eval.Offloadable):
@@ -110,12 +113,12 @@ def offload_of(policy: Any, eqn: Any) -> Offload | None:
 
 def bind_scan(
     body: Program,
-    consts: Sequence[Any],
-    init: Sequence[Any],
-    xs: Sequence[Any],
+    consts: Sequence[Value],
+    init: Sequence[Value],
+    xs: Sequence[Value],
     params: dict[str, Any],
     reverse: bool,
-) -> tuple[list[Any], list[Any]]:
+) -> tuple[list[Value], list[Value]]:
     """Run `body(consts, carry, x) -> carry, y` as `jax.lax.scan` would, without tracing it again."""
     consts = [*body.consts, *consts]
     n_carry = len(init)
@@ -127,13 +130,13 @@ def bind_scan(
 def bind_while(
     condition: Program,
     body: Program,
-    of_condition: Sequence[Any],
-    of_body: Sequence[Any],
-    init: Sequence[Any],
-) -> list[Any]:
+    of_condition: Sequence[Value],
+    of_body: Sequence[Value],
+    init: Sequence[Value],
+) -> list[Value]:
     """Run `condition(*of_condition, *carry)` and `body(*of_body, *carry)` as `jax.lax.while_loop` would."""
     of_condition, of_body = [*condition.consts, *of_condition], [*body.consts, *of_body]
-    params = dict(cond_jaxpr=condition.closed, body_jaxpr=body.closed)
+    params: dict[str, Any] = dict(cond_jaxpr=condition.closed, body_jaxpr=body.closed)
     params |= dict(cond_nconsts=len(of_condition), body_nconsts=len(of_body))
     return list(primitives.while_p.bind(*of_condition, *of_body, *init, **params))
 
@@ -152,8 +155,8 @@ def _scan_params(body: Program, n_consts: int, n_carry: int, n_xs: int, params: 
 
 
 def loops_apart(
-    program: Program, saved: Callable[[Any], bool], offload: Callable[[Any], Offload | None]
-) -> tuple[Program, Program, list[Any]]:
+    program: Program, saved: Callable[[JaxprEqn], object], offload: Callable[[JaxprEqn], Offload | None]
+) -> tuple[Program, Program, list[Var]]:
     """A program whose loops stack what is to be saved in them; the same, given those stacks; and the stacks.
 
     Both have the variables of the program. The second one's further inputs are the stacks, and its loops make nothing
@@ -168,8 +171,8 @@ def loops_apart(
 
 
 def _loop_apart(
-    eqn: Any, saved: Callable[[Any], bool], offload: Callable[[Any], Offload | None]
-) -> tuple[Any, Any, list[Any]]:
+    eqn: JaxprEqn, saved: Callable[[JaxprEqn], object], offload: Callable[[JaxprEqn], Offload | None]
+) -> tuple[JaxprEqn, JaxprEqn, list[Var]]:
     """An equation, and the same given what was saved in it: two loops, if it is a loop in which something is."""
     if (
         eqn.primitive is not primitives.scan_p
@@ -189,7 +192,7 @@ def _loop_apart(
     storage = {v: how for v, how in made.items() if how is not None}
     first = stored(first.with_outputs([*outs, *values]), len(outs), storage)
     again = fetched(storage, inputs, again.between(inputs, outs))
-    kept = (v.aval for v in first.outvars[len(outs) :])
+    kept: Iterable[Aval] = (v.aval for v in first.outvars[len(outs) :])
     stacks = [core.Var(t.update(shape=(eqn.params["length"], *t.shape))) for t in kept]
     how = lambda body, more: _scan_params(body, n_consts, n_carry, n_xs + more, eqn.params)
     return (
@@ -208,7 +211,7 @@ def stored(program: Program, start: int, storage: Mapping[Any, Storage]) -> Prog
     return program.then(trace(change, [v.aval for v in program.outvars], "store"), range(len(outvars)))
 
 
-def fetched(storage: Mapping[Any, Storage], inputs: Sequence[Any], program: Program) -> Program:
+def fetched(storage: Mapping[Var, Storage], inputs: Sequence[Var], program: Program) -> Program:
     """The program of these inputs, some of which come as they are stored."""
     if not storage:
         return program
@@ -218,10 +221,10 @@ def fetched(storage: Mapping[Any, Storage], inputs: Sequence[Any], program: Prog
 
 
 @weakref_cache
-def marked_body(jaxpr: Any, which: tuple[bool, ...]) -> Any:
+def marked_body(jaxpr: AnyJaxpr, which: tuple[bool, ...]) -> ClosedJaxpr:
     """The program with one more input after each of `which`, the feedback weight that the input is marked with."""
 
-    def marked(*args: Any) -> list[Any]:
+    def marked(*args: Value) -> list[Value]:
         rest = iter(args)
         inputs = [(next(rest), next(rest) if w else None) for w in which]
         return as_function(jaxpr)(*(x if m is None else feedback_p.bind(x, m) for x, m in inputs))
@@ -266,7 +269,9 @@ def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, 
     return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)))
 
 
-def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+def bind_cond(
+    index: Value, branches: Sequence[Program], operands: Sequence[Value], params: dict[str, Any]
+) -> list[Value]:
     """Run one of these programs, by index, as `jax.lax.switch` would."""
     captured = [c for b in branches for c in b.consts]
     jaxprs, seen = [], 0
@@ -280,7 +285,7 @@ def bind_cond(index: Any, branches: Sequence[Program], operands: Sequence[Any], 
     return list(primitives.cond_p.bind(index, *captured, *operands, **dict(params, branches=tuple(jaxprs))))
 
 
-def cond_sum(index: Any, branches: list[Any]) -> Any:
+def cond_sum(index: Value, branches: list[Value]) -> Value:
     """What JAX has for what differs by branch: one slot for each, of which that of the branch taken counts."""
     kind = getattr(conditionals, "CondSum", lambda *parts: parts)  # newer JAX
     return kind(index, branches)
@@ -291,7 +296,7 @@ def solve_parts(params: dict[str, Any]) -> tuple[Any, tuple[int, ...]]:
     return params["jaxprs"], tuple(params["const_lengths"])
 
 
-def transposed_solve(params: dict[str, Any], constants: Sequence[Any], ct: Sequence[Any]) -> list[Any]:
+def transposed_solve(params: dict[str, Any], constants: Sequence[Value], ct: Sequence[Value]) -> list[Value]:
     """Solve the transposed system, with the user's transposed solve."""
     jaxprs, lengths = params["jaxprs"], params["const_lengths"]
     if jaxprs.transpose_solve is None:
@@ -307,25 +312,25 @@ def transposed_solve(params: dict[str, Any], constants: Sequence[Any], ct: Seque
     return list(primitives.linear_solve_p.bind(*(c for part in order for c in part), *ct, **new))[: len(ct)]
 
 
-def reducer(params: dict[str, Any]) -> Any:
+def reducer(params: dict[str, Any]) -> Callable[..., list[Value]]:
     """The scalar program that a generic reduction combines elements with."""
     return as_function(params["jaxpr"])
 
 
-def bind_device_put(ct: Any, params: dict[str, Any], i: int) -> Any:
+def bind_device_put(ct: Value, params: dict[str, Any], i: int) -> Value:
     """Send a cotangent back to where its primal came from."""
     back = dict(params, devices=[params["srcs"][i]], srcs=[params["devices"][i]])
     back["copy_semantics"] = [type(params["copy_semantics"][i]).ALWAYS_COPY]
     return primitives.device_put_p.bind(ct, **{k: tuple(v) for k, v in back.items()})[0]
 
 
-def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
+def bind_remat(program: Program, args: Sequence[Value], params: dict[str, Any], differentiated: bool) -> list[Value]:
     """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
 
 
-def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
+def run_behind_barrier(program: Program, args: Sequence[Value]) -> list[Value]:
     """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
 
     XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
@@ -341,13 +346,13 @@ def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
 
 
 def custom_bwd(
-    bwd: Any,
-    res: Sequence[Any],
-    cts: Sequence[Any],
+    bwd: WrappedFun,
+    res: Sequence[Value],
+    cts: Sequence[Value],
     out_types: Sequence[Aval],
     in_types: Sequence[Aval],
     symbolic_zeros: bool,
-) -> tuple[list[Any], dict[str, Any] | None]:
+) -> tuple[list[Value], dict[str, PyTree] | None]:
     """Call a `custom_vjp` function's own backward rule: its cotangents, and its logs. Those that are None are zero."""
     zero = ad_util.SymbolicZero if symbolic_zeros else zeros
     full = [zero(t.to_tangent_aval()) if c is None else c for c, t in zip(cts, out_types, strict=True)]
@@ -358,7 +363,7 @@ def custom_bwd(
     return [None if is_zero(c) else c for c in out], logs
 
 
-def operands_before(fwd: Any) -> int:
+def operands_before(fwd: WrappedFun) -> int:
     """How many operands `checkify` has put before those of a `custom_vjp` function: its errors.
 
     The residuals that are arguments are counted without them.
@@ -377,6 +382,6 @@ class _Inlining(Visitor):
 
     enters = Kind.JIT
 
-    def opens(self, eqn: Any) -> Inside | None:
+    def opens(self, eqn: JaxprEqn) -> Inside | None:
         inside = super().opens(eqn)
         return inside and inside._replace(programs=(constrained(eqn.params),))

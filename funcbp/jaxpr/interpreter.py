@@ -16,9 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax._src import source_info_util
+from jax._src.source_info_util import SourceInfo
 
 from .programs import Program, bind_eqn, close, is_literal
 from .sources import Nearness, nearness, of_library, own_name, scope, user_called_by, user_line
+from .types import AnyJaxpr, ClosedJaxpr, Jaxpr, JaxprEqn, Value, Var
 from .values import Aval, split_list, weakref_cache, zeros
 
 # --- what an equation has inside --------------------------------------------------------------------------------------
@@ -46,7 +48,7 @@ class Inside(NamedTuple):
     """The programs inside an operation: none, and then no kind."""
 
     kind: Kind
-    programs: tuple[Any, ...]
+    programs: tuple[AnyJaxpr, ...]
 
     @classmethod
     def of(cls, params: dict[str, Any], types: Sequence[Aval]) -> Inside:
@@ -63,7 +65,7 @@ class Inside(NamedTuple):
         return cls(_kind(params, programs, types), programs)
 
 
-def _kind(params: dict[str, Any], programs: Sequence[Any], types: Sequence[Aval]) -> Kind:
+def _kind(params: dict[str, Any], programs: Sequence[AnyJaxpr], types: Sequence[Aval]) -> Kind:
     if not programs:
         return Kind(0)
     if "length" in params:
@@ -83,17 +85,17 @@ def _kind(params: dict[str, Any], programs: Sequence[Any], types: Sequence[Aval]
     return Kind.CALL if list(of_operands) == list(of_inputs) else Kind.OTHER
 
 
-def _bare(aval: Aval) -> tuple[Any, ...]:
+def _bare(aval: Aval) -> tuple[object, ...]:
     """A type without weakness, and without where its values are."""
     return type(aval), getattr(aval, "shape", None), getattr(aval, "dtype", None)
 
 
-def inside_of(eqn: Any) -> Inside:
+def inside_of(eqn: JaxprEqn) -> Inside:
     """The programs inside an equation."""
     return Inside.of(eqn.params, [v.aval for v in eqn.invars])
 
 
-def inner(eqn: Any) -> list[Any]:
+def inner(eqn: JaxprEqn) -> list[JaxprEqn]:
     """The equations of the programs inside an equation."""
     return [e for program in inside_of(eqn).programs for e in program.eqns]
 
@@ -101,12 +103,12 @@ def inner(eqn: Any) -> list[Any]:
 CALLED = ("jaxpr", "call_jaxpr", "call")  # the parameters that calls have their program in
 
 
-def call_jaxpr(params: dict[str, Any]) -> Any:
+def call_jaxpr(params: dict[str, Any]) -> AnyJaxpr:
     """The program inside a call: `jit`, `closed_call`, `composite`, `custom_vmap_call`."""
     return next(params[name] for name in CALLED if name in params)
 
 
-def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+def scan_parts(params: dict[str, Any]) -> tuple[ClosedJaxpr, int, int]:
     """The body of a scan, and how many of its inputs are constants and carries."""
     if "num_consts" in params:
         return params["jaxpr"], params["num_consts"], params["num_carry"]
@@ -114,15 +116,15 @@ def scan_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
     return params["jaxpr"], len(consts), len(carry)
 
 
-def cond_branches(params: dict[str, Any]) -> tuple[Any, ...]:
+def cond_branches(params: dict[str, Any]) -> tuple[ClosedJaxpr, ...]:
     return tuple(params["branches"])
 
 
-def while_condition(params: dict[str, Any]) -> Any:
+def while_condition(params: dict[str, Any]) -> ClosedJaxpr:
     return params["cond_jaxpr"]
 
 
-def while_parts(params: dict[str, Any]) -> tuple[Any, int, int]:
+def while_parts(params: dict[str, Any]) -> tuple[ClosedJaxpr, int, int]:
     """The body of a while loop, and how many constants its condition and its body have."""
     return params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
 
@@ -142,38 +144,38 @@ class Visitor:
 
     enters: ClassVar[Kind] = Kind(0)
 
-    def opens(self, eqn: Any) -> Inside | None:
+    def opens(self, eqn: JaxprEqn) -> Inside | None:
         """The programs that are run in an equation's place, or None to run the equation."""
         if not self.enters:
             return None
         inside = inside_of(eqn)
         return inside if inside.kind & self.enters else None
 
-    def equation(self, eqn: Any, args: list[Any]) -> Sequence[Any]:
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
         """Run an equation that is not opened."""
         return bind_eqn(eqn, args)
 
-    def within(self, eqn: Any, kind: Kind) -> AbstractContextManager[Any]:
+    def within(self, eqn: JaxprEqn, kind: Kind) -> AbstractContextManager[object]:
         """What surrounds the run of an equation's programs: entered before a call, a loop or a branch, left after."""
         return nullcontext()
 
-    def step(self, i: int) -> AbstractContextManager[Any]:
+    def step(self, i: int) -> AbstractContextManager[object]:
         """What surrounds the step of this number of a loop."""
         return nullcontext()
 
-    def constant(self, x: Any) -> Any:
+    def constant(self, x: Value) -> Value:
         """The value that stands for a constant of the program."""
         return x
 
-    def number(self, x: Any) -> Any:
+    def number(self, x: Value) -> Value:
         """The number of a branch, or whether a loop goes on."""
         return x
 
-    def row(self, x: Any, i: int) -> Any:
+    def row(self, x: Value, i: int) -> Value:
         """What a loop's step of this number reads of the values it goes over."""
         return x[i]
 
-    def stack(self, rows: Sequence[Any], aval: Aval) -> Any:
+    def stack(self, rows: Sequence[Value], aval: Aval) -> Value:
         """What a loop makes of its steps' values: one of this type."""
         return jnp.stack(rows) if rows else zeros(aval)
 
@@ -181,7 +183,7 @@ class Visitor:
 PLAIN = Visitor()
 
 
-def run(program: Any, args: Sequence[Any], visitor: Visitor = PLAIN) -> list[Any]:
+def run(program: AnyJaxpr | Program, args: Sequence[Value], visitor: Visitor = PLAIN) -> list[Value]:
     """Run a program equation by equation, each at the user's line it was written at.
 
     What JAX's own functions are made of has no such line; it is at the line of the call.
@@ -206,12 +208,12 @@ def run(program: Any, args: Sequence[Any], visitor: Visitor = PLAIN) -> list[Any
     return [read(v) for v in jaxpr.outvars]
 
 
-def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
+def as_function(jaxpr: AnyJaxpr | Program) -> Callable[..., list[Value]]:
     """The function a (closed or open) jaxpr stands for."""
     return lambda *args: run(jaxpr, args)
 
 
-def _opened(program: Any) -> tuple[Any, list[Any], list[tuple[Any, Any]]]:
+def _opened(program: AnyJaxpr | Program) -> tuple[Jaxpr, list[Var], list[tuple[Var, Value]]]:
     """The open jaxpr, its inputs, and (variable, value) of its constants."""
     if isinstance(program, Program):
         return program.jaxpr, program.invars, list(zip(program.constvars, program.consts, strict=True))
@@ -220,7 +222,7 @@ def _opened(program: Any) -> tuple[Any, list[Any], list[tuple[Any, Any]]]:
 
 
 @weakref_cache
-def _nearness(jaxpr: Any) -> list[Nearness]:
+def _nearness(jaxpr: AnyJaxpr) -> list[Nearness]:
     """Whose lines the equations have: the programs of JAX's own functions and of those that a library has compiled are
     kept, with the lines of the first call, and there only what a function of the user's was called for counts, as in
     `jax.lax.map`.
@@ -231,7 +233,7 @@ def _nearness(jaxpr: Any) -> list[Nearness]:
     return list(map(nearness, sources))
 
 
-def _visit(visitor: Visitor, eqn: Any, args: list[Any]) -> Sequence[Any]:
+def _visit(visitor: Visitor, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
     inside = visitor.opens(eqn)
     if inside is None:
         return visitor.equation(eqn, args)
@@ -247,7 +249,7 @@ def _visit(visitor: Visitor, eqn: Any, args: list[Any]) -> Sequence[Any]:
                 return run(inside.programs[0], args, visitor)
 
 
-def _run_scan(visitor: Visitor, eqn: Any, args: list[Any]) -> list[Any]:
+def _run_scan(visitor: Visitor, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
     body, n_consts, n_carry = scan_parts(eqn.params)
     consts, carry, xs = split_list(args, n_consts, n_carry)
     order, ys = range(eqn.params["length"]), {}
@@ -259,7 +261,7 @@ def _run_scan(visitor: Visitor, eqn: Any, args: list[Any]) -> list[Any]:
     return [*carry, *(visitor.stack([ys[i][k] for i in order], aval) for k, aval in stacked)]
 
 
-def _run_while(visitor: Visitor, eqn: Any, args: list[Any]) -> list[Any]:
+def _run_while(visitor: Visitor, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
     body, n_cond, n_body = while_parts(eqn.params)
     of_cond, of_body, carry = split_list(args, n_cond, n_body)
     for i in itertools.count():
@@ -286,7 +288,7 @@ class Occurrence(NamedTuple):
             programs it is in, where that has several). The equations of a call count as those of the program around.
     """
 
-    eqn: Any
+    eqn: JaxprEqn
     inside: Inside
     opened: bool
     around: tuple[Occurrence, ...]
@@ -298,7 +300,7 @@ class Occurrence(NamedTuple):
         return math.prod(o.eqn.params["length"] for o in self.around if o.inside.kind is Kind.SCAN)
 
     @property
-    def source(self) -> Any:
+    def source(self) -> SourceInfo:
         """Where it was written: what JAX's own functions are made of, where they were called."""
         written = [o.eqn.source_info for o in (self, *reversed(self.around))]
         return max(written, key=nearness)
@@ -317,12 +319,14 @@ class Occurrence(NamedTuple):
         return "/".join(filter(None, (*scopes, scope(self.eqn.source_info))))
 
 
-def programs_of(kinds: Kind) -> Callable[[Inside], Sequence[Any]]:
+def programs_of(kinds: Kind) -> Callable[[Inside], Sequence[AnyJaxpr]]:
     """The programs inside an equation where it is of one of these kinds: what `equations` then goes into."""
     return lambda inside: inside.programs if inside.kind & kinds else ()
 
 
-def equations(program: Any, into: Callable[[Inside], Sequence[Any]] = lambda inside: inside.programs) -> Iterator[Any]:
+def equations(
+    program: AnyJaxpr | Program, into: Callable[[Inside], Sequence[AnyJaxpr]] = lambda inside: inside.programs
+) -> Iterator[Occurrence]:
     """The equations of a program in the order they are written, and those of the programs inside.
 
     A call that is gone into is none: its equations stand in its place.
@@ -338,8 +342,8 @@ def equations(program: Any, into: Callable[[Inside], Sequence[Any]] = lambda ins
 
 
 def _equations(
-    program: Any,
-    into: Callable[[Inside], Sequence[Any]],
+    program: AnyJaxpr | Program,
+    into: Callable[[Inside], Sequence[AnyJaxpr]],
     around: tuple[Occurrence, ...],
     place: tuple[int, ...],
     numbers: Iterator[int],

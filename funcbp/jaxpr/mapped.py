@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from jax import lax
 from jax._src import config, core, shard_map
 from jax._src.mesh import use_abstract_mesh
+from jax.sharding import PartitionSpec
 
 from .inside import marked_body
 from .programs import Program, is_literal, trace_with
+from .types import Primitive, Value, WrappedFun
 from .values import Aval
 
 shard_map_p = shard_map.shard_map_p
 
 
-def bind_in(around: Any, primitive: Any, values: Sequence[Any], params: dict[str, Any]) -> Any:
+def bind_in(around: core.Trace, primitive: Primitive, values: Sequence[Value], params: dict[str, Any]) -> Value:
     """Run an operation in this trace; of a `shard_map`, by the program in its parameters."""
     if primitive is shard_map_p:
         params = primitive.get_bind_params(params)
@@ -27,8 +29,8 @@ def bind_in(around: Any, primitive: Any, values: Sequence[Any], params: dict[str
 
 
 def staged_map(
-    primitive: Any, f: Callable[..., Any], operands: Sequence[Any], params: dict[str, Any]
-) -> tuple[dict[str, Any], list[Any], Callable[[Sequence[Any]], Any]]:
+    primitive: Primitive, f: WrappedFun, operands: Sequence[Value], params: dict[str, Any]
+) -> tuple[dict[str, Any], list[Value], Callable[[Sequence[Value]], Value]]:
     """Trace the function of a `shard_map` on its way from trace to trace.
 
     Returns:
@@ -36,7 +38,7 @@ def staged_map(
         first; and what makes of the outputs what JAX passes on.
     """
 
-    def stage(*xs: Any) -> tuple[list[Any], Any]:
+    def stage(*xs: Value) -> tuple[list[Value], Any]:
         with core.take_current_trace() as staging:
             outs = staging.process_shard_map(primitive, f, xs, **params)  # type: ignore[attr-defined]
         return list(outs), outs
@@ -57,8 +59,12 @@ def on_each_device(params: dict[str, Any]) -> Iterator[None]:
 
 
 def run_on_devices(
-    program: Program, operands: Sequence[Any], params: dict[str, Any], in_specs: Sequence[Any], out_specs: Sequence[Any]
-) -> list[Any]:
+    program: Program,
+    operands: Sequence[Value],
+    params: dict[str, Any],
+    in_specs: Sequence[PartitionSpec],
+    out_specs: Sequence[PartitionSpec],
+) -> list[Value]:
     """Run another program in the place of a `shard_map`'s."""
     new = dict(params, jaxpr=program.jaxpr, in_specs=tuple(in_specs), out_specs=tuple(out_specs))
     bound = shard_map_p.get_bind_params(new)
@@ -66,12 +72,12 @@ def run_on_devices(
     return list(shard_map_p.bind(*operands, subfuns=(lambda *xs: of_all(*program.consts, *xs),), **bound))
 
 
-def cotangent_spec(spec: Any) -> Any:
+def cotangent_spec(spec: PartitionSpec) -> PartitionSpec:
     """How the cotangent of a value is laid out over the mesh."""
     return spec.to_ct_spec()
 
 
-def stacked_spec(aval: Aval, params: dict[str, Any]) -> Any:
+def stacked_spec(aval: Aval, params: dict[str, Any]) -> PartitionSpec:
     """How a value of the body leaves it: the parts of the devices over which it varies behind one another."""
     mesh, newly = params["mesh"], params["newly_manual_axes"]
     spec = aval.nospec(mesh, params["check_vma"], shard_map._all_newly_manual_mesh_names(mesh, newly))
@@ -79,7 +85,7 @@ def stacked_spec(aval: Aval, params: dict[str, Any]) -> Any:
     return spec.update(partitions=[tuple(a for a in axes if a in newly) for axes in spec.partitions])
 
 
-def stackable(x: Any) -> Any:
+def stackable(x: Value) -> Value:
     """Give a number an axis along which those of several devices can be stacked."""
     return x if x.shape else lax.broadcast(x, (1,))
 
@@ -89,17 +95,17 @@ def stackable_type(aval: Aval) -> Aval:
     return core.unmapped_aval(1, 0, aval)
 
 
-def part_type(aval: Aval, spec: Any, params: dict[str, Any]) -> Aval:
+def part_type(aval: Aval, spec: PartitionSpec, params: dict[str, Any]) -> Aval:
     """The type of one device's part of such a value."""
     return core.shard_aval(params["mesh"], params["newly_manual_axes"], params["check_vma"], spec, aval)
 
 
-def unmentioned_axes(spec: Any, params: dict[str, Any]) -> tuple[Any, ...]:
+def unmentioned_axes(spec: PartitionSpec, params: dict[str, Any]) -> tuple[Hashable, ...]:
     """The mapped axes of the mesh over which a value is not divided: each device along them has the same part."""
     return tuple(shard_map._unmentioned2(params["mesh"], spec, params["newly_manual_axes"]))
 
 
-def axes_size(axes: Sequence[Any], params: dict[str, Any]) -> int:
+def axes_size(axes: Sequence[Hashable], params: dict[str, Any]) -> int:
     """How many devices there are along these axes."""
     return math.prod(params["mesh"].shape[a] for a in axes)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps
 from jax.extend.core import Primitive
@@ -26,7 +26,7 @@ mlir.register_lowering(feedback_p, lambda ctx, w, b: [w])
 primitive_jvps[feedback_p] = lambda primals, tangents: (feedback_p.bind(*primals), tangents[0])
 
 
-def _feedback_batched(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+def _feedback_batched(args: Sequence[jax.Array], dims: Sequence[int | None]) -> tuple[jax.Array, int]:
     (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
     front = [batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)]
     return feedback_p.bind(*front), 0

@@ -14,6 +14,7 @@ from jax._src.interpreters.ad import NullAccum, ValAccum
 from jax._src.tree_util import broadcast_prefix
 
 from .interpreter import close
+from .types import PyTree, Value
 from .values import as_array, as_cotangent, as_residual, primitives, type_of
 
 __all__ = [
@@ -42,12 +43,12 @@ def _gives(operation: Any, method: str) -> bool:
     return own is not getattr(BASE, method) and own is not vars(hijax).get(getattr(own, "__name__", ""))
 
 
-def is_jaxs(operation: Any) -> bool:
+def is_jaxs(operation: object) -> bool:
     """Whether a module of JAX has the class of this operation."""
     return type(operation).__module__.startswith("jax.")
 
 
-def _is_zero(x: Any) -> bool:
+def _is_zero(x: object) -> bool:
     return isinstance(x, (ad_util.Zero, ad_util.SymbolicZero))
 
 
@@ -64,7 +65,7 @@ def region_of(params: dict[str, Any]) -> dict[str, Any] | None:
     return dict(jaxpr=jaxpr, policy=operation.policy, prevent_cse=prevent_cse, differentiated=False)
 
 
-def stands_for(params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+def stands_for(params: dict[str, Any]) -> Callable[..., list[Value]] | None:
     """What an operation is among those that are no classes, if there is such a one: a region, or a name."""
     operation = params["_prim"]
     if (region := region_of(params)) is not None:
@@ -74,7 +75,7 @@ def stands_for(params: dict[str, Any]) -> Callable[..., list[Any]] | None:
     return None
 
 
-def expanded(operation: Any, *operands: Any) -> list[Any]:
+def expanded(operation: Any, *operands: Value) -> list[Value]:
     """Run the program that an operation is written in."""
     return jax.tree.leaves(operation.expand(*operation.in_tree.unflatten(operands)))
 
@@ -91,8 +92,8 @@ class Forward(NamedTuple):
         moving: which outputs move with the operands, flat.
     """
 
-    outs: list[Any]
-    res: list[Any]
+    outs: list[Value]
+    res: list[Value]
     moving: list[bool]
 
     @classmethod
@@ -107,7 +108,9 @@ def has_tangents(operation: Any) -> bool:
     return _gives(operation, "jvp") or _gives(operation, "lin")
 
 
-def own_tangents(operation: Any, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def own_tangents(
+    operation: Any, primals: Sequence[Value], tangents: Sequence[Value]
+) -> tuple[list[Value], list[Value]]:
     """Run an operation along a direction: its outputs and their tangents. None is a tangent of zero."""
     unflatten = operation.in_tree.unflatten
     zero = lambda x: ad_util.Zero(type_of(x).to_tangent_aval())
@@ -127,7 +130,7 @@ def has_backward(operation: Any) -> bool:
     return _gives(operation, "vjp_fwd")
 
 
-def own_forward(operation: Any, operands: Sequence[Any], perturbed: Sequence[bool]) -> Forward:
+def own_forward(operation: Any, operands: Sequence[Value], perturbed: Sequence[bool]) -> Forward:
     """Run an operation's own forward pass."""
     unflatten = operation.in_tree.unflatten
     outs, res, moving = Forward.of(operation, *operation.vjp_fwd(unflatten(perturbed), *unflatten(operands)))
@@ -135,15 +138,17 @@ def own_forward(operation: Any, operands: Sequence[Any], perturbed: Sequence[boo
 
 
 def own_backward(
-    operation: Any, res: Sequence[Any], ct: Sequence[Any], perturbed: Sequence[bool]
-) -> tuple[list[Any], dict[str, Any] | None]:
+    operation: Any, res: Sequence[Value], ct: Sequence[Value], perturbed: Sequence[bool]
+) -> tuple[list[Value], dict[str, PyTree] | None]:
     """Run an operation's own backward pass: its cotangents, and what it logs. None is a cotangent of zero."""
     into = _accumulators(operation, perturbed)
     logs = operation.vjp_bwd(*res, _cotangents(operation, ct), *operation.in_tree.unflatten(into))
     return _found(into), logs
 
 
-def own_transpose(operation: Any, operands: Sequence[Any], linear: Sequence[bool], ct: Sequence[Any]) -> list[Any]:
+def own_transpose(
+    operation: Any, operands: Sequence[Value], linear: Sequence[bool], ct: Sequence[Value]
+) -> list[Value]:
     """Run an operation's own transpose rule, with respect to the operands that it is linear in."""
     into = _accumulators(operation, linear)
     given = [a if m else x for a, x, m in zip(into, operands, linear, strict=True)]
@@ -156,18 +161,18 @@ def has_transpose(operation: Any) -> bool:
     return _gives(operation, "transpose") and not is_jaxs(operation)
 
 
-def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Any]:
+def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Value]:
     """What a backward rule adds its cotangents to."""
     kinds = [ValAccum if p else NullAccum for p in perturbed]
     return [kind(t.to_ct_aval()) for kind, t in zip(kinds, operation.in_avals_flat, strict=True)]
 
 
-def _found(accumulators: Sequence[Any]) -> list[Any]:
+def _found(accumulators: Sequence[Value]) -> list[Value]:
     found = ((a.freeze(), a.aval) if isinstance(a, ValAccum) else (None, None) for a in accumulators)
     return [None if c is None or _is_zero(c) else as_cotangent(c, t) for c, t in found]
 
 
-def _cotangents(operation: Any, ct: Sequence[Any]) -> Any:
+def _cotangents(operation: Any, ct: Sequence[Value]) -> Any:
     zero = lambda t: ad_util.Zero(t.to_ct_aval())
     flat = [zero(t) if c is None else c for c, t in zip(ct, operation.out_avals_flat, strict=True)]
     return operation.out_tree.unflatten(flat)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax._src import core, linear_util
+from jax._src.core import Effect
 from jax._src.effects import JaxprInputEffect
 from jax._src.interpreters import partial_eval
+from jax.tree_util import PyTreeDef
 
+from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var
 from .values import Aval
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 class Program:
@@ -21,33 +27,33 @@ class Program:
     A program is a value: it can be pruned, cut in two and joined with another one without tracing anything again.
     """
 
-    def __init__(self, jaxpr: Any, consts: Sequence[Any] = ()):
+    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Value] = ()):
         self.jaxpr, self.consts = jaxpr, tuple(consts)
 
-    def __call__(self, *args: Any) -> list[Any]:
+    def __call__(self, *args: Value) -> list[Value]:
         return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
 
     @property
-    def invars(self) -> list[Any]:
+    def invars(self) -> list[Var]:
         return list(self.jaxpr.invars[len(self.consts) :])
 
     @property
-    def constvars(self) -> list[Any]:
+    def constvars(self) -> list[Var]:
         return list(self.jaxpr.invars[: len(self.consts)])
 
     @property
-    def outvars(self) -> list[Any]:
+    def outvars(self) -> list[Atom]:
         return list(self.jaxpr.outvars)
 
     @property
-    def eqns(self) -> list[Any]:
+    def eqns(self) -> list[JaxprEqn]:
         return list(self.jaxpr.eqns)
 
-    def with_outputs(self, outvars: Sequence[Any]) -> Program:
+    def with_outputs(self, outvars: Sequence[Atom]) -> Program:
         """The same inputs and equations with other outputs (any values of the program)."""
         return Program(_replace(self.jaxpr, self.jaxpr.invars, outvars, self.jaxpr.eqns), self.consts)
 
-    def between(self, sources: Sequence[Any], targets: Sequence[Any]) -> Program:
+    def between(self, sources: Sequence[Var], targets: Sequence[Atom]) -> Program:
         """The part of the program that computes `targets` from `sources`, and nothing else.
 
         Args:
@@ -82,7 +88,7 @@ class Program:
                 fresh.append(var)
             else:
                 substitute[var] = self.outvars[source]
-        look = lambda v: v if is_literal(v) else substitute.get(v, v)
+        look: Callable[[Atom], Atom] = lambda v: v if is_literal(v) else substitute.get(v, v)
         eqns = [
             e.replace(invars=[look(v) for v in e.invars], effects={_effect_on(e, look) for e in e.effects})
             for e in other.jaxpr.eqns
@@ -118,37 +124,39 @@ class Program:
         return Program(_replace(jaxpr, [*self.constvars, *invars], jaxpr.outvars, jaxpr.eqns), self.consts)
 
     @functools.cached_property
-    def closed(self) -> Any:
+    def closed(self) -> ClosedJaxpr:
         """A closed jaxpr whose first inputs are the constants. One object, so that it is compiled once."""
         return partial_eval.close_jaxpr(self.jaxpr)
 
 
-def _replace(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any], **changes: Any) -> Any:
+def _replace(
+    jaxpr: Jaxpr, invars: Sequence[Var], outvars: Sequence[Atom], eqns: Sequence[JaxprEqn], **changes: Any
+) -> Jaxpr:
     effects = partial_eval.make_jaxpr_effects([], invars, outvars, eqns)
     return jaxpr.replace(invars=list(invars), outvars=list(outvars), eqns=list(eqns), effects=effects, **changes)
 
 
-def _effect_on(effect: Any, variable: Callable[[Any], Any]) -> Any:
+def _effect_on(effect: Effect, variable: Callable[[Atom], Atom]) -> Effect:
     """The same effect, on what this variable stands for: a reference is written in a program joined to another."""
     return effect.replace(variable(effect.input)) if isinstance(effect, JaxprInputEffect) else effect
 
 
-def part(program: Program, start: int, stop: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> Program:
+def part(program: Program, start: int, stop: int, inputs: Sequence[Var], outputs: Sequence[Atom]) -> Program:
     """Equations `start` to `stop` of a program, as a program without constants."""
     return Program(_replace(program.jaxpr, inputs, outputs, program.jaxpr.eqns[start:stop]))
 
 
-def signature(program: Program, i: int) -> Any:
+def signature(program: Program, i: int) -> Hashable:
     """What equations of a program share that do the same to values of the same types, derivatives included."""
     eqn = program.jaxpr.eqns[i]
     params = eqn.params
     if eqn.primitive.name == "custom_jvp_call":  # its derivative, written out
         inputs = [v for v in eqn.invars if not is_literal(v)]
         alone = part(program, i, i + 1, inputs, eqn.outvars)
-        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+        types = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in in_avals(alone.jaxpr)]
         inexact = all(jax.dtypes.issubdtype(t.dtype, np.inexact) for t in types)
         forward = jax.make_jaxpr(lambda xs, ts: jax.jvp(alone.__call__, xs, ts))
-        kind: Any = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
+        kind: Hashable = str(forward(tuple(types), tuple(types))) if inexact else id(eqn)
     elif eqn.primitive.name == "custom_vjp_call":
         kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
     else:
@@ -156,21 +164,23 @@ def signature(program: Program, i: int) -> Any:
     return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
 
 
-def trace(f: Callable[..., Sequence[Any]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
+def trace(f: Callable[..., Sequence[Value]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
     """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types."""
     debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
     return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
 
 
-def trace_with(f: Callable[..., Any], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, Any]:
+def trace_with(
+    f: Callable[..., tuple[Sequence[Value], T]], avals: Sequence[Aval], name: str = "funcbp"
+) -> tuple[Program, T]:
     """Trace `f`, a function to (flat list of arrays, anything that is no array), and return both.
 
     What `f` finds out while it is traced, structures for instance, leaves it here and by no other way.
     """
-    left: list[Any] = []
+    left: list[T] = []
 
-    def arrays(*args: Any) -> Sequence[Any]:
+    def arrays(*args: Value) -> Sequence[Value]:
         outs, anything = f(*args)
         left.append(anything)
         return outs
@@ -178,29 +188,29 @@ def trace_with(f: Callable[..., Any], avals: Sequence[Aval], name: str = "funcbp
     return trace(arrays, avals, name), left[0]
 
 
-def trace_tree(f: Callable[..., Any], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, Any]:
+def trace_tree(f: Callable[..., PyTree], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, PyTreeDef]:
     """Trace `f`, a function to a pytree of arrays: the program of the leaves, and their structure."""
     return trace_with(lambda *args: jax.tree.flatten(f(*args)), avals, name)
 
 
-def is_literal(v: Any) -> bool:
+def is_literal(v: Atom | None) -> TypeIs[Literal]:
     return isinstance(v, core.Literal)
 
 
-def in_avals(jaxpr: Any) -> list[Aval]:
+def in_avals(jaxpr: AnyJaxpr) -> list[Aval]:
     return list(close(jaxpr).in_avals)
 
 
-def out_avals(jaxpr: Any) -> list[Aval]:
+def out_avals(jaxpr: AnyJaxpr) -> list[Aval]:
     return list(close(jaxpr).out_avals)
 
 
-def close(jaxpr: Any) -> Any:
+def close(jaxpr: Any) -> ClosedJaxpr:
     """The same with its constants, of which an open jaxpr has none."""
     return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
 
 
-def bind_eqn(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def bind_eqn(eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
     """Run one equation on values."""
     out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]

@@ -27,6 +27,7 @@ from .interpreter import Inside, Kind, Visitor, call_jaxpr, run, scan_parts, whi
 from .operations import region_of
 from .programs import Program, bind_eqn, close, in_avals, out_avals, trace, trace_with
 from .sources import current_source, user_line
+from .types import AnyJaxpr, JaxprEqn, Primitive, Value, WrappedFun
 from .values import Aval, as_array, like, primitive, split_list, type_of, weakref_cache, zeros
 
 __all__ = [
@@ -65,7 +66,7 @@ class UnfollowedReferenceError(NotImplementedError):
         super().__init__(f"funcbp cannot follow a mutable reference {what}{line and f' ({line})'}.")
 
 
-def is_reference(x: Any) -> bool:
+def is_reference(x: object) -> bool:
     """Whether this is a mutable reference, or the type of one."""
     return isinstance(x if isinstance(x, core.AbstractValue) else type_of(x), AbstractRef)
 
@@ -80,16 +81,16 @@ class Cell:
         passed: whether the reference itself was handed to somebody.
     """
 
-    def __init__(self, aval: Aval, value: Any, reference: Any = None):
+    def __init__(self, aval: Aval, value: Value, reference: Value = None):
         self.aval, self._value, self._reference = aval, as_array(value), reference
         self.written = self.passed = False
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Value:
         return self._value
 
     @value.setter
-    def value(self, x: Any) -> None:
+    def value(self, x: Value) -> None:
         x = like(x, self.aval.inner_aval)
         self._value, self.written = lax.stop_gradient(x) if passes_by(self.aval) else x, True
 
@@ -98,7 +99,7 @@ class Cell:
         return self._reference is not None
 
     @property
-    def reference(self) -> Any:
+    def reference(self) -> Value:
         self.passed = True
         return self._reference
 
@@ -112,10 +113,10 @@ class RecordedReference(core.Tracer):
         super().__init__(trace, cell.aval)
         self.cell = cell
 
-    def full_lower(self) -> Any:
+    def full_lower(self) -> Value:
         return self
 
-    def get_referent(self) -> Any:
+    def get_referent(self) -> Value:
         return self
 
     def _short_repr(self) -> str:
@@ -125,16 +126,16 @@ class RecordedReference(core.Tracer):
 # --- what meets a reference -------------------------------------------------------------------------------------------
 
 
-def makes_reference(primitive: Any) -> bool:
+def makes_reference(primitive: Primitive) -> bool:
     return primitive.name in MAKERS
 
 
-def accesses(primitive: Any) -> bool:
+def accesses(primitive: Primitive) -> bool:
     """Whether this is an operation on a reference itself."""
     return primitive.name in ACCESSES
 
 
-def meets_references(primitive: Any, params: dict[str, Any]) -> bool:
+def meets_references(primitive: Primitive, params: dict[str, Any]) -> bool:
     """Whether an operation makes, reads or writes references, itself or in a program inside, or closed over some.
 
     What a function with a derivative of its own does to references that it makes itself is its own affair.
@@ -149,32 +150,32 @@ def enters_custom(params: dict[str, Any]) -> bool:
     return any(map(_enters_custom, core.jaxprs_in_params(params)))
 
 
-def _is_custom(primitive: Any) -> bool:
+def _is_custom(primitive: Primitive) -> bool:
     return primitive in (primitives.custom_vjp_call_p, primitives.custom_jvp_call_p)
 
 
-def _closed_over(params: dict[str, Any]) -> list[Any]:
+def _closed_over(params: dict[str, Any]) -> list[Value]:
     """The references that a program inside closed over."""
     return [c for c in getattr(params.get("jaxpr"), "consts", ()) if is_reference(c)]
 
 
-def _has_effects(program: Any, *kinds: type) -> bool:
+def _has_effects(program: AnyJaxpr | JaxprEqn, *kinds: type) -> bool:
     return any(isinstance(e, kinds) for e in program.effects)
 
 
 @weakref_cache
-def _stateful(jaxpr: Any) -> bool:
+def _stateful(jaxpr: AnyJaxpr) -> bool:
     if not _has_effects(jaxpr, RefEffect, core.InternalMutableArrayEffect):
         return False
     return any(_enters(eqn) or meets_references(eqn.primitive, eqn.params) for eqn in jaxpr.eqns)
 
 
 @weakref_cache
-def _enters_custom(jaxpr: Any) -> bool:
+def _enters_custom(jaxpr: AnyJaxpr) -> bool:
     return any(_enters(eqn) or enters_custom(eqn.params) for eqn in jaxpr.eqns)
 
 
-def _enters(eqn: Any) -> bool:
+def _enters(eqn: JaxprEqn) -> bool:
     return _is_custom(eqn.primitive) and _has_effects(eqn, RefEffect)
 
 
@@ -183,18 +184,18 @@ def passes_by(aval: Aval) -> bool:
     return aval.kind == "no_grad_no_remat"
 
 
-def read_reference(reference: Any) -> Any:
+def read_reference(reference: Value) -> Value:
     return jax.ref.get(reference, ...)
 
 
-def write_reference(reference: Any, value: Any) -> None:
+def write_reference(reference: Value, value: Value) -> None:
     jax.ref.set(reference, ..., value)
 
 
 # --- one operation ----------------------------------------------------------------------------------------------------
 
 
-def run_on_cells(primitive: Any, params: dict[str, Any], args: Sequence[Any]) -> Any:
+def run_on_cells(primitive: Primitive, params: dict[str, Any], args: Sequence[Value]) -> Value:
     """Run an operation with cells in the place of references. A reference that it makes is a cell, too."""
     if accesses(primitive):
         return _access(primitive.name, params, list(args))
@@ -204,11 +205,11 @@ def run_on_cells(primitive: Any, params: dict[str, Any], args: Sequence[Any]) ->
     return runs(primitive, params, list(args))
 
 
-def _types(args: Sequence[Any]) -> list[Aval]:
+def _types(args: Sequence[Value]) -> list[Aval]:
     return [x.aval if type(x) is Cell else type_of(x) for x in args]
 
 
-def _access(name: str, params: dict[str, Any], args: list[Any]) -> Any:
+def _access(name: str, params: dict[str, Any], args: list[Value]) -> Value:
     if name == "new_ref":
         return Cell(AbstractRef(type_of(args[0]), kind=params["kind"]), args[0])
     if name == "empty_ref":
@@ -228,7 +229,7 @@ def _access(name: str, params: dict[str, Any], args: list[Any]) -> Any:
     return []  # free_ref
 
 
-def _by_jax(primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
+def _by_jax(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> Value:
     """Run an operation by the rule that JAX discharges it by, if it has one."""
     cells = [x for x in args if type(x) is Cell]
     several = primitive.multiple_results
@@ -261,12 +262,12 @@ class Discharged(NamedTuple):
     written: list[bool]
     passed: list[bool]
 
-    def inputs(self, args: Sequence[Any]) -> list[Any]:
+    def inputs(self, args: Sequence[Value]) -> list[Value]:
         """What the program takes, of what the operation around it is given."""
         references = [x.reference for x, p in zip(args, self.passed, strict=True) if p]
         return [*(x.value if type(x) is Cell else x for x in args), *references]
 
-    def ran(self, values: Sequence[Any], references: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+    def ran(self, values: Sequence[Value], references: Sequence[Value] = ()) -> tuple[list[Value], list[Value]]:
         """Run the program on values, and on the references beside them that it passes on.
 
         Returns:
@@ -278,7 +279,7 @@ class Discharged(NamedTuple):
         rest = iter(new)
         return outs, [next(rest) if w else x for w, x in zip(self.written, values, strict=True)]
 
-    def write(self, args: Sequence[Any], values: Sequence[Any]) -> None:
+    def write(self, args: Sequence[Value], values: Sequence[Value]) -> None:
         """Give the cells that it wrote their new values."""
         cells = [x for x, w in zip(args, self.written, strict=True) if w]
         for cell, value in zip(cells, values, strict=True):
@@ -286,11 +287,11 @@ class Discharged(NamedTuple):
 
 
 @weakref_cache
-def _discharged(jaxpr: Any, outlasting: tuple[bool, ...]) -> Discharged:
+def _discharged(jaxpr: AnyJaxpr, outlasting: tuple[bool, ...]) -> Discharged:
     types = in_avals(jaxpr)
     n = len(types)
 
-    def f(*args: Any) -> tuple[list[Any], Any]:
+    def f(*args: Value) -> tuple[list[Value], tuple[list[bool], list[bool]]]:
         references = iter(args[n:])
         inputs = [
             Cell(t, x, next(references) if o else None) if is_reference(t) else x
@@ -315,7 +316,7 @@ def without_references(program: Program) -> Program:
     return trace(lambda *args: run(program, args, _Discharging()), [v.aval for v in program.invars])
 
 
-def discharged(jaxpr: Any, args: Sequence[Any]) -> Discharged:
+def discharged(jaxpr: AnyJaxpr, args: Sequence[Value]) -> Discharged:
     """Discharge a program that is run on these arguments, cells among them."""
     return _discharged(jaxpr, tuple(type(x) is Cell and x.outlasts for x in args))
 
@@ -323,14 +324,16 @@ def discharged(jaxpr: Any, args: Sequence[Any]) -> Discharged:
 class _Discharging(Visitor):
     """Runs a program on cells."""
 
-    def equation(self, eqn: Any, args: list[Any]) -> Sequence[Any]:
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
         if not meets_references(eqn.primitive, eqn.params) and not any(type(x) is Cell for x in args):
             return bind_eqn(eqn, args)
         outs = run_on_cells(eqn.primitive, eqn.params, args)
         return outs if eqn.primitive.multiple_results else [outs]
 
 
-def with_closed_over(primitive: Any, params: dict[str, Any], args: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+def with_closed_over(
+    primitive: Primitive, params: dict[str, Any], args: Sequence[Value]
+) -> tuple[dict[str, Any], list[Value]]:
     """The parameters and operands of an operation, a compiled call's with the references that it closed over."""
     closed_over = _closed_over(params)
     if not closed_over or primitive is not primitives.jit_p:
@@ -353,7 +356,7 @@ def _grown(params: dict[str, Any], before: int, after: int, outputs: int) -> dic
 
 
 @weakref_cache
-def _taking_closed_over(jaxpr: Any) -> Any:
+def _taking_closed_over(jaxpr: AnyJaxpr) -> AnyJaxpr:
     """The program with the references that it closed over as its last inputs."""
     references = _closed_over(dict(jaxpr=jaxpr))
     n = len(in_avals(jaxpr))
@@ -364,17 +367,17 @@ def _taking_closed_over(jaxpr: Any) -> Any:
 class _Replacing(Visitor):
     """Runs a program with others in the place of some constants."""
 
-    def __init__(self, others: dict[int, Any]):
+    def __init__(self, others: dict[int, Value]):
         self.others = others
 
-    def constant(self, x: Any) -> Any:
+    def constant(self, x: Value) -> Value:
         return self.others.get(id(x), x)
 
 
 # --- operations with programs inside ----------------------------------------------------------------------------------
 
 
-def _run_jit(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_jit(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     inside = discharged(params["jaxpr"], args)
     program, inputs = inside.program, inside.inputs(args)
     n_written = sum(inside.written)
@@ -386,7 +389,7 @@ def _run_jit(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[An
     return outs
 
 
-def _run_remat(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_remat(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     inside = discharged(params["jaxpr"], args)
     outs = bind_remat(inside.program, inside.inputs(args), params, params["differentiated"])
     outs, values = split_list(outs, len(outs) - sum(inside.written))
@@ -394,7 +397,7 @@ def _run_remat(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[
     return outs
 
 
-def _run_scan(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_scan(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     """What the body writes of its constants is carried; of what the loop goes along, it is stacked."""
     body, n_consts, n_carry = scan_parts(params)
     n = len(args)
@@ -417,7 +420,7 @@ def _run_scan(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
     return [*carry[len(carried) :], *ys[: len(stacked)]]
 
 
-def _run_while(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_while(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     """What the body writes is carried, and the condition reads it there."""
     (body, n_cond, n_body), condition = while_parts(params), while_condition(params)
     of_cond, of_body, carry = split_list(args, n_cond, n_body)
@@ -429,13 +432,13 @@ def _run_while(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[
     m, n = len(written), len(carry)
     place = {id(cell): i for i, cell in enumerate(written)}
 
-    def changed(inside: Discharged, outer: list[Any], inputs: list[Any]) -> tuple[Program, list[Any]]:
+    def changed(inside: Discharged, outer: list[Value], inputs: list[Value]) -> tuple[Program, list[Value]]:
         """The program on (its constants, what is written, carry); and those constants."""
         k = len(outer)
         where = [place.get(id(x)) for x in outer] + [m + i for i in range(n)] + [None] * (len(inputs) - k - n)
         constants = [i for i, w in enumerate(where) if w is None]
 
-        def f(*xs: Any) -> list[Any]:
+        def f(*xs: Value) -> list[Value]:
             held, moving = dict(zip(constants, xs, strict=False)), xs[len(constants) :]
             outs = inside.program(*(held[i] if w is None else moving[w] for i, w in enumerate(where)))
             return [*outs[n:], *outs[:n]] if inside is step else outs
@@ -450,7 +453,7 @@ def _run_while(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[
     return outs[m:]
 
 
-def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_cond(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     """What any branch writes comes out of all of them."""
     index, *operands = args
     branches = [discharged(b, operands) for b in params["branches"]]
@@ -461,7 +464,7 @@ def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
     references = [i for i, p in enumerate(passed) if p]
 
     def of_all(branch: Discharged) -> Program:
-        def f(*xs: Any) -> list[Any]:
+        def f(*xs: Value) -> list[Value]:
             own = [xs[n + k] for k, i in enumerate(references) if branch.passed[i]]
             outs = branch.program(*xs[:n], *own)
             outs, values = split_list(outs, len(outs) - sum(branch.written))
@@ -476,12 +479,12 @@ def _run_cond(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[A
     return outs
 
 
-def _run_custom_jvp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_custom_jvp(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     fun, jvp = primitive.get_bind_params(params)["subfuns"]
     return run_custom_jvp(fun, jvp, args, discharged(params["call_jaxpr"], args).written)
 
 
-def run_custom_jvp(fun: Any, jvp: Any, args: Sequence[Any], may_write: Sequence[bool]) -> list[Any]:
+def run_custom_jvp(fun: WrappedFun, jvp: WrappedFun, args: Sequence[Value], may_write: Sequence[bool]) -> list[Value]:
     """Run a `jax.custom_jvp` function on cells: it becomes one of values, which returns those it may write.
 
     The tangent of a reference is one that holds the tangent of what that holds.
@@ -490,7 +493,7 @@ def run_custom_jvp(fun: Any, jvp: Any, args: Sequence[Any], may_write: Sequence[
     written = [i for i in range(n) if may_write[i]]
     moving = lambda t: AbstractRef(t.inner_aval.to_tangent_aval()) if is_reference(t) else t.to_tangent_aval()
 
-    def ran(f: Any, types: Sequence[Aval], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def ran(f: WrappedFun, types: Sequence[Aval], xs: Sequence[Value]) -> tuple[list[Value], list[Value]]:
         """The outputs of a function of references, and what these hold by then."""
         program = trace(f.call_wrapped, types, "custom_jvp")
         k = len(program.consts)
@@ -503,12 +506,12 @@ def run_custom_jvp(fun: Any, jvp: Any, args: Sequence[Any], may_write: Sequence[
         return outs, now[k:]
 
     @jax.custom_jvp
-    def on_values(*xs: Any) -> list[Any]:
+    def on_values(*xs: Value) -> list[Value]:
         outs, now = ran(fun, types, xs)
         return [*outs, *(now[i] for i in written)]
 
     @on_values.defjvp
-    def along(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+    def along(primals: Sequence[Value], tangents: Sequence[Value]) -> tuple[list[Value], list[Value]]:
         outs, now = ran(jvp, [*types, *map(moving, types)], [*primals, *tangents])
         m = len(outs) // 2
         return [*outs[:m], *(now[i] for i in written)], [*outs[m:], *(now[n + i] for i in written)]
@@ -520,7 +523,7 @@ def run_custom_jvp(fun: Any, jvp: Any, args: Sequence[Any], may_write: Sequence[
     return outs
 
 
-def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_custom_vjp(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     """A function that only hands references on is given them; one that reads or writes some becomes one of values."""
     if _has_effects(params["call_jaxpr"], RefEffect):
         return _run_custom_vjp_on_values(primitive, params, args)
@@ -532,7 +535,7 @@ def _run_custom_vjp(primitive: Any, params: dict[str, Any], args: list[Any]) -> 
     return list(primitive.bind(*references, **primitive.get_bind_params(params)))
 
 
-def _run_custom_vjp_on_values(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_custom_vjp_on_values(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     """Its rules are discharged too, and return what they write, which moves as what was there before.
 
     What its backward rule gets of its forward rule may be a reference that outlasts the program: these are handed on.
@@ -546,11 +549,11 @@ def _run_custom_vjp_on_values(primitive: Any, params: dict[str, Any], args: list
     references = lambda xs: [xs[place[i]] if i in place else None for i in range(n)]
     written = lambda now: [x for x, w in zip(now, body.written, strict=True) if w]
 
-    def on_values(*xs: Any) -> list[Any]:
+    def on_values(*xs: Value) -> list[Value]:
         outs, now = body.ran(xs[:n], references(xs))
         return [*outs, *written(now)]
 
-    def forward(*xs: Any) -> tuple[list[Any], list[Any]]:
+    def forward(*xs: Value) -> tuple[list[Value], list[Value]]:
         on_references = lambda *xs: fwd.call_wrapped(*(x for pair in zip(xs, perturbed, strict=True) for x in pair))
         program = trace(on_references, types, "fwd")
         k = len(program.consts)
@@ -567,7 +570,7 @@ def _run_custom_vjp_on_values(primitive: Any, params: dict[str, Any], args: list
         rest = iter(own)
         return [*outs, *written(now[k:])], [next(rest) if i is None else xs[place.get(i, i)] for i in forwarded]
 
-    def backward(res: Sequence[Any], cts: Sequence[Any]) -> Any:
+    def backward(res: Sequence[Value], cts: Sequence[Value]) -> tuple[Value, ...]:
         out_types, in_types = out_avals(params["call_jaxpr"]), [t.inner_aval if is_reference(t) else t for t in types]
         own, logs = custom_bwd(bwd, res, cts[: len(out_types)], out_types, in_types, bound["symbolic_zeros"])
         back = (*own, *(None for _ in place))
@@ -584,7 +587,7 @@ def _run_custom_vjp_on_values(primitive: Any, params: dict[str, Any], args: list
 
 
 @jax.custom_jvp
-def moved_as(value: Any, other: Any) -> Any:
+def moved_as(value: Value, other: Value) -> Value:
     """A value that moves as another one does: what is written into a reference by a rule that is somebody's own."""
     return value
 
@@ -592,13 +595,13 @@ def moved_as(value: Any, other: Any) -> Any:
 moved_as.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
-def _run_operation(primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
+def _run_operation(primitive: Primitive, params: dict[str, Any], args: list[Value]) -> list[Value]:
     if (region := region_of(params)) is None:
         raise UnfollowedReferenceError(f"into `{type(params['_prim']).__name__}`")
     return _run_remat(primitives.remat_p, region, args)
 
 
-_RUNS: dict[Any, Callable[..., Any]] = {
+_RUNS: dict[Primitive | Any, Callable[..., list[Value]]] = {
     primitives.jit_p: _run_jit,
     primitives.remat_p: _run_remat,
     primitives.scan_p: _run_scan,

@@ -20,10 +20,12 @@ from jax._src import core
 from jax._src.ad_util import Zero
 from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps, primitive_transposes
+from jax._src.interpreters.batching import AxisData
 from jax.extend.core import Primitive, primitives
 
 from .interpreter import as_function, while_condition, while_parts
 from .programs import Program, in_avals, out_avals, trace, trace_with
+from .types import Aval, ClosedJaxpr, JaxprEqn, Value
 from .values import split_list
 
 __all__ = [
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 
-def _primitive(name: str, several: bool = True) -> Any:
+def _primitive(name: str, several: bool = True) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = several
     return primitive
@@ -71,17 +73,17 @@ def with_snapshots(program: Program, params: dict[str, Any]) -> Program:
     return Program(program.jaxpr.replace(eqns=eqns), program.consts)
 
 
-def _run(primitive: Any, *args: Any, **params: Any) -> list[Any]:
+def _run(primitive: Primitive, *args: Value, **params: Any) -> list[Value]:
     return PLAIN[primitive].bind(*args, **as_plain(params))
 
 
-def _abstract_eval(primitive: Any, *avals: Any, **params: Any) -> Any:
+def _abstract_eval(primitive: Primitive, *avals: Aval, **params: Any) -> Aval:
     return PLAIN[primitive].abstract_eval(*avals, **as_plain(params))
 
 
 def _batched(
-    primitive: Any, axis: Any, args: Sequence[Any], dims: Sequence[int | None], **params: Any
-) -> tuple[list[Any], Sequence[int | None]]:
+    primitive: Primitive, axis: AxisData, args: Sequence[Value], dims: Sequence[int | None], **params: Any
+) -> tuple[list[Value], Sequence[int | None]]:
     rule = batching.fancy_primitive_batchers[PLAIN[primitive]]
     program, out_dims = trace_with(lambda *xs: rule(axis, xs, dims, **as_plain(params)), [*map(core.typeof, args)])
     program = with_snapshots(program, params)
@@ -91,7 +93,7 @@ def _batched(
     return program(*args), out_dims
 
 
-def _together(eqn: Any, dims: Sequence[int | None]) -> Any:
+def _together(eqn: JaxprEqn, dims: Sequence[int | None]) -> JaxprEqn:
     """A mapped loop with a condition for each lane, as one that goes on until all lanes have ended.
 
     A lane that has ended keeps its state. So that no derivative is taken where its step is not defined any more (the
@@ -102,18 +104,18 @@ def _together(eqn: Any, dims: Sequence[int | None]) -> Any:
         return eqn
     const_dims = dims[n_cond : n_cond + n_body]
 
-    def goes_on(*args: Any) -> list[Any]:
+    def goes_on(*args: Value) -> list[Value]:
         return [jnp.any(as_function(condition)(*args)[0])]
 
-    def step(*args: Any) -> list[Any]:
+    def step(*args: Value) -> list[Value]:
         of_cond, of_body, state = split_list(args, n_cond, n_body)
         (on,) = as_function(condition)(*of_cond, *state)
         lane = jnp.argmax(on)
 
-        def choose(x: Any, other: Any, axis: int) -> Any:
+        def choose(x: Value, other: Value, axis: int) -> Value:
             return lax.select_n(lax.broadcast_in_dim(on, x.shape, (axis,)), other, x)
 
-        def defined(x: Any, axis: int | None) -> Any:
+        def defined(x: Value, axis: int | None) -> Value:
             if axis is None:
                 return x
             other = lax.stop_gradient(lax.dynamic_index_in_dim(x, lane, axis))
@@ -138,7 +140,7 @@ def _together(eqn: Any, dims: Sequence[int | None]) -> Any:
 class Loop:
     """One loop: its primitive and its parameters. As a parameter it is compared by identity."""
 
-    def __init__(self, primitive: Any, params: dict[str, Any]):
+    def __init__(self, primitive: Primitive, params: dict[str, Any]):
         self.primitive, self.params = primitive, params
 
 
@@ -157,12 +159,12 @@ class Tangent(NamedTuple):
 loop_tangent_p = _primitive("loop_tangent")  # (*operands, *tangents) -> tangents of the outputs that have one
 
 
-def loop_tangent(*args: Any, of: Tangent) -> list[Any]:
+def loop_tangent(*args: Value, of: Tangent) -> list[Value]:
     """The tangents of a loop's outputs: those of a loop with snapshots that carries state and tangent together."""
     loop, moving = of
     n = len(moving)
 
-    def both(*args: Any) -> list[Any]:
+    def both(*args: Value) -> list[Value]:
         given = lambda moved: (next(moved) if m else x for x, m in zip(args, moving, strict=False))
         f = lambda *moved: _run(loop.primitive, *given(iter(moved)), **loop.params)
         primals = [x for x, m in zip(args, moving, strict=False) if m]
@@ -172,15 +174,17 @@ def loop_tangent(*args: Any, of: Tangent) -> list[Any]:
     return with_snapshots(trace(both, [*map(core.typeof, args)], "tangent"), loop.params)(*args)
 
 
-def _instantiated(tangent: Any) -> Any:
+def _instantiated(tangent: Value) -> Value:
     return tangent.instantiate() if type(tangent) is Zero else tangent
 
 
-def _has_tangent(aval: Any) -> bool:
+def _has_tangent(aval: Aval) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, np.inexact)
 
 
-def _loop_jvp(primitive: Any, primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
+def _loop_jvp(
+    primitive: Primitive, primals: Sequence[Value], tangents: Sequence[Value], **params: Any
+) -> tuple[list[Value], list[Value]]:
     """The outputs, and their tangents by an operation of their own, which is linear and can be transposed."""
     outs = primitive.bind(*primals, **params)
     moving = tuple(type(t) is not Zero for t in tangents)
@@ -189,29 +193,33 @@ def _loop_jvp(primitive: Any, primals: Sequence[Any], tangents: Sequence[Any], *
     return outs, [next(moved) if _has_tangent(core.typeof(o)) else Zero(core.typeof(o).to_tangent_aval()) for o in outs]
 
 
-def _tangent_abstract_eval(*avals: Any, of: Tangent) -> Any:
+def _tangent_abstract_eval(*avals: Aval, of: Tangent) -> Aval:
     outs, effects = _abstract_eval(of.loop.primitive, *avals[: len(of.moving)], **of.loop.params)
     return [o.to_tangent_aval() for o in outs if _has_tangent(o)], effects
 
 
-def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, of: Tangent) -> Any:
+def _tangent_jvp(
+    primals: Sequence[Value], tangents: Sequence[Value], *, of: Tangent
+) -> tuple[list[Value], list[Value]]:
     return jax.jvp(functools.partial(loop_tangent, of=of), list(primals), list(map(_instantiated, tangents)))
 
 
-def _tangent_batched(axis: Any, args: Sequence[Any], dims: Sequence[int | None], *, of: Tangent) -> Any:
+def _tangent_batched(
+    axis: AxisData, args: Sequence[Value], dims: Sequence[int | None], *, of: Tangent
+) -> tuple[list[Value], Sequence[int | None]]:
     mapped = jax.vmap(functools.partial(loop_tangent, of=of), dims, axis_name=axis.name, axis_size=axis.size)
     outs = mapped(*args)
     return outs, [0] * len(outs)
 
 
-def def_loop_transpose(transpose: Callable[..., Sequence[Any]]) -> None:
+def def_loop_transpose(transpose: Callable[..., Sequence[Value]]) -> None:
     """Go back through loops, where JAX's reverse mode asks for it, by this function.
 
     `transpose(primitive, params, moving, operands, cts)` returns a cotangent for each operand (an array or anything
     else), given those of the outputs, None where zero.
     """
 
-    def rule(cts: Sequence[Any], *args: Any, of: Tangent) -> list[Any]:
+    def rule(cts: Sequence[Value], *args: Value, of: Tangent) -> list[Value]:
         loop, moving = of
         types, _ = _abstract_eval(loop.primitive, *(core.typeof(x) for x in args[: len(moving)]), **loop.params)
         given = iter(cts)
@@ -229,13 +237,13 @@ def def_loop_transpose(transpose: Callable[..., Sequence[Any]]) -> None:
 unfinished_loop_p = _primitive("unfinished_loop", several=False)  # whether a loop was cut short -> nan, or 1
 
 
-def poisoned(x: Any, unfinished: Any) -> Any:
+def poisoned(x: Value, unfinished: Value) -> Value:
     """The same numbers, and derivatives, if a loop has ended; nan if it was cut short."""
     factor = lax.convert_element_type(unfinished_loop_p.bind(unfinished), x.dtype)
     return lax.mul(x, lax.broadcast_in_dim(factor, x.shape, ()))
 
 
-def _factor(unfinished: Any) -> Any:
+def _factor(unfinished: Value) -> Value:
     return lax.select(unfinished, *(lax.full(unfinished.shape, c, np.float32) for c in (np.nan, 1)))
 
 
@@ -245,22 +253,26 @@ loop_reversal_p = _primitive("loop_reversal")  # a call: for JAX its program, fo
 loop_reversal_tangent_p = _primitive("loop_reversal_tangent", several=False)  # the same tangent, going forward only
 
 
-def bind_reversal(program: Program, args: Sequence[Any]) -> list[Any]:
+def bind_reversal(program: Program, args: Sequence[Value]) -> list[Value]:
     """Run the way back through a loop, in one piece."""
     return list(loop_reversal_p.bind(*program.consts, *args, jaxpr=program.closed))
 
 
-def _call(*args: Any, jaxpr: Any) -> list[Any]:
+def _call(*args: Value, jaxpr: ClosedJaxpr) -> list[Value]:
     return as_function(jaxpr)(*args)
 
 
-def _call_batched(axis: Any, args: Sequence[Any], dims: Sequence[int | None], *, jaxpr: Any) -> Any:
+def _call_batched(
+    axis: AxisData, args: Sequence[Value], dims: Sequence[int | None], *, jaxpr: ClosedJaxpr
+) -> tuple[list[Value], Sequence[int | None]]:
     mapped = jax.vmap(as_function(jaxpr), dims, axis_name=axis.name, axis_size=axis.size)
     outs = bind_reversal(trace(mapped, [*map(core.typeof, args)], "reversal"), args)
     return outs, [0] * len(outs)
 
 
-def _call_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any) -> Any:
+def _call_jvp(
+    primals: Sequence[Value], tangents: Sequence[Value], *, jaxpr: ClosedJaxpr
+) -> tuple[list[Value], list[Value]]:
     outs, moved = jax.jvp(as_function(jaxpr), list(primals), list(map(_instantiated, tangents)))
     return outs, [t if t.dtype == jax.dtypes.float0 else loop_reversal_tangent_p.bind(t) for t in moved]
 
@@ -273,7 +285,7 @@ def def_reversal_transpose(refuse: Callable[[], Any]) -> None:
 # --- what JAX asks of a primitive -------------------------------------------------------------------------------------
 
 
-def _computed_by(primitive: Any, program: Callable[..., Any]) -> None:
+def _computed_by(primitive: Any, program: Callable[..., Sequence[Value]]) -> None:
     """Say what computes a primitive: when it is run, when it is lowered, and when classes in its programs are."""
     primitive.def_impl(program)
     primitive.to_lojax = program

@@ -14,12 +14,16 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 from jax._src import core, source_info_util
 from jax._src.api_util import fun_sourceinfo
+from jax.tree_util import KeyPath
+
+from .types import SourceInfo
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _CORE = "jaxpr cotangents rules remat control_flow autodiff per_example curvature credit inspection testing learn/ops"
@@ -124,7 +128,7 @@ def written_at(source: Source, rule: str) -> Iterator[None]:
         yield
 
 
-def tangent_of(function: str) -> Any:
+def tangent_of(function: str) -> AbstractContextManager[object]:
     """A context in which equations bear in their name scope that they are part of the derivative of a function, written
     along a direction.
     """
@@ -139,13 +143,13 @@ def restored(source: Source) -> Iterator[None]:
         yield
 
 
-def user_line(source: Any) -> str:
+def user_line(source: SourceInfo | Source) -> str:
     """`file:line (function)` of the user's line, of the library's where no line is the user's, or ""."""
     user, library = _frames(source.traceback)
     return _written(user or library)
 
 
-def library_line(source: Any) -> str:
+def library_line(source: SourceInfo | Source) -> str:
     """The same of the library's line that the user's line has led to, or "" where that is the user's own."""
     return _written(_frames(source.traceback)[1])
 
@@ -156,7 +160,7 @@ class Nearness(enum.IntEnum):
     NONE, LIBRARY, USER = range(3)
 
 
-def nearness(source: Any) -> Nearness:
+def nearness(source: SourceInfo | Source) -> Nearness:
     """Tell whose line is known. None of the user's is in the body of a loop that a library has written."""
     user, library = _frames(source.traceback)
     return Nearness.USER if user else Nearness.LIBRARY if library else Nearness.NONE
@@ -195,28 +199,28 @@ def written_where(fun: Any) -> str:
     return fun_sourceinfo(fun.fun) if hasattr(fun, "fun") else fun.debug_info.func_src_info or ""
 
 
-def scope(source: Any) -> str:
+def scope(source: SourceInfo | Source) -> str:
     """The name scope of an equation."""
     return str(source.name_stack)
 
 
-def user_place(source: Any) -> tuple[str, int]:
+def user_place(source: SourceInfo | Source) -> tuple[str, int]:
     """The file and the line of the user's program, or ("", 0)."""
     found = re.match(r"(.*?):(\d+)", user_line(source))
     return (found[1], int(found[2])) if found else ("", 0)
 
 
-def called_through(source: Any) -> set[str]:
+def called_through(source: SourceInfo | Source) -> set[str]:
     """The names of the functions, JAX's own included, that an equation was written in."""
     frames = {frame.function_name for frame in source.traceback.frames} if source.traceback else set()
     return frames | set(re.findall(r"\w+", scope(source)))
 
 
-def inside_call(params: dict[str, Any]) -> Any:
+def inside_call(params: dict[str, Any]) -> AbstractContextManager[object]:
     """A context in which equations bear the name of the called function in their name scope, as in JAX's programs."""
     return source_info_util.extend_name_stack(f"jit({params['name']})" if params.get("name") else "call")
 
 
-def path_name(path: Any) -> str:
+def path_name(path: KeyPath) -> str:
     """The path of a leaf, written `dense_0/kernel`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from jax.experimental import sparse
 from jax.experimental.sparse import bcoo, bcsr, coo, csr, linalg
+
+from .types import Primitive, Value
 
 __all__ = ["dense_programs", "spsolve_p"]
 
 spsolve_p = linalg.spsolve_p
 
 
-def dense_programs() -> dict[Any, Callable[..., Any]]:
+def dense_programs() -> dict[Primitive, Callable[..., Sequence[Value]]]:
     """The program that each primitive is computed by, where no library of a device's has it."""
     of_all = [vars(m) for m in (sys.modules[sparse.todense.__module__], bcoo, bcsr, coo, csr)]
     computes = lambda module, name: module.get(f"_{name.removesuffix('_p')}_impl")

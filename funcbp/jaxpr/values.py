@@ -17,8 +17,7 @@ from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
 from jax.extend.core import primitives
 
-Aval = Any
-
+from .types import Aval, Primitive, T, Value
 
 weakref_cache = util.weakref_lru_cache
 
@@ -33,7 +32,7 @@ _PLACES = """
 """.split()
 
 
-def primitive(name: str) -> Any:
+def primitive(name: str) -> Primitive | Any:
     """The primitive of this name (`tanh_p`), or None where this JAX has no such primitive."""
     if hasattr(primitives, name):
         return getattr(primitives, name)
@@ -46,12 +45,12 @@ type_of = core.typeof
 pvary = core.pvary
 
 
-def varying(aval: Aval) -> frozenset[Any]:
+def varying(aval: Aval) -> frozenset[str]:
     """The mesh axes over which values of this type may differ from device to device."""
     return aval.mat.varying if isinstance(aval, core.ShapedArray) else frozenset()
 
 
-def concrete(x: Any) -> Any:
+def concrete(x: Value) -> Value:
     """The value itself where it is known now, or None while a program is being traced."""
     return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x
 
@@ -68,7 +67,7 @@ def zeros(aval: Aval) -> jax.Array:
     return zero if space in (None, here) else to_space(zero, space)
 
 
-def add(a: Any, b: Any) -> Any:
+def add(a: Value, b: Value) -> Value:
     """Add two values of one type in the context of their mesh, which within `auto_axes` is another one than around."""
     mesh, around = core.typeof(a).sharding.mesh, get_abstract_mesh()
     if mesh.empty or around.empty or mesh == around:
@@ -77,29 +76,29 @@ def add(a: Any, b: Any) -> Any:
         return lax.add(a, b)
 
 
-def as_array(x: Any) -> Any:
+def as_array(x: Value) -> Value:
     """A Python number or a numpy array as an array of JAX's; what is one stays as it is."""
     if is_number(x):
         return lax_internal._convert_element_type(x, weak_type=not isinstance(x, bool))
     return jnp.asarray(x) if isinstance(x, np.ndarray) and x.dtype != float0 else x
 
 
-def is_number(x: Any) -> bool:
+def is_number(x: object) -> bool:
     """Whether this is a Python number."""
     return isinstance(x, (bool, int, float, complex))
 
 
-def with_dtype(x: Any) -> Any:
+def with_dtype(x: Value) -> Value:
     """A Python number as a number with a dtype, a numpy array as one of JAX's kinds, as JAX hands them on."""
     return dtypes.canonicalize_value(x)
 
 
-def as_residual(x: Any) -> Any:
+def as_residual(x: Value) -> Value:
     """What a backward rule gets of what its forward rule kept: Python numbers as numbers with a dtype, as JAX does."""
     return with_dtype(x) if is_number(x) else as_array(x)
 
 
-def as_cotangent(x: Any, aval: Aval) -> Any:
+def as_cotangent(x: Value, aval: Aval) -> Value:
     """What a backward rule returned for a primal of this type: a number that is no array is one of its dtype."""
     return jnp.asarray(x, aval.dtype) if is_number(x) else x
 
@@ -111,23 +110,23 @@ class _Perturbed(JVPTracer):
         self.tangent = None
 
 
-def perturbed_mark() -> Any:
+def perturbed_mark() -> core.Tracer:
     """What `jax.closure_convert` and its like look for among the contents of a tracer."""
     return _Perturbed()
 
 
-def zero_tangent(x: Any, symbolic: bool) -> Any:
+def zero_tangent(x: Value, symbolic: bool) -> Value:
     """The tangent of a value that does not move: zeros, or JAX's word for them."""
     aval = core.typeof(x).to_tangent_aval()
     return ad_util.SymbolicZero(aval) if symbolic else zeros(aval)
 
 
-def is_jax_zero(tangent: Any) -> bool:
+def is_jax_zero(tangent: object) -> bool:
     """Whether this is JAX's word for a tangent that is zero."""
     return isinstance(tangent, ad_util.Zero)
 
 
-def instantiated_tangent(tangent: Any) -> Any:
+def instantiated_tangent(tangent: Value) -> Value:
     """A tangent as an array, also where JAX says by a word that it is zero."""
     return ad_util.instantiate(tangent)
 
@@ -143,7 +142,7 @@ def cotangent_type(aval: Aval) -> Aval:
     return aval.to_ct_aval() if sums else aval
 
 
-def type_of_struct(struct: jax.ShapeDtypeStruct) -> Any:
+def type_of_struct(struct: jax.ShapeDtypeStruct) -> Aval:
     """The type of the arrays that a `jax.ShapeDtypeStruct` stands for."""
     return jax.make_jaxpr(lambda x: x)(struct).in_avals[0]
 
@@ -159,12 +158,12 @@ def row(aval: Aval) -> Aval:
     return core.mapped_aval(aval.shape[0], 0, aval)
 
 
-def to_strong(x: Any) -> Any:
+def to_strong(x: Value) -> Value:
     """The same numbers, not weakly typed."""
     return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
 
 
-def like(x: Any, aval: Aval) -> Any:
+def like(x: Value, aval: Aval) -> Value:
     """The same numbers, weakly typed if a value of this type is."""
     weak = aval.weak_type
     return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
@@ -187,12 +186,12 @@ class Bits:
         return aval.update(shape=(*aval.shape[:-1], aval.shape[-1] // 8), dtype=np.dtype(np.uint8), weak_type=False)
 
     @staticmethod
-    def store(x: Any) -> Any:
+    def store(x: Value) -> Value:
         eights = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 8).astype(np.uint8)
         return lax.shift_left(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim)).sum(-1, dtype=np.uint8)
 
     @staticmethod
-    def fetch(x: Any) -> Any:
+    def fetch(x: Value) -> Value:
         eights = lax.broadcast_in_dim(x, (*x.shape, 8), range(x.ndim))
         shifted = lax.shift_right_logical(eights, lax.broadcasted_iota(np.uint8, eights.shape, x.ndim))
         return (shifted & np.uint8(1)).astype(bool).reshape(*x.shape[:-1], 8 * x.shape[-1])
@@ -206,24 +205,24 @@ class Offload(NamedTuple):
         home: the one they come from, and go back to.
     """
 
-    space: Any
-    home: Any
+    space: core.MemorySpace
+    home: core.MemorySpace
 
     def stored(self, aval: Aval) -> Aval:
         """The type of such values there."""
         return aval.update(memory_space=self.space)
 
-    def store(self, x: Any) -> Any:
+    def store(self, x: Value) -> Value:
         return to_space(x, self.space)
 
-    def fetch(self, x: Any) -> Any:
+    def fetch(self, x: Value) -> Value:
         return to_space(x, self.home)
 
 
 Storage = type[Bits] | Offload
 
 
-def to_space(x: Any, space: Any) -> Any:
+def to_space(x: Value, space: core.MemorySpace) -> Value:
     """The same numbers in this memory."""
     how = dispatch.ArrayCopySemantics.ALWAYS_COPY
     return primitives.device_put_p.bind(x, devices=(space,), srcs=(None,), copy_semantics=(how,))[0]
@@ -232,18 +231,18 @@ def to_space(x: Any, space: Any) -> Any:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def sharding_of(x: Any) -> Any:
+def sharding_of(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(aval_of(x), "sharding", None)
     return None if sharding is None or sharding.mesh.empty else sharding
 
 
-def cotangent_sharding(x: Any) -> Any:
+def cotangent_sharding(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     """The sharding that the cotangent of a value of this type has, or None where no mesh is set."""
     return sharding_of(cotangent_type(aval_of(x)))
 
 
-def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
+def permuted_sharding(x: Value | Aval, axes: Sequence[int]) -> jax.sharding.NamedSharding | None:
     """The sharding of the cotangent of x with its axes in another order, or None where no mesh is set."""
     sharding = cotangent_sharding(x)
     if sharding is None:
@@ -252,7 +251,7 @@ def permuted_sharding(x: Any, axes: Sequence[int]) -> Any:
     return sharding.update(spec=spec.update(partitions=tuple(spec.partitions[i] for i in axes)))
 
 
-def aval_of(x: Any) -> Aval:
+def aval_of(x: Value | Aval) -> Aval:
     return x if isinstance(x, core.AbstractValue) else core.typeof(x)
 
 
@@ -261,7 +260,7 @@ def dilated(shape: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [0 if n == 0 else 1 + d * (n - 1) for n, d in zip(shape, dilation, strict=True)]
 
 
-def split_list(items: Sequence[Any], *sizes: int) -> list[list[Any]]:
+def split_list(items: Sequence[T], *sizes: int) -> list[list[T]]:
     """Consecutive parts of these sizes, and the rest."""
     out, start = [], 0
     for n in sizes:

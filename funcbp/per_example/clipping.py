@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ import numpy as np
 
 from ..autodiff.arguments import parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from .examples import backpropagate
 
 __all__ = ["Clipping", "clipped_grad", "norms", "weighted_grad"]
 
 Array = jax.Array
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[[PyTree, PyTree], PyTree]
 
 
 class Clipping(NamedTuple):
@@ -30,8 +31,8 @@ class Clipping(NamedTuple):
     """
 
     losses: Array
-    norms: Any
-    scales: Any
+    norms: PyTree
+    scales: PyTree
     clipped: Array
 
 
@@ -44,7 +45,7 @@ def norms(
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Compute the norm of each example's gradient, ‖W̄_n‖.
 
     Args:
@@ -76,7 +77,7 @@ def norms(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=with_grad)
         finish = (lambda a: a) if squared else jnp.sqrt
         out = found.map(lambda leaf: finish(leaf.squared_norms())) if per_leaf else finish(found.squared_norms())
@@ -93,7 +94,7 @@ def weighted_grad(
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., tuple[PyTree, ...]]:
     """Sum the examples' gradients, each with a weight that may depend on its norm and its loss.
 
     It is Σ_n c_n W̄_n / N with c = weight(norms, losses): the deltas are scaled by c_n / N, and contracted once.
@@ -120,7 +121,7 @@ def weighted_grad(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
+    def of(params: PyTree, batch: PyTree, mask: Array | None = None) -> tuple[PyTree, ...]:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         n = jnp.sqrt(found.squared_norms())
         scales = weight(n, found.outputs)
@@ -132,14 +133,14 @@ def weighted_grad(
 
 def clipped_grad(
     loss: Loss,
-    max_norm: Any,
+    max_norm: PyTree,
     *,
     per_leaf: bool = False,
     divide_by: float | None = None,
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., tuple[PyTree, ...]]:
     """Average the examples' gradients, each clipped to a norm: Σ_n min(1, C / ‖W̄_n‖) W̄_n / N.
 
     One forward and one backward pass: the norms come from the factors, the deltas are scaled and contracted once. With
@@ -181,7 +182,7 @@ def clipped_grad(
         whole = weighted_grad(loss, of_norm, divide_by=divide_by, has_aux=has_aux, backward=backward)
         return parameters_first(whole, argnums)
 
-    def of(params: Any, batch: Any, mask: Array | None = None) -> tuple[Any, ...]:
+    def of(params: PyTree, batch: PyTree, mask: Array | None = None) -> tuple[PyTree, ...]:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         one_for_all = jax.tree_util.all_leaves([max_norm])
         bounds = [max_norm] * len(found.leaves) if one_for_all else found.tree.flatten_up_to(max_norm)

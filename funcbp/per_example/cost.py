@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from ..cotangents import Product
 from ..rules.contraction import conv_right
@@ -56,7 +55,7 @@ def _bytes(pair: Pair) -> int:
     return max(4, pair.dtype.itemsize)
 
 
-def _flops(factor: Any, each: int) -> int:
+def _flops(factor: ps.Factor, each: int) -> int:
     """Operations of inner products: none but a reading where one side is a one-hot code."""
     return each if isinstance(factor, ps.OneHot) else 2 * each * ps.width(factor)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath, PyTreeDef
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, checked, checked_arrays, name_of
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree, Value
 from .leaf import Leaf
 
 __all__ = ["Examples", "backpropagate", "batch_size", "inner_products", "jacobian_rows"]
@@ -31,17 +33,17 @@ class Examples(NamedTuple):
         aux: the auxiliary data of all examples, if there are any.
     """
 
-    outputs: Any
+    outputs: PyTree
     leaves: list[Leaf]
-    tree: Any
-    aux: tuple[Any, ...] = ()
+    tree: PyTreeDef
+    aux: tuple[PyTree, ...] = ()
 
-    def returned(self, *values: Any) -> Any:
+    def returned(self, *values: PyTree) -> PyTree:
         """What a function returns: these values, and after them the auxiliary data."""
         values = (*values, *self.aux)
         return values[0] if len(values) == 1 else values
 
-    def map(self, f: Callable[[Leaf], Any]) -> Any:
+    def map(self, f: Callable[[Leaf], PyTree]) -> PyTree:
         """A tree like the parameters of what `f` makes of each leaf."""
         return jax.tree.unflatten(self.tree, [f(leaf) for leaf in self.leaves])
 
@@ -53,18 +55,18 @@ class Examples(NamedTuple):
         dtype = squares[0].dtype if len({q.dtype for q in squares}) == 1 else jnp.float32
         return sum((q.astype(dtype) for q in squares[1:]), squares[0].astype(dtype))
 
-    def mean(self) -> Any:
+    def mean(self) -> PyTree:
         """Σ_n W̄_n / N, a tree like the parameters."""
         n = jax.tree.leaves(self.outputs)[0].shape[0]
         return self.map(lambda leaf: leaf.weighted_sum(jnp.full(n, 1 / n, jnp.finfo(leaf.aval.dtype).dtype)))
 
 
-def path_name(path: Sequence[Any]) -> str:
+def path_name(path: KeyPath) -> str:
     """A leaf's path as it is written everywhere: `dense_0/kernel`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def batch_size(batch: Any) -> int:
+def batch_size(batch: PyTree) -> int:
     """The number of examples: the length of the leading axis of all leaves."""
     shapes = {path_name(path): np.shape(x) for path, x in jax.tree.leaves_with_path(batch)}
     sizes = {shape[0] if shape else None for shape in shapes.values()}
@@ -75,14 +77,14 @@ def batch_size(batch: Any) -> int:
 
 
 def backpropagate(
-    f: Callable[[Any, Any], Any],
-    params: Any,
-    batch: Any,
+    f: Callable[[PyTree, PyTree], PyTree],
+    params: PyTree,
+    batch: PyTree,
     *,
     backward: Backward,
     has_aux: bool = False,
     sums: bool = False,
-    seeds: Callable[[Array, Any], Array] | None = None,
+    seeds: Callable[[Array, PyTree], Array] | None = None,
 ) -> Examples:
     """Go forward and backward over a batch, keeping the examples apart.
 
@@ -104,7 +106,7 @@ def backpropagate(
     n = batch_size(batch)
     factoring = backward.observing(factored=True)
 
-    def one(values: Any, example: Any) -> Any:
+    def one(values: PyTree, example: PyTree) -> PyTree:
         params = jax.tree.unflatten(tree, values)
         y, pullback, *aux = factoring.vjp(lambda params: f(params, example), params, has_aux=has_aux)
         if seeds is not None:
@@ -133,7 +135,7 @@ def backpropagate(
 
 
 def jacobian_rows(
-    f: Callable[[Any, Any], Any], params: Any, batch: Any, backward: Backward, has_aux: bool = False
+    f: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, backward: Backward, has_aux: bool = False
 ) -> tuple[Examples, int | None]:
     """The gradients of all outputs of all examples, and how many outputs there are: None for a scalar."""
     checked_arrays(params)
@@ -157,7 +159,7 @@ def inner_products(a: Examples, b: Examples) -> Array:
     return sum((t.astype(dtype) for t in terms[1:]), terms[0].astype(dtype))
 
 
-def _check_parameter(path: str, x: Any) -> None:
+def _check_parameter(path: str, x: Value) -> None:
     dtype = jx.type_of(checked(x)).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -166,7 +168,7 @@ def _check_parameter(path: str, x: Any) -> None:
         )
 
 
-def _check_loss(f: Any, y: Any) -> None:
+def _check_loss(f: Callable[..., PyTree], y: Value) -> None:
     shape = getattr(y, "shape", None)
     if shape is None:
         raise TypeError(f"{name_of(f)} must return one number, the loss of an example, and returned {y!r}.")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import parameters_first, without_aux
+from ..jaxpr.types import PyTree
 from .examples import batch_size
 
 __all__ = ["of_batch"]
 
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[[PyTree, PyTree], PyTree]
 
 
 def of_batch(
-    batch_loss: Callable[[Any, Any], Any],
-    params: Any,
-    batch: Any,
+    batch_loss: Callable[[PyTree, PyTree], PyTree],
+    params: PyTree,
+    batch: PyTree,
     *,
     tolerance: float = 1e-3,
     argnums: int = 0,
@@ -61,7 +61,7 @@ def of_batch(
     if n < 2:
         raise ValueError("Whether examples interact shows in a batch of at least two, and this one has one.")
 
-    def loss(params: Any, example: Any) -> Any:
+    def loss(params: PyTree, example: PyTree) -> PyTree:
         return batch_loss(params, jax.tree.map(lambda a: jnp.asarray(a)[None], example))
 
     value_of = without_aux if has_aux else lambda f: f

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..cotangents import Factored, Zero, instantiate
+from ..jaxpr.types import Aval
 from . import pairs as ps
 from .cost import cheapest, cost_apart, cost_between
 from .pairs import Pair
@@ -40,7 +42,7 @@ class Leaf:
             of a convolution are made by a convolution for each example instead of from patches.
     """
 
-    def __init__(self, path: str, aval: Any, ct: Any, n: int, sums: bool = False):
+    def __init__(self, path: str, aval: Aval, ct: Factored | jax.Array | Any, n: int, sums: bool = False):
         self.path, self.aval, self.ct, self.n = path, aval, ct, n
         self.pairs: list[Pair] = []
         self._made: Array | None = None  # the products, (n, g, i, o) in the first pair's layout or as arrays
@@ -183,5 +185,5 @@ def _times(a: Array, b: Array) -> Array:
     return _times(b, a) if b.dtype == bool else a * b
 
 
-def _wide(dtype: Any) -> Any:
+def _wide(dtype: DTypeLike) -> DTypeLike:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

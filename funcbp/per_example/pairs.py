@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from ..cotangents import STACKED, SUMMED, Moves, Product
 from ..rules.contraction import conv_right, dot_general_left, dot_general_right
@@ -60,7 +61,7 @@ def width(a: Factor) -> int:
     return a.size if isinstance(a, OneHot) else a.shape[-1]
 
 
-def array(a: Factor, dtype: Any) -> Array:
+def array(a: Factor, dtype: DTypeLike) -> Array:
     """The factor as an array."""
     return jax.nn.one_hot(a.places, a.size, dtype=dtype) if isinstance(a, OneHot) else a
 
@@ -170,7 +171,7 @@ class Pair(NamedTuple):
         return n, g, p, width(self.inputs), width(self.deltas)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return (self.deltas if isinstance(self.inputs, OneHot) else self.inputs).dtype
 
     def aligned(self, other: Pair) -> Pair | None:
@@ -239,7 +240,7 @@ def _leading(a: Factor) -> tuple[int, ...]:
     return (a.places if isinstance(a, OneHot) else a).shape
 
 
-def _each(a: Factor, f: Any) -> Factor:
+def _each(a: Factor, f: Factor) -> Factor:
     return OneHot(f(a.places), a.size) if isinstance(a, OneHot) else f(a)
 
 

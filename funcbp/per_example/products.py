@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from .examples import backpropagate, inner_products, jacobian_rows
 
 __all__ = ["cosines", "factors", "gram", "methods"]
 
 Array = jax.Array
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[[PyTree, PyTree], PyTree]
 
 
 def factors(
     loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Take out the factors of each weight's gradients: `{path: (inputs, deltas)}`.
 
     For a weight W[i,o], W̄_n = Σ_p inputs[n,p,i] deltas[n,p,o]: p runs over the positions that the example shares the
@@ -47,7 +47,7 @@ def factors(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
         return found.returned({leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs})
 
@@ -56,7 +56,7 @@ def factors(
 
 def gram(
     f: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Compute the Gram matrix of the per-example gradients, J J': all inner products ⟨W̄_n, W̄_m⟩, over all parameters.
 
     Args:
@@ -77,7 +77,7 @@ def gram(
     """
     f = parameters_first(f, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         rows, k = jacobian_rows(f, params, batch, backward or Backward(), has_aux)
         matrix = inner_products(rows, rows)
         return rows.returned(matrix if k is None else matrix.reshape(len(matrix) // k, k, len(matrix) // k, k))
@@ -87,7 +87,7 @@ def gram(
 
 def cosines(
     loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Compute the cosines between the gradients of all pairs of examples: shape (n, n); 0 where a gradient is zero.
 
     Args:
@@ -107,7 +107,7 @@ def cosines(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
         matrix = inner_products(found, found)
         n = jnp.sqrt(jnp.diagonal(matrix))
@@ -119,7 +119,7 @@ def cosines(
 
 def methods(
     loss: Loss, *, sums: bool = True, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], dict[str, str]]:
+) -> Callable[[PyTree, PyTree], dict[str, str]]:
     """Say by which method each parameter goes: `{path: method}`, without computing anything.
 
     `"factors"`: norms come from the factors. `"products"`: the products are made, because that is cheaper, or for the
@@ -144,10 +144,10 @@ def methods(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> dict[str, str]:
+    def of(params: PyTree, batch: PyTree) -> dict[str, str]:
         out: dict[str, str] = {}
 
-        def look(params: Any, batch: Any) -> None:
+        def look(params: PyTree, batch: PyTree) -> None:
             found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=sums)
             out.update((leaf.path, leaf.method) for leaf in found.leaves)
 

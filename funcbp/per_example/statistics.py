@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import checked_arrays, parameters_first
 from ..autodiff.transformations import Backward
+from ..jaxpr.types import PyTree
 from .examples import backpropagate, batch_size
 
 __all__ = ["Moments", "NoiseScale", "grads", "moments", "noise_scale"]
 
 Array = jax.Array
-Loss = Callable[[Any, Any], Any]
+Loss = Callable[[PyTree, PyTree], PyTree]
 
 
 class Moments(NamedTuple):
     """Mean, variance and signal-to-noise ratio of the per-example gradients, each a tree like the parameters."""
 
-    mean: Any
-    variance: Any
-    snr: Any
+    mean: PyTree
+    variance: PyTree
+    snr: PyTree
 
 
 class NoiseScale(NamedTuple):
-    """The simple noise scale, tr Σ / ‖G‖², and the two estimates that it is the quotient of."""
+    """The simple noise scale, tr Σ / ‖G‖², and the two estimates that it is the quotient of: scalars."""
 
     scale: Array
     trace: Array
@@ -41,7 +42,7 @@ def grads(
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Make the gradient of each example: what `jax.vmap(jax.grad(loss), (None, 0))` returns.
 
     Convolutions are made from patches by one batched matrix product, not by a mapped convolution.
@@ -64,11 +65,11 @@ def grads(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         checked_arrays(params)
         made = lambda leaf: leaf.arrays(direct=False)
 
-        def run(batch: Any) -> Any:
+        def run(batch: PyTree) -> PyTree:
             found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
             return found.returned(found.map(made))
 
@@ -93,7 +94,7 @@ def grads(
 
 def moments(
     loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Compute mean, variance and signal-to-noise ratio of the per-example gradients, element by element.
 
     mean = Σ_n W̄_n / N,   variance = Σ_n (W̄_n - mean)² / (N - 1),   snr = |mean| / √variance.
@@ -120,7 +121,7 @@ def moments(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
         n = batch_size(batch)
         squares, mean = [leaf.sum_of_squares() for leaf in found.leaves], jax.tree.leaves(found.mean())
@@ -137,7 +138,7 @@ def moments(
 
 def noise_scale(
     loss: Loss, *, argnums: int = 0, has_aux: bool = False, backward: Backward | None = None
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Estimate the simple noise scale: the batch size at which noise and gradient are of one size.
 
     With ḡ the mean of the N gradients and m = Σ_n ‖W̄_n‖² / N,
@@ -170,7 +171,7 @@ def noise_scale(
     """
     loss = parameters_first(loss, argnums)
 
-    def of(params: Any, batch: Any) -> Any:
+    def of(params: PyTree, batch: PyTree) -> PyTree:
         n = batch_size(batch)
         if n < 2:
             raise ValueError("The noise scale compares examples with each other: it needs a batch of at least two.")
@@ -183,10 +184,10 @@ def noise_scale(
     return parameters_first(of, argnums)
 
 
-def _bytes_of_one(loss: Loss, params: Any, batch: Any, backward: Backward, has_aux: bool) -> int:
+def _bytes_of_one(loss: Loss, params: PyTree, batch: PyTree, backward: Backward, has_aux: bool) -> int:
     """About how many bytes the gradients and their factors take for one example."""
 
-    def look(params: Any, batch: Any) -> Any:
+    def look(params: PyTree, batch: PyTree) -> PyTree:
         one = jax.tree.map(lambda a: jnp.asarray(a)[:1], batch)
         found = backpropagate(loss, params, one, backward=backward, has_aux=has_aux)
         made = [leaf.arrays(direct=False) for leaf in found.leaves]

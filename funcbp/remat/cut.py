@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ..jaxpr import Program, primitives
+from ..jaxpr.types import JaxprEqn, Var
 from ..rules.cost import is_cheap
 from .graph import Graph, graph_of, read_for
 from .machine import Machine
@@ -15,10 +15,10 @@ from .price import NEVER, price
 
 __all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted", "turning_points"]
 
-Choose = Callable[[Program, list[Any], set[Any]], list[Any]]
+Choose = Callable[[Program, list[Var], set[Var]], list[Var]]
 
 
-def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
+def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Var]:
     """Choose the values to save for which bytes plus costs of what is recomputed are least.
 
     Flow comes from every maker's cost, without bound where it is not recomputed, and goes through the values it makes,
@@ -48,7 +48,7 @@ def narrowest(graph: Graph, costs: Sequence[float | None]) -> list[Any]:
     return [v for i in cut for v in graph.values[i]]
 
 
-def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+def minimum_cut(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
     """Choose the fewest bytes from which all that is needed can be recomputed cheaply.
 
     A step's inputs, and the results of contractions, loops, sorts and draws, are not recomputed: see `rules.cost`.
@@ -58,8 +58,8 @@ def minimum_cut(forward: Program, needed: list[Any], available: set[Any]) -> lis
 
 
 def cheapest_cut(
-    forward: Program, needed: list[Any], available: set[Any], machine: Machine, weight: float = 1.0
-) -> list[Any]:
+    forward: Program, needed: list[Var], available: set[Var], machine: Machine, weight: float = 1.0
+) -> list[Var]:
     """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time.
 
     Args:
@@ -69,7 +69,7 @@ def cheapest_cut(
     return narrowest(graph, _weighed(_prices(graph, machine), weight))
 
 
-def turning_points(forward: Program, needed: list[Any], available: set[Any], machine: Machine) -> list[float]:
+def turning_points(forward: Program, needed: list[Var], available: set[Var], machine: Machine) -> list[float]:
     """List the weights above 1 from which on the cheapest cut is another one, in order.
 
     Of a cut that keeps b bytes and recomputes for c the weighed price is b + c / weight: a line. The cheapest cuts are
@@ -100,7 +100,7 @@ def turning_points(forward: Program, needed: list[Any], available: set[Any], mac
     return sorted(found)
 
 
-def _line(graph: Graph, prices: Sequence[float | None], chosen: Sequence[Any]) -> tuple[float, float]:
+def _line(graph: Graph, prices: Sequence[float | None], chosen: Sequence[Var]) -> tuple[float, float]:
     """Count the bytes that a cut keeps, and the price of what it recomputes."""
     kept = set(chosen)
     held = [bool(kept.intersection(variables)) for variables in graph.values]
@@ -122,14 +122,14 @@ def _weighed(prices: Sequence[float | None], weight: float) -> list[float | None
     return [p if p is NEVER else p / weight for p in prices]
 
 
-def _together(eqns: Sequence[Any], machine: Machine) -> float | None:
+def _together(eqns: Sequence[JaxprEqn], machine: Machine) -> float | None:
     """Return the price of computing these equations again; an input of the body cannot be."""
     prices = [price(eqn, machine) for eqn in eqns]
     return NEVER if not prices or NEVER in prices else sum(prices)  # type: ignore[arg-type]
 
 
 def permitted(
-    saved: Callable[[Any], bool], cut: bool = True, offloaded: Callable[[Any], bool] = lambda eqn: False
+    saved: Callable[[JaxprEqn], bool], cut: bool = True, offloaded: Callable[[JaxprEqn], bool] = lambda eqn: False
 ) -> Choose:
     """Make a choice of those results that a `jax.checkpoint` policy approves of and that are needed.
 
@@ -141,12 +141,12 @@ def permitted(
         offloaded: whether the policy has the results wait in another memory; these are never recomputed either.
     """
 
-    def every(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+    def every(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
         approved = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}
         read = read_for(forward, needed, approved)
         return [v for eqn in forward.eqns for v in eqn.outvars if v in approved and v in read]
 
-    def narrow(forward: Program, needed: list[Any], available: set[Any]) -> list[Any]:
+    def narrow(forward: Program, needed: list[Var], available: set[Var]) -> list[Var]:
         graph = graph_of(forward, needed, available)
         approved = [any(map(saved, eqns)) for eqns in graph.makers]
         also = {v for eqn in forward.eqns if saved(eqn) for v in eqn.outvars}

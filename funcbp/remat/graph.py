@@ -6,18 +6,19 @@ maker e    an equation, or an input of the body; repeated at a cost, if all that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..jaxpr.types import Atom, Aval, JaxprEqn, Var
 
 __all__ = ["Graph", "bytes_of", "graph_of", "kept_bytes", "read_for"]
 
 
-def bytes_of(variables: Sequence[Any]) -> int:
+def bytes_of(variables: Iterable[Atom]) -> int:
     """Count the bytes of these values together.
 
     Args:
@@ -30,15 +31,16 @@ def bytes_of(variables: Sequence[Any]) -> int:
         >>> remat.bytes_of(closed.jaxpr.invars)
         72
     """
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
+    types: Iterator[Aval] = (v.aval for v in variables)
+    return sum(t.size * t.dtype.itemsize for t in types)
 
 
-def kept_bytes(variables: Sequence[Any]) -> int:
+def kept_bytes(variables: Iterable[Atom]) -> int:
     """Count the bytes of these values together when they are saved, where masks are saved as bits."""
-    return sum(v.aval.size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
+    return sum(jx.aval_of(v.aval).size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
 
 
-def read_for(program: Program, targets: Sequence[Any], given: set[Any]) -> set[Any]:
+def read_for(program: Program, targets: Sequence[Atom], given: set[Var]) -> set[Var]:
     """Collect all values that are read when the targets are computed from the given values and the inputs.
 
     Args:
@@ -65,25 +67,25 @@ class Graph(NamedTuple):
         needed: the places that must be available.
     """
 
-    values: list[list[Any]]
+    values: list[list[Var]]
     widths: np.ndarray
     maker: list[int]
-    makers: list[list[Any]]
+    makers: list[list[JaxprEqn]]
     reads: list[list[int]]
     needed: list[int]
 
 
-def graph_of(forward: Program, needed: list[Any], available: set[Any]) -> Graph:
+def graph_of(forward: Program, needed: list[Var], available: set[Var]) -> Graph:
     """Build the graph between the inputs of a program and what is needed of it, without what is available."""
     read = read_for(forward, needed, available) - available - set(forward.constvars)
-    place: dict[Any, int] = {}
-    maker_of: dict[Any, int] = {}
-    values: list[list[Any]] = []
+    place: dict[Var, int] = {}
+    maker_of: dict[Var, int] = {}
+    values: list[list[Var]] = []
     maker: list[int] = []
-    makers: list[list[Any]] = []
+    makers: list[list[JaxprEqn]] = []
     reads: list[dict[int, None]] = []
 
-    def put(made: Sequence[Any], eqn: Any) -> None:
+    def put(made: Sequence[Var], eqn: JaxprEqn | None) -> None:
         first = made[0]
         e = maker_of.setdefault(first, len(makers))
         if e == len(makers):

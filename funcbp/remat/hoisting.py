@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
+from ..jaxpr.types import AnyJaxpr, JaxprEqn, Value, Var
 from ..rules.cost import is_cheap
 from ..rules.options import Options
 from ..rules.traits import traits_of
@@ -18,7 +19,7 @@ from .sinking import Deferral
 __all__ = ["products_before"]
 
 
-def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Any]] | None:
+def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Value]] | None:
     """Contract x W for all steps of a scan before it, where that pays; None where it pays for no product.
 
     A product can be hoisted where one operand follows from what the loop goes over, the other from its constants, and
@@ -34,7 +35,7 @@ def products_before(options: Options, params: dict[str, Any]) -> Callable[..., l
         return None
     hoisted, rest = divided
 
-    def run(*primals: Any) -> list[Any]:
+    def run(*primals: Value) -> list[Value]:
         consts, init, xs = primals[:n_consts], primals[n_consts : n_consts + n_carry], primals[n_consts + n_carry :]
         products = jax.vmap(lambda *xs: hoisted(*consts, *xs))(*xs)
         carry, ys = jx.bind_scan(rest, consts, init, [*xs, *products], params, params["reverse"])
@@ -45,7 +46,7 @@ def products_before(options: Options, params: dict[str, Any]) -> Callable[..., l
 
 @jx.weakref_cache
 def _divided(
-    body: Any, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
+    body: AnyJaxpr, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program] | None:
     """Divide a body: (constants, x) -> products, and the rest, with those as inputs; None if none is hoisted."""
     if not any(when.pays(width, 0) for width in _widths(body)):  # nearly always, and without tracing
@@ -58,13 +59,13 @@ def _divided(
     return program.between([*consts, *xs], products), program.between([*program.invars, *products], program.outvars)
 
 
-def _widths(body: Any) -> Iterator[int]:
+def _widths(body: AnyJaxpr) -> Iterator[int]:
     """Yield the bytes of the operands of products, of those in compiled calls too."""
     eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
     return (bytes_of([v]) for eqn in eqns if eqn.primitive is jx.primitives.dot_general_p for v in eqn.invars)
 
 
-def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[Any]:
+def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[JaxprEqn]:
     """Find the products that should be hoisted."""
     invariant = {*program.invars[:n_consts], *program.constvars}
     early = set(program.invars[n_consts + n_carry :])
@@ -84,7 +85,7 @@ def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, sta
     return found
 
 
-def _made(program: jx.Program, product: Any, invariant: set[Any]) -> list[Any]:
+def _made(program: jx.Program, product: JaxprEqn, invariant: set[Var]) -> list[Var]:
     """List what is made at each step on the way to a product, itself included: a one-hot row, an activation."""
     way = program.between(program.invars, product.outvars).eqns
     return [v for eqn in way for v in eqn.outvars if v not in invariant]

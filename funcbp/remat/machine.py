@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 __all__ = ["MACHINES", "Machine", "device_here", "machine_here"]
 
@@ -38,7 +38,7 @@ class Machine:
     fuses: bool = True
     launch: float = 1e-6
 
-    def balance(self, dtype: Any) -> float:
+    def balance(self, dtype: DTypeLike) -> float:
         """Return the operations of products of this type that are done while a byte is moved."""
         width = np.finfo(dtype).bits // 8 if np.issubdtype(dtype, np.inexact) else np.dtype(dtype).itemsize
         return {8: self.wide, 4: self.single}.get(width, self.half) / self.bandwidth
@@ -96,7 +96,7 @@ def machine_here(balance: float | None = None) -> Machine:
     return machine if balance is None else machine.with_balance(balance)
 
 
-def device_here() -> Any:
+def device_here() -> jax.Device:
     """Return JAX's default device, and where none is set, its first one."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     return jax.devices(device)[0] if device is None or isinstance(device, str) else device

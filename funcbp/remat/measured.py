@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def measure_balance(size: int = 1024, steps: int = 64, repeats: int = 5) -> Meas
     x = jnp.full((size, size), 0.5, jnp.float32)
     operations = lambda x: lax.scan(lambda x, _: (x @ x * (1 / size), None), x, None, 8)[0]
 
-    def passes(kept: bool) -> Callable[[Any], Any]:
-        def run(x: Any) -> Any:
+    def passes(kept: bool) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
             y, stack = lax.scan(lambda c, _: (c * 1.01, c if kept else None), x, None, steps)
             return lax.scan(lambda d, c: (d * (c if kept else 1.01) + 1, None), y, stack, steps, reverse=True)[0]
 
@@ -55,7 +55,7 @@ def measure_balance(size: int = 1024, steps: int = 64, repeats: int = 5) -> Meas
     return Measured(products, 2 * steps * x.nbytes / max(longer, 1e-9))
 
 
-def _shortest(f: Callable[[Any], Any], x: Any, repeats: int) -> float:
+def _shortest(f: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int) -> float:
     run, times = jax.jit(f), []
     for _ in range(repeats + 1):  # the first one compiles
         start = time.perf_counter()

@@ -12,19 +12,22 @@ reads is not saved at all. Whatever is needed and not saved is recomputed from w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+
 from .. import jaxpr as jx
-from ..cotangents import Zero, materialize
+from ..cotangents import Cotangent, Zero, materialize
 from ..jaxpr import Program
+from ..jaxpr.types import Aval, JaxprEqn, Value, Var
 from .cut import Choose
 from .graph import read_for
 
 __all__ = ["OuterNames", "Passes", "Plan", "Residuals", "plan_of_call", "with_names"]
 
 Made = TypeVar("Made")
-Offloads = Callable[[Any], Any]  # where the results of an equation wait, or None where they stay
+Offloads = Callable[[JaxprEqn], Any]  # where the results of an equation wait, or None where they stay
 
 
 class Passes:
@@ -45,7 +48,7 @@ class Passes:
     def __init__(
         self,
         forward: Program,
-        backward_pass: Callable[[Sequence[Any], Sequence[Any], Any], tuple[list[Any], Any]],
+        backward_pass: Callable[[Sequence[Value], Sequence[Cotangent], Any], tuple[list[Cotangent], Any]],
         perturbed: Sequence[bool],
         differentiable: Sequence[bool],
         factored: bool,
@@ -59,24 +62,24 @@ class Passes:
         self.out_types = [v.aval for v in self.outputs]
         self.candidate_types = [v.aval for v in self.candidates]
         self.recompute: Program = forward
-        self.stacks: list[Any] = []
+        self.stacks: list[Var] = []
         self._made: dict[Any, Any] = {}
 
-    def saving(self, saved: Callable[[Any], bool], offload: Offloads) -> Passes:
+    def saving(self, saved: Callable[[JaxprEqn], bool], offload: Offloads) -> Passes:
         """Return the same passes, where the loops of the forward program stack what is to be saved in them."""
         forward, recompute, stacks = jx.loops_apart(self.forward, saved, offload)
         other = Passes(forward, self.backward_pass, self.perturbed, self.differentiable, self.factored, self.tape)
         other.recompute, other.stacks = recompute, stacks
         return other
 
-    def made(self, key: Any, make: Callable[[], Made]) -> Made:
+    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what was made of this body under this key, or make it. A program made anew would be compiled anew."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
 
-OuterNames = tuple[tuple[str, Any], ...] | None
+OuterNames = tuple[tuple[str, Aval], ...] | None
 
 
 def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
@@ -87,7 +90,7 @@ def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames
     """
     n, n_cts = len(passes.candidates), sum(nonzero)
 
-    def backward(*args: Any) -> Any:
+    def backward(*args: Value) -> Any:
         cts = iter(args[n : n + n_cts])
         named = with_names(outer_names, args[n + n_cts :])
         back, results = passes.backward_pass(args[:n], [next(cts) if z else Zero for z in nonzero], named)
@@ -98,7 +101,7 @@ def backward_of(passes: Passes, nonzero: Sequence[bool], outer_names: OuterNames
     return jx.trace_tree(backward, types, "backward")
 
 
-def with_names(outer_names: OuterNames, values: Sequence[Any]) -> dict[str, Any] | None:
+def with_names(outer_names: OuterNames, values: Sequence[jax.Array]) -> dict[str, jax.Array] | None:
     """Return the named cotangents, by name; None in a rehearsal."""
     return None if outer_names is None else {name: v for (name, _), v in zip(outer_names, values, strict=True)}
 
@@ -114,12 +117,12 @@ class Residuals(NamedTuple):
     """
 
     plan: Plan
-    available: Sequence[Any]
-    hoisted: Sequence[Any]
-    saved: Sequence[Any]
+    available: Sequence[Value]
+    hoisted: Sequence[Value]
+    saved: Sequence[Value]
 
     @property
-    def arrays(self) -> list[Any]:
+    def arrays(self) -> list[Value]:
         return [*self.available, *self.hoisted, *self.saved]
 
 
@@ -164,7 +167,7 @@ class Plan:
         full, info = make(passes.differentiable, None)
         forward, invars = passes.forward, passes.forward.invars
         available = {v for v, f in zip(invars, available_inputs, strict=True) if f}
-        invariant_values: set[Any] = set()
+        invariant_values: set[Var] = set()
         if loop_invariant is not None:
             invariant_values = _following(forward, {v for v, s in zip(invars, loop_invariant, strict=True) if s})
         self.needed = needed = self._needed(full)
@@ -181,7 +184,7 @@ class Plan:
         read -= {*self.hoisted, *self.saved}
         self.available_inputs = [i for i, v in enumerate(invars) if v in read]
         assert all(available_inputs[i] for i in self.available_inputs), "a plan may only read inputs that are there"
-        self.storage: dict[Any, jx.Storage] = {
+        self.storage: dict[Var, jx.Storage] = {
             v: jx.Bits for v in self.saved if choose is not None and packs and jx.packs(v.aval)
         }
         if offload is not None:
@@ -207,7 +210,7 @@ class Plan:
             self._backward[key] = (self._join(program), info)
         return self._backward[key]
 
-    def _needed(self, backward: Program) -> list[Any]:
+    def _needed(self, backward: Program) -> list[Var]:
         """List the candidates that a backward program reads, each once, without constants."""
         used = backward.pruned()[1]
         constants = set(self.passes.forward.constvars)
@@ -228,7 +231,7 @@ class Plan:
 
 def plan_of_call(
     passes: Passes,
-    key: Any = "call",
+    key: Hashable = "call",
     choose: Choose | None = None,
     offload: Offloads | None = None,
     donated: Sequence[bool] | None = None,
@@ -247,7 +250,7 @@ def plan_of_call(
     )
 
 
-def _following(program: Program, known: set[Any]) -> set[Any]:
+def _following(program: Program, known: set[Var]) -> set[Var]:
     """Collect all values of a program that follow from the known ones and the constants alone."""
     known = {*known, *program.constvars}
     for eqn in program.eqns:

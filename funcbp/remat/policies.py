@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ..jaxpr import Program
+from ..jaxpr.types import Var
 from .cut import Choose, cheapest_cut, minimum_cut, permitted
 from .graph import read_for
 from .machine import machine_here
@@ -33,7 +33,7 @@ class Policy:
     sinks: bool = False
     narrows: bool = True
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         """Choose the variables of `forward` to save.
 
         Args:
@@ -67,7 +67,7 @@ class MinCut(Policy):
 
     sinks = True
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         return cheapest_cut(forward, needed, available, machine_here(self.balance), self.weight)
 
 
@@ -77,7 +77,7 @@ class MinCutCheap(Policy):
 
     sinks = True
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         return minimum_cut(forward, needed, available)
 
     def for_region(self, regions: int) -> Choose:
@@ -90,7 +90,7 @@ class SaveAll(Policy):
 
     packs, sinks, narrows = False, True, False
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         return needed
 
 
@@ -100,7 +100,7 @@ class RecomputeAll(Policy):
 
     narrows = False
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         return [v for v in forward.invars if v in read_for(forward, needed, set()) and v not in available]
 
 
@@ -108,12 +108,12 @@ class RecomputeAll(Policy):
 class FunctionPolicy(Policy):
     """A policy that somebody wrote as a function `(forward, needed, available) -> variables to keep`."""
 
-    function: Callable[[Program, list[Any], set[Any]], list[Any]]
+    function: Callable[[Program, list[Var], set[Var]], list[Var]]
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", None) or repr(self.function)
 
-    def choose(self, forward: Program, needed: list[Any], available: set[Any], steps: int = 1) -> list[Any]:
+    def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
         return list(self.function(forward, needed, available))
 
 
@@ -125,7 +125,9 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy_of(residuals: Any, balance: float | None = None) -> Policy:
+def policy_of(
+    residuals: str | Policy | Callable[[Program, list[Var], set[Var]], list[Var]], balance: float | None = None
+) -> Policy:
     """Find the policy that `Backward(residuals=..., balance=...)` asks for: by name, a `Policy`, or a function.
 
     Raises:

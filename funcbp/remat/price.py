@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from .. import jaxpr as jx
 from ..jaxpr import inside_of
+from ..jaxpr.types import Atom, Aval, JaxprEqn
 from ..rules.cost import flops, is_cheap, is_repeatable
 from ..rules.traits import traits_of
 from .machine import Machine
@@ -17,7 +17,7 @@ NEVER = None  # the price of what is not computed again
 VECTOR = 10.0  # operations per byte moved, outside products: 5 to 20 on all machines of the table
 
 
-def price(eqn: Any, machine: Machine) -> float | None:
+def price(eqn: JaxprEqn, machine: Machine) -> float | None:
     """Return what computing an equation again costs; None if it would not give the same numbers, or has no end.
 
     A byte that is kept is moved twice, written and read back. So what takes as long as moving n bytes costs n / 2:
@@ -35,7 +35,7 @@ def price(eqn: Any, machine: Machine) -> float | None:
     return NEVER if moved is None else float(moved) / 2
 
 
-def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
+def _moved(eqn: JaxprEqn, machine: Machine, alone: bool) -> float | None:
     """Return the bytes that could be moved in the time of an equation; `alone` if it is fused with nothing."""
     traits, inside = traits_of(eqn.primitive), inside_of(eqn)
     if traits.flops is None and inside.programs:
@@ -54,20 +54,20 @@ def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
         own = sum(_bytes(eqn.outvars)) if alone else 0
         return own if machine.fuses or not _reduces(eqn) else max(own, _streamed(eqn, machine))
     if traits.contracts:
-        dtype = eqn.invars[0].aval.dtype
+        dtype = jx.aval_of(eqn.invars[0].aval).dtype
         return max(flops(eqn) / machine.balance(dtype), _streamed(eqn, machine), machine.idle)
     return traits.passes * max(flops(eqn) / VECTOR, sum(_bytes([*eqn.invars, *eqn.outvars])), machine.idle)
 
 
-def _bytes(variables: Sequence[Any]) -> list[int]:
-    types = (v.aval for v in variables if hasattr(v.aval, "dtype"))
+def _bytes(variables: Iterable[Atom]) -> list[int]:
+    types: Iterator[Aval] = (v.aval for v in variables if hasattr(v.aval, "dtype"))
     return [t.size * t.dtype.itemsize for t in types]
 
 
-def _streamed(eqn: Any, machine: Machine) -> int:
+def _streamed(eqn: JaxprEqn, machine: Machine) -> int:
     """Count the bytes of those operands and results that go through memory."""
     return sum(b for b in _bytes([*eqn.invars, *eqn.outvars]) if b > machine.cache)
 
 
-def _reduces(eqn: Any) -> bool:
+def _reduces(eqn: JaxprEqn) -> bool:
     return sum(_bytes(eqn.outvars)) < max(_bytes(eqn.invars), default=0) and flops(eqn) > 0

@@ -7,7 +7,7 @@ in a Python loop, are found, and each copy is the same region: planned once, all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
+from ..jaxpr.types import Atom, Aval, JaxprEqn, Primitive, Value, Var
 from ..rules.cost import is_cheap
 from .cut import Choose
 from .policies import Policy
@@ -33,7 +34,7 @@ class AutoRegion(NamedTuple):
     policy: Policy
     regions: int
 
-    def __call__(self, primitive: Any, *avals: Any, **params: Any) -> bool:
+    def __call__(self, primitive: Primitive, *avals: Aval, **params: Any) -> bool:
         return True
 
     @property
@@ -53,13 +54,13 @@ class Region(NamedTuple):
     """
 
     program: Program
-    inputs: list[Any]
-    outputs: list[Any]
+    inputs: list[Var]
+    outputs: list[Var]
     planned: bool
     policy: AutoRegion | None = None
 
 
-def in_regions(f: Callable[..., Sequence[Any]], policy: Policy) -> Callable[..., list[Any]]:
+def in_regions(f: Callable[..., Sequence[Value]], policy: Policy) -> Callable[..., list[Any]]:
     """Make the same function from arrays to a list of arrays, run region by region."""
 
     def run(*args: Any) -> list[Any]:
@@ -100,7 +101,7 @@ class _Opening(jx.Visitor):
 
     enters = jx.Kind.JIT
 
-    def opens(self, eqn: Any) -> jx.Inside | None:
+    def opens(self, eqn: JaxprEqn) -> jx.Inside | None:
         return None if is_cheap(eqn) else super().opens(eqn)
 
 
@@ -141,27 +142,28 @@ def regions_of(program: Program) -> list[Region]:
     return regions
 
 
-def _bytes(v: Any) -> int:
-    return v.aval.size * v.aval.dtype.itemsize if hasattr(v.aval, "dtype") else 0
+def _bytes(v: Atom) -> int:
+    aval: Aval = v.aval
+    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
 
-def _made(program: Program, start: int, stop: int) -> list[Any]:
+def _made(program: Program, start: int, stop: int) -> list[Var]:
     return [v for eqn in program.eqns[start:stop] for v in eqn.outvars]
 
 
-def _last_read(program: Program) -> dict[Any, int]:
+def _last_read(program: Program) -> dict[Var, int]:
     """Find the last equation that reads each value; the program's outputs are read at the very end."""
     last = {v: i for i, eqn in enumerate(program.eqns) for v in eqn.invars if not jx.is_literal(v)}
     return last | {v: len(program.eqns) for v in program.outvars if not jx.is_literal(v)}
 
 
-def _places(program: Program, start: int, length: int, last_read: dict[Any, int]) -> list[int]:
+def _places(program: Program, start: int, length: int, last_read: dict[Var, int]) -> list[int]:
     """List which of the values made in a stretch are read after it."""
     stop = start + length
     return [p for p, v in enumerate(_made(program, start, stop)) if last_read.get(v, -1) >= stop]
 
 
-def _ends(program: Program, start: int, stop: int, last_read: dict[Any, int]) -> tuple[list[Any], list[Any]]:
+def _ends(program: Program, start: int, stop: int, last_read: dict[Var, int]) -> tuple[list[Var], list[Var]]:
     """List what a stretch reads from outside, in the order of first reading, and what is read of it after."""
     made = _made(program, start, stop)
     inside = set(made)
@@ -208,7 +210,7 @@ def _pieces(start: int, stop: int, made: np.ndarray, crossing: np.ndarray, piece
 def _repeats(program: Program, crossing: np.ndarray) -> list[tuple[int, int, int]]:
     """Find stretches that repeat, as (start, period, copies), none overlapping another, in order."""
     eqns = program.eqns
-    numbers: dict[Any, int] = {}
+    numbers: dict[Hashable, int] = {}
     kinds = np.array([numbers.setdefault(jx.signature(program, i), len(numbers)) for i in range(len(eqns))], int)
     heavy = np.array([not is_cheap(e) for e in eqns], bool)
     found: list[tuple[int, int, int]] = []

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from ..cotangents import ABSORB, Factored, Zero
+from ..cotangents import ABSORB, Cotangent, Factored, Zero
 
 __all__ = ["HOIST", "NEVER", "SINK", "Deferral"]
 
@@ -29,7 +28,7 @@ class Deferral:
     times: float = 32.0
     at_least: int = 2**18
 
-    def worth(self, ct: Any) -> bool:
+    def worth(self, ct: Cotangent) -> bool:
         """Tell whether to wait until after the loop with this cotangent of one of its constants."""
         if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
             return False

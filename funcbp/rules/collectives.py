@@ -13,21 +13,24 @@ all devices' outputs, and a sum is its own transpose. A value may also stand for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..cotangents import Moves, is_differentiable
+from ..cotangents import Cotangent, Moves, is_differentiable
 from ..jaxpr import primitive, primitives, pvary, zeros
+from ..jaxpr.types import Aval, PyTree, Value
 from .reduction import spread
 from .registry import def_linear, def_rule
 from .traits import STRUCTURAL, Traits, free
 
 
-def type_and_rest(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def type_and_rest(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """Keep the type of what is sent, and the integers that say where to."""
     return (jax.typeof(primals[0]), *(x for x in primals[1:] if not is_differentiable(x)))
 
@@ -39,7 +42,9 @@ all_gather_reduced_p = primitive("all_gather_reduced_p")
 unreduced_reduce_scatter_p = primitive("unreduced_reduce_scatter_p")
 
 
-def psum_back(ct: Any, x: Any, *, axes: Sequence[Any], axis_index_groups: Any) -> Any:
+def psum_back(
+    ct: jax.Array, x: Aval, *, axes: Sequence[Hashable], axis_index_groups: Sequence[Sequence[int]] | None
+) -> jax.Array:
     """y = Σ x:  x̄ = Σ ȳ over named axes;  x̄ = ȳ, everywhere, over axes that `vmap` has made positions."""
     positions, named = [a for a in axes if isinstance(a, int)], [a for a in axes if not isinstance(a, int)]
     if positions:
@@ -48,64 +53,87 @@ def psum_back(ct: Any, x: Any, *, axes: Sequence[Any], axis_index_groups: Any) -
 
 
 def all_gather_back(
-    ct: Any, x: Any, *, all_gather_dimension: int, axis_name: Any, axis_index_groups: Any, tiled: bool, **_: Any
-) -> Any:
+    ct: jax.Array,
+    x: Aval,
+    *,
+    all_gather_dimension: int,
+    axis_name: Hashable,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    tiled: bool,
+    **_: Any,
+) -> jax.Array:
     """y = the parts of all devices:  x̄ = Σ ȳ over the devices, of which each takes its part."""
     how = dict(scatter_dimension=all_gather_dimension, axis_index_groups=axis_index_groups, tiled=tiled)
     return lax.psum_scatter(ct, axis_name, **how)
 
 
 def reduce_scatter_back(
-    ct: Any, x: Any, *, scatter_dimension: int, axis_name: Any, axis_index_groups: Any, tiled: bool, **_: Any
-) -> Any:
+    ct: jax.Array,
+    x: Aval,
+    *,
+    scatter_dimension: int,
+    axis_name: Hashable,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    tiled: bool,
+    **_: Any,
+) -> jax.Array:
     """y = this device's part of Σ x:  x̄ = the parts ȳ of all devices."""
     return lax.all_gather(ct, axis_name, axis=scatter_dimension, axis_index_groups=axis_index_groups, tiled=tiled)
 
 
 def all_gather_invariant_back(
-    ct: Any, x: Any, *, all_gather_dimension: int, axis_name: Any, axis_size: int, tiled: bool
-) -> Any:
+    ct: jax.Array, x: Aval, *, all_gather_dimension: int, axis_name: Hashable, axis_size: int, tiled: bool
+) -> jax.Array:
     """y = the parts of all devices, of the same type on each of them:  x̄ = this device's part of ȳ."""
     n = ct.shape[all_gather_dimension] // axis_size
     part = lax.dynamic_slice_in_dim(ct, lax.axis_index(axis_name) * n, n, all_gather_dimension)
     return part if tiled else lax.squeeze(part, [all_gather_dimension])
 
 
-def all_gather_reduced_back(ct: Any, x: Any, *, all_gather_dimension: int, **params: Any) -> Any:
+def all_gather_reduced_back(ct: jax.Array, x: Aval, *, all_gather_dimension: int, **params: Any) -> jax.Array:
     """y = the parts of all devices, whose cotangent is a sum that has not been taken:  x̄ = this device's part of it."""
     return unreduced_reduce_scatter_p.bind(ct, scatter_dimension=all_gather_dimension, **params)
 
 
-def unreduced_reduce_scatter_back(ct: Any, x: Any, *, scatter_dimension: int, **params: Any) -> Any:
+def unreduced_reduce_scatter_back(ct: jax.Array, x: Aval, *, scatter_dimension: int, **params: Any) -> jax.Array:
     """y = this device's part of a sum that had not been taken:  x̄ = the parts ȳ of all devices."""
     return all_gather_reduced_p.bind(ct, all_gather_dimension=scatter_dimension, **params)
 
 
-def all_to_all_back(ct: Any, x: Any, *, axis_name: Any, split_axis: int, concat_axis: int, **params: Any) -> Any:
+def all_to_all_back(
+    ct: jax.Array, x: Aval, *, axis_name: Hashable, split_axis: int, concat_axis: int, **params: Any
+) -> jax.Array:
     """Send every part back to where it came from."""
     return lax.all_to_all(ct, axis_name, split_axis=concat_axis, concat_axis=split_axis, **params)
 
 
-def ppermute_back(ct: Any, x: Any, *, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any:
+def ppermute_back(ct: jax.Array, x: Aval, *, axis_name: Hashable, perm: Sequence[tuple[int, int]]) -> jax.Array:
     """Send the cotangents the other way; who sent nothing has none."""
     return lax.ppermute(ct, axis_name, [(to, source) for source, to in perm])
 
 
-def pbroadcast_back(ct: Any, x: Any, *, axis_name: Any, source: Any) -> Any:
+def pbroadcast_back(ct: jax.Array, x: Aval, *, axis_name: Hashable, source: int | jax.Array) -> jax.Array:
     """y = x of the source, on all devices:  x̄ = Σ ȳ on the source, and 0 on the others."""
     total = lax.psum(ct, axis_name)
     return jnp.where(lax.axis_index(axis_name) == source, total, zeros(x))
 
 
-def pbroadcast_dynamic_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axis_name: Any) -> list[Any]:
+def pbroadcast_dynamic_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, axis_name: Hashable
+) -> list[Cotangent]:
     """Do the same for a source that is computed."""
     x, source = res
     return [pbroadcast_back(ct, x, axis_name=axis_name, source=source), None]
 
 
 def ragged_all_to_all_bwd(
-    res: Any, ct: Any, perturbed: Sequence[bool], *, axis_name: Any, axis_index_groups: Any
-) -> list[Any]:
+    res: PyTree,
+    ct: jax.Array,
+    perturbed: Sequence[bool],
+    *,
+    axis_name: Hashable,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> list[Cotangent]:
     """y = the output, with the rows that other devices sent in some places: those go back, the others stay."""
     operand, input_offsets, send_sizes, output_offsets, recv_sizes = res
     exchanged = lambda offsets: lax.all_to_all(offsets, axis_name, 0, 0, tiled=True)

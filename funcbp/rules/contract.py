@@ -25,6 +25,8 @@ from typing import Any
 
 import jax
 
+from ..jaxpr.types import PyTree, Value
+
 __all__ = ["INPUTS", "NOTHING", "OUTPUT", "TYPES", "EscapedMarkError", "MissingRuleError", "Save"]
 
 
@@ -55,24 +57,24 @@ class EscapedMarkError(ValueError):
         self.where = where
 
 
-Save = Callable[[Sequence[Any], Any, Sequence[bool], dict[str, Any]], Any]
+Save = Callable[[Sequence[Value], Value, Sequence[bool], dict[str, Any]], PyTree]
 
 
-def INPUTS(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def INPUTS(primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     """Keep the primals."""
     return tuple(primals)
 
 
-def OUTPUT(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def OUTPUT(primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     """Keep the output."""
     return outs
 
 
-def TYPES(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def TYPES(primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     """Keep the primals' shapes and dtypes, and no numbers."""
     return tuple(jax.typeof(x) for x in primals)
 
 
-def NOTHING(primals: Sequence[Any], outs: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def NOTHING(primals: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     """Keep nothing."""
     return ()

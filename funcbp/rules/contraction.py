@@ -7,29 +7,33 @@ net = x W, these are x̄ = δ W' and W̄ = x' δ, the two products of the textbo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
-from ..cotangents import ABSORB, Product
+from ..cotangents import ABSORB, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
+from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .registry import def_bilinear, def_rule
 from .traits import CONTRACTION, Digits
 
 
 def dot_general_left(
-    ct: Any,
-    y: Any,
-    x: Any,
+    ct: jax.Array,
+    y: jax.Array,
+    x: Aval,
     *,
-    dimension_numbers: Any,
-    precision: Any,
-    preferred_element_type: Any,
-    out_sharding: Any = None,
+    dimension_numbers: lax.DotDimensionNumbers,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+    out_sharding: jax.sharding.NamedSharding | None = None,
     swapped: bool = False,
-) -> Any:
+) -> jax.Array:
     """x: b.. i.. c..   y: b.. j.. c..   z: b.. i.. j..     x̄[b,i,c] = Σ_j z̄[b,i,j] y[b,j,c]
 
     The axes of each operand come in any order; z's are batch, x's own, y's own (`swapped`: batch, y's own, x's own).
@@ -55,7 +59,9 @@ def dot_general_left(
     return x_bar if x_bar.dtype == x.dtype else lax.convert_element_type(x_bar, x.dtype)
 
 
-def dot_general_right(ct: Any, x: Any, y: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+def dot_general_right(
+    ct: jax.Array, x: jax.Array, y: Aval, *, dimension_numbers: lax.DotDimensionNumbers, **params: Any
+) -> jax.Array:
     """ȳ[b,j,c] = Σ_i z̄[b,i,j] x[b,i,c]: the same with the operands exchanged."""
     (x_contract, y_contract), (x_batch, y_batch) = dimension_numbers
     exchanged = (y_contract, x_contract), (y_batch, x_batch)
@@ -76,10 +82,10 @@ def _dot_general_summed(product: Product) -> Product:
     return product._replace(ct=jnp.moveaxis(product.ct, 0, place), params=params)
 
 
-def dot_general_flops(eqn: Any) -> int:
+def dot_general_flops(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each term of each sum."""
     (x_contract, _), _ = eqn.params["dimension_numbers"]
-    x, z = eqn.invars[0].aval, eqn.outvars[0].aval
+    x, z = aval_of(eqn.invars[0].aval), aval_of(eqn.outvars[0].aval)
     return 2 * math.prod(z.shape) * math.prod(x.shape[c] for c in x_contract)
 
 
@@ -95,11 +101,11 @@ ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_ge
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 
-def _split_axis(x: Any, axis: int, groups: int) -> Any:
+def _split_axis(x: jax.Array, axis: int, groups: int) -> jax.Array:
     return lax.reshape(x, (*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]))
 
 
-def _merge_axis(x: Any, source: int, target: int) -> Any:
+def _merge_axis(x: jax.Array, source: int, target: int) -> jax.Array:
     """Move axis `source` in front of what is then axis `target`, and merge the two."""
     order = [i for i in range(x.ndim) if i != source]
     order.insert(target, source)
@@ -108,26 +114,26 @@ def _merge_axis(x: Any, source: int, target: int) -> Any:
     return lax.reshape(lax.transpose(x, order), shape)
 
 
-def _spatial(x: Any, spec: Any) -> list[int]:
+def _spatial(x: jax.Array | Aval, spec: Sequence[int]) -> list[int]:
     return [x.shape[i] for i in spec[2:]]
 
 
 def conv_left(
-    ct: Any,
-    w: Any,
-    x: Any,
+    ct: jax.Array,
+    w: jax.Array,
+    x: Aval,
     *,
-    window_strides: Any,
-    padding: Any,
-    lhs_dilation: Any,
-    rhs_dilation: Any,
-    dimension_numbers: Any,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
     feature_group_count: int,
     batch_group_count: int,
-    precision: Any,
-    preferred_element_type: Any,
-    out_sharding: Any = None,
-) -> Any:
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+    out_sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
     """z = x ⋆ w:  x̄ is z̄ convolved with w, flipped in space and with input and output channels exchanged.
 
     Strides of the forward pass space z̄ out (lhs_dilation), and the forward pass's lhs_dilation becomes the stride.
@@ -162,21 +168,21 @@ def conv_left(
 
 
 def conv_right(
-    ct: Any,
-    x: Any,
-    w: Any,
+    ct: jax.Array,
+    x: jax.Array,
+    w: Aval,
     *,
-    window_strides: Any,
-    padding: Any,
-    lhs_dilation: Any,
-    rhs_dilation: Any,
-    dimension_numbers: Any,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
     feature_group_count: int,
     batch_group_count: int,
-    precision: Any,
-    preferred_element_type: Any,
-    out_sharding: Any = None,
-) -> Any:
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+    out_sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
     """z = x ⋆ w:  w̄ is x convolved with z̄, with the batch as the channels that are summed over."""
     x_spec, w_spec, z_spec = dimension_numbers
     exchange = lambda spec: (spec[1], spec[0], *spec[2:])
@@ -210,9 +216,9 @@ def _conv_right_summed(product: Product) -> Product | None:
     return product._replace(ct=merge(product.ct, z_spec[0]), other=merge(product.other, x_spec[0]))
 
 
-def conv_flops(eqn: Any) -> int:
+def conv_flops(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each tap of the kernel and each output."""
-    w, z = eqn.invars[1].aval, eqn.outvars[0].aval
+    w, z = aval_of(eqn.invars[1].aval), aval_of(eqn.outvars[0].aval)
     channels = w.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2 * math.prod(z.shape) * (math.prod(w.shape) // max(channels, 1))
 
@@ -230,16 +236,16 @@ ABSORB[conv_right] = _conv_right_summed
 
 
 def ragged_dot_general_bwd(
-    res: Any,
-    ct: Any,
-    perturbed: Any,
+    res: PyTree,
+    ct: jax.Array,
+    perturbed: Sequence[bool],
     *,
-    ragged_dot_dimension_numbers: Any,
-    precision: Any,
-    preferred_element_type: Any,
-    group_offset: Any,
+    ragged_dot_dimension_numbers: lax.RaggedDotDimensionNumbers,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+    group_offset: jax.Array | None,
     **_: Any,
-) -> list[Any]:
+) -> list[Cotangent]:
     """x: b.. i(ragged).. c..   y: g b.. j.. c..   z: b.. i.. j..: rows of x meet the matrix of their group; or
 
     x: b.. i.. c(ragged)..   y: b.. j.. c..   z: g b.. i.. j..: the rows of a group are contracted.
@@ -265,10 +271,19 @@ def ragged_dot_general_bwd(
     z_y_own = [first + len(batch) + len(x_own) + k for k in range(len(y_own))]
     x_axes, y_axes = ([c[k] for k in np.argsort(o)] for c, o in ((x_contract, y_contract), (y_contract, x_contract)))
 
-    def product(a: Any, b: Any, contract: Any, batch: Any, ragged: int, group: Any, axes: Any, like: Any) -> Any:
+    def product(
+        a: jax.Array,
+        b: jax.Array,
+        contract: tuple[Sequence[int], Sequence[int]],
+        batch: tuple[Sequence[int], Sequence[int]],
+        ragged: int,
+        group: Sequence[int],
+        axes: Sequence[int],
+        like: Aval,
+    ) -> jax.Array:
         """The contraction of a and b; its axes are these of `like`."""
         dims = lax.RaggedDotDimensionNumbers((contract, batch), [ragged], group)
-        how = dict(precision=precision, preferred_element_type=preferred_element_type)
+        how: dict[str, Any] = dict(precision=precision, preferred_element_type=preferred_element_type)
         out = lax.ragged_dot_general(a, b, group_sizes, dims, **how)
         return lax.convert_element_type(lax.transpose(out, np.argsort(axes).tolist()), like.dtype)
 
@@ -287,16 +302,18 @@ def ragged_dot_general_bwd(
     return [x_bar, y_bar, None]
 
 
-def ragged_dot_general_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def ragged_dot_general_save(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     x, y, group_sizes = primals
     return (x if perturbed[1] else aval_of(x)), (y if perturbed[0] else aval_of(y)), group_sizes
 
 
-def ragged_dot_general_flops(eqn: Any) -> int:
+def ragged_dot_general_flops(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each row of x, each number of y's that it meets, and no other."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, y_contract), (_, y_batch) = numbers.dot_dimension_numbers
-    x, y = (v.aval for v in eqn.invars[:2])
+    x, y = (aval_of(v.aval) for v in eqn.invars[:2])
     met = {*y_contract, *y_batch, *numbers.rhs_group_dimensions}
     return 2 * math.prod(x.shape) * math.prod(n for j, n in enumerate(y.shape) if j not in met)
 

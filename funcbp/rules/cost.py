@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..jaxpr import inner, inside_of
+from ..jaxpr.types import JaxprEqn
 from .traits import results, traits_of
 
 __all__ = ["flops", "is_cheap", "is_repeatable"]
 
 
-def is_cheap(eqn: Any) -> bool:
+def is_cheap(eqn: JaxprEqn) -> bool:
     """Tell whether it costs little to compute this equation again: elementwise, structural, or a plain reduction.
 
     Args:
@@ -26,12 +25,12 @@ def is_cheap(eqn: Any) -> bool:
     return not eqn.effects and traits_of(eqn.primitive).cheap and all(map(is_cheap, inner(eqn)))
 
 
-def is_repeatable(eqn: Any) -> bool:
+def is_repeatable(eqn: JaxprEqn) -> bool:
     """Whether this equation gives the same numbers when computed again: no draw, collective, callback, custom call."""
     return not eqn.effects and traits_of(eqn.primitive).repeatable and all(map(is_repeatable, inner(eqn)))
 
 
-def flops(eqn: Any) -> float:
+def flops(eqn: JaxprEqn) -> float:
     """How many floating-point operations an equation takes: multiplications and additions count one each.
 
     A contraction costs 2 per term of its sums; reductions and adding writes 1 per element that goes in, elementwise

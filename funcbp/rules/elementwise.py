@@ -16,34 +16,36 @@ Conventions at kinks and ties are JAX's:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
-from ..cotangents import Moves, Zero, is_differentiable, unbroadcast
+from ..cotangents import Cotangent, Moves, Zero, is_differentiable, unbroadcast
 from ..jaxpr import aval_of, elementwise_primitive, like, primitive, primitives
+from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .contract import OUTPUT, TYPES
 from .kinds import ZeroOnRealsRule
 from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, enter, rule
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Digits, Singularity, Traits, free, results
 
 
-def is_complex(x: Any) -> bool:
+def is_complex(x: Value | Aval) -> bool:
     return jax.dtypes.issubdtype(x.dtype, np.complexfloating)
 
 
-def where(mask: jax.Array, x: Any, y: Any) -> jax.Array:
+def where(mask: jax.Array, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """`x` where the mask holds and `y` elsewhere; a number stands for an array of it."""
     like = x if hasattr(x, "dtype") else y
     fill = lambda v: v if hasattr(v, "dtype") else lax.full_like(like, v)
     return lax.select(mask, fill(x), fill(y))
 
 
-def grown(x: Any, shape: Sequence[int]) -> Any:
+def grown(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """x, repeated along the axes it lacks."""
     return x if jnp.shape(x) == tuple(shape) else jnp.broadcast_to(x, shape)
 
@@ -51,12 +53,12 @@ def grown(x: Any, shape: Sequence[int]) -> Any:
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def add_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def add_bwd(types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x + y:  x̄ = z̄, ȳ = z̄, summed back over axes that were broadcast. Keeps nothing."""
     return [unbroadcast(ct, x) if p else Zero for x, p in zip(types, perturbed, strict=True)]
 
 
-def sub_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def sub_bwd(types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x - y:  x̄ = z̄, ȳ = -z̄. Keeps nothing."""
     x, y = types
     return [
@@ -65,22 +67,22 @@ def sub_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def mul_left(ct: Any, y: Any, x: Any, *, out_dtype: Any = None) -> Any:
+def mul_left(ct: jax.Array, y: jax.Array, x: Aval, *, out_dtype: DTypeLike | None = None) -> jax.Array:
     """z = x y:  x̄ = z̄ y."""
     return unbroadcast(lax.mul(ct, y) if out_dtype is None else (ct * y.astype(ct.dtype)).astype(x.dtype), x)
 
 
-def mul_right(ct: Any, x: Any, y: Any, *, out_dtype: Any = None) -> Any:
+def mul_right(ct: jax.Array, x: jax.Array, y: Aval, *, out_dtype: DTypeLike | None = None) -> jax.Array:
     """z = x y:  ȳ = z̄ x."""
     return mul_left(ct, x, y, out_dtype=out_dtype)
 
 
-def div_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def div_save(primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     x, y = primals
     return jax.typeof(x), y, (x if perturbed[1] else None)
 
 
-def div_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def div_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x / y:  x̄ = z̄ / y,  ȳ = -z̄ x / y². Keeps x only where y is perturbed."""
     x_type, y, x = res
     return [
@@ -89,12 +91,14 @@ def div_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def types_or_both(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def types_or_both(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """Two primals where the second is perturbed, and their types alone where it is not."""
     return tuple(primals) if perturbed[1] else TYPES(primals, outs, perturbed, params)
 
 
-def rem_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def rem_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y). Keeps x and y only where y is perturbed."""
     x, y = res
     return [
@@ -103,11 +107,11 @@ def rem_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def _trunc(x: Any) -> Any:
+def _trunc(x: jax.Array) -> jax.Array:
     return lax.sign(x) * lax.floor(lax.abs(x))
 
 
-def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def pow_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x^y:  x̄ = z̄ y x^(y-1), and 0 where y is the integer 0;  ȳ = z̄ z log x, with log x read as 0 where x = 0.
 
     Keeps y only where x is perturbed, and z only where y is.
@@ -124,11 +128,11 @@ def pow_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     return [x_bar, y_bar]
 
 
-def is_integer(x: Any) -> bool:
+def is_integer(x: Value | Aval) -> bool:
     return jax.dtypes.issubdtype(jax.typeof(x).dtype, np.integer)
 
 
-def _pow_slope(x: Any, y: Any, z: Any) -> Any:
+def _pow_slope(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
     """y x^(y-1), of the output's shape and dtype; for integer exponents, 0 where y = 0."""
     x, y = grown(x, z.shape), grown(y, z.shape)
     one = lax.full_like(y, 1)
@@ -140,15 +144,15 @@ def _pow_slope(x: Any, y: Any, z: Any) -> Any:
     return lax.select(is_zero, lax.full_like(slope, 0), slope)
 
 
-def pow_save(primals: Any, z: Any, perturbed: Any, params: Any) -> Any:
+def pow_save(primals: Sequence[jax.Array], z: jax.Array, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     x, y = primals
     return x, (y if perturbed[0] else jax.typeof(y)), (z if perturbed[1] else jax.typeof(z))
 
 
-def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def polynomial_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
     """z = Σ aₖ xᵏ:  x̄ = z̄ Σ k aₖ x^(k-1),  āₖ = z̄ xᵏ. Keeps the coefficients only where x is perturbed."""
     x, *coefficients = res
-    x_bar: Any = Zero
+    x_bar: Cotangent = Zero
     if perturbed[0]:
         slopes = [c * k for k, c in enumerate(coefficients[1:], 1)]
         x_bar = unbroadcast(ct * lax.polynomial(x, slopes, **params), x)  # type: ignore[attr-defined]
@@ -160,27 +164,31 @@ def polynomial_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) 
     return [x_bar, *bars]
 
 
-def polynomial_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def polynomial_save(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     x, *coefficients = primals
     kept = (c if perturbed[0] and k else jax.typeof(c) for k, c in enumerate(coefficients))
     return (x if perturbed[0] or any(perturbed[2:]) else jax.typeof(x)), *kept
 
 
-def integer_pow_slope(x: Any, *, y: int) -> Any:
+def integer_pow_slope(x: jax.Array, *, y: int) -> jax.Array:
     """z = x^n:  x̄ = z̄ n x^(n-1)."""
     if y in (0, 1):
         return lax.full(x.shape, y, x.dtype)
     return lax.mul(lax.full_like(x, y), lax.integer_pow(x, y - 1))
 
 
-def integer_pow_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def integer_pow_save(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     return TYPES(primals, outs, perturbed, params) if params["y"] in (0, 1) else tuple(primals)
 
 
-def extremum(op: Any) -> Any:
+def extremum(op: Callable[..., jax.Array]) -> Callable[..., list[Cotangent]]:
     """The backward rule of `max` or `min`."""
 
-    def extremum_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+    def extremum_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
         """z = max(x, y) or min:  the cotangent goes to the operand that was chosen, half to each at a tie."""
         x, y = res
         z = op(x, y)
@@ -195,12 +203,14 @@ def extremum(op: Any) -> Any:
     return extremum_bwd
 
 
-def select_n_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def select_n_save(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     spike_becomes_number = perturbed[0] and not any(perturbed[1:])
     return (primals[0], primals[1:] if spike_becomes_number else None)
 
 
-def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def select_n_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = cases[which]:  each case gets the cotangent where it was selected, and zero elsewhere. Keeps which.
 
     Between two constants, a `which` that has a cotangent (see the kind "step") gets z̄ (case₁ - case₀).
@@ -217,7 +227,7 @@ def select_n_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     ]
 
 
-def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def clamp_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = min(max(x, low), high):  x̄ = z̄ strictly between the bounds;  a bound gets z̄ where it was the result."""
     low, x, high = res
     highs = grown(high, x.shape)
@@ -230,12 +240,12 @@ def clamp_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
     return [low_bar, x_bar, back(lax.lt(highs, x), high) if perturbed[2] else None]
 
 
-def horner(eqn: Any) -> int:
+def horner(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each coefficient but one."""
     return 2 * (len(eqn.invars) - 2) * results(eqn)
 
 
-def clamp_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def clamp_save(primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     low, x, high = primals
     return (low if perturbed[0] or perturbed[1] else jax.typeof(low)), x, high
 
@@ -264,7 +274,7 @@ def_elementwise(
 )
 
 
-def nextafter_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def nextafter_bwd(types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """The number beside x: it moves as x does, and y only says on which side. As newer JAX has it."""
     return [unbroadcast(ct, types[0]), None]
 
@@ -273,7 +283,7 @@ def_rule(primitives.nextafter_p, nextafter_bwd, save=TYPES, traits=ELEMENTWISE)
 def_elementwise(primitives.square_p, lambda x, **_: lax.mul(lax.full_like(x, 2), x), traits=PRODUCT)
 
 
-def abs_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def abs_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = |x|:  x̄ = z̄ where x >= 0 and -z̄ elsewhere; complex, dz = Re(conj(x) dx) / |x|, so x̄ = z̄ conj(x) / |x|.
 
     Keeps z for complex numbers alone.
@@ -309,17 +319,23 @@ def_elementwise(
 def_elementwise(primitives.cbrt_p, lambda z, **_: lax.integer_pow(z, -2) / 3, save=OUTPUT, traits=POWER)
 
 
-def log_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+def log_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, accuracy: lax.AccuracyMode | lax.Tolerance | None = None
+) -> list[Cotangent]:
     """z = log x:  x̄ = z̄ / x."""
     return [lax.div(ct, res[0])]
 
 
-def log2_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+def log2_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, accuracy: lax.AccuracyMode | lax.Tolerance | None = None
+) -> list[Cotangent]:
     """z = log₂ x:  x̄ = z̄ / (x log 2)."""
     return [lax.div(ct, lax.mul(res[0], lax.full_like(res[0], np.log(2))))]
 
 
-def log1p_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, accuracy: Any = None) -> list[Any]:
+def log1p_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, accuracy: lax.AccuracyMode | lax.Tolerance | None = None
+) -> list[Cotangent]:
     """z = log(1 + x):  x̄ = z̄ / (1 + x)."""
     return [lax.div(ct, lax.add(res[0], lax.full_like(res[0], 1)))]
 
@@ -331,13 +347,13 @@ def_rule(primitives.log1p_p, log1p_bwd, traits=LOG)
 # --- trigonometric and hyperbolic -------------------------------------------------------------------------------------
 
 
-def _one_minus_square(x: Any) -> Any:
+def _one_minus_square(x: jax.Array) -> jax.Array:
     """1 - x² as (1 - x)(1 + x), accurate near ±1."""
     one = lax.full_like(x, 1)
     return lax.mul(lax.sub(one, x), lax.add(one, x))
 
 
-def one_minus_square_slope(x: Any, **_: Any) -> Any:
+def one_minus_square_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = 1 - x²:  dz/dx = -2x, where the derivative of that product cancels near 0."""
     return lax.mul(lax.full_like(x, -2), x)
 
@@ -349,18 +365,18 @@ one_minus_square = one_minus_square_p.bind
 def_elementwise(one_minus_square_p, one_minus_square_slope)
 
 
-def tanh_slope(y: Any, **_: Any) -> Any:
+def tanh_slope(y: jax.Array, **_: Any) -> jax.Array:
     """y = tanh x:  dy/dx = (1 - y)(1 + y), accurate in the tails. Keeps y: the derivative needs only the output."""
     return one_minus_square(y)
 
 
-def tanh_from_input_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def tanh_from_input_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """y = tanh x:  x̄ = ȳ sech² x = ȳ 4 σ'(2x), exact in the tails. Keeps x, which `tanh_slope` does without."""
     (x,) = res
     return [lax.mul(ct, lax.mul(lax.full_like(x, 4), logistic_slope(lax.mul(lax.full_like(x, 2), x))))]
 
 
-def _logistic_slope(x: Any) -> Any:
+def _logistic_slope(x: jax.Array) -> jax.Array:
     """y = σ(x) = 1 / (1 + e^-x):  dy/dx = y (1 - y) = σ(x) σ(-x) = e^-|x| / (1 + e^-|x|)².
 
     Keeps x: from y near 1, 1 - y cannot be had.
@@ -371,7 +387,7 @@ def _logistic_slope(x: Any) -> Any:
     return lax.div(small, lax.square(lax.add(lax.full_like(x, 1), small)))
 
 
-def logistic_curvature(x: Any, **_: Any) -> Any:
+def logistic_curvature(x: jax.Array, **_: Any) -> jax.Array:
     """z = σ'(x):  dz/dx = -σ'(x) tanh(x/2), in which nothing cancels near 0."""
     return lax.mul(lax.neg(logistic_slope(x)), lax.tanh(lax.mul(lax.full_like(x, 0.5), x)))
 
@@ -381,7 +397,7 @@ logistic_slope = logistic_slope_p.bind
 def_elementwise(logistic_slope_p, logistic_curvature)
 
 
-def logaddexp_tangent(primals: Any, tangents: Any) -> Any:
+def logaddexp_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
     """z = log(e^x + e^y):  dz = σ(x - y) dx + σ(y - x) dy.
 
     The same numbers as JAX's e^(x - z), whose own derivative cancels in the tail: softplus, log_sigmoid.
@@ -409,12 +425,12 @@ def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(
 def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x), traits=EDGE)
 
 
-def atan_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def atan_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = atan x:  x̄ = z̄ / (1 + x²)."""
     return [lax.div(ct, lax.add(lax.full_like(res[0], 1), lax.square(res[0])))]
 
 
-def atanh_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def atanh_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = atanh x:  x̄ = z̄ / (1 - x²)."""
     return [lax.div(ct, one_minus_square(res[0]))]
 
@@ -423,13 +439,13 @@ def_rule(primitives.atan_p, atan_bwd, traits=ELEMENTWISE)
 def_rule(primitives.atanh_p, atanh_bwd, traits=EDGE)
 
 
-def acosh_slope(x: Any, **_: Any) -> Any:
+def acosh_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = acosh x:  dz/dx = 1 / (√(x - 1) √(x + 1))."""
     one = lax.full_like(x, 1)
     return lax.mul(lax.rsqrt(lax.sub(x, one)), lax.rsqrt(lax.add(x, one)))
 
 
-def atan2_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def atan2_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = atan2(x, y):  x̄ = z̄ y / (x² + y²),  ȳ = -z̄ x / (x² + y²)."""
     x, y = res
     squares = lax.add(lax.square(x), lax.square(y))
@@ -446,7 +462,7 @@ def_rule(primitives.atan2_p, atan2_bwd, traits=QUOTIENT)
 TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
 
 
-def exp_of_minus_square(x: Any) -> Any:
+def exp_of_minus_square(x: jax.Array) -> jax.Array:
     """e^(-x²) without the rounding of x²: with x = h + l, h short enough that h² is exact, e^(-h²) e^(-l (x + h))."""
     kind = jnp.finfo(x.dtype)
     bound = lax.full_like(x, 1 + np.sqrt(-np.log(float(kind.smallest_subnormal))))  # beyond it the result is 0
@@ -455,17 +471,17 @@ def exp_of_minus_square(x: Any) -> Any:
     return lax.mul(lax.exp(lax.neg(lax.square(high))), lax.exp(lax.neg(lax.mul(x - high, x + high))))
 
 
-def erf_slope(x: Any, **_: Any) -> Any:
+def erf_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = erf x:  dz/dx = 2/√π e^(-x²)."""
     return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), exp_of_minus_square(x))
 
 
-def erf_inv_slope(z: Any, **_: Any) -> Any:
+def erf_inv_slope(z: jax.Array, **_: Any) -> jax.Array:
     """z = erf⁻¹ x:  dz/dx = √π/2 e^(z²)."""
     return lax.mul(lax.full_like(z, ROOT_PI_OVER_TWO), lax.exp(lax.square(z)))
 
 
-def bessel_i1e_slope(x: Any, z: Any, **_: Any) -> Any:
+def bessel_i1e_slope(x: jax.Array, z: jax.Array, **_: Any) -> jax.Array:
     """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
     tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
     safe = where(tiny, 1, x)
@@ -473,20 +489,20 @@ def bessel_i1e_slope(x: Any, z: Any, **_: Any) -> Any:
     return where(tiny, 0.5, slope)
 
 
-def igamma_slope(a: Any, x: Any, **_: Any) -> Any:
+def igamma_slope(a: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
     """z = P(a, x):  dz/dx = e^-x x^(a-1) / Γ(a)."""
     one = lax.full_like(a, 1)
     return lax.exp(lax.neg(x) + (a - one) * lax.log(x) - lax.lgamma(a))
 
 
-def betainc_slope(a: Any, b: Any, x: Any, **_: Any) -> Any:
+def betainc_slope(a: jax.Array, b: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
     """z = I_x(a, b):  dz/dx = x^(a-1) (1-x)^(b-1) / B(a, b)."""
     one = lax.full_like(x, 1)
     log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
     return lax.exp((b - one) * lax.log1p(lax.neg(x)) + (a - one) * lax.log(x) - log_beta)
 
 
-def _no_derivative(what: str) -> Any:
+def _no_derivative(what: str) -> Callable[..., Any]:
     def raise_(*_: Any, **params: Any) -> Any:
         raise NotImplementedError(f"The derivative of {what} has no closed form that JAX or funcbp implements.")
 
@@ -534,7 +550,7 @@ def_elementwise(
 )
 
 
-def random_gamma_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, log_space: bool) -> list[Any]:
+def random_gamma_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, log_space: bool) -> list[Cotangent]:
     """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z."""
     a, z = res
     if log_space:
@@ -558,7 +574,7 @@ def_linear(
 )
 
 
-def complex_bwd(types: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def complex_bwd(types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x + iy:  x̄ = Re z̄,  ȳ = -Im z̄."""
     x, y = types
     return [
@@ -572,7 +588,7 @@ def_rule(primitives.complex_p, complex_bwd, save=TYPES, traits=STRUCTURAL)
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def convert_back(ct: Any, x: Any, weak_type: bool = False, **params: Any) -> Any:
+def convert_back(ct: jax.Array, x: Aval, weak_type: bool = False, **params: Any) -> jax.Array:
     """z = x in another dtype:  x̄ = z̄ in x's dtype; from complex to real, the real part; to a boolean, a number."""
     if not is_differentiable(x):
         return lax.convert_element_type(ct, jax.dtypes.canonicalize_dtype(float))
@@ -595,7 +611,7 @@ def_linear(primitive("copy_p"), lambda ct, x: ct, Moves.STAYS)
 STEP = ELEMENTWISE.but(step=True)
 
 
-def sign_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def sign_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x / |x|, complex:  dz = i z Im(conj(z) dx) / |x|, so x̄ = i Im(z̄ z) conj(z) / |x|; 0 at 0."""
     x, z = res
     size = lax.abs(x)

@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 
-from ..cotangents import Zero, float0_zeros, instantiate, is_differentiable
+from ..cotangents import Cotangent, Zero, float0_zeros, instantiate, is_differentiable
 from ..jaxpr import authors_transpose, has_authors_jvp, has_authors_transpose
+from ..jaxpr.types import Primitive, PyTree, Value
 from .kinds import AuthorsRule, MissingRule, Rule
 from .options import Options
 from .registry import TABLE, UNSUPPORTED, enter_later
 
 
-def missing(primitive: Any) -> Rule:
+def missing(primitive: Primitive) -> Rule:
     """A rule for an equation without one: an error, raised if the equation turns out to be needed."""
 
     def message(where: str) -> str:
@@ -34,13 +35,13 @@ class BorrowedRuleWarning(UserWarning):
     """JAX's derivative is used for an equation, under `on_missing="jax"`."""
 
 
-def borrowed(primitive: Any) -> Rule:
+def borrowed(primitive: Primitive) -> Rule:
     """A rule for an equation without one: JAX's reverse mode, for this equation alone."""
 
-    def borrowed_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    def borrowed_bwd(res: PyTree, ct: jax.Array | Any, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
         chosen = [i for i, p in enumerate(perturbed) if p]
 
-        def equation(*xs: Any) -> Any:
+        def equation(*xs: Value) -> Value:
             primals = list(res)
             for i, x in zip(chosen, xs, strict=True):
                 primals[i] = x
@@ -61,10 +62,10 @@ def borrowed(primitive: Any) -> Rule:
 
 
 @functools.cache
-def authors(primitive: Any) -> Rule:
+def authors(primitive: Primitive) -> Rule:
     """A rule for a primitive that JAX does not define: what its author registered."""
 
-    def authors_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    def authors_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
         """Call the transpose rule that the primitive's author registered."""
         values, types = res
         cts = [None if c is Zero else c for c in (ct if primitive.multiple_results else [ct])]
@@ -73,7 +74,7 @@ def authors(primitive: Any) -> Rule:
     return AuthorsRule(authors_bwd, primitive=primitive)
 
 
-def lookup(options: Options, primitive: Any) -> Rule:
+def lookup(options: Options, primitive: Primitive) -> Rule:
     """The rule for a primitive: the option, the table, its author's, or the way these options treat missing ones."""
     rule = options.rules.get(primitive) or TABLE.get(primitive)
     if rule is None:

@@ -10,20 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from ..cotangents import ABSORB, Factored, Moves, Product, Zero
+from ..cotangents import ABSORB, Cotangent, Factored, Moves, Product, Zero
 from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
+from ..jaxpr.types import Aval, Jaxpr, PyTree, Value
 from .contract import TYPES
 from .registry import def_rule
 from .traits import DEAR, free, operand
 
 
-def keep_indices(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def keep_indices(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """The types of the operands, and the numbers of the indices."""
     return TYPES(primals, outs, perturbed, params), primals[1]
 
 
-def keep_indices_of_updates(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def keep_indices_of_updates(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """The types of the operands, and the numbers of the indices where the updates are perturbed."""
     return TYPES(primals, outs, perturbed, params), (primals[1] if perturbed[2] else None)
 
@@ -31,13 +37,13 @@ def keep_indices_of_updates(primals: Any, outs: Any, perturbed: Any, params: Any
 # --- slices with a computed start -------------------------------------------------------------------------------------
 
 
-def dynamic_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def dynamic_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = x[s : s + n]:  x̄ is z̄ written into zeros at s. Keeps s."""
     x, starts = res
     return [lax.dynamic_update_slice(zeros(x), ct, starts), *(None for _ in starts)]
 
 
-def dynamic_slice_factors(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def dynamic_slice_factors(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """As `dynamic_slice_bwd`, the write left to be done: it is that of a lookup."""
     x, starts = res
     axes = tuple(range(len(x.shape)))
@@ -47,7 +53,7 @@ def dynamic_slice_factors(res: Any, ct: Any, perturbed: Sequence[bool], **_: Any
     return [Factored([product], Zero, x.shape, x.dtype), *(None for _ in starts)]
 
 
-def dynamic_update_slice_bwd(res: Any, ct: Any, perturbed: Sequence[bool]) -> list[Any]:
+def dynamic_update_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = x with u written at s:  x̄ = z̄ with zeros written at s,  ū = z̄[s : s + n]. Keeps s."""
     (_, u), starts = res
     return [
@@ -78,7 +84,7 @@ def_rule(
 # --- gather and scatter -----------------------------------------------------------------------------------------------
 
 
-def scatter_numbers(d: Any) -> lax.ScatterDimensionNumbers:
+def scatter_numbers(d: lax.GatherDimensionNumbers) -> lax.ScatterDimensionNumbers:
     """The scatter that writes where this gather reads."""
     return lax.ScatterDimensionNumbers(
         update_window_dims=d.offset_dims,
@@ -100,7 +106,14 @@ def gather_numbers(d: Any) -> lax.GatherDimensionNumbers:
     )
 
 
-def written_back(x: Any, indices: Any, d: Any, updates: Any, mode: Any, fill: Any = None) -> Any:
+def written_back(
+    x: jax.Array,
+    indices: jax.Array,
+    d: lax.ScatterDimensionNumbers,
+    updates: jax.Array,
+    mode: lax.GatherScatterMode,
+    fill: ArrayLike | None = None,
+) -> jax.Array:
     """Read from `x` what a scatter with these numbers would write `updates` over."""
     window = iter(d.update_window_dims)
     alone = {*d.inserted_window_dims, *d.operand_batching_dims}
@@ -109,31 +122,39 @@ def written_back(x: Any, indices: Any, d: Any, updates: Any, mode: Any, fill: An
 
 
 def gather_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
-    dimension_numbers: Any,
-    slice_sizes: Any,
+    dimension_numbers: lax.GatherDimensionNumbers,
+    slice_sizes: Sequence[int],
     unique_indices: bool,
     indices_are_sorted: bool,
-    mode: Any,
-    fill_value: Any,
-) -> list[Any]:
+    mode: lax.GatherScatterMode,
+    fill_value: ArrayLike | None,
+) -> list[Cotangent]:
     """z = x[indices]:  x̄ adds z̄ up at the indices, so a row read twice gets the sum. Keeps the indices."""
     (x, _), indices = res
-    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    how: dict[str, Any] = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
     return [gather_left(ct, indices, x, dimension_numbers=dimension_numbers, **how), None]
 
 
-def gather_left(ct: Any, indices: Any, x: Any, *, dimension_numbers: Any, **how: Any) -> Any:
+def gather_left(
+    ct: jax.Array, indices: jax.Array, x: Aval, *, dimension_numbers: lax.GatherDimensionNumbers, **how: Any
+) -> jax.Array:
     """x̄ is the product of z̄ with the one-hot code of the indices, computed as an adding write."""
     return lax.scatter_add(zeros(x), indices, ct, scatter_numbers(dimension_numbers), **how)
 
 
 def gather_factors(
-    res: Any, ct: Any, perturbed: Sequence[bool], *, dimension_numbers: Any, mode: Any, **_: Any
-) -> list[Any]:
+    res: PyTree,
+    ct: jax.Array,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: lax.GatherDimensionNumbers,
+    mode: lax.GatherScatterMode,
+    **_: Any,
+) -> list[Cotangent]:
     """As `gather_bwd`, the write left to be done."""
     (x, _), indices = res
     params = dict(dimension_numbers=dimension_numbers, mode=mode)
@@ -152,38 +173,46 @@ def _gather_summed(product: Product) -> Product:
 
 
 def scatter_add_bwd(
-    res: Any, ct: Any, perturbed: Sequence[bool], *, dimension_numbers: Any, mode: Any, **_: Any
-) -> list[Any]:
+    res: PyTree,
+    ct: jax.Array,
+    perturbed: Sequence[bool],
+    *,
+    dimension_numbers: lax.ScatterDimensionNumbers,
+    mode: lax.GatherScatterMode,
+    **_: Any,
+) -> list[jax.Array | Any]:
     """z = x, with u added at the indices:  x̄ = z̄,  ū = z̄[indices]. Keeps the indices where u is perturbed."""
     (_, _, u), indices = res
     return [ct, None, written_back(ct, indices, dimension_numbers, u, mode, 0) if perturbed[2] else Zero]
 
 
-def scatter_sub_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def scatter_sub_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
     """z = x, with u subtracted at the indices:  x̄ = z̄,  ū = -z̄[indices]."""
     x_bar, _, u_bar = scatter_add_bwd(res, ct, perturbed, **params)
     return [x_bar, None, u_bar if u_bar is Zero else lax.neg(u_bar)]
 
 
-def scatter_mul_save(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def scatter_mul_save(
+    primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     x, indices, u = primals
     return (x if perturbed[2] else jax.typeof(x)), indices, (u if perturbed[0] else jax.typeof(u))
 
 
 def scatter_mul_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
-    dimension_numbers: Any,
+    dimension_numbers: lax.ScatterDimensionNumbers,
     indices_are_sorted: bool,
     unique_indices: bool,
-    mode: Any,
+    mode: lax.GatherScatterMode,
     **_: Any,
-) -> list[Any]:
+) -> list[Cotangent]:
     """z = x, multiplied by u at the indices:  x̄ = z̄, multiplied by u there;  ū = (z̄ x)[indices]."""
     x, indices, u = res
-    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    how: dict[str, Any] = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
     x_bar = lax.scatter_mul(ct, indices, u, dimension_numbers, **how) if perturbed[0] else Zero
     if not perturbed[2]:
         return [x_bar, None, Zero]
@@ -196,19 +225,19 @@ def scatter_mul_bwd(
 
 
 def scatter_extremum_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
-    dimension_numbers: Any,
+    dimension_numbers: lax.ScatterDimensionNumbers,
     indices_are_sorted: bool,
     unique_indices: bool,
-    mode: Any,
+    mode: lax.GatherScatterMode,
     **_: Any,
-) -> list[Any]:
+) -> list[Cotangent]:
     """z = max(x, u at the indices):  z̄ is shared equally among x and those updates that attain the result."""
     x, indices, u, z = res
-    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    how: dict[str, Any] = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
     back = lambda a: written_back(a, indices, dimension_numbers, u, mode, 0)
     one, here = np.ones((), ct.dtype), lambda mask: lax.convert_element_type(mask, ct.dtype)
     u_won = here(lax.eq(u, back(z)))
@@ -223,17 +252,17 @@ def scatter_extremum_bwd(
 
 
 def scatter_fwd(
-    x: Any,
-    indices: Any,
-    u: Any,
+    x: jax.Array,
+    indices: jax.Array,
+    u: jax.Array,
     *,
-    update_jaxpr: Any,
-    update_consts: Any,
-    dimension_numbers: Any,
+    update_jaxpr: Jaxpr | None,
+    update_consts: Sequence[jax.Array],
+    dimension_numbers: lax.ScatterDimensionNumbers,
     indices_are_sorted: bool,
     unique_indices: bool,
-    mode: Any,
-) -> tuple[Any, Any]:
+    mode: lax.GatherScatterMode,
+) -> tuple[jax.Array, PyTree]:
     """z = x, with u written at the indices. Where two updates meet, find out which one won, and keep that.
 
     Each update gets a number; the numbers are scattered as the updates are; whoever reads its own number back has won.
@@ -241,7 +270,8 @@ def scatter_fwd(
     """
     if update_jaxpr is not None:
         raise NotImplementedError("Neither JAX nor funcbp differentiates x.at[...].apply(f).")
-    d, how = dimension_numbers, dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    d = dimension_numbers
+    how: dict[str, Any] = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
     types = jax.typeof(x), jax.typeof(u)
     if unique_indices:
         return lax.scatter(x, indices, u, d, **how), (types, indices, None, None)
@@ -257,7 +287,9 @@ def scatter_fwd(
     return z, (types, indices, untouched, won)
 
 
-def scatter_save(primals: Any, res: Any, perturbed: Any, params: Any) -> Any:
+def scatter_save(
+    primals: Sequence[jax.Array], res: PyTree, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     """What was left untouched for the operand, who won for the updates; the indices for either, if they are unique."""
     types, indices, untouched, won = res
     unique = untouched is None
@@ -270,21 +302,21 @@ def scatter_save(primals: Any, res: Any, perturbed: Any, params: Any) -> Any:
 
 
 def scatter_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
-    dimension_numbers: Any,
+    dimension_numbers: lax.ScatterDimensionNumbers,
     indices_are_sorted: bool,
     unique_indices: bool,
-    mode: Any,
+    mode: lax.GatherScatterMode,
     **_: Any,
-) -> list[Any]:
+) -> list[Cotangent]:
     """x̄ = z̄ where nothing was written;  ū = z̄[indices] for the updates that won."""
     (_, u), indices, untouched, won = res
-    how = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
-    x_bar: Any = Zero
-    u_bar: Any = Zero
+    how: dict[str, Any] = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    x_bar: Cotangent = Zero
+    u_bar: Cotangent = Zero
     if perturbed[0]:
         if untouched is None:
             x_bar = lax.scatter(ct, indices, zeros(u), dimension_numbers, **how)

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from ..cotangents import ABSORB, Factored, Moves, Product, Zero
+from ..cotangents import ABSORB, Cotangent, Factored, Moves, Product, Zero
 from ..jaxpr import Program, aval_of, current_source, inlined, is_literal, is_number, primitives, trace
+from ..jaxpr.types import Atom, Aval, JaxprEqn, Primitive, Var
 from .traits import traits_of
 
 
 class Moved(NamedTuple):
     """An equation that moves numbers to other places, or rounds them."""
 
-    primitive: Any
+    primitive: Primitive
     params: dict[str, Any]
 
     @property
@@ -33,11 +34,11 @@ class Moved(NamedTuple):
     def moves(self) -> Moves:
         return traits_of(self.primitive).moves
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.primitive.bind(x, **self.params)
 
 
-def contracted(ct: Any, other: Any, aval: Any, *, ct_first: bool, **params: Any) -> Any:
+def contracted(ct: jax.Array, other: jax.Array, aval: Aval, *, ct_first: bool, **params: Any) -> jax.Array:
     """The contraction that somebody wrote, of what follows from the cotangent and what does not."""
     return lax.dot_general_p.bind(*((ct, other) if ct_first else (other, ct)), **params)
 
@@ -54,7 +55,11 @@ ABSORB[contracted] = _contracted_summed
 
 
 def inline_bwd(
-    bwd: Callable[..., Sequence[Any]], types: Sequence[Any], res: Sequence[Any], ct: Sequence[Any], perturbed: Any
+    bwd: Callable[..., Sequence[Cotangent]],
+    types: Sequence[Aval],
+    res: Sequence[jax.Array],
+    ct: Sequence[Cotangent],
+    perturbed: Sequence[bool],
 ) -> list[Any]:
     """What `bwd(res, ct, perturbed)` returns, with the contractions at its end as `Factored`."""
     nonzero = [c is not Zero for c in ct]
@@ -62,7 +67,7 @@ def inline_bwd(
     args = [*arrays, *(c for c in ct if c is not Zero)]
     exists: list[bool] = []
 
-    def flat(*xs: Any) -> list[Any]:
+    def flat(*xs: jax.Array) -> list[Cotangent]:
         given, kept = iter(xs[len(arrays) :]), iter(xs)
         outs = bwd(
             [x if is_number(x) else next(kept) for x in res], [next(given) if z else Zero for z in nonzero], perturbed
@@ -81,7 +86,7 @@ def inline_bwd(
     return [Factored([o], Zero, t.shape, t.dtype) if type(o) is Product else o for o, t in of_type]
 
 
-def _end(program: Program, v: Any, from_ct: set[Any]) -> tuple[Any, list[Moved]] | None:
+def _end(program: Program, v: Atom, from_ct: set[Var]) -> tuple[JaxprEqn, list[Moved]] | None:
     """The contraction that this output comes from, and what moves its result; None where it does not."""
     made = {out: eqn for eqn in program.eqns for out in eqn.outvars}
     then: list[Moved] = []
@@ -89,7 +94,7 @@ def _end(program: Program, v: Any, from_ct: set[Any]) -> tuple[Any, list[Moved]]
         eqn = made[v]
         if eqn.primitive is primitives.dot_general_p:
             one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1
-            return (eqn, then[::-1]) if one_sided and v.aval.size else None
+            return (eqn, then[::-1]) if one_sided and aval_of(v.aval).size else None
         several = eqn.primitive.multiple_results or len(eqn.invars) > 1
         if several or traits_of(eqn.primitive).moves < Moves.ALL:
             return None
@@ -98,7 +103,7 @@ def _end(program: Program, v: Any, from_ct: set[Any]) -> tuple[Any, list[Moved]]
     return None
 
 
-def _product(end: tuple[Any, list[Moved]], left: Any, right: Any, from_ct: set[Any]) -> Product:
+def _product(end: tuple[JaxprEqn, list[Moved]], left: jax.Array, right: jax.Array, from_ct: set[Var]) -> Product:
     eqn, then = end
     ct_first = not is_literal(eqn.invars[0]) and eqn.invars[0] in from_ct
     ct, other = (left, right) if ct_first else (right, left)
@@ -106,7 +111,7 @@ def _product(end: tuple[Any, list[Moved]], left: Any, right: Any, from_ct: set[A
     return Product(ct, other, contracted, aval_of(eqn.outvars[0].aval), params, tuple(then), current_source())
 
 
-def _following(program: Program, sources: Sequence[Any]) -> set[Any]:
+def _following(program: Program, sources: Sequence[Var]) -> set[Var]:
     """All values that follow from these."""
     known = set(sources)
     for eqn in program.eqns:

@@ -11,15 +11,17 @@ so that the recording trace and the backward pass call them and know no kind by 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Factored, Linear, Moves, is_differentiable, materialize
+from ..cotangents import Cotangent, Factored, Linear, Moves, is_differentiable, materialize
+from ..jaxpr.types import Aval, Primitive, PyTree, Value
 from .contract import INPUTS, EscapedMarkError, MissingRuleError, Save
 from .options import Options
 
@@ -55,12 +57,12 @@ class Operation(NamedTuple):
         feedback: the feedback weight of each operand, None for those that have none; or None if no operand has one.
     """
 
-    primitive: Any
+    primitive: Primitive
     params: dict[str, Any]
-    operands: Sequence[Any]
-    values: Sequence[Any]
+    operands: Sequence[Value]
+    values: Sequence[Value]
     indices: Sequence[int | None]
-    feedback: Sequence[Any] | None = None
+    feedback: Sequence[Value | None] | None = None
 
     @property
     def perturbed(self) -> tuple[bool, ...]:
@@ -80,7 +82,7 @@ class Entry(Protocol):
     @property
     def params(self) -> dict[str, Any]: ...
     @property
-    def types(self) -> tuple[Any, ...]: ...
+    def types(self) -> tuple[Aval, ...]: ...
     @property
     def several(self) -> bool: ...
     @property
@@ -105,36 +107,36 @@ class Recorder(Protocol):
     def observing(self) -> bool:
         """Whether an observer wants the equations that no derivative goes through, too."""
 
-    def below(self) -> AbstractContextManager[Any]:
+    def below(self) -> AbstractContextManager[object]:
         """A context in which operations run in the trace around the recording."""
 
-    def run(self, operation: Operation) -> Any:
+    def run(self, operation: Operation) -> Value:
         """The outputs of the operation, run below."""
 
-    def read_backward(self, operation: Operation) -> Sequence[Any]:
+    def read_backward(self, operation: Operation) -> Sequence[Value]:
         """What its rule reads of its operands: of a factor under a feedback mark, the feedback weight."""
 
-    def inline(self, f: Callable[..., Any], operation: Operation, call: bool) -> Any:
+    def inline(self, f: Callable[..., PyTree], operation: Operation, call: bool) -> Value:
         """Record what this function does to the operands, in the operation's place; `call`: under the call's name."""
 
-    def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
+    def along(self, tangent: Callable[..., PyTree], operation: Operation) -> Value:
         """Record `tangent(primals, tangents)`, which is linear in the tangents; the outputs."""
 
-    def passed(self, operation: Operation) -> Any:
+    def passed(self, operation: Operation) -> Value:
         """The outputs of an operation that no derivative goes through."""
 
-    def with_feedback(self, value: Any, weight: Any) -> Any:
+    def with_feedback(self, value: Value, weight: Value | None) -> Value:
         """A value, recorded or not, with this feedback weight if there is one."""
 
     def write(
         self,
         rule: Rule,
         operation: Operation,
-        outs: Any,
-        res: Any,
+        outs: Value,
+        res: PyTree,
         differentiable: Sequence[bool] | None = None,
         always: bool = False,
-    ) -> Any:
+    ) -> Value:
         """Put the operation on the tape; the outputs, those that are differentiable as recorded values."""
 
 
@@ -144,15 +146,15 @@ class State(Protocol):
     @property
     def options(self) -> Options: ...
     @property
-    def named(self) -> dict[str, Any] | None:
+    def named(self) -> dict[str, jax.Array] | None:
         """The cotangents of the named values passed so far."""
 
     @property
-    def outer_names(self) -> tuple[tuple[str, Any], ...] | None:
+    def outer_names(self) -> tuple[tuple[str, Aval], ...] | None:
         """The names and types of what the pass brings to a program inside; None where no edit could read it."""
 
     @property
-    def outer_cotangents(self) -> list[Any]:
+    def outer_cotangents(self) -> list[jax.Array]:
         """The cotangents that `outer_names` speaks of."""
 
     def inside(self, entry: Any) -> State:
@@ -161,7 +163,7 @@ class State(Protocol):
     def merge(self, results: Any) -> None:
         """Add what was found inside the entry at hand."""
 
-    def log(self, logs: Any) -> None:
+    def log(self, logs: Mapping[str, PyTree] | None) -> None:
         """Take what a rule logs: a dict by name, or None."""
 
 
@@ -178,9 +180,9 @@ class Rule:
     """
 
     bwd: Callable[..., Sequence[Any]] | None = None
-    fwd: Callable[..., tuple[Any, ...]] | None = None
+    fwd: Callable[..., tuple[Value, ...]] | None = None
     save: Save | None = None
-    factors: Callable[..., Sequence[Any]] | None = None
+    factors: Callable[..., Sequence[Cotangent]] | None = None
     message: Callable[[str], str] | None = None
 
     how: ClassVar[str] = "hand-written"  # the word for it in `coverage`
@@ -198,7 +200,7 @@ class Rule:
         name = "rule" if type(self) is Rule else type(self).__name__
         return f"{name}({', '.join(given)})"
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         """Run the operation and put it on the tape, if a perturbed value enters it."""
         if not operation.is_perturbed:
             return recorder.passed(operation)
@@ -217,7 +219,7 @@ class Rule:
         """Which primals a cotangent of these outputs can come back to."""
         return [True] * len(entry.types)
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         """The cotangents of the entry's primals."""
         ct = [materialize(c) for c in ct]
         bwd: Any = (state.options.factored and self.factors) or self.bwd
@@ -234,7 +236,7 @@ class LinearRule(Rule):
 
     moves: Moves = Moves.NOT
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         if type(ct[0]) is not Factored:
             return super().backward(state, entry, res, ct)
         linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.moves)  # type: ignore[arg-type]
@@ -247,7 +249,7 @@ class ZeroRule(Rule):
 
     how: ClassVar[str] = "zero"
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         return recorder.passed(operation)
 
 
@@ -255,7 +257,7 @@ class ZeroRule(Rule):
 class ZeroOnRealsRule(ZeroRule):
     """Derivative zero almost everywhere on the real line; in the complex plane it is not, and the rule is as others."""
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         in_plane = any(jnp.iscomplexobj(x) for x in operation.values)
         return Rule.record(self, recorder, operation) if in_plane else super().record(recorder, operation)
 
@@ -278,7 +280,7 @@ class PassedRule(ZeroRule):
 class MissingRule(Rule):
     """Nobody has written it: an error, raised if the equation turns out to be between an input and the output."""
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         if not operation.is_perturbed:
             return recorder.passed(operation)
         return recorder.write(self, operation, recorder.run(operation), ())
@@ -291,7 +293,7 @@ class TangentRule(Rule):
     It is linear in the tangents (None for an unperturbed primal), and is transposed by the backward pass.
     """
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         if not operation.is_perturbed:
             return recorder.passed(operation)
         return recorder.along(self.fwd, operation)  # type: ignore[arg-type]
@@ -310,7 +312,7 @@ class AuthorsRule(Rule):
     how: ClassVar[str] = "its author's"
     local: ClassVar[bool] = False
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         if not operation.is_perturbed:
             return recorder.passed(operation)
         if not recorder.in_tangent_rule and jx.has_authors_jvp(self.primitive):
@@ -336,7 +338,7 @@ class SurrogateRule(Rule):
 
     inlines_calls: ClassVar[bool] = True  # a boolean's cotangent does not go through programs inside programs
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         if not operation.is_perturbed:
             return recorder.passed(operation)
         outs = recorder.run(operation)
@@ -348,7 +350,7 @@ class SurrogateRule(Rule):
 class LoggingRule(Rule):
     """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None."""
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         if state.options.factored:
             return super().backward(state, entry, res, ct)
         cts, logs = self.bwd(res, list(map(materialize, ct)), entry.perturbed)  # type: ignore[misc]
@@ -360,9 +362,9 @@ class LoggingRule(Rule):
 class BodyRule(Rule):
     """Differentiated as the program `body(params)`, which is recorded in the operation's place."""
 
-    body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
+    body: Callable[[dict[str, Any]], Callable[..., PyTree]] | None = None
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         return recorder.inline(self.body(operation.params), operation, call=True)  # type: ignore[misc]
 
 
@@ -382,7 +384,7 @@ class ControlRule(Rule):
             the tapes of the programs inside; left out, all of them.
     """
 
-    instead: Callable[[Options, dict[str, Any]], Callable[..., Any] | None] | None = None
+    instead: Callable[[Options, dict[str, Any]], Callable[..., PyTree] | None] | None = None
     mark_inside: Callable[[dict[str, Any], Sequence[bool]], tuple[Sequence[bool], dict[str, Any]]] | None = None
     reaches: Callable[..., Sequence[bool]] | None = None
 
@@ -392,7 +394,7 @@ class ControlRule(Rule):
     def takes_zeros(self) -> bool:  # type: ignore[override]
         return self.bwd is not None
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         plain = operation.is_perturbed and operation.feedback is None and not recorder.observing
         if self.instead is not None and plain:
             program = self.instead(recorder.options, operation.params)
@@ -415,7 +417,7 @@ class ControlRule(Rule):
             return MissingRule(message=lambda where: message).record(recorder, operation)
         return recorder.write(self, operation, outs, res, differentiable, always=enters)
 
-    def _run(self, recorder: Recorder, operation: Operation) -> tuple[Any, ...]:
+    def _run(self, recorder: Recorder, operation: Operation) -> tuple[Value, PyTree, Sequence[bool]]:
         try:
             return self.fwd(recorder.options, operation.perturbed, *operation.values, **operation.params)  # type: ignore[misc]
         except MissingRuleError as error:
@@ -434,11 +436,13 @@ class ControlRule(Rule):
             return super().reached(entry, outputs)
         return self.reaches(entry.tapes, outputs, **entry.params)
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         return self.bwd(state.inside(entry), res, ct, entry.perturbed, **entry.params)  # type: ignore[misc]
 
 
-def _marked_inside(operation: Operation, mark_inside: Any) -> Operation:
+def _marked_inside(
+    operation: Operation, mark_inside: Callable[[dict[str, Any], Sequence[bool]], tuple[Sequence[bool], dict[str, Any]]]
+) -> Operation:
     """A loop, branch or region whose operands have feedback weights: it takes these too, and bears the marks inside."""
     assert operation.feedback is not None
     which, params = mark_inside(operation.params, [w is not None for w in operation.feedback])
@@ -452,9 +456,9 @@ def _marked_inside(operation: Operation, mark_inside: Any) -> Operation:
 class CallRule(ControlRule):
     """A compiled call: it stays one in both passes, unless somebody has to look inside; then it is inlined."""
 
-    body: Callable[[dict[str, Any]], Callable[..., Any]] | None = None
+    body: Callable[[dict[str, Any]], Callable[..., PyTree]] | None = None
 
-    def record(self, recorder: Recorder, operation: Operation) -> Any:
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
         written_out = recorder.staging and jx.is_inlined(operation.params)
         looked_into = recorder.options.inlines_calls or operation.feedback is not None
         enters = operation.is_perturbed or operation.feedback is not None or recorder.observing

@@ -16,49 +16,52 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
-from ..cotangents import Zero
-from ..jaxpr import primitive, primitives
+from ..cotangents import Cotangent, Zero
+from ..jaxpr import aval_of, primitive, primitives
+from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
 from .registry import def_linear, def_rule, def_tangent
 from .traits import DEAR, Singularity, Traits, def_traits, free, operand
 
 
-def T(x: Any) -> Any:
+def T(x: jax.Array) -> jax.Array:
     """The transpose of the last two axes."""
     return jnp.swapaxes(x, -1, -2)
 
 
-def H(x: Any) -> Any:
+def H(x: jax.Array) -> jax.Array:
     """The conjugate transpose of the last two axes."""
     return lax.conj(T(x)) if is_complex(x) else T(x)
 
 
-def dot(x: Any, y: Any) -> Any:
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
-def eye(n: int, x: Any) -> Any:
+def eye(n: int, x: jax.Array) -> jax.Array:
     """The identity, with the batch axes of x as axes of size 1."""
     return lax.expand_dims(jnp.eye(n, dtype=x.dtype), range(x.ndim - 2))
 
 
-def diagonal(x: Any) -> Any:
+def diagonal(x: jax.Array) -> jax.Array:
     return jnp.diagonal(x, axis1=-2, axis2=-1)
 
 
-def as_type(x: Any, dtype: Any) -> Any:
+def as_type(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def solve_triangular(a: Any, b: Any, **how: Any) -> Any:
+def solve_triangular(a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
     return lax.linalg.triangular_solve(a, b, **how)
 
 
-def reciprocal_differences(w: Any) -> Any:
+def reciprocal_differences(w: jax.Array) -> jax.Array:
     """Fᵢⱼ = 1 / (wⱼ - wᵢ) off the diagonal, 0 on it."""
     one = eye(w.shape[-1], w[..., None])
     return lax.reciprocal(one + (w[..., None, :] - w[..., :, None])) - one
@@ -67,7 +70,9 @@ def reciprocal_differences(w: Any) -> Any:
 # --- factorisations ---------------------------------------------------------------------------------------------------
 
 
-def cholesky_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+def cholesky_tangent(
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array | Any], **params: Any
+) -> tuple[Value, Value]:
     """A = L L*:  dL = L Φ(L⁻¹ dA L⁻*), where Φ takes the lower triangle and halves the diagonal.
 
     Of A, only the lower triangle is read, and of its diagonal the real part.
@@ -82,7 +87,13 @@ def cholesky_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
     return out, dot(out, inner / (1 + eye(a.shape[-1], a)))
 
 
-def eigh_tangent(primals: Any, tangents: Any, *, subset_by_index: Any = None, **params: Any) -> Any:
+def eigh_tangent(
+    primals: Sequence[jax.Array],
+    tangents: Sequence[jax.Array | Any],
+    *,
+    subset_by_index: tuple[int, int] | None = None,
+    **params: Any,
+) -> tuple[Value, Value]:
     """A = V diag(w) V*:  with P = V* dA V,  dw = diag P,  dV = V (F ∘ P),  Fᵢⱼ = 1/(wⱼ - wᵢ) off the diagonal."""
     (a,), (da,) = primals, tangents
     n = a.shape[-1]
@@ -94,7 +105,9 @@ def eigh_tangent(primals: Any, tangents: Any, *, subset_by_index: Any = None, **
     return [v, w], [dot(v, reciprocal_differences(as_type(w, a.dtype)) * p), dw]
 
 
-def eig_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+def eig_tangent(
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array | Any], **params: Any
+) -> tuple[Value, Value]:
     """A V = V diag(w):  with P = V⁻¹ dA V,  dw = diag P,  dV = V (F ∘ P) + V diag(c).
 
     The eigenvalue equation leaves each eigenvector a complex factor; LAPACK makes its norm 1 and its largest component
@@ -124,11 +137,11 @@ def eig_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
     return outs, douts
 
 
-def _solve(a: Any, b: Any) -> Any:
+def _solve(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.linalg.solve(a, b)
 
 
-def _eigenvectors_tangent(w: Any, v: Any, da: Any) -> tuple[Any, Any]:
+def _eigenvectors_tangent(w: jax.Array, v: jax.Array, da: jax.Array) -> tuple[jax.Array, jax.Array]:
     p = dot(_solve(v, da), v)
     u = dot(v, reciprocal_differences(w) * p)
     largest = jnp.argmax(lax.abs(v), -2, keepdims=True)
@@ -138,7 +151,7 @@ def _eigenvectors_tangent(w: Any, v: Any, da: Any) -> tuple[Any, Any]:
     return diagonal(p), u + v * lax.complex(along, turn)[..., None, :]
 
 
-def lu_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
+def lu_tangent(primals: Sequence[jax.Array], tangents: Sequence[jax.Array | Any], **params: Any) -> tuple[Value, Value]:
     """P A = L U:  with M = L⁻¹ P dA U⁻¹,  dL = L tril₋₁(M),  dU = triu(M) U. Both are packed into one matrix."""
     (a,), (da,) = primals, tangents
     packed, pivots, permutation = primitives.lu_p.bind(a, **params)
@@ -155,7 +168,14 @@ def lu_tangent(primals: Any, tangents: Any, **params: Any) -> Any:
     return [packed, pivots, permutation], [dot(lower, jnp.tril(inner, -1)) + dot(jnp.triu(inner), upper), None, None]
 
 
-def qr_tangent(primals: Any, tangents: Any, *, pivoting: bool, full_matrices: bool, **params: Any) -> Any:
+def qr_tangent(
+    primals: Sequence[jax.Array],
+    tangents: Sequence[jax.Array | Any],
+    *,
+    pivoting: bool,
+    full_matrices: bool,
+    **params: Any,
+) -> tuple[Value, Value]:
     """A P = Q R, A tall or square:  with M = Q* dA P R⁻¹ and its skew part S made of the lower triangle,
 
         dQ = Q (S - M) + dA P R⁻¹,    dR = (M - S) R.
@@ -177,7 +197,7 @@ def qr_tangent(primals: Any, tangents: Any, *, pivoting: bool, full_matrices: bo
     return [q, r, *order], [dq, dr, *(None for _ in order)]
 
 
-def _complement_tangent(q: Any, dq: Any) -> Any:
+def _complement_tangent(q: jax.Array, dq: jax.Array) -> jax.Array:
     """The columns that a full Q = (Q₁ Q₂) has beyond the n of the thin one, where both come from n reflections:
 
     with Q₁ = (B; C), B n by n, and Z = C (B - 1)⁻¹,  dQ₂ = dQ₁ Z* - (Q₁ + Q₂ Z) (dC - Z dB)*.
@@ -192,7 +212,7 @@ def _complement_tangent(q: Any, dq: Any) -> Any:
     return dot(dq, z_h) - dot(thin + dot(rest, z), H(dq[..., n:, :] - dot(z, dq[..., :n, :])))
 
 
-def _thin_qr_tangent(q: Any, r: Any, da: Any) -> tuple[Any, Any]:
+def _thin_qr_tangent(q: jax.Array, r: jax.Array, da: jax.Array) -> tuple[jax.Array, jax.Array]:
     da_r = solve_triangular(r, da, left_side=False, lower=False)
     inner = dot(H(q), da_r)
     lower = jnp.tril(inner, -1)
@@ -202,7 +222,14 @@ def _thin_qr_tangent(q: Any, r: Any, da: Any) -> tuple[Any, Any]:
     return dot(q, skew - inner) + da_r, dot(inner - skew, r)
 
 
-def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv: bool, **params: Any) -> Any:
+def svd_tangent(
+    primals: Sequence[jax.Array],
+    tangents: Sequence[jax.Array | Any],
+    *,
+    full_matrices: bool,
+    compute_uv: bool,
+    **params: Any,
+) -> tuple[Value, Value]:
     """A = U diag(s) V*:  with D = U* dA V,  ds = Re diag D,
 
         dU = U (F ∘ (D S + S D*) + diagonal part) + (1 - U U*) dA V S⁻¹,   dV = V (F ∘ (S D + D* S)) + ...,
@@ -243,8 +270,8 @@ def svd_tangent(primals: Any, tangents: Any, *, full_matrices: bool, compute_uv:
 def cubic(times: float, singular: Singularity | None = None) -> Traits:
     """A factorization of (m, n) matrices takes about `times` m n min(m, n) operations."""
 
-    def count(eqn: Any) -> int:
-        return int(times * operand(eqn) * min(eqn.invars[0].aval.shape[-2:]))
+    def count(eqn: JaxprEqn) -> int:
+        return int(times * operand(eqn) * min(aval_of(eqn.invars[0].aval).shape[-2:]))
 
     return DEAR.but(flops=count, singular=singular)
 
@@ -263,8 +290,8 @@ def_traits(DEAR.but(flops=free), primitive("lu_pivots_to_permutation_p"))
 
 
 def triangular_solve_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
     left_side: bool,
@@ -272,7 +299,7 @@ def triangular_solve_bwd(
     transpose_a: bool,
     conjugate_a: bool,
     unit_diagonal: bool,
-) -> list[Any]:
+) -> list[Cotangent]:
     """A' X = B, A' being A, its transpose or its conjugate:  B̄ = A'⁻ᵀ X̄,  Ā' = -B̄ Xᵀ on the triangle.
 
     With A' on the right, X A' = B:  B̄ = X̄ A'⁻ᵀ,  Ā' = -Xᵀ B̄.
@@ -289,7 +316,7 @@ def triangular_solve_bwd(
     return [jnp.tril(a_bar, -off) if lower else jnp.triu(a_bar, off), b_bar]
 
 
-def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def tridiagonal_solve_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
     """A X = B, A of three diagonals:  B̄ = A⁻ᵀ X̄;  the diagonals get those of -B̄ Xᵀ."""
     low, mid, up, x = res
     zero = jnp.zeros((*low.shape[:-1], 1), low.dtype)
@@ -303,17 +330,17 @@ def tridiagonal_solve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params
     return [*(lax.neg(jnp.sum(b_bar * y(), -1)) if p else Zero for y, p in met), b_bar]
 
 
-def solve_save(primals: Any, x: Any, perturbed: Any, params: Any) -> Any:
+def solve_save(primals: Sequence[jax.Array], x: jax.Array, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
     """The matrix (all operands but the last), and the solution where the matrix is perturbed."""
     return *primals[:-1], (x if any(perturbed[:-1]) else None)
 
 
-def triangular_solve_flops(eqn: Any) -> int:
+def triangular_solve_flops(eqn: JaxprEqn) -> int:
     """Each unknown takes a multiplication and an addition for each one before it, half as many as there are."""
-    return operand(eqn, 1) * eqn.invars[0].aval.shape[-1]
+    return operand(eqn, 1) * aval_of(eqn.invars[0].aval).shape[-1]
 
 
-def tridiagonal_solve_flops(eqn: Any) -> int:
+def tridiagonal_solve_flops(eqn: JaxprEqn) -> int:
     """The Thomas algorithm: eight operations for each unknown."""
     return 8 * operand(eqn, 3)
 
@@ -334,7 +361,7 @@ def_rule(
 # --- Fourier transforms -----------------------------------------------------------------------------------------------
 
 
-def fft_back(ct: Any, x: Any, *, fft_type: Any, fft_lengths: Any) -> Any:
+def fft_back(ct: jax.Array, x: Aval, *, fft_type: lax.FftType, fft_lengths: Sequence[int]) -> jax.Array:
     """The transform's matrix is symmetric, so x̄ is the same transform of z̄.
 
     Between real and half-spectrum, each inner frequency stands for two: their cotangents are halved going to the half
@@ -354,10 +381,10 @@ def fft_back(ct: Any, x: Any, *, fft_type: Any, fft_lengths: Any) -> Any:
     return lax.fft(ct, kind, fft_lengths)
 
 
-def fft_flops(eqn: Any) -> int:
+def fft_flops(eqn: JaxprEqn) -> int:
     """5 n log₂ n operations for each transform of n numbers, as is the custom."""
     n = math.prod(eqn.params["fft_lengths"])
-    longest = max(operand(eqn), math.prod(eqn.outvars[0].aval.shape))
+    longest = max(operand(eqn), math.prod(aval_of(eqn.outvars[0].aval).shape))
     return int(5 * longest * math.log2(n)) if n > 1 else 0
 
 

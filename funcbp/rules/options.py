@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
+from jax.typing import ArrayLike
+
+from ..cotangents import Cotangent
+from ..jaxpr.types import PyTree, Value
+
 __all__ = ["Observer", "Options"]
 
-Edit = Callable[[Any, Mapping[str, Any]], Any]
+Edit = Callable[[jax.Array, Mapping[str, jax.Array]], ArrayLike]
 
 
 class Observer(Protocol):
@@ -26,10 +32,10 @@ class Observer(Protocol):
     @property
     def everything(self) -> bool: ...
 
-    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def forward(self, primitive: str, params: dict[str, Any], values: Sequence[Value], outs: Sequence[Value]) -> PyTree:
         """A pytree of arrays to be kept of an equation that has run on these values, or None."""
 
-    def backward(self, entry: Any, noted: Any, ct: Sequence[Any]) -> Any:
+    def backward(self, entry: Any, noted: PyTree, ct: Sequence[Cotangent]) -> PyTree:
         """A pytree of arrays to be handed out, of what was noted and the cotangents of the outputs, or None."""
 
 
@@ -58,7 +64,7 @@ class Options:
     inline_calls: bool = False
 
     @functools.cached_property
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         rest = (self.policy, self.outside_loops, self.on_missing, self.observer, self.factored, self.inline_calls)
         return (tuple(self.rules.items()), tuple(self.edits.items()), *rest)
 

@@ -8,14 +8,17 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Moves, Zero
+from ..cotangents import Cotangent, Moves, Zero
 from ..jaxpr import bind_device_put, cotangent_sharding, feedback_p, primitive, primitives, to_space
+from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule
 from .traits import STRUCTURAL, Traits, free
 
 
-def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: Any) -> list[Any]:
+def barrier_bwd(
+    types: Sequence[Aval], ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], **_: Any
+) -> list[Cotangent]:
     """The identity, behind a barrier; so are the cotangents that exist and are asked for."""
     wanted = [p and c is not Zero for c, p in zip(ct, perturbed, strict=True)]
     exist = [c for c, w in zip(ct, wanted, strict=True) if w]
@@ -23,17 +26,19 @@ def barrier_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **_: A
     return [next(behind) if w else Zero for w in wanted]
 
 
-def device_put_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def device_put_bwd(
+    types: Sequence[Aval], ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """The identity, on another device or in another memory; cotangents go back to where the primals came from."""
 
-    def back(i: int, c: Any) -> Any:
+    def back(i: int, c: jax.Array) -> jax.Array:
         space = types[i].memory_space
         return bind_device_put(c, params, i) if jax.typeof(c).memory_space == space else to_space(c, space)
 
     return [c if c is Zero else back(i, c) for i, c in enumerate(ct)]
 
 
-def shard_alike_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool]) -> list[Any]:
+def shard_alike_bwd(types: Sequence[Aval], ct: Sequence[jax.Array | Any], perturbed: Sequence[bool]) -> list[Cotangent]:
     """Two identities whose results are sharded alike; so are the cotangents, where both exist."""
     return list(ct) if Zero in ct else primitive("shard_alike_p").bind(*ct)
 

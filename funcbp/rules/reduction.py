@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,23 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..cotangents import Cotangent
 from ..jaxpr import cotangent_sharding, dilated, primitives, reducer
+from ..jaxpr.types import Aval, JaxprEqn, Primitive, PyTree
 from .registry import def_body, def_linear, def_nondiff, def_rule
 from .traits import DEAR, REDUCTION, Digits, def_traits, free, operand, results
 
 
-def spread(ct: Any, x: Any, axes: Sequence[int]) -> Any:
+def spread(ct: jax.Array, x: Aval, axes: Sequence[int]) -> jax.Array:
     """The cotangent of a reduction, repeated along the axes that were reduced away."""
     kept = tuple(i for i in range(len(x.shape)) if i not in axes)
     return lax.broadcast_in_dim(ct, x.shape, kept, out_sharding=cotangent_sharding(x))
 
 
-def reduce_sum_back(ct: Any, x: Any, *, axes: Any, **_: Any) -> Any:
+def reduce_sum_back(ct: jax.Array, x: Aval, *, axes: Sequence[int], **_: Any) -> jax.Array:
     """z = Σ x:  x̄ = z̄, everywhere. Keeps nothing."""
     return spread(ct, x, axes)
 
 
-def reduce_extremum_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: Any, **_: Any) -> list[Any]:
+def reduce_extremum_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, axes: Sequence[int], **_: Any
+) -> list[Cotangent]:
     """z = max x or min x:  x̄ = z̄ at the extremum, shared equally where several elements attain it."""
     x, z = res
     here = lax.convert_element_type(lax.eq(x, spread(z, x, axes)), ct.dtype)
@@ -35,7 +39,9 @@ def reduce_extremum_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: A
     return [lax.mul(here, spread(lax.div(ct, count), x, axes))]
 
 
-def reduce_prod_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: Any, **_: Any) -> list[Any]:
+def reduce_prod_bwd(
+    res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, axes: Sequence[int], **_: Any
+) -> list[Cotangent]:
     """z = Π x:  x̄ᵢ = z̄ (Π_{j<i} xⱼ) (Π_{j>i} xⱼ), so that zeros among the factors do no harm."""
     (x,) = res
     kept = [i for i in range(x.ndim) if i not in axes]
@@ -52,25 +58,27 @@ def reduce_prod_bwd(res: Any, ct: Any, perturbed: Sequence[bool], *, axes: Any, 
     return [lax.mul(others, spread(ct, x, axes))]
 
 
-def cumsum_back(ct: Any, x: Any, *, axis: int, reverse: bool) -> Any:
+def cumsum_back(ct: jax.Array, x: Aval, *, axis: int, reverse: bool) -> jax.Array:
     """zᵢ = Σ_{j≤i} xⱼ:  x̄ⱼ = Σ_{i≥j} z̄ᵢ, the cumulative sum the other way round."""
     return lax.cumsum(ct, axis=axis, reverse=not reverse)
 
 
-def cumulative(combine: Any) -> Any:
+def cumulative(
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[dict[str, Any]], Callable[[jax.Array], jax.Array]]:
     """A cumulative reduction as a tree of `combine`, each of which has its rule."""
 
-    def body(params: dict[str, Any]) -> Any:
+    def body(params: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
         return lambda x: lax.associative_scan(combine, x, axis=params["axis"], reverse=params["reverse"])
 
     return body
 
 
-def reduce_body(params: dict[str, Any]) -> Any:
+def reduce_body(params: dict[str, Any]) -> Callable[..., list[jax.Array]]:
     """A reduction by any function, as a tree of that function: halves are combined until one is left."""
     combine, axes = reducer(params), params["dimensions"]
 
-    def body(*operands: Any) -> list[Any]:
+    def body(*operands: jax.Array) -> list[jax.Array]:
         xs, inits = operands[: len(operands) // 2], operands[len(operands) // 2 :]
         kept = [i for i in range(xs[0].ndim) if i not in axes]
         n = math.prod(xs[0].shape[i] for i in axes)
@@ -90,7 +98,15 @@ def reduce_body(params: dict[str, Any]) -> Any:
     return body
 
 
-def window_padding(x: Any, ct: Any, window: Any, strides: Any, padding: Any, base: Any, spacing: Any) -> list[Any]:
+def window_padding(
+    x: jax.Array | Aval,
+    ct: jax.Array | Aval,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base: Sequence[int],
+    spacing: Sequence[int],
+) -> list[tuple[int, int]]:
     """The padding with which a window, slid over the output's cotangents, covers the input."""
     n = dilated(x.shape, base)
     k = dilated(window, spacing)
@@ -100,15 +116,15 @@ def window_padding(x: Any, ct: Any, window: Any, strides: Any, padding: Any, bas
 
 
 def reduce_window_sum_back(
-    ct: Any,
-    x: Any,
+    ct: jax.Array,
+    x: Aval,
     *,
-    window_dimensions: Any,
-    window_strides: Any,
-    padding: Any,
-    base_dilation: Any,
-    window_dilation: Any,
-) -> Any:
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> jax.Array:
     """z = the sums over windows of x:  x̄ sums z̄ over the windows that an element was in."""
     pads = window_padding(x, ct, window_dimensions, window_strides, padding, base_dilation, window_dilation)
     config = [(lo, hi, stride - 1) for (lo, hi), stride in zip(pads, window_strides, strict=True)]
@@ -123,20 +139,20 @@ def reduce_window_sum_back(
     )
 
 
-def pooling_bwd(better: Any) -> Any:
+def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
     """The backward rule of pooling by maximum or minimum; `better` is the comparison that picks the winner."""
 
     def reduce_window_extremum_bwd(
-        res: Any,
-        ct: Any,
+        res: PyTree,
+        ct: jax.Array,
         perturbed: Sequence[bool],
         *,
-        window_dimensions: Any,
-        window_strides: Any,
-        padding: Any,
-        base_dilation: Any,
-        window_dilation: Any,
-    ) -> list[Any]:
+        window_dimensions: Sequence[int],
+        window_strides: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        base_dilation: Sequence[int],
+        window_dilation: Sequence[int],
+    ) -> list[Cotangent]:
         """z = the maxima over windows of x:  each window's z̄ goes to its first winner, and an element sums them."""
         (x,) = res
         size = dict(window_dimensions=window_dimensions, window_strides=window_strides)
@@ -148,8 +164,14 @@ def pooling_bwd(better: Any) -> Any:
 
 
 def select_and_scatter_add_bwd(
-    res: Any, ct: Any, perturbed: Sequence[bool], *, select_prim: Any, padding: Any, **size: Any
-) -> list[Any]:
+    res: PyTree,
+    ct: jax.Array,
+    perturbed: Sequence[bool],
+    *,
+    select_prim: Primitive,
+    padding: Sequence[tuple[int, int]],
+    **size: Any,
+) -> list[Cotangent]:
     """z = x's sums over the windows that an element of y won:  x̄ = z̄ at the winner of each window. y gets nothing."""
     (y,) = res
     ones = (1,) * y.ndim
@@ -161,16 +183,16 @@ def select_and_scatter_add_bwd(
 
 
 def select_and_gather_add_bwd(
-    res: Any,
-    ct: Any,
+    res: PyTree,
+    ct: jax.Array,
     perturbed: Sequence[bool],
     *,
-    select_prim: Any,
-    padding: Any,
-    base_dilation: Any,
-    window_dilation: Any,
+    select_prim: Primitive,
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
     **size: Any,
-) -> list[Any]:
+) -> list[Cotangent]:
     """z = x at the winner of each window of y:  x̄ sums z̄ over the windows that an element won. y gets nothing."""
     (y,) = res
     if any(d != 1 for d in (*base_dilation, *window_dilation)):
@@ -178,11 +200,11 @@ def select_and_gather_add_bwd(
     return [primitives.select_and_scatter_add_p.bind(ct, y, select_prim=select_prim, padding=padding, **size), None]
 
 
-def keep_second(primals: Any, *_: Any) -> Any:
+def keep_second(primals: Sequence[jax.Array], *_: Any) -> PyTree:
     return (primals[1],)
 
 
-def windowed(eqn: Any) -> int:
+def windowed(eqn: JaxprEqn) -> int:
     """One operation for each number of each window."""
     return results(eqn) * math.prod(eqn.params["window_dimensions"])
 

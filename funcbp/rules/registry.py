@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
-from ..cotangents import Factored, Moves, Product, Zero, unbroadcast
+from ..cotangents import Cotangent, Factored, Moves, Product, Zero, unbroadcast
 from ..jaxpr import ACCESSES, authors_primitives, aval_of, current_source, public_names
+from ..jaxpr.types import Aval, Primitive, PyTree, Value
 from .contract import INPUTS, TYPES, Save
 from .kinds import AuthorsRule, BodyRule, ControlRule, LinearRule, NonDifferentiableRule, Rule, TangentRule, ZeroRule
+from .options import Options
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, UNKNOWN, Traits, describe
 
 __all__ = [
@@ -39,11 +42,13 @@ __all__ = [
     "rule",
 ]
 
-TABLE: dict[Any, Rule] = {}
+TABLE: dict[Primitive | Any, Rule] = {}
 
 
 def rule(
-    bwd: Callable[..., Sequence[Any]], fwd: Callable[..., tuple[Any, Any]] | None = None, save: Save | None = None
+    bwd: Callable[..., Sequence[Cotangent]],
+    fwd: Callable[..., tuple[Value, PyTree]] | None = None,
+    save: Save | None = None,
 ) -> Rule:
     """A rule of your own, for `Backward(rules={primitive: rule(...)})`.
 
@@ -68,7 +73,9 @@ def rule(
 # --- rules as values --------------------------------------------------------------------------------------------------
 
 
-def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwise") -> Rule:
+def elementwise_rule(
+    *partials: Callable[..., ArrayLike] | None, save: Save = INPUTS, name: str = "elementwise"
+) -> Rule:
     """Make a rule for an elementwise operation by its partial derivatives, x̄ᵢ = z̄ · ∂z/∂xᵢ, summed back if broadcast.
 
     Args:
@@ -84,7 +91,7 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
         Array(0.5, dtype=float32, weak_type=True)
     """
 
-    def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    def bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
         types, saved = res
         args = saved if isinstance(saved, tuple) else (saved,)
         return [
@@ -92,14 +99,14 @@ def elementwise_rule(*partials: Any, save: Save = INPUTS, name: str = "elementwi
             for partial, p, x in zip(partials, perturbed, types, strict=True)
         ]
 
-    def keep(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    def keep(primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
         return TYPES(primals, outs, perturbed, params), save(primals, outs, perturbed, params)
 
     bwd.__name__, keep.__name__ = f"{name}_bwd", getattr(save, "__name__", "save")
     return Rule(bwd, save=keep)
 
 
-def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
+def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
     """Make a rule for an operation linear in its first: `x̄ = transpose(z̄, type of x, **params)`. Keeps no numbers.
 
     Args:
@@ -114,7 +121,7 @@ def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: s
         Array([0. , 0.5], dtype=float32)
     """
 
-    def bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    def bwd(types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
         return [transpose(ct, types[0], **params), *(None for _ in types[1:])]
 
     bwd.__name__ = f"{name}_bwd"
@@ -122,7 +129,7 @@ def linear_rule(transpose: Callable[..., Any], moves: Moves = Moves.NOT, name: s
 
 
 def bilinear_rule(
-    left: Callable[..., Any], right: Callable[..., Any], factored: bool = True, name: str = "bilinear"
+    left: Callable[..., jax.Array], right: Callable[..., jax.Array], factored: bool = True, name: str = "bilinear"
 ) -> Rule:
     """Make a rule for an operation linear in each of two: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
@@ -141,11 +148,13 @@ def bilinear_rule(
         Array(1., dtype=float32)
     """
 
-    def other_operands(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+    def other_operands(
+        primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]
+    ) -> PyTree:
         x, y = primals
         return (x if perturbed[1] else jax.typeof(x), y if perturbed[0] else jax.typeof(y))
 
-    def bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    def bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
         x, y = res
         if not factored:
             return [
@@ -173,7 +182,7 @@ def bilinear_rule(
 # primitive (see `traits.py`); left out, it is what holds for its family, or what was said of it before.
 
 
-def enter(primitive: Any, rule: Rule, traits: Traits | None = None, family: Traits = UNKNOWN) -> None:
+def enter(primitive: Primitive | None, rule: Rule, traits: Traits | None = None, family: Traits = UNKNOWN) -> None:
     """Enter a rule of any kind in the table, and what is known of its primitive."""
     if primitive is not None:
         TABLE[primitive] = rule
@@ -181,11 +190,11 @@ def enter(primitive: Any, rule: Rule, traits: Traits | None = None, family: Trai
 
 
 def def_rule(
-    primitive: Any,
-    bwd: Callable[..., Sequence[Any]],
-    fwd: Any = None,
+    primitive: Primitive | None,
+    bwd: Callable[..., Sequence[Cotangent]],
+    fwd: Callable[..., tuple[Value, PyTree]] | None = None,
     save: Save | None = None,
-    factors: Any = None,
+    factors: Callable[..., Sequence[Cotangent]] | None = None,
     traits: Traits | None = None,
 ) -> None:
     """Enter a rule as a pair, see `contract.py`. Of its primitive nothing is assumed.
@@ -208,12 +217,12 @@ def def_rule(
 
 
 def def_control(
-    primitive: Any,
-    fwd: Callable[..., Any],
-    bwd: Callable[..., Any] | None,
-    instead: Any = None,
-    mark_inside: Any = None,
-    reaches: Any = None,
+    primitive: Primitive | None,
+    fwd: Callable[..., tuple[Value, PyTree, Sequence[bool]]],
+    bwd: Callable[..., Sequence[Cotangent]] | None,
+    instead: Callable[[Options, dict[str, Any]], Callable[..., PyTree] | None] | None = None,
+    mark_inside: Callable[[dict[str, Any], Sequence[bool]], tuple[Sequence[bool], dict[str, Any]]] | None = None,
+    reaches: Callable[..., Sequence[bool]] | None = None,
     message: Callable[[str], str] | None = None,
     traits: Traits | None = None,
 ) -> None:
@@ -235,7 +244,9 @@ def def_control(
     enter(primitive, rule, traits)
 
 
-def def_tangent(primitive: Any, tangent: Callable[..., Any], traits: Traits | None = None) -> None:
+def def_tangent(
+    primitive: Primitive | None, tangent: Callable[..., tuple[Value, Value]], traits: Traits | None = None
+) -> None:
     """Enter a rule written along a direction: `tangent(primals, tangents, **params) -> (outs, tangents of the outs)`.
 
     It is linear in the tangents (None for an unperturbed primal, and for an output without one); the backward pass
@@ -258,7 +269,7 @@ def def_tangent(primitive: Any, tangent: Callable[..., Any], traits: Traits | No
 
 
 def def_body(
-    primitive: Any, body: Callable[[dict[str, Any]], Callable[..., Any]], traits: Traits | None = None
+    primitive: Primitive | None, body: Callable[[dict[str, Any]], Callable[..., PyTree]], traits: Traits | None = None
 ) -> None:
     """Enter an operation that is differentiated as the program `body(params)`, which is run in its place.
 
@@ -278,7 +289,7 @@ def def_body(
     enter(primitive, BodyRule(body=body), traits)
 
 
-def def_zero(*primitives: Any, traits: Traits | None = None) -> None:
+def def_zero(*primitives: Primitive | None, traits: Traits | None = None) -> None:
     """Enter operations with a floating-point output whose derivative is zero almost everywhere, or defined as zero.
 
     Args:
@@ -294,7 +305,7 @@ def def_zero(*primitives: Any, traits: Traits | None = None) -> None:
         enter(p, ZeroRule(), traits)
 
 
-def def_nondiff(*primitives: Any, traits: Traits | None = None) -> None:
+def def_nondiff(*primitives: Primitive | None, traits: Traits | None = None) -> None:
     """Enter operations whose outputs are integers, booleans or keys: no cotangent exists.
 
     Args:
@@ -310,7 +321,12 @@ def def_nondiff(*primitives: Any, traits: Traits | None = None) -> None:
         enter(p, NonDifferentiableRule(), traits)
 
 
-def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS, traits: Traits | None = None) -> None:
+def def_elementwise(
+    primitive: Primitive | None,
+    *partials: Callable[..., ArrayLike] | None,
+    save: Save = INPUTS,
+    traits: Traits | None = None,
+) -> None:
     """Enter an elementwise operation by its partial derivatives. It is cheap and repeatable.
 
     Args:
@@ -331,7 +347,10 @@ def def_elementwise(primitive: Any, *partials: Any, save: Save = INPUTS, traits:
 
 
 def def_linear(
-    primitive: Any, transpose: Callable[..., Any], moves: Moves = Moves.NOT, traits: Traits | None = None
+    primitive: Primitive | None,
+    transpose: Callable[..., jax.Array],
+    moves: Moves = Moves.NOT,
+    traits: Traits | None = None,
 ) -> None:
     """Enter an operation linear in its first operand. It is repeatable, and cheap if it moves numbers.
 
@@ -354,9 +373,9 @@ def def_linear(
 
 
 def def_bilinear(
-    primitive: Any,
-    left: Callable[..., Any],
-    right: Callable[..., Any],
+    primitive: Primitive | None,
+    left: Callable[..., jax.Array],
+    right: Callable[..., jax.Array],
     factored: bool = True,
     traits: Traits | None = None,
 ) -> None:
@@ -381,10 +400,10 @@ def def_bilinear(
     )
 
 
-NAMED: dict[str, Callable[..., Any]] = {}
+NAMED: dict[str, Callable[..., jax.Array]] = {}
 
 
-def def_named(name: str, tangent: Callable[..., Any]) -> None:
+def def_named(name: str, tangent: Callable[..., jax.Array]) -> None:
     """Enter a rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
 
     Args:

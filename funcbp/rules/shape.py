@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
-from ..cotangents import Moves, Zero, instantiate
+from ..cotangents import Cotangent, Moves, Zero, instantiate
 from ..jaxpr import cotangent_sharding, primitive, primitives
+from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
 from .traits import STRUCTURAL, Traits, free
 
 
-def broadcast_back(ct: Any, x: Any, *, shape: Any, broadcast_dimensions: Any, sharding: Any = None) -> Any:
+def broadcast_back(
+    ct: jax.Array,
+    x: Aval,
+    *,
+    shape: Sequence[int],
+    broadcast_dimensions: Sequence[int],
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
     """z[..b..] = x[..1..]:  x̄ sums z̄ over the axes that x does not have, or has with size 1."""
     new = [i for i in range(len(shape)) if i not in broadcast_dimensions]
     grown = [d for d, n in zip(broadcast_dimensions, x.shape, strict=True) if n != shape[d]]
@@ -24,12 +33,21 @@ def broadcast_back(ct: Any, x: Any, *, shape: Any, broadcast_dimensions: Any, sh
     return lax.expand_dims(ct, kept)
 
 
-def broadcast_in_dim_bwd(types: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def broadcast_in_dim_bwd(
+    types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
     """As `broadcast_back`; any further operands are sizes."""
     return [broadcast_back(ct, types[0], **params), *(None for _ in types[1:])]
 
 
-def reshape_back(ct: Any, x: Any, *, new_sizes: Any, dimensions: Any, sharding: Any = None) -> Any:
+def reshape_back(
+    ct: jax.Array,
+    x: Aval,
+    *,
+    new_sizes: Sequence[int],
+    dimensions: Sequence[int] | None,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
     """z = x in another shape:  x̄ = z̄ in x's shape."""
     if dimensions is None:
         return lax.reshape(ct, x.shape, out_sharding=cotangent_sharding(x))
@@ -37,7 +55,9 @@ def reshape_back(ct: Any, x: Any, *, new_sizes: Any, dimensions: Any, sharding: 
     return lax.transpose(moved, np.argsort(dimensions))
 
 
-def slice_back(ct: Any, x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+def slice_back(
+    ct: jax.Array, x: Aval, *, start_indices: Sequence[int], limit_indices: Sequence[int], strides: Sequence[int] | None
+) -> jax.Array:
     """z = x[start:limit:stride]:  x̄ is z̄ in its places, zero elsewhere."""
     strides = strides or (1,) * len(x.shape)
     config = []
@@ -47,7 +67,9 @@ def slice_back(ct: Any, x: Any, *, start_indices: Any, limit_indices: Any, strid
     return lax.pad(ct, np.zeros((), ct.dtype), config)
 
 
-def split_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, sizes: Any, axis: int) -> list[Any]:
+def split_bwd(
+    types: Sequence[Aval], ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], *, sizes: Sequence[int], axis: int
+) -> list[Cotangent]:
     """z₁, z₂, … = the parts of x:  x̄ is their cotangents, joined."""
     (x,) = types
     parts = []
@@ -57,7 +79,9 @@ def split_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, sizes
     return [lax.concatenate(parts, axis)]
 
 
-def concatenate_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, dimension: int) -> list[Any]:
+def concatenate_bwd(
+    types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], *, dimension: int
+) -> Sequence[Cotangent]:
     """z = x₁, x₂, … joined:  each gets its part of z̄."""
     out, start = [], 0
     for x, p in zip(types, perturbed, strict=True):
@@ -67,7 +91,9 @@ def concatenate_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, dimension
     return out
 
 
-def pad_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, padding_config: Any) -> list[Any]:
+def pad_bwd(
+    types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], *, padding_config: Sequence[tuple[int, int, int]]
+) -> list[Cotangent]:
     """z = x with padding p around and between:  x̄ is z̄ where x went;  p̄ is the sum of the rest."""
     back = [(-low, -high, 0) for low, high, _ in padding_config]
     inner = lax.pad(ct, np.zeros((), ct.dtype), back)
@@ -77,23 +103,27 @@ def pad_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, padding_config: A
     return [x_bar if perturbed[0] else Zero, p_bar]
 
 
-def squeeze_back(ct: Any, x: Any, *, dimensions: Any) -> Any:
+def squeeze_back(ct: jax.Array, x: Aval, *, dimensions: Sequence[int]) -> jax.Array:
     """z = x without axes of size 1:  x̄ = z̄ with them."""
     return lax.reshape(ct, x.shape, out_sharding=cotangent_sharding(x))
 
 
-def tile_back(ct: Any, x: Any, *, reps: Any, **_: Any) -> Any:
+def tile_back(ct: jax.Array, x: Aval, *, reps: Sequence[int], **_: Any) -> jax.Array:
     """z = x repeated along its axes:  x̄ is the sum over the repetitions."""
     shape = [k for n, r in zip(x.shape, reps, strict=True) for k in (r, n)]
     return lax.reduce_sum(lax.reshape(ct, shape), range(0, 2 * len(x.shape), 2))
 
 
-def stack_bwd(types: Any, ct: Any, perturbed: Sequence[bool], *, axis: int, **_: Any) -> list[Any]:
+def stack_bwd(
+    types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], *, axis: int, **_: Any
+) -> list[Cotangent]:
     """z = x₁, x₂, … along a new axis:  each gets its slice of z̄."""
     return [lax.index_in_dim(ct, i, axis, keepdims=False) if p else Zero for i, p in enumerate(perturbed)]
 
 
-def unstack_bwd(types: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, axis: int, **_: Any) -> list[Any]:
+def unstack_bwd(
+    types: Sequence[Aval], ct: Sequence[Cotangent], perturbed: Sequence[bool], *, axis: int, **_: Any
+) -> list[Cotangent]:
     """z₁, z₂, … = the slices of x:  x̄ is their cotangents, stacked."""
     (x,) = types
     part = x.update(shape=tuple(n for i, n in enumerate(x.shape) if i != axis))

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 from jax import lax
 
-from ..cotangents import Zero
+from ..cotangents import Cotangent, Zero
 from ..jaxpr import primitives, zeros
+from ..jaxpr.types import Aval, PyTree
 from .registry import def_rule
 from .traits import DEAR, free
 
 
-def put_along(ct: Any, places: Any, axis: int, x: Any) -> Any:
+def put_along(ct: jax.Array, places: jax.Array, axis: int, x: Aval) -> jax.Array:
     """Zeros of x's type, with `ct` added at these places along an axis."""
     others = tuple(i for i in range(len(x.shape)) if i != axis)
     numbers = lax.ScatterDimensionNumbers(
@@ -30,7 +31,7 @@ def put_along(ct: Any, places: Any, axis: int, x: Any) -> Any:
     )
 
 
-def sort_fwd(*operands: Any, dimension: int, is_stable: bool, num_keys: int) -> tuple[Any, Any]:
+def sort_fwd(*operands: jax.Array, dimension: int, is_stable: bool, num_keys: int) -> tuple[list[jax.Array], PyTree]:
     """Sort a counter along with the operands: it comes out as the permutation."""
     shape = operands[0].shape
     counter = lax.broadcasted_iota("int32", shape, dimension)
@@ -38,7 +39,9 @@ def sort_fwd(*operands: Any, dimension: int, is_stable: bool, num_keys: int) -> 
     return outs, (places, tuple(jax.typeof(x) for x in operands))
 
 
-def sort_bwd(res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, dimension: int, **_: Any) -> list[Any]:
+def sort_bwd(
+    res: PyTree, ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], *, dimension: int, **_: Any
+) -> list[Cotangent]:
     """z = x in sorted order:  x̄ is z̄, each element back in its place. Keeps the permutation."""
     places, types = res
     return [
@@ -48,14 +51,16 @@ def sort_bwd(res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, dimensio
 
 
 def top_k_bwd(
-    res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, k: int, axis: int | None = None, **_: Any
-) -> list[Any]:
+    res: PyTree, ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], *, k: int, axis: int | None = None, **_: Any
+) -> list[Cotangent]:
     """z, i = the k largest of x and their places:  x̄ is z̄ at those places, zero elsewhere. Keeps the places."""
     x, places = res
     return [put_along(ct[0], places, x.ndim - 1 if axis is None else axis, x)]
 
 
-def keep_places(primals: Any, outs: Any, perturbed: Any, params: Any) -> Any:
+def keep_places(
+    primals: Sequence[jax.Array], outs: Sequence[jax.Array], perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     return jax.typeof(primals[0]), outs[1]
 
 
@@ -65,8 +70,8 @@ def_rule(primitives.top_k_p, top_k_bwd, save=keep_places, traits=SORTED)
 
 
 def approx_top_k_bwd(
-    res: Any, ct: Sequence[Any], perturbed: Sequence[bool], *, reduction_dimension: int, **_: Any
-) -> list[Any]:
+    res: PyTree, ct: Sequence[jax.Array | Any], perturbed: Sequence[bool], *, reduction_dimension: int, **_: Any
+) -> list[Cotangent]:
     """As `top_k_bwd`."""
     x, places = res
     return [put_along(ct[0], places, reduction_dimension % x.ndim, x)]

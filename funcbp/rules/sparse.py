@@ -10,14 +10,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from ..cotangents import Cotangent
 from ..jaxpr.sparse import dense_programs, spsolve_p
+from ..jaxpr.types import PyTree, Value
 from .registry import def_body, def_rule
 from .traits import DEAR
 
 
-def with_params(program: Callable[..., Any], params: dict[str, Any]) -> Callable[..., Any]:
+def with_params(program: Callable[..., Sequence[Value]], params: dict[str, Any]) -> Callable[..., Sequence[Value]]:
     """The program, as a function of the operands alone."""
     return functools.partial(program, **params)
 
@@ -26,12 +29,14 @@ for p, program in dense_programs().items():
     def_body(p, functools.partial(with_params, program), traits=DEAR)
 
 
-def spsolve_save(primals: Sequence[Any], x: Any, perturbed: Sequence[bool], params: dict[str, Any]) -> Any:
+def spsolve_save(
+    primals: Sequence[jax.Array], x: jax.Array, perturbed: Sequence[bool], params: dict[str, Any]
+) -> PyTree:
     data, indices, indptr, _ = primals
     return data, indices, indptr, (x if perturbed[0] else None)
 
 
-def spsolve_bwd(res: Any, ct: Any, perturbed: Sequence[bool], **params: Any) -> list[Any]:
+def spsolve_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **params: Any) -> list[Cotangent]:
     """A x = b:  b̄ = A⁻ᵀ x̄,  Ā = -b̄ x' where A has entries. Keeps x only where A is perturbed."""
     data, indices, indptr, x = res
     n = len(indptr) - 1

@@ -20,6 +20,7 @@ from jax import lax
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable, is_inexact
 from ..jaxpr import primitives as p
+from ..jaxpr.types import Primitive, Value
 from .contract import MissingRuleError
 from .kinds import BodyRule, CallRule, ControlRule, MissingRule, Operation, Recorder, SurrogateRule, ZeroRule
 from .registry import TABLE
@@ -30,9 +31,9 @@ __all__ = ["SpikeRecorder", "has_spike", "record_spikes"]
 class SpikeRecorder(Recorder, Protocol):
     """What is asked of the trace that records these operations. See `autodiff/recording.py`."""
 
-    def above(self) -> AbstractContextManager[Any]: ...
-    def index(self, x: Any) -> int | None: ...
-    def with_index(self, value: Any, index: int | None) -> Any: ...
+    def above(self) -> AbstractContextManager[object]: ...
+    def index(self, x: Value) -> int | None: ...
+    def with_index(self, value: Value, index: int | None) -> Value: ...
 
 
 def has_spike(operation: Operation) -> bool:
@@ -42,7 +43,7 @@ def has_spike(operation: Operation) -> bool:
 
 
 # what an operation on booleans is on numbers
-ON_NUMBERS: dict[Any, Callable[..., Any]] = {
+ON_NUMBERS: dict[Primitive | Any, Callable[..., Value]] = {
     p.not_p: lambda x: 1 - x,
     p.and_p: lax.mul,
     p.or_p: lambda x, y: x + y - x * y,
@@ -58,7 +59,7 @@ DATA = {
 }
 
 
-def record_spikes(recorder: SpikeRecorder, operation: Operation) -> Any:
+def record_spikes(recorder: SpikeRecorder, operation: Operation) -> Value:
     """The outputs of an operation that a boolean or an integer with a cotangent enters."""
     primitive, rule = operation.primitive, TABLE.get(operation.primitive)
     if isinstance(rule, (BodyRule, CallRule)):
@@ -85,7 +86,7 @@ def _spikes_among(operation: Operation, positions: Sequence[int]) -> bool:
     return any(operation.indices[k] is not None and not is_differentiable(types[k]) for k in positions)
 
 
-def _on_numbers(recorder: SpikeRecorder, operation: Operation) -> Any:
+def _on_numbers(recorder: SpikeRecorder, operation: Operation) -> Value:
     """Record the same on numbers; what comes out are the program's own values, with the numbers' indices."""
     primitive, params = operation.primitive, operation.params
     inexact = [x.dtype for x in operation.values if is_differentiable(jx.type_of(x))]
@@ -116,7 +117,7 @@ WAY_OUT = (
 )
 
 
-def _stopped(recorder: SpikeRecorder, operation: Operation) -> Any:
+def _stopped(recorder: SpikeRecorder, operation: Operation) -> Value:
     """An operation whose output has no cotangent: an error, if it turns out to be between an input and the output."""
     message = lambda where: f"The surrogate derivative of a spike does not go through {where}. {WAY_OUT}"
     outs = recorder.run(operation)
@@ -124,7 +125,7 @@ def _stopped(recorder: SpikeRecorder, operation: Operation) -> Any:
     return recorder.write(MissingRule(message=message), operation, outs, (), differentiable=[True] * count)
 
 
-def _entered(recorder: SpikeRecorder, operation: Operation, rule: ControlRule) -> Any:
+def _entered(recorder: SpikeRecorder, operation: Operation, rule: ControlRule) -> Value:
     """A loop, branch or region; a branch's index only chooses."""
     first = 1 if operation.primitive is p.cond_p else 0
     if not _spikes_among(operation, range(first, len(operation.values))):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..cotangents import Moves, is_differentiable
+from ..jaxpr import aval_of
+from ..jaxpr.types import Aval, JaxprEqn, Primitive
 
 __all__ = [
     "CALL",
@@ -61,18 +63,18 @@ class Digits(enum.Enum):
 # --- counts of floating-point operations ------------------------------------------------------------------------------
 
 
-def results(eqn: Any) -> int:
+def results(eqn: JaxprEqn) -> int:
     """One operation for each floating-point number that comes out."""
-    types = (v.aval for v in eqn.outvars if hasattr(v.aval, "dtype"))
+    types: Iterator[Aval] = (v.aval for v in eqn.outvars if hasattr(v.aval, "dtype"))
     return sum(math.prod(t.shape) for t in types if is_differentiable(t))
 
 
-def operand(eqn: Any, i: int = 0) -> int:
+def operand(eqn: JaxprEqn, i: int = 0) -> int:
     """One operation for each number of operand i that is combined into a floating-point result."""
-    return math.prod(eqn.invars[i].aval.shape) if results(eqn) else 0
+    return math.prod(aval_of(eqn.invars[i].aval).shape) if results(eqn) else 0
 
 
-def free(eqn: Any) -> int:
+def free(eqn: JaxprEqn) -> int:
     """No operation: numbers are moved, chosen, compared or drawn."""
     return 0
 
@@ -113,7 +115,7 @@ class Traits:
 
     cheap: bool = False
     repeatable: bool = False
-    flops: Callable[[Any], int] | None = None
+    flops: Callable[[JaxprEqn], int] | None = None
     contracts: bool = False
     passes: int = 1
     inside: Callable[[dict[str, Any], Sequence[float]], float] = lambda params, costs: sum(costs)
@@ -140,10 +142,10 @@ CONTRACTION = DEAR.but(contracts=True)
 CALL = Traits(cheap=True, repeatable=True)  # if all that is inside is
 
 UNKNOWN = Traits()
-TRAITS: dict[Any, Traits] = {}  # by primitive, and by its name
+TRAITS: dict[Primitive | str | None, Traits] = {}  # by primitive, and by its name
 
 
-def describe(primitive: Any, traits: Traits | None, family: Traits) -> None:
+def describe(primitive: Primitive, traits: Traits | None, family: Traits) -> None:
     """Enter the traits of a primitive; left out, those of its family, unless others are known: they outlast a rule."""
     for key in (primitive, primitive.name):
         if traits is not None:
@@ -152,7 +154,7 @@ def describe(primitive: Any, traits: Traits | None, family: Traits) -> None:
             TRAITS.setdefault(key, family)
 
 
-def def_traits(traits: Traits, *primitives: Any) -> None:
+def def_traits(traits: Traits, *primitives: Primitive | None) -> None:
     """Say what is known of primitives that have no rule.
 
     Args:
@@ -171,7 +173,7 @@ def def_traits(traits: Traits, *primitives: Any) -> None:
             describe(p, traits, traits)
 
 
-def traits_of(primitive: Any) -> Traits:
+def traits_of(primitive: Primitive | str | None) -> Traits:
     """Return what is known of a primitive. Of an unknown one nothing is assumed.
 
     Args:

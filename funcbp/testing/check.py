@@ -16,6 +16,8 @@ import numpy as np
 from ..autodiff.arguments import numbers_of
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
+from ..jaxpr import Program
+from ..jaxpr.types import PyTree, Value
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
 from .judge import Judgement, judge_leaf
@@ -30,18 +32,18 @@ TOLERANCE = 20.0
 
 
 def check(
-    f: Callable[..., Any],
-    *args: Any,
+    f: Callable[..., PyTree],
+    *args: PyTree,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
     backward: Backward | None = None,
-    vjp: Callable[..., Any] | None = None,
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]] | None = None,
     order: int = 1,
     samples: int = 2,
     seed: int = 0,
     tolerance: float = TOLERANCE,
     complex_step: bool = False,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Report:
     """Check a derivative, leaf by leaf, in float64 whatever the inputs.
 
@@ -100,7 +102,7 @@ def _check(
     subject: Subject,
     order: int,
     samples: int,
-    vjp: Callable[..., Any],
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
     seed: int,
     tolerance: float,
     complex_step: bool,
@@ -152,7 +154,7 @@ def _check(
     return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
 
 
-def assert_gradients(f: Callable[..., Any], *args: Any, **options: Any) -> Report:
+def assert_gradients(f: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:
     """Raise an AssertionError with the table of `check` if a derivative is wrong.
 
     Args:
@@ -198,7 +200,9 @@ def borrowed_rules() -> Iterator[list[str]]:
             said.append(str(w.message))
 
 
-def derivative_of(backward: Backward | None, vjp: Callable[..., Any] | None) -> Callable[..., Any]:
+def derivative_of(
+    backward: Backward | None, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]] | None
+) -> Callable[..., tuple[PyTree, Callable[..., PyTree]]]:
     """The reverse mode under test, called as `jax.vjp` is."""
     if backward is not None and vjp is not None:
         raise TypeError("check takes backward=, a funcbp.Backward, or vjp=, anybody's reverse mode: one of the two.")
@@ -206,7 +210,12 @@ def derivative_of(backward: Backward | None, vjp: Callable[..., Any] | None) -> 
 
 
 def _checked_arguments(
-    f: Any, args: tuple[Any, ...], argnums: int | Sequence[int] | None, order: int, samples: int, tolerance: float
+    f: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    argnums: int | Sequence[int] | None,
+    order: int,
+    samples: int,
+    tolerance: float,
 ) -> list[int]:
     if not callable(f):
         raise TypeError(f"check needs a function to differentiate, and got {f!r} of type {type(f).__name__}.")
@@ -224,7 +233,7 @@ def _checked_arguments(
     return [i for i, x in enumerate(args) if has_floats(x)] if argnums is None else numbers_of(f, argnums, len(args))
 
 
-def _takes_none(f: Callable[..., Any]) -> bool:
+def _takes_none(f: Callable[..., PyTree]) -> bool:
     """Tell whether a function can be called without positional arguments, as far as is known."""
     try:
         parameters = inspect.signature(f).parameters.values()
@@ -233,11 +242,13 @@ def _takes_none(f: Callable[..., Any]) -> bool:
     return not any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def _native(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> list[Any]:
+def _native(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], ct: np.ndarray) -> list[Value]:
     return consistency.native_cotangents(subject, vjp, subject.values, ct)[1]
 
 
-def _consistency(subject: Subject, vjp: Callable[..., Any], ct: np.ndarray) -> tuple[list[Finding], list[Any] | None]:
+def _consistency(
+    subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], ct: np.ndarray
+) -> tuple[list[Finding], list[Value] | None]:
     program = program_of(subject)
     precision = 0.0 if program is None else casts(program)[1]
     try:
@@ -255,7 +266,7 @@ def _blank(subject: Subject, i: int, verdict: str, note: str = "") -> LeafReport
 # --- the float64 reference --------------------------------------------------------------------------------------------
 
 
-def _widen(subject: Subject, notes: list[str]) -> tuple[Subject, Any]:
+def _widen(subject: Subject, notes: list[str]) -> tuple[Subject, Program | None]:
     """The subject in float64, or as it is where it cannot be run so; and its program."""
     try:
         wide = subject.wide()
@@ -270,7 +281,7 @@ def _widen(subject: Subject, notes: list[str]) -> tuple[Subject, Any]:
     return wide, program_of(wide)
 
 
-def _precision(wide: Subject, program: Any, notes: list[str]) -> float:
+def _precision(wide: Subject, program: Program | None, notes: list[str]) -> float:
     """The precision the function computes in, with a note for each cast that makes it less than the inputs'."""
     types = [*wide.inputs.types, *wide.outputs.types]
     resolution = max((float(jnp.finfo(t.dtype).eps) for t in types), default=0.0)
@@ -309,7 +320,7 @@ def _leaf_report(subject: Subject, i: int, j: Judgement, w: Witnesses, order: in
 
 
 def _with_own_error(
-    leaf: LeafReport, i: int, w: Witnesses, subject: Subject, eager: list[Any], jax_cts: list[Any] | None
+    leaf: LeafReport, i: int, w: Witnesses, subject: Subject, eager: list[Value], jax_cts: list[Value] | None
 ) -> LeafReport:
     """Our error and JAX's in the leaf's own dtype, against the float64 cotangent, side by side."""
     t, where = subject.inputs.types[i], subject.float_ids[i]
@@ -332,8 +343,8 @@ def _with_own_error(
 def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafReport]:
     """The gradient as a function of the same arguments, checked like any other."""
 
-    def gradient(by: Callable[..., Any]) -> Subject:
-        def cotangents(*args: Any, **kwargs: Any) -> list[Any]:
+    def gradient(by: Callable[..., tuple[PyTree, Callable[..., PyTree]]]) -> Subject:
+        def cotangents(*args: PyTree, **kwargs: PyTree) -> list[Value]:
             values = wide.values_of(tuple(args[i] for i in wide.argnums))
             _, pullback = wide.pull(by, values)
             full = pullback(wide.outputs.arrays(jnp.asarray(ct, wide.outputs.dtype), conjugate=True))

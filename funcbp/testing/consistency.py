@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from ..cotangents import is_differentiable
+from ..jaxpr.types import PyTree, Value
 from .numerical import compiled
 from .report import Finding
 from .subject import Subject, first_line
@@ -22,14 +24,14 @@ Cotangents = list[Any]
 
 
 def native_cotangents(
-    subject: Subject, vjp: Callable[..., Any], values: Sequence[Any], ct: np.ndarray
+    subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], values: Sequence[Value], ct: np.ndarray
 ) -> tuple[Cotangents, Cotangents]:
     """Outputs and cotangents of all arrays in their own dtypes, for one cotangent given by its coordinates."""
     outs, pullback = subject.pull(vjp, values)
     return outs, pullback(subject.outputs.arrays(jnp.asarray(ct, subject.outputs.dtype), conjugate=True))
 
 
-def in_ulps(got: Any, wanted: Any, dtype: Any) -> float:
+def in_ulps(got: ArrayLike, wanted: ArrayLike, dtype: DTypeLike) -> float:
     """The largest difference, in units in the last place of the largest element that is wanted."""
     got, wanted = (np.asarray(a).astype(np.complex128) for a in (got, wanted))
     finite = np.isfinite(wanted)
@@ -77,7 +79,7 @@ def _compared(
 
 
 def self_agreement(
-    subject: Subject, vjp: Callable[..., Any], ct: np.ndarray, precision: float = 0.0
+    subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], ct: np.ndarray, precision: float = 0.0
 ) -> tuple[list[Finding], Cotangents, Cotangents]:
     """The derivative run in several ways, in the inputs' own dtypes.
 

@@ -54,14 +54,16 @@ class Slopes(NamedTuple):
         return Slopes(*(a[index] for a in self))
 
 
-def power_of_two(x: Any) -> np.ndarray:
+def power_of_two(x: float | np.ndarray) -> np.ndarray:
     """The power of two nearest to |x| on a logarithmic scale, and 1 for 0, infinities and nan."""
     x = np.abs(np.asarray(x, np.float64))
     usable = np.isfinite(x) & (x > 0)
     return np.where(usable, 2.0 ** np.round(np.log2(np.where(usable, x, 1.0))), 1.0)
 
 
-def slopes(minus: Any, middle: Any, plus: Any, steps: Any, resolution: Any) -> Slopes:
+def slopes(
+    minus: np.ndarray, middle: np.ndarray, plus: np.ndarray, steps: np.ndarray, resolution: np.ndarray
+) -> Slopes:
     """The slope of a function at 0 from its values around 0, extrapolated to step 0, with an error estimate.
 
     From D[l], the difference quotient with step h / 2^l, whose error has the powers p, 2p, ... of the step (p = 2 for
@@ -120,7 +122,7 @@ class Evaluator:
         step: the largest step, relative to the scale of what is moved.
     """
 
-    def __init__(self, f: Callable[[Any], Any], point: np.ndarray, resolution: float, step: float = STEP):
+    def __init__(self, f: Callable[[jax.Array], jax.Array], point: np.ndarray, resolution: float, step: float = STEP):
         self.f, self.point, self.resolution, self.step = f, np.asarray(point), resolution, step
         self.middle = np.asarray(f(jnp.asarray(self.point)), np.float64)
         self.looping = False

@@ -18,6 +18,7 @@ import numpy as np
 from .. import jaxpr as jx
 from ..autodiff.observe import Equation, observe
 from ..cotangents import float0_zeros, is_differentiable
+from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, PyTree, Value
 from .numerical import Evaluator
 from .subject import Subject, first_line
 
@@ -28,10 +29,10 @@ PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 FIRST_STEPS = 16  # of a loop, in each of which a derivative is looked at
 
 
-def program_of(subject: Subject) -> Any:
+def program_of(subject: Subject) -> jx.Program | None:
     """The program that the function traces to, or None where it cannot be traced."""
 
-    def floats_to_floats(*floats: Any) -> list[Any]:
+    def floats_to_floats(*floats: Value) -> list[Value]:
         outs, _ = subject.outputs_of(subject.chosen(subject.with_floats(floats)))
         return [jnp.asarray(outs[i]) for i in subject.out_float_ids]
 
@@ -47,12 +48,12 @@ def _line(source: Any) -> str:
     return line if jx.nearness(source) is jx.Nearness.USER or not line.startswith(PACKAGE) else ""
 
 
-def equations(program: Any) -> Iterator[Any]:
+def equations(program: jx.Program | AnyJaxpr) -> Iterator[JaxprEqn]:
     """All equations of a program and of those inside it."""
     return (o.eqn for o in jx.equations(program))
 
 
-def casts(program: Any) -> tuple[list[str], float]:
+def casts(program: jx.Program | AnyJaxpr) -> tuple[list[str], float]:
     """Where a program leaves double precision, as sentences, and the precision it computes in at worst.
 
     Args:
@@ -63,7 +64,7 @@ def casts(program: Any) -> tuple[list[str], float]:
     for eqn in equations(program):
         if eqn.primitive.name not in ("convert_element_type", "reduce_precision"):
             continue
-        before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+        before, after = jx.aval_of(eqn.invars[0].aval), jx.aval_of(eqn.outvars[0].aval)
         if jx.is_literal(eqn.invars[0]) or not is_differentiable(before):
             continue
         if eqn.primitive.name == "reduce_precision":
@@ -82,13 +83,13 @@ def casts(program: Any) -> tuple[list[str], float]:
     return list(places), resolution
 
 
-def stops_gradients(program: Any) -> list[str]:
+def stops_gradients(program: jx.Program | AnyJaxpr) -> list[str]:
     """The lines that call `stop_gradient`."""
     found = (eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient")
     return list(dict.fromkeys(_line(eqn.source_info) for eqn in found))
 
 
-def draws_implicitly(program: Any) -> bool:
+def draws_implicitly(program: jx.Program | AnyJaxpr) -> bool:
     """Whether it draws numbers whose derivative is that of their distribution, not of how they were drawn."""
     return any(eqn.primitive.name == "random_gamma" for eqn in equations(program))
 
@@ -102,13 +103,13 @@ class Frozen:
     Its slope is what a derivative that honours `stop_gradient` must give. Those inside loops and branches move on.
     """
 
-    def __init__(self, program: Any, subject: Subject):
+    def __init__(self, program: jx.Program, subject: Subject):
         self.program, self.subject = program, subject
-        self.stopped: list[Any] = []
+        self.stopped: list[Value] = []
         floats = subject.inputs.arrays(jnp.asarray(subject.point))
         jx.run(program, floats, _Remembering(self.stopped))
 
-    def __call__(self, z: Any) -> jax.Array:
+    def __call__(self, z: jax.Array) -> jax.Array:
         outs = jx.run(self.program, self.subject.inputs.arrays(z), _Recalling(self.stopped))
         return self.subject.outputs.vector(outs)
 
@@ -118,10 +119,10 @@ class _Remembering(jx.Visitor):
 
     enters = jx.CALLS
 
-    def __init__(self, stopped: list[Any]):
+    def __init__(self, stopped: list[Value]):
         self.stopped = stopped
 
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
         outs = jx.bind_eqn(eqn, args)
         if eqn.primitive.name == "stop_gradient":
             self.stopped.append(outs)
@@ -133,17 +134,17 @@ class _Recalling(jx.Visitor):
 
     enters = jx.CALLS
 
-    def __init__(self, stopped: list[Any]):
+    def __init__(self, stopped: list[Value]):
         self.stopped = iter(stopped)
 
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
         return next(self.stopped) if eqn.primitive.name == "stop_gradient" else jx.bind_eqn(eqn, args)
 
 
 # --- whose rule is wrong ----------------------------------------------------------------------------------------------
 
 
-def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
+def blame(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], seed: int = 0) -> str:
     """The equation whose own derivative is wrong: the first that the backward pass meets.
 
     The function runs once more on its values, so one that branches on them in Python is no different. Each equation
@@ -170,7 +171,7 @@ def blame(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
 
 
-def spoiler(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
+def spoiler(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], seed: int = 0) -> str:
     """The equation whose own derivative is not finite where that of what it computes is; "" if there is none.
 
     It tells a rule that returns nan from a function that has no finite derivative, or none that rules can find.
@@ -182,7 +183,7 @@ def spoiler(subject: Subject, vjp: Callable[..., Any], seed: int = 0) -> str:
     return ""
 
 
-def _function(subject: Subject) -> Callable[..., Any]:
+def _function(subject: Subject) -> Callable[..., Value]:
     return lambda *floats: subject.outputs_of(subject.chosen(subject.with_floats(floats)))[0]
 
 
@@ -195,7 +196,12 @@ class _Search:
         untold: the equations of which it cannot be told, and loops of which not every step was looked at.
     """
 
-    def __init__(self, vjp: Callable[..., Any], rng: Any, counts: Callable[[float], Any] = lambda error: True):
+    def __init__(
+        self,
+        vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
+        rng: np.random.Generator,
+        counts: Callable[[float], bool] = lambda error: True,
+    ):
         self.vjp, self.rng, self.counts = vjp, rng, counts
         self.untold: dict[str, None] = {}
 
@@ -224,7 +230,7 @@ class _Search:
 HIDDEN = jx.Kind.MAPPED | jx.Kind.OTHER  # are not gone into
 
 
-def _has_own_rules(programs: Sequence[Any]) -> bool:
+def _has_own_rules(programs: Sequence[AnyJaxpr]) -> bool:
     around = (call.inside.kind for p in programs for o in jx.equations(p) for call in o.around)
     return jx.Kind.CUSTOM in around
 
@@ -232,7 +238,7 @@ def _has_own_rules(programs: Sequence[Any]) -> bool:
 class _Value(NamedTuple):
     """A value, and whether it depends on what is differentiated."""
 
-    value: Any
+    value: Value
     perturbed: bool = False
 
 
@@ -260,14 +266,14 @@ class _Steps(jx.Visitor):
             jx.run(program, [_Value(x, p) for x, p in pairs], steps)
         return steps
 
-    def opens(self, eqn: Any) -> jx.Inside | None:
+    def opens(self, eqn: JaxprEqn) -> jx.Inside | None:
         inside = jx.inside_of(eqn)
         if inside.kind & jx.CONTROL and not self._entered:
             self._entered = True
             return inside
         return inside if inside.kind & (jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT) else None
 
-    def equation(self, eqn: Any, args: list[_Value]) -> list[_Value]:
+    def equation(self, eqn: JaxprEqn, args: list[_Value]) -> list[_Value]:
         values, perturbed = tuple(a.value for a in args), tuple(a.perturbed for a in args)
         outs = jx.bind_eqn(eqn, values)
         moves = any(perturbed) and eqn.primitive.name != "stop_gradient"
@@ -282,20 +288,22 @@ class _Steps(jx.Visitor):
                 self.left_out = True
         return [_Value(y, moves and is_differentiable(y)) for y in outs]
 
-    def constant(self, x: Any) -> _Value:
+    def constant(self, x: Value) -> _Value:
         return _Value(x)
 
-    def number(self, x: _Value) -> Any:
+    def number(self, x: _Value) -> Value:
         return x.value
 
     def row(self, x: _Value, i: int) -> _Value:
         return _Value(x.value[i], x.perturbed)
 
-    def stack(self, rows: Sequence[_Value], aval: Any) -> _Value:
+    def stack(self, rows: Sequence[_Value], aval: Aval) -> _Value:
         return _Value(super().stack([x.value for x in rows], aval), any(x.perturbed for x in rows))
 
 
-def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | None:
+def _wrong_by(
+    equation: Equation, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], rng: np.random.Generator
+) -> float | None:
     """How wrong the derivative of an equation is, as a part of its largest element; None if that cannot be told.
 
     It is nan where the derivative is not finite and should be.
@@ -307,8 +315,8 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
     if not ids or not any(map(is_differentiable, apply(*inputs))):
         return 0.0
 
-    def of(f: Callable[..., Any]) -> Callable[..., Any]:
-        def moved(*xs: Any) -> list[Any]:
+    def of(f: Callable[..., Sequence[Value]]) -> Callable[..., Sequence[Value]]:
+        def moved(*xs: Value) -> list[Value]:
             full = list(inputs)
             for i, x in zip(ids, xs, strict=True):
                 full[i] = x
@@ -344,7 +352,12 @@ def _wrong_by(equation: Equation, vjp: Callable[..., Any], rng: Any) -> float | 
     return worst
 
 
-def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callable[..., Any], rng: Any) -> float | None:
+def _wrong_by_differences(
+    f: Callable[..., Sequence[Value]],
+    primals: list[Value],
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
+    rng: np.random.Generator,
+) -> float | None:
     subject = Subject(f, primals, {}, range(len(primals)), False)
     ct = rng.standard_normal((1, subject.outputs.size))
     directions = np.zeros((len(primals), subject.inputs.size))
@@ -364,7 +377,7 @@ def _wrong_by_differences(f: Callable[..., Any], primals: list[Any], vjp: Callab
     return float(np.max(off[clear] / size[clear])) if clear.any() else 0.0
 
 
-def _random(y: Any, rng: Any) -> Any:
+def _random(y: Value, rng: np.random.Generator) -> Value:
     if not is_differentiable(y):
         return float0_zeros(y)
     draw = rng.standard_normal(y.shape)

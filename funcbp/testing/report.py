@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 from xml.etree import ElementTree
 
 __all__ = ["Finding", "LeafReport", "Report"]
@@ -96,7 +95,7 @@ class Report:
     seed: int = 0
     samples: int = 2
     mode: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -14,8 +14,10 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import as_value, numbers_of, without_aux
 from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
+from ..autodiff.tape import Tape
 from ..autodiff.transformations import Backward
 from ..cotangents import Zero, is_differentiable, materialize
+from ..jaxpr.types import Aval, Primitive, PyTree, Value
 from .check import check
 from .subject import first_line
 
@@ -34,8 +36,8 @@ class Claim(NamedTuple):
 
 
 def check_rule(
-    op_or_primitive: Any,
-    *args: Any,
+    op_or_primitive: Callable[..., PyTree] | Primitive,
+    *args: Value,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
     backward: Backward | None = None,
@@ -119,7 +121,7 @@ def check_rule(
 class _Rule:
     """One operation on given operands, recorded."""
 
-    def __init__(self, apply: Callable[..., Any], args: Sequence[Any], backward: Backward, chosen: Sequence[int]):
+    def __init__(self, apply: Callable[..., PyTree], args: Sequence[Value], backward: Backward, chosen: Sequence[int]):
         self.apply, self.backward = apply, backward.observing(inline_calls=True)  # the rule, and not a call around it
         self.args = [as_value(x) for x in args]
         self.floats = [i for i in sorted(chosen) if is_differentiable(self.args[i])]
@@ -128,24 +130,24 @@ class _Rule:
         self.differentiable = [is_differentiable(t) for t in self.out_types]
 
     @functools.cached_property
-    def outs(self) -> list[Any]:
+    def outs(self) -> list[Value]:
         return self.flat(*self.args)
 
     @functools.cached_property
-    def cts(self) -> list[Any]:
+    def cts(self) -> list[Value]:
         rng = np.random.default_rng(0)
         return [self.draw(rng, y) for y in self.outs]
 
     @functools.cached_property
-    def others(self) -> list[Any]:
+    def others(self) -> list[Value]:
         rng = np.random.default_rng(1)
         return [self.draw(rng, y) for y in self.outs]
 
-    def flat(self, *xs: Any) -> list[Any]:
+    def flat(self, *xs: Value) -> list[Value]:
         return jax.tree.leaves(self.apply(*xs))
 
     @staticmethod
-    def draw(rng: Any, y: Any) -> Any:
+    def draw(rng: np.random.Generator, y: Value) -> Value:
         if not is_differentiable(y):
             return Zero
         numbers = rng.standard_normal(np.shape(y))
@@ -153,24 +155,24 @@ class _Rule:
             numbers = numbers + 1j * rng.standard_normal(np.shape(y))
         return jnp.asarray(numbers, y.dtype)
 
-    def record(self, args: Sequence[Any], perturbed: Sequence[bool]) -> tuple[Any, list[Any], list[Any]]:
+    def record(self, args: Sequence[Value], perturbed: Sequence[bool]) -> tuple[Tape, list[Value], list[Value]]:
         tape, outs, kept, _ = record(lambda *xs: (self.flat(*xs), None), args, perturbed, self.backward.options)
         return tape, outs, kept
 
-    def back(self, args: Sequence[Any], cts: Sequence[Any], perturbed: Sequence[bool] | None = None) -> list[Any]:
+    def back(self, args: Sequence[Value], cts: Sequence[Value], perturbed: Sequence[bool] | None = None) -> list[Value]:
         """Cotangents of the floating-point operands that are perturbed; `Zero` where zero."""
         chosen = [i in self.floats for i in range(len(args))] if perturbed is None else list(perturbed)
         tape, _, kept = self.record(args, chosen)
         return [c for c, p in zip(self.backward_pass(tape, kept, cts), chosen, strict=True) if p]
 
-    def backward_pass(self, tape: Any, kept: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
+    def backward_pass(self, tape: Tape, kept: Sequence[Value], cts: Sequence[Value]) -> list[Value]:
         return [materialize(c) for c in backward_pass(BackwardState(self.backward.options), tape, kept, cts)]
 
     def only(self, i: int) -> list[bool]:
         return [j == i for j in range(len(self.args))]
 
 
-def _close(a: Any, b: Any, precision: float = PRECISION) -> bool:
+def _close(a: Value, b: Value, precision: float = PRECISION) -> bool:
     if (a is Zero) != (b is Zero):
         return not np.any(np.asarray(b if a is Zero else a))
     if a is Zero:
@@ -182,7 +184,7 @@ def _close(a: Any, b: Any, precision: float = PRECISION) -> bool:
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=coarse, atol=coarse * size, equal_nan=True))
 
 
-def _all_close(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def _all_close(a: Sequence[Value], b: Sequence[Value]) -> bool:
     return len(a) == len(b) and all(map(_close, a, b))
 
 
@@ -236,7 +238,7 @@ def _zero_in_zero_out(rule: _Rule) -> Claim:
     return _claim(text, True)
 
 
-def structural_claims(f: Callable[..., Any], args: Sequence[Any], backward: Backward | None = None) -> list[Claim]:
+def structural_claims(f: Callable[..., PyTree], args: Sequence[Value], backward: Backward | None = None) -> list[Claim]:
     """What can be read off the programs of the two passes of an operation, without running them.
 
     Args:
@@ -257,19 +259,19 @@ def structural_claims(f: Callable[..., Any], args: Sequence[Any], backward: Back
     return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
 
 
-def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
+def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[jx.Program, int, int]:
     """The backward pass as a program of (kept arrays, cotangents), how many arrays are kept, and their bytes."""
-    recorded: list[Any] = []
+    recorded: list[Tape] = []
 
-    def forward(*args: Any) -> list[Any]:
+    def forward(*args: Any) -> list[Value]:
         tape, _, kept = rule.record(args, perturbed)
         recorded[:] = [tape]
         return kept
 
-    kept = [v.aval for v in jx.trace(forward, rule.types).outvars]
+    kept: list[Aval] = [v.aval for v in jx.trace(forward, rule.types).outvars]
     (tape,) = recorded
 
-    def back(*xs: Any) -> list[Any]:
+    def back(*xs: Value) -> list[Value]:
         cts = iter(xs[len(kept) :])
         full = [next(cts) if d else Zero for d in rule.differentiable]
         out = rule.backward_pass(tape, xs[: len(kept)], full)
@@ -279,7 +281,7 @@ def _program(rule: _Rule, perturbed: Sequence[bool]) -> tuple[Any, int, int]:
     return jx.trace(back, [*kept, *cts]), len(kept), sum(t.size * t.dtype.itemsize for t in kept)
 
 
-def _size(program: Any) -> int:
+def _size(program: jx.Program) -> int:
     return len(program.eqns)
 
 
@@ -301,7 +303,7 @@ def _keeps_what_it_reads(rule: _Rule) -> Claim:
     for perturbed in [[i in rule.floats for i in range(len(rule.args))], *map(rule.only, rule.floats)]:
         program, count, size = _program(rule, perturbed)
         _, used = program.pruned()
-        which = [j for j in range(count) if not used[j] and program.invars[j].aval.size]
+        which = [j for j in range(count) if not used[j] and jx.aval_of(program.invars[j].aval).size]
         if which:
             return _claim(text, False, f"of {count} arrays kept ({size} bytes), number {which} is never read")
     return _claim(text, True, f"{size} bytes")
@@ -315,7 +317,7 @@ def _under_jit(rule: _Rule) -> Claim:
     return _claim(text, same, "jit(bwd) equals bwd" if same else "jit(bwd) differs from bwd")
 
 
-def _filled(cts: Sequence[Any], rule: _Rule) -> list[Any]:
+def _filled(cts: Sequence[Value], rule: _Rule) -> list[Value]:
     return [jnp.zeros_like(rule.args[i]) if c is Zero else c for i, c in zip(rule.floats, cts, strict=True)]
 
 
@@ -340,7 +342,7 @@ def _under_jvp(rule: _Rule) -> Claim:
     tangents = [rule.draw(rng, x) for x in primals]
     chosen = [j for j, y in enumerate(rule.outs) if is_differentiable(y)]
 
-    def of_floats(*xs: Any) -> list[Any]:
+    def of_floats(*xs: Value) -> list[Value]:
         full = list(rule.args)
         for i, x in zip(rule.floats, xs, strict=True):
             full[i] = x
@@ -391,7 +393,7 @@ def _special_values(rule: _Rule) -> Claim:
     return _claim(text, not different, "; ".join(different[:3]))
 
 
-def _floats(outs: Sequence[Any]) -> list[Any]:
+def _floats(outs: Sequence[Value]) -> list[Value]:
     return [y for y in outs if is_differentiable(y)]
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath, PyTreeDef
 
 from ..autodiff.arguments import divided
 from ..cotangents import float0_zeros, is_differentiable
+from ..jaxpr.types import Aval, PyTree, Value
 from .numerical import compiled
 
 CHUNK = 2**20  # numbers handled at a time
@@ -24,7 +26,7 @@ class StructureError(Exception):
     """The derivative under test did not return what a derivative returns; the message says what."""
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
     """Whether JAX can differentiate with respect to this: an array or a number, and no random key."""
     try:
         dtype = jax.typeof(x).dtype
@@ -33,7 +35,7 @@ def is_array(x: Any) -> bool:
     return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
 
 
-def widened(x: Any) -> Any:
+def widened(x: Value) -> Value:
     """The same numbers in float64 or complex128; what has no floating-point numbers stays as it is."""
     if not is_array(x) or not is_differentiable(jax.typeof(x)):
         return x
@@ -49,7 +51,7 @@ class Space:
     conjugate.
     """
 
-    def __init__(self, types: Sequence[Any]):
+    def __init__(self, types: Sequence[Aval]):
         self.types = list(types)
         self.complex = [bool(jax.dtypes.issubdtype(t.dtype, np.complexfloating)) for t in self.types]
         self.counts = [int(np.prod(t.shape)) for t in self.types]
@@ -59,7 +61,7 @@ class Space:
         wide = any(t.dtype.itemsize // (2 if c else 1) > 4 for t, c in zip(self.types, self.complex, strict=True))
         self.dtype = np.dtype(np.float64 if wide else np.float32)
 
-    def vector(self, arrays: Sequence[Any], conjugate: bool = False) -> jax.Array:
+    def vector(self, arrays: Sequence[Value], conjugate: bool = False) -> jax.Array:
         """The coordinates of these arrays."""
         parts = []
         for x, is_complex in zip(arrays, self.complex, strict=True):
@@ -71,7 +73,7 @@ class Space:
                 parts.append(-imaginary if conjugate else imaginary)
         return jnp.concatenate(parts) if parts else jnp.zeros(0, self.dtype)
 
-    def arrays(self, vector: Any, conjugate: bool = False) -> list[jax.Array]:
+    def arrays(self, vector: jax.Array, conjugate: bool = False) -> list[jax.Array]:
         """The arrays that have these coordinates."""
         out = []
         for t, where, n, is_complex in zip(self.types, self.slices, self.counts, self.complex, strict=True):
@@ -99,9 +101,9 @@ class Subject:
 
     def __init__(
         self,
-        f: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        f: Callable[..., PyTree],
+        args: Sequence[PyTree],
+        kwargs: dict[str, PyTree],
         argnums: Sequence[int],
         has_aux: bool,
         names: Sequence[str] | None = None,
@@ -125,7 +127,7 @@ class Subject:
         self.out_float_ids = [i for i, t in enumerate(self.out_types) if is_differentiable(t)]
         self.outputs = Space([self.out_types[i] for i in self.out_float_ids])
 
-    def _path(self, keys: tuple[Any, ...]) -> str:
+    def _path(self, keys: KeyPath) -> str:
         argument, inside = keys[0].idx, jax.tree_util.keystr(keys[1:], simple=True, separator="/")
         if inside and len(self.argnums) == 1:
             return inside
@@ -139,19 +141,19 @@ class Subject:
 
     # calling it
 
-    def chosen(self, values: Sequence[Any]) -> tuple[Any, ...]:
+    def chosen(self, values: Sequence[Value]) -> tuple[PyTree, ...]:
         """The chosen arguments with these arrays in them; what is no array is left out (None)."""
-        leaves: list[Any] = [None] * len(self._leaves)
+        leaves: list[Value] = [None] * len(self._leaves)
         for place, v in zip(self._places, values, strict=True):
             leaves[place] = v
         return jax.tree.unflatten(self.tree, leaves)
 
-    def values_of(self, chosen: tuple[Any, ...]) -> list[Any]:
+    def values_of(self, chosen: tuple[PyTree, ...]) -> list[Value]:
         """The arrays among the leaves of chosen arguments like these."""
         leaves = jax.tree.leaves(chosen)
         return [leaves[i] for i in self._places]
 
-    def function(self, *chosen: Any) -> Any:
+    def function(self, *chosen: PyTree) -> PyTree:
         """The function of the chosen arguments alone: what is handed to the derivative under test."""
         leaves = list(self._leaves)
         for place, v in zip(self._places, jax.tree.leaves(chosen), strict=True):
@@ -161,7 +163,7 @@ class Subject:
             args[i] = x
         return self.f(*args, **self.kwargs)
 
-    def outputs_of(self, chosen: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    def outputs_of(self, chosen: tuple[PyTree, ...]) -> tuple[list[Value], PyTreeDef]:
         out = self.function(*chosen)
         if self.has_aux:
             out = divided(self.f, out)[0]
@@ -177,21 +179,23 @@ class Subject:
                 ) from None
         return leaves, tree
 
-    def with_floats(self, floats: Sequence[Any]) -> list[Any]:
+    def with_floats(self, floats: Sequence[Value]) -> list[Value]:
         """All arrays, with these for the floating-point ones."""
         values = list(self.values)
         for i, x in zip(self.float_ids, floats, strict=True):
             values[i] = x
         return values
 
-    def in_coordinates(self, z: Any) -> jax.Array:
+    def in_coordinates(self, z: jax.Array) -> jax.Array:
         """The function from real coordinates to real coordinates."""
         outs, _ = self.outputs_of(self.chosen(self.with_floats(self.inputs.arrays(z))))
         return self.outputs.vector([outs[i] for i in self.out_float_ids])
 
     # differentiating it
 
-    def pull(self, vjp: Callable[..., Any], values: Sequence[Any]) -> tuple[list[Any], Callable[..., list[Any]]]:
+    def pull(
+        self, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], values: Sequence[Value]
+    ) -> tuple[list[Value], Callable[..., list[Value]]]:
         """By the derivative under test: the outputs, and from floating-point cotangents to those of the arrays.
 
         Raises:
@@ -207,7 +211,7 @@ class Subject:
         if structure != self.out_tree:
             raise StructureError(f"The value has the structure {structure}, and the function's {self.out_tree}.")
 
-        def pullback(cts: Sequence[Any]) -> list[Any]:
+        def pullback(cts: Sequence[Value]) -> list[Value]:
             full = [float0_zeros(t) for t in self.out_types]
             for i, c in zip(self.out_float_ids, cts, strict=True):
                 full[i] = c
@@ -220,17 +224,19 @@ class Subject:
 
         return outs, pullback
 
-    def rows(self, vjp: Callable[..., Any], cotangents: np.ndarray) -> tuple[np.ndarray, str]:
+    def rows(
+        self, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], cotangents: np.ndarray
+    ) -> tuple[np.ndarray, str]:
         """Cotangents of the inputs, in coordinates, for several of the outputs, `(k, m)` to `(k, n)`.
 
         Compiled and mapped over the cotangents if that can be done; also why not, if it cannot. Where the pullback
         cannot be mapped, only the first few are had.
         """
 
-        def back(z: Any, cts: Any, mapped: bool) -> jax.Array:
+        def back(z: jax.Array, cts: jax.Array, mapped: bool) -> jax.Array:
             _, pullback = self.pull(vjp, self.with_floats(self.inputs.arrays(z)))
 
-            def one(c: Any) -> jax.Array:
+            def one(c: jax.Array) -> jax.Array:
                 full = pullback(self.outputs.arrays(c, conjugate=True))
                 floats = [full[i] for i in self.float_ids]
                 for c, t in zip(floats, self.inputs.types, strict=True):
@@ -269,11 +275,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
-def name_of(f: Any) -> str:
+def name_of(f: object) -> str:
     return getattr(f, "__name__", None) or type(f).__name__
 
 
-def argument_names(f: Callable[..., Any], count: int) -> list[str]:
+def argument_names(f: Callable[..., PyTree], count: int) -> list[str]:
     """What the function calls its positional arguments."""
     names: list[str] = []
     try:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
+from ..jaxpr.types import PyTree, T
 from ..rules.cost import flops
 from .numerical import LEVELS, STEP, Evaluator, compiled
 from .programs import Frozen, draws_implicitly, stops_gradients
@@ -40,10 +41,10 @@ class Setting:
         notes: what there is to say, added to as it is found out.
     """
 
-    vjp: Callable[..., Any]
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]]
     samples: int
     tolerance: float
-    rng: Any
+    rng: np.random.Generator
     complex_step: bool
     resolution: float
     notes: list[str]
@@ -85,7 +86,7 @@ class Witnesses:
     coarse: bool
     tolerance: float
     full: bool
-    rng: Any
+    rng: np.random.Generator
 
     def project(self, values: np.ndarray, bound: bool) -> np.ndarray:
         """Cotangents acting on outputs, `(..., m)` to `(..., k)`; on absolute values, by their absolute values."""
@@ -97,7 +98,7 @@ class Witnesses:
 
 
 def gather(
-    subject: Subject, setting: Setting, random: np.ndarray, program: Any, jax_subject: Subject | None
+    subject: Subject, setting: Setting, random: np.ndarray, program: jx.Program | Any, jax_subject: Subject | None
 ) -> Witnesses:
     """Ask all witnesses about a function.
 
@@ -156,7 +157,7 @@ def gather(
     )
 
 
-def _work(program: Any, n: int, m: int) -> float:
+def _work(program: jx.Program | Any, n: int, m: int) -> float:
     """How many operations the whole Jacobian takes: along n coordinates at each step, and back from m outputs."""
     if program is None:
         return 0.0
@@ -165,12 +166,12 @@ def _work(program: Any, n: int, m: int) -> float:
     return passes * sum(weight(eqn) * flops(eqn) for eqn in program.eqns)
 
 
-def random_cotangents(rng: Any, samples: int, size: int) -> np.ndarray:
+def random_cotangents(rng: np.random.Generator, samples: int, size: int) -> np.ndarray:
     """Random multiples of 1/8 between 1/2 and 1, of both signs: exact in every dtype, and none of them small."""
     return rng.integers(4, 9, (samples, size)) / 8 * rng.choice([-1.0, 1.0], (samples, size))
 
 
-def or_none(compute: Callable[[], Any], notes: list[str], who: str) -> Any:
+def or_none(compute: Callable[[], T], notes: list[str], who: str) -> T | Any:
     """What this computes, or None with a note if that witness cannot be had."""
     try:
         return compute()
@@ -179,7 +180,7 @@ def or_none(compute: Callable[[], Any], notes: list[str], who: str) -> Any:
         return None
 
 
-def _dot_products(subject: Subject, random: np.ndarray, got: np.ndarray, rng: Any) -> list[float]:
+def _dot_products(subject: Subject, random: np.ndarray, got: np.ndarray, rng: np.random.Generator) -> list[float]:
     """For each leaf, how far ⟨ū, J v⟩ = ⟨Jᵀ ū, v⟩ is from holding, relative to the terms' length."""
     count = len(random)
     leaves = len(subject.inputs.types)
@@ -190,7 +191,7 @@ def _dot_products(subject: Subject, random: np.ndarray, got: np.ndarray, rng: An
         return [0.0] * leaves
     z = jnp.asarray(subject.point)
 
-    def forward(d: Any) -> jax.Array:
+    def forward(d: jax.Array) -> jax.Array:
         return jax.jvp(subject.in_coordinates, (z,), (d,))[1]
 
     flat = jnp.asarray(directions.reshape(-1, subject.inputs.size), subject.inputs.dtype)

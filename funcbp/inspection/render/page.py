@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...jaxpr.types import Value
 from ..outline import FACTOR, MARKS, Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 from ..statistics import Statistics
@@ -22,7 +23,7 @@ __all__ = ["document", "file_beside", "page", "script_with"]
 LARGEST_GRAPH = 40  # boxes; a larger one is no picture any more
 
 
-def page(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
+def page(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The page as a part of another one, such as a notebook: the two passes side by side, the graph if it is small.
 
     Where scripts do not run, the summary by scope is there as text.
@@ -30,14 +31,14 @@ def page(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     return _fragment(value, inputs, rows, "")
 
 
-def document(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
+def document(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The page as a file."""
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Both passes</title>'
     head += '<meta name="viewport" content="width=device-width,initial-scale=1">'
     return f"{head}<body style='margin:0'>{_fragment(value, inputs, rows, ' whole')}</body></html>"
 
 
-def _fragment(value: Any, inputs: Sequence[Row], rows: Sequence[Row], whole: str) -> str:
+def _fragment(value: Value, inputs: Sequence[Row], rows: Sequence[Row], whole: str) -> str:
     found = outline(inputs, rows)
     title = headline(value, inputs, rows, found)
     graph = ""
@@ -56,7 +57,7 @@ def file_beside(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def script_with(data: Any, name: str) -> str:
+def script_with(data: object, name: str) -> str:
     """The data, and the script beside this file that reads them. A number that is not finite is a string."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json">{text}</script><script>{file_beside(name)}</script>'
@@ -109,7 +110,7 @@ def _sizes(row: Row) -> dict[str, Any]:
     return {"value": _numbers(value, row.value), "cotangent": _numbers(cotangent, row.cotangent)}
 
 
-def _numbers(s: Statistics | None, x: Any) -> dict[str, Any] | None:
+def _numbers(s: Statistics | None, x: Value) -> dict[str, Any] | None:
     if s is None:
         return None
     shares = {"zero": s.zeros, "saturated": s.saturated, "not finite": s.nonfinite}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from ...jaxpr.types import Value
 from ..outline import Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 
@@ -19,7 +19,7 @@ COLUMNS = (("index", 7), ("operation", 22), ("type", 14), ("value", 9), ("cotang
 SHORT = re.compile(r"(b?)(float|int|uint|complex)(\d*)")
 
 
-def table(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
+def table(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     """The whole of it. A value and a cotangent are shown by their norms, of several outputs that of the first that has
     a derivative; behind the line stands what is to be said of them.
     """
@@ -29,7 +29,7 @@ def table(value: Any, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *(_line(r, whole) for r in (*inputs, *rows))])
 
 
-def headline(value: Any, inputs: Sequence[Row], rows: Sequence[Row], whole: Outline) -> str:
+def headline(value: Value, inputs: Sequence[Row], rows: Sequence[Row], whole: Outline) -> str:
     """How many equations there are, what they make, and how many are marked."""
     value = value[0] if isinstance(value, tuple) else value
     found = ", ".join(f"{count} {mark}" for mark, count in whole.counts([*inputs, *rows]).items())

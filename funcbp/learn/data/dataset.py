@@ -6,7 +6,9 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 
 class DataError(ValueError):
@@ -27,18 +29,18 @@ class Scaling(NamedTuple):
         (2.0, 5.0)
     """
 
-    shift: Any
-    scale: Any
+    shift: ArrayLike
+    scale: ArrayLike
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: np.ndarray | Any) -> np.ndarray | Any:
         return (x - self.shift) / self.scale
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: np.ndarray | Any) -> np.ndarray | Any:
         """The values before scaling."""
         return x * self.scale + self.shift
 
 
-def standardize(x_train: Any, together: bool = False) -> Scaling:
+def standardize(x_train: np.ndarray | jax.Array, together: bool = False) -> Scaling:
     """The scaling that gives the training part mean 0 and standard deviation 1; a constant column is only shifted.
 
     Args:

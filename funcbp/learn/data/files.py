@@ -73,7 +73,7 @@ def read(
     return read_table(path, seed, target=target, task=task, missing=missing, ignore=ignore)
 
 
-def refuse_options(what: str, options: Mapping[str, Any]) -> None:
+def refuse_options(what: str, options: Mapping[str, object]) -> None:
     """Refuse options that were given for data which has no use for them.
 
     Raises:

@@ -12,12 +12,17 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .dataset import DataError, Dataset, Input, split
 from .unfold import check_unfolded, unfolded
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pandas import DataFrame, Series
 
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "species", "survived", "outcome", "diagnosis")
 TASKS = ("classification", "regression")
@@ -43,7 +48,7 @@ class Table(NamedTuple):
         notes: what was noticed as it was read.
     """
 
-    frame: Any
+    frame: DataFrame
     named: bool
     where: Callable[[int], str]
     notes: tuple[str, ...]
@@ -199,7 +204,7 @@ def _pandas() -> Any:
         raise ImportError('Tables are read by pandas, which is not installed: pip install "funcbp[data]".') from error
 
 
-def _text_table(path: Path, content: bytes, pandas: Any) -> Table:
+def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
     text, encoding = _decoded(path, content)
     separator = _separator(text)
     lines, first, below = _scan(path, text, separator)
@@ -321,7 +326,7 @@ def _shown(name: str) -> str:
     return name if re.fullmatch(r"column \d+", name) else f"column {name!r}"
 
 
-def _column(path: Path, frame: Any, wanted: str | int) -> str:
+def _column(path: Path, frame: DataFrame, wanted: str | int) -> str:
     """The column of that name, in any case, or of that number, from 1."""
     names = list(frame.columns)
     text = str(wanted).strip()
@@ -333,7 +338,7 @@ def _column(path: Path, frame: Any, wanted: str | int) -> str:
     raise DataError(f"{path} has no column {wanted!r}. {_listed(frame)}")
 
 
-def _target(path: Path, frame: Any, target: str | int | None) -> str:
+def _target(path: Path, frame: DataFrame, target: str | int | None) -> str:
     if target is not None:
         return _column(path, frame, target)
     found = [name for name in frame.columns if name.lower() in TARGET_NAMES]
@@ -343,14 +348,14 @@ def _target(path: Path, frame: Any, target: str | int | None) -> str:
     raise DataError(f"Which column of {path} is to be learned? Say so by --target (target=): {why}. {_listed(frame)}")
 
 
-def _listed(frame: Any) -> str:
+def _listed(frame: DataFrame) -> str:
     """What the columns look like."""
     numbered = lambda i, name: name if name == _shown(name) else f"{i} {name!r}"
     shown = [f"{numbered(i, name)} ({_kind_of(frame[name])})" for i, name in enumerate(frame.columns, 1)]
     return f"The columns are {'; '.join(shown[:20])}{'; ...' * (len(shown) > 20)}."
 
 
-def _kind_of(column: Any) -> str:
+def _kind_of(column: Series) -> str:
     values = column.dropna()
     if not len(values):
         return "empty"
@@ -384,7 +389,7 @@ def _as_numbers(values: Any) -> np.ndarray | None:
         return None
 
 
-def _useless(column: Any, name: str) -> str:
+def _useless(column: Series, name: str) -> str:
     """Why a column is no input; empty if it is one."""
     if not column.notna().any():
         return "it is empty"
@@ -395,7 +400,9 @@ def _useless(column: Any, name: str) -> str:
     return ""
 
 
-def _without_missing(path: Path, table: Table, frame: Any, goal: str, missing: str | None) -> tuple[Any, list[str]]:
+def _without_missing(
+    path: Path, table: Table, frame: DataFrame, goal: str, missing: str | None
+) -> tuple[DataFrame, list[str]]:
     """The rows to learn from, and what was left out."""
     if missing not in (None, *MISSING):
         raise DataError(f"Missing values are left out with their rows (drop) or replaced (mean), and not {missing!r}.")
@@ -416,7 +423,7 @@ def _without_missing(path: Path, table: Table, frame: Any, goal: str, missing: s
     return frame[~lost], notes
 
 
-def _input(path: Path, table: Table, column: Any) -> Input:
+def _input(path: Path, table: Table, column: Series) -> Input:
     """How a column becomes inputs: a number, or a 0 or 1 for each of its values."""
     values = column.dropna()
     if _as_numbers(values) is not None:
@@ -442,7 +449,7 @@ def _input(path: Path, table: Table, column: Any) -> Input:
     return Input(str(column.name), tuple(words))
 
 
-def encode(path: Path, table: Table, frame: Any, inputs: Sequence[Input]) -> np.ndarray:
+def encode(path: Path, table: Table, frame: DataFrame, inputs: Sequence[Input]) -> np.ndarray:
     """The columns of a table as inputs, shape (rows, inputs), nan where a value is missing.
 
     Raises:
@@ -469,7 +476,7 @@ def encode(path: Path, table: Table, frame: Any, inputs: Sequence[Input]) -> np.
     return np.concatenate(parts, 1).astype(float)
 
 
-def _check_finite(path: Path, table: Table, column: Any, numbers: np.ndarray) -> None:
+def _check_finite(path: Path, table: Table, column: Series, numbers: np.ndarray) -> None:
     for i in np.flatnonzero(np.isinf(numbers)):
         raise DataError(
             f"{path}, {table.where(column.index[i])}, {_shown(str(column.name))}: {numbers[i]} is not a finite number; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,8 +20,8 @@ def convnet(
     channels: Sequence[int] = (16, 32),
     hidden: Sequence[int] = (64,),
     kernel_size: int = 3,
-    activation: Callable[..., Any] = ops.relu,
-    output: Callable[..., Any] = ops.identity,
+    activation: Callable[[jax.Array], jax.Array] = ops.relu,
+    output: Callable[[jax.Array], jax.Array] = ops.identity,
     initializer: Initializer = he_uniform,
 ) -> Net:
     """Convolutions that share their weights across the image, each followed by max pooling; then dense layers.
@@ -72,7 +71,7 @@ def convnet(
         )
     sizes = [height * width * channels[-1], *hidden, outputs]
 
-    def init(key: jax.Array, x: Any) -> Params:
+    def init(key: jax.Array, x: jax.Array | np.ndarray) -> Params:
         _batch_shape(image_shape, x.shape)
         key, *keys = jax.random.split(key, len(channels) + 1)
         shapes = zip((image_shape[2], *channels[:-1]), channels, strict=True)

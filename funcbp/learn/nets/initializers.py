@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Initializer = Callable[..., jax.Array]
 
@@ -41,11 +41,11 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     return window * shape[-2], window * shape[-1]
 
 
-def _within(key: jax.Array, shape: Sequence[int], dtype: Any, bound: float) -> jax.Array:
+def _within(key: jax.Array, shape: Sequence[int], dtype: DTypeLike, bound: float) -> jax.Array:
     return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
 
 
-def _normal(key: jax.Array, shape: Sequence[int], dtype: Any, deviation: float) -> jax.Array:
+def _normal(key: jax.Array, shape: Sequence[int], dtype: DTypeLike, deviation: float) -> jax.Array:
     return deviation * jax.random.normal(key, tuple(shape), dtype)
 
 
@@ -53,7 +53,7 @@ def _ratio(numerator: float, fan: int) -> float:
     return math.sqrt(numerator / max(fan, 1))
 
 
-def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Glorot's uniform weights, U(-a, a) with a = √(6 / (n_in + n_out)): for logistic and tanh units.
 
     Args:
@@ -76,7 +76,7 @@ def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float3
     return _within(key, shape, dtype, _ratio(6, sum(fans(shape))))
 
 
-def xavier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def xavier_normal(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Glorot's normal weights, of standard deviation √(2 / (n_in + n_out)): for logistic and tanh units.
 
     Args:
@@ -99,7 +99,7 @@ def xavier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
     return _normal(key, shape, dtype, _ratio(2, sum(fans(shape))))
 
 
-def he_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def he_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """He's uniform weights, U(-a, a) with a = √(6 / n_in): for rectifiers, which pass on half of their inputs.
 
     Args:
@@ -122,7 +122,7 @@ def he_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -
     return _within(key, shape, dtype, _ratio(6, fans(shape)[0]))
 
 
-def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def he_normal(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """He's normal weights, of standard deviation √(2 / n_in): for rectifiers, which pass on half of their inputs.
 
     Args:
@@ -145,7 +145,7 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
     return _normal(key, shape, dtype, _ratio(2, fans(shape)[0]))
 
 
-def lecun_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def lecun_uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """LeCun's uniform weights, U(-a, a) with a = √(3 / n_in): net inputs of variance 1 from inputs of variance 1.
 
     Args:
@@ -168,7 +168,7 @@ def lecun_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
     return _within(key, shape, dtype, _ratio(3, fans(shape)[0]))
 
 
-def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """LeCun's normal weights, of standard deviation √(1 / n_in): net inputs of variance 1 from inputs of variance 1.
 
     Args:
@@ -217,7 +217,7 @@ def uniform(low: float, high: float) -> Initializer:
     if not low < high:
         raise ValueError(f"uniform needs low < high, and got low={low} and high={high}.")
 
-    def initializer(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def initializer(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, tuple(shape), dtype, low, high)
 
     return initializer

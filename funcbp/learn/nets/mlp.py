@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+import numpy as np
 
 from .. import ops
 from .initializers import Initializer, xavier_uniform
@@ -14,8 +14,8 @@ from .net import Net, Params, apply_dense, check_sizes, dtype_like, init_dense
 
 def mlp(
     sizes: Sequence[int],
-    activation: Callable[..., Any] = ops.logistic,
-    output: Callable[..., Any] = ops.identity,
+    activation: Callable[[jax.Array], jax.Array] = ops.logistic,
+    output: Callable[[jax.Array], jax.Array] = ops.identity,
     initializer: Initializer = xavier_uniform,
     bias: bool = True,
 ) -> Net:
@@ -52,7 +52,7 @@ def mlp(
     sizes = list(sizes)
     check_sizes("mlp", sizes, 2)
 
-    def init(key: jax.Array, x: Any) -> Params:
+    def init(key: jax.Array, x: jax.Array | np.ndarray) -> Params:
         if not x.shape or x.shape[-1] != sizes[0]:
             raise ValueError(f"This network takes inputs of shape (batch..., {sizes[0]}), and got shape {x.shape}.")
         return init_dense(key, sizes, initializer, bias, dtype_like(x))
@@ -65,8 +65,8 @@ def mlp(
 
 def autoencoder(
     sizes: Sequence[int],
-    activation: Callable[..., Any] = ops.logistic,
-    output: Callable[..., Any] = ops.identity,
+    activation: Callable[[jax.Array], jax.Array] = ops.logistic,
+    output: Callable[[jax.Array], jax.Array] = ops.identity,
     initializer: Initializer = xavier_uniform,
     bias: bool = True,
 ) -> Net:

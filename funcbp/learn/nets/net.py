@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from ...autodiff.arguments import checked_arrays
+from ...jaxpr.types import PyTree
 from .. import ops
 from .initializers import Initializer
 
@@ -41,19 +44,21 @@ class Net(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
-def dtype_like(x: Any) -> Any:
+def dtype_like(x: jax.Array | np.ndarray) -> DTypeLike:
     """The dtype of the parameters of a network that takes inputs like `x`."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
 
 
-def init_layer(key: jax.Array, initializer: Initializer, shape: Sequence[int], bias: bool, dtype: Any) -> Any:
+def init_layer(
+    key: jax.Array, initializer: Initializer, shape: Sequence[int], bias: bool, dtype: DTypeLike
+) -> dict[str, jax.Array]:
     """A kernel drawn by the initialiser, and a bias of zeros for each output."""
     kernel = {"kernel": initializer(key, tuple(shape), dtype)}
     return {**kernel, "bias": jnp.zeros(shape[-1], dtype)} if bias else kernel
 
 
 def init_dense(
-    key: jax.Array, sizes: Sequence[int], initializer: Initializer, bias: bool, dtype: Any
+    key: jax.Array, sizes: Sequence[int], initializer: Initializer, bias: bool, dtype: DTypeLike
 ) -> dict[str, dict[str, jax.Array]]:
     """The parameters of a stack of dense layers, `dense_0` and so on."""
     keys = jax.random.split(key, len(sizes) - 1)
@@ -63,7 +68,11 @@ def init_dense(
 
 
 def apply_dense(
-    params: Params, x: jax.Array, layers: int, activation: Callable[..., Any], output: Callable[..., Any]
+    params: Params,
+    x: jax.Array,
+    layers: int,
+    activation: Callable[[jax.Array], jax.Array],
+    output: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """A stack of dense layers: net_l = y_{l-1} W_l + b_l, y_l = activation(net_l), and the last one with `output`."""
     for i in range(layers):
@@ -79,7 +88,7 @@ def check_sizes(name: str, sizes: Sequence[int], least: int) -> None:
         raise ValueError(f"{name} needs at least {least} sizes, positive whole numbers, and got {list(sizes)}.")
 
 
-def count(params: Any) -> int:
+def count(params: PyTree) -> int:
     """The number of parameters: the sizes of all leaves together.
 
     Args:

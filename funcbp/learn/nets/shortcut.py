@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import ops
 from .initializers import Initializer, xavier_uniform
@@ -16,8 +16,8 @@ from .net import Net, Params, check_sizes, dtype_like, init_layer
 
 def shortcut_mlp(
     sizes: Sequence[int],
-    activation: Callable[..., Any] = ops.logistic,
-    output: Callable[..., Any] = ops.identity,
+    activation: Callable[[jax.Array], jax.Array] = ops.logistic,
+    output: Callable[[jax.Array], jax.Array] = ops.identity,
     initializer: Initializer = xavier_uniform,
     bias: bool = True,
 ) -> Net:
@@ -52,7 +52,7 @@ def shortcut_mlp(
     sizes = list(sizes)
     check_sizes("shortcut_mlp", sizes, 2)
 
-    def init(key: jax.Array, x: Any) -> Params:
+    def init(key: jax.Array, x: jax.Array | np.ndarray) -> Params:
         if not x.shape or x.shape[-1] != sizes[0]:
             raise ValueError(f"This network takes inputs of shape (batch..., {sizes[0]}), and got shape {x.shape}.")
         keys = jax.random.split(key, len(sizes) - 1)

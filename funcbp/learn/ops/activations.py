@@ -21,18 +21,21 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import T
 from ...rules.elementwise import logistic_slope
 
 Array = jax.Array
 
 
-def identity(x: Any) -> Any:
+def identity(x: T) -> T:
     """The identity, y = x: the activation of a linear unit. Backward, x̄ = ȳ.
 
     Args:
@@ -53,7 +56,7 @@ def identity(x: Any) -> Any:
 
 
 @jax.custom_jvp
-def logistic(x: Any) -> Array:
+def logistic(x: ArrayLike) -> Array:
     """The logistic function, y = 1 / (1 + e^(-x)). Backward, x̄ = ȳ σ(x) σ(-x).
 
     Args:
@@ -82,7 +85,7 @@ logistic.defjvps(logistic_tangent)
 
 
 @jax.custom_jvp
-def tanh(x: Any) -> Array:
+def tanh(x: ArrayLike) -> Array:
     """The hyperbolic tangent, y = tanh x. Backward, x̄ = ȳ sech² x.
 
     Args:
@@ -111,7 +114,7 @@ tanh.defjvps(tanh_tangent)
 
 
 @jax.custom_jvp
-def relu(x: Any) -> Array:
+def relu(x: ArrayLike) -> Array:
     """The rectifier, y = max(x, 0). Backward, x̄ = ȳ where x > 0 and 0 elsewhere: it keeps one boolean per unit.
 
     The derivative at 0 is 0, as in `jax.nn.relu`.
@@ -143,7 +146,7 @@ relu.defjvps(relu_tangent)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def leaky_relu(x: Any, negative_slope: float = 0.01) -> Array:
+def leaky_relu(x: Array | Any, negative_slope: float = 0.01) -> Array:
     """The leaky rectifier, y = x for x ≥ 0 and s x for x < 0. Backward, x̄ = ȳ or s ȳ: it keeps one boolean per unit.
 
     The derivative at 0 is 1, as in `jax.nn.leaky_relu`.
@@ -168,14 +171,16 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Array:
 
 
 @leaky_relu.defjvp
-def leaky_relu_tangent(negative_slope: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def leaky_relu_tangent(
+    negative_slope: float, primals: Sequence[Array], tangents: Sequence[Array]
+) -> tuple[Array, Array]:
     """ẏ = ẋ where x ≥ 0, s ẋ elsewhere."""
     (x,), (dx,) = primals, tangents
     return leaky_relu(x, negative_slope), jnp.where(x >= 0, dx, negative_slope * dx)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def elu(x: Any, alpha: float = 1.0) -> Array:
+def elu(x: Array | Any, alpha: float = 1.0) -> Array:
     """The exponential linear unit, y = x for x > 0 and α (e^x - 1) otherwise. Backward, x̄ = ȳ or ȳ α e^x.
 
     The derivative at 0 is α.
@@ -201,14 +206,14 @@ def elu(x: Any, alpha: float = 1.0) -> Array:
 
 
 @elu.defjvp
-def elu_tangent(alpha: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def elu_tangent(alpha: float, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """ẏ = ẋ where x > 0, ẋ α e^x elsewhere, which from the output would be α + y and vanish where y is near -α."""
     (x,), (dx,) = primals, tangents
     return elu(x, alpha), dx * jnp.where(x > 0, 1, alpha * jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 @jax.custom_jvp
-def softplus(x: Any) -> Array:
+def softplus(x: ArrayLike) -> Array:
     """The smooth rectifier, y = log(1 + e^x). Backward, x̄ = ȳ logistic(x).
 
     Args:
@@ -238,7 +243,7 @@ softplus.defjvps(softplus_tangent)
 
 
 @jax.custom_jvp
-def swish(x: Any) -> Array:
+def swish(x: Array | Any) -> Array:
     """Swish, also called SiLU: y = x s with s = logistic(x). Backward, x̄ = ȳ s (1 + x (1 - s)).
 
     Args:
@@ -267,7 +272,7 @@ swish.defjvps(swish_tangent)
 
 
 @jax.custom_jvp
-def mish(x: Any) -> Array:
+def mish(x: Array | Any) -> Array:
     """Mish: y = x w with w = tanh(softplus(x)). Backward, x̄ = ȳ (w + x (1 - w²) logistic(x)).
 
     Args:
@@ -297,7 +302,7 @@ mish.defjvps(mish_tangent)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def gelu(x: Any, approximate: bool = True) -> Array:
+def gelu(x: Array | Any, approximate: bool = True) -> Array:
     """The Gaussian error linear unit, y = x Φ(x), with Φ the normal distribution function.
 
     Backward, x̄ = ȳ (Φ(x) + x φ(x)) with the normal density φ. With `approximate`, as in `jax.nn.gelu`, Φ(x) is replaced
@@ -322,18 +327,18 @@ def gelu(x: Any, approximate: bool = True) -> Array:
 
 
 @gelu.defjvp
-def gelu_tangent(approximate: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def gelu_tangent(approximate: bool, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """ẏ = ẋ (Φ(x) + x φ(x))."""
     (x,), (dx,) = primals, tangents
     return gelu(x, approximate), dx * (_normal_cdf(x, approximate) + x * _normal_density(x, approximate))
 
 
-def _normal_cdf(x: Any, approximate: bool) -> Array:
+def _normal_cdf(x: Array, approximate: bool) -> Array:
     """Φ(x); the approximation written so that 1 + tanh u does not vanish far to the left."""
     return logistic(_gelu_net_input(_near(x))) if approximate else 0.5 * lax.erfc(-math.sqrt(0.5) * x)
 
 
-def _normal_density(x: Any, approximate: bool) -> Array:
+def _normal_density(x: Array, approximate: bool) -> Array:
     x = _near(x)
     if approximate:
         return 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x) * logistic_slope(_gelu_net_input(x))
@@ -345,13 +350,13 @@ def _gelu_net_input(x: Array) -> Array:
     return 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
 
 
-def _near(x: Any) -> Array:
+def _near(x: Array) -> Array:
     """x within ±40: beyond, the density is 0 and Φ is 0 or 1 to the last bit, and the powers of x would overflow."""
     return jnp.clip(x, -40, 40)
 
 
 @jax.custom_jvp
-def gaussian(x: Any) -> Array:
+def gaussian(x: Array | Any) -> Array:
     """The Gaussian function, y = e^(-x²). Backward, x̄ = -2 x y ȳ.
 
     Args:
@@ -380,7 +385,7 @@ gaussian.defjvps(gaussian_tangent)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(x: Any, axis: int = -1) -> Array:
+def softmax(x: ArrayLike, axis: int = -1) -> Array:
     """Positive numbers that sum to 1, y_k = e^(x_k) / Σ_l e^(x_l).
 
     Backward, x̄_k = y_k (ȳ_k - Σ_l ȳ_l y_l): each unit is driven by how much better than average it does.
@@ -407,14 +412,14 @@ def softmax(x: Any, axis: int = -1) -> Array:
 
 
 @softmax.defjvp
-def softmax_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def softmax_tangent(axis: int, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """ẏ = y (ċ - Σ ċ y), with ċ how far ẋ is above the largest unit's. It is symmetric: x̄ = y (ȳ - Σ ȳ y)."""
     (x,), (dx,) = primals, tangents
     y, above = softmax(x, axis), above_largest(x, dx, axis)
     return y, y * (above - jnp.sum(above * y, axis, keepdims=True))
 
 
-def above_largest(x: Any, dx: Array, axis: int) -> Array:
+def above_largest(x: Array, dx: Array, axis: int) -> Array:
     """ẋ less the largest unit's: softmax does not see the shift, and nothing cancels after it where one y is near 1."""
     top = x == jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
     count = jnp.sum(top, axis, keepdims=True, dtype=dx.dtype)

@@ -7,14 +7,13 @@ The three sums of its backward pass are what the rules of a product and of a bro
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 
-def dense(x: Any, kernel: Any, bias: Any = None) -> jax.Array:
+def dense(x: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = None) -> jax.Array:
     """The net input of a layer of units: a matrix product and a bias.
 
     Forward, net[b,j] = Σ_i x[b,i] W[i,j] + β[j]. Backward, with the delta δ[b,j], the cotangent of the net input:
@@ -69,7 +68,7 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def accumulator(dtype: Any) -> Any:
+def accumulator(dtype: DTypeLike) -> DTypeLike:
     """float32 for the narrow floating types, otherwise the type itself."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.float32 if narrow else dtype

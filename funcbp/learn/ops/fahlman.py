@@ -5,15 +5,16 @@ Each has its derivative written under it, as the losses of `losses`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 Array = jax.Array
 
 
-def dead_zone_error(predictions: Any, targets: Any, width: float = 0.1) -> Array:
+def dead_zone_error(predictions: ArrayLike, targets: ArrayLike, width: float = 0.1) -> Array:
     """Half the squared error without a dead zone, E = ½ Σ max((t - y)² - width², 0): ȳ = y - t, or 0 within `width`.
 
     Args:
@@ -46,7 +47,7 @@ def _dead_zone(y: Array, t: Array, width: Array) -> Array:
 
 
 @_dead_zone.defjvp
-def dead_zone_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def dead_zone_tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """Ė = Σ (y - t) (ẏ - ṫ) - width · (width's tangent), over the errors outside the dead zone."""
     (y, t, width), (dy, dt, dwidth) = primals, tangents
     error = _outside(y - t, width)
@@ -62,7 +63,7 @@ def _outside(error: Array, width: Array) -> Array:
 LARGEST = 17.0  # what his program takes for an error of ±1, where the logarithm is infinite
 
 
-def hyper_error(predictions: Any, targets: Any) -> Array:
+def hyper_error(predictions: ArrayLike, targets: ArrayLike) -> Array:
     """The error whose derivative is 2 artanh of the plain one, E = Σ (1 + d) ln(1 + d) + (1 - d) ln(1 - d), d = y - t.
 
     Backward, ȳ = E̅ ln((1 + d) / (1 - d)), and no more than 17 E̅: a unit that is utterly wrong is corrected hard.
@@ -96,7 +97,7 @@ def _hyper(y: Array, t: Array) -> Array:
 
 
 @_hyper.defjvp
-def hyper_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def hyper_tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """Ė = Σ ln((1 + d) / (1 - d)) (ẏ - ṫ), the logarithm ±17 from |d| = 0.9999999 on."""
     (y, t), (dy, dt) = primals, tangents
     d = y - t
@@ -110,7 +111,7 @@ def _x_log_x(x: Array) -> Array:
     return jnp.where(x <= 0, 0, x * jnp.log(jnp.where(x <= 0, 1, x)))
 
 
-def _same_shape(name: str, predictions: Any, targets: Any) -> tuple[Array, Array]:
+def _same_shape(name: str, predictions: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
     y, t = jnp.asarray(predictions), jnp.asarray(targets)
     if y.shape != t.shape:
         raise ValueError(f"{name} needs predictions and targets of one shape, and got {y.shape} and {t.shape}.")

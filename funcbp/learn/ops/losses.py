@@ -9,19 +9,20 @@ rule serves forward and reverse mode, ours and JAX's, to any order.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from .activations import above_largest, logistic, softplus
 
 Array = jax.Array
 
 
-def squared_error(predictions: Any, targets: Any, reduction: str | None = "sum") -> Array:
+def squared_error(predictions: ArrayLike, targets: ArrayLike, reduction: str | None = "sum") -> Array:
     """Half the squared error, E = ½ Σ_j (t_j - y_j)². Backward, ȳ = E̅ (y - t), and t̄ = -ȳ.
 
     Args:
@@ -68,13 +69,15 @@ def _half_square(y: Array, t: Array) -> Array:
 
 
 @_half_square.defjvp
-def half_square_tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def half_square_tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """Ė = Σ_j (y_j - t_j) (ẏ_j - ṫ_j)."""
     (y, t), (dy, dt) = primals, tangents
     return _half_square(y, t), jnp.sum((y - t) * (dy - dt), axis=-1)
 
 
-def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, axis: int = -1, where: ArrayLike | None = None
+) -> Array:
     """The cross-entropy of softmax(logits) against probabilities, E = -Σ_k y_k log p_k.
 
     Backward, logits' cotangent is E̅ (p Σ_k y_k - y), which is E̅ (p - y) for labels that sum to 1; that of the labels is
@@ -115,7 +118,7 @@ def _cross_entropy(logits: Array, labels: Array, exists: Array | None, axis: int
 
 
 @functools.partial(_cross_entropy.defjvp, symbolic_zeros=True)  # 0 log p is nan where a class is impossible
-def cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def cross_entropy_tangent(axis: int, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """Ė = Σ_k (p_k Σ_l y_l - y_k) ẋ_k - log p_k ẏ_k; the first bracket as p_k Σ_{l≠k} y_l - y_k (1 - p_k)."""
     (logits, labels, exists), (dx, dy, _) = primals, tangents
     log_p = log_probabilities(logits, exists, axis)
@@ -128,7 +131,9 @@ def cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array
     return _cross_entropy(logits, labels, exists, axis), jnp.sum(change, axis)
 
 
-def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike, labels: ArrayLike, axis: int = -1, where: ArrayLike | None = None
+) -> Array:
     """The cross-entropy of softmax(logits) against the numbers of the right classes, E = -log p_c.
 
     Backward, logits' cotangent is E̅ (p - 1_c), with 1_c the one-hot code of c. A label that is no class gives nan.
@@ -182,7 +187,7 @@ def _class_cross_entropy(logits: Array, labels: Array, exists: Array | None, axi
 
 
 @_class_cross_entropy.defjvp
-def class_cross_entropy_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def class_cross_entropy_tangent(axis: int, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """Ė = Σ_k (p_k - 1_c) ẋ_k; the class numbers have no derivative."""
     (logits, labels, exists), (dx, *_) = primals, tangents
     p, less_one = _p_and_less_one(log_probabilities(logits, exists, axis), exists)
@@ -212,7 +217,7 @@ def log_probabilities(x: Array, exists: Array | None, axis: int) -> Array:
 
 
 @log_probabilities.defjvp
-def log_probabilities_tangent(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def log_probabilities_tangent(axis: int, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
     """The tangent is ċ - Σ ċ p, with ċ how far ẋ is above the largest class's."""
     (x, exists), (dx, _) = primals, tangents
     log_p = log_probabilities(x, exists, axis)
@@ -236,7 +241,7 @@ def expm1(x: Array) -> Array:
 expm1.defjvps(lambda dx, y, x: dx * jnp.exp(x))
 
 
-def _classes(name: str, where: Any, logits: Array, axis: int) -> Array | None:
+def _classes(name: str, where: ArrayLike | None, logits: Array, axis: int) -> Array | None:
     """Which classes exist, in the shape of the logits; None for all."""
     if where is None:
         return None
@@ -250,7 +255,7 @@ def _classes(name: str, where: Any, logits: Array, axis: int) -> Array | None:
     return jnp.broadcast_to(where, logits.shape)
 
 
-def logistic_cross_entropy(logits: Any, labels: Any) -> Array:
+def logistic_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     """The cross-entropy of logistic units, elementwise: E = -y log p - (1 - y) log(1 - p) with p = logistic(x).
 
     It is computed as E = y softplus(-x) + (1 - y) softplus(x), which loses no digits in the tails. Backward,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...curvature.output_hessian import OUTPUT_HESSIANS, OutputHessian, identity_basis
+from ...jaxpr.types import PyTree
 from .losses import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels, squared_error
 
 Array = jax.Array
@@ -18,7 +18,7 @@ SQUARED_ERROR = OutputHessian(
 )
 
 
-def _softmax_hessian(mass: Callable[[Array, Any], Any]) -> OutputHessian:
+def _softmax_hessian(mass: Callable[[Array, PyTree], Array]) -> OutputHessian:
     """H = m (diag p - p p'), with p = softmax(z) and m the sum of the labels: Σ_k (√(m p_k) (e_k - p)) (...)'."""
 
     def softmax(z: Array) -> Array:
@@ -29,15 +29,15 @@ def _softmax_hessian(mass: Callable[[Array, Any], Any]) -> OutputHessian:
             "sum them up, `lambda z, y: jnp.sum(loss(z, y))`, and that loss's Hessian is found from its gradient."
         )
 
-    def product(z: Array, y: Any, u: Array) -> Array:
+    def product(z: Array, y: PyTree, u: Array) -> Array:
         p = softmax(z)
         return mass(z, y) * p * (u - jnp.vdot(p, u))
 
-    def root(z: Array, y: Any) -> Array:
+    def root(z: Array, y: PyTree) -> Array:
         p = softmax(z)
         return jnp.sqrt(mass(z, y) * p)[:, None] * (jnp.eye(z.size, dtype=z.dtype) - p[None])
 
-    def sample(key: Array, z: Array, y: Any) -> Array:
+    def sample(key: Array, z: Array, y: PyTree) -> Array:
         p = softmax(z)
         drawn = jax.nn.one_hot(jax.random.categorical(key, z), z.size, dtype=z.dtype)
         return jnp.sqrt(mass(z, y)) * (drawn - p)

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import leafwise, needed, number, scalar, zeros
 
 
@@ -28,12 +30,12 @@ class BoldDriverState(NamedTuple):
 
     learning_rate: jax.Array
     value: jax.Array
-    gradients: Any
-    updates: Any
+    gradients: PyTree
+    updates: PyTree
 
 
 def bold_driver(
-    learning_rate: Any, grow: Any = 1.1, shrink: Any = 0.5, momentum: Any = 0.0
+    learning_rate: ArrayLike, grow: ArrayLike = 1.1, shrink: ArrayLike = 0.5, momentum: ArrayLike = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """Battiti's bold driver: η ← 1.1 η while the error falls; when it rises, the step is rejected and η ← η / 2.
 
@@ -73,7 +75,11 @@ def bold_driver(
 
 
 def vogl(
-    learning_rate: Any = 0.01, grow: Any = 1.05, shrink: Any = 0.7, momentum: Any = 0.9, tolerance: Any = 0.04
+    learning_rate: ArrayLike = 0.01,
+    grow: ArrayLike = 1.05,
+    shrink: ArrayLike = 0.7,
+    momentum: ArrayLike = 0.9,
+    tolerance: ArrayLike = 0.04,
 ) -> optax.GradientTransformationExtraArgs:
     """Vogl's rule, known as gradient descent with momentum and adaptive learning rate (`traingdx`).
 
@@ -120,12 +126,19 @@ def vogl(
 
 
 def _driven(
-    name: str, learning_rate: Any, grow: Any, shrink: Any, momentum: Any, tolerance: Any
+    name: str, learning_rate: ArrayLike, grow: ArrayLike, shrink: ArrayLike, momentum: ArrayLike, tolerance: ArrayLike
 ) -> optax.GradientTransformationExtraArgs:
-    def init(params: Any) -> BoldDriverState:
+    def init(params: PyTree) -> BoldDriverState:
         return BoldDriverState(scalar(learning_rate), scalar(jnp.inf), zeros(params), zeros(params))
 
-    def update(gradients: Any, state: BoldDriverState, params: Any = None, *, value: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree,
+        state: BoldDriverState,
+        params: PyTree | None = None,
+        *,
+        value: ArrayLike | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, BoldDriverState]:
         value = scalar(needed(value, name, "value=loss", "compares the error with the one before"))
         rejected = ~(value <= state.value * (1 + scalar(tolerance)))  # one that is not a number is rejected too
         fell = (value < state.value) & jnp.isfinite(state.value)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import optax
+
+from ...jaxpr.types import PyTree
 
 
 def by_path(rules: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformationExtraArgs:
@@ -35,7 +36,7 @@ def by_path(rules: Mapping[str, optax.GradientTransformation]) -> optax.Gradient
         [-0.1 -0.1] [0.] [-0.01]
     """
 
-    def labels(params: Any) -> Any:
+    def labels(params: PyTree) -> PyTree:
         paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(params)]
         found = [next((p for p in rules if fnmatch.fnmatchcase(path, p)), None) for path in paths]
         if None in found:

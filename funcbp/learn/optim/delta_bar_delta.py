@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import filled, leafwise, number, zeros
 
 
@@ -20,13 +22,17 @@ class DeltaBarDeltaState(NamedTuple):
         updates: how each weight moved.
     """
 
-    learning_rates: Any
-    averages: Any
-    updates: Any
+    learning_rates: PyTree
+    averages: PyTree
+    updates: PyTree
 
 
 def delta_bar_delta(
-    learning_rate: Any, kappa: Any = 0.01, phi: Any = 0.2, theta: Any = 0.7, momentum: Any = 0.0
+    learning_rate: ArrayLike,
+    kappa: ArrayLike = 0.01,
+    phi: ArrayLike = 0.2,
+    theta: ArrayLike = 0.7,
+    momentum: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Jacobs's delta-bar-delta; with momentum, his hybrid rule.
 
@@ -62,10 +68,12 @@ def delta_bar_delta(
         R. Jacobs, "Increased rates of convergence through learning rate adaptation", 1988.
     """
 
-    def init(params: Any) -> DeltaBarDeltaState:
+    def init(params: PyTree) -> DeltaBarDeltaState:
         return DeltaBarDeltaState(filled(params, learning_rate), zeros(params), zeros(params))
 
-    def update(gradients: Any, state: DeltaBarDeltaState, params: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree, state: DeltaBarDeltaState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, DeltaBarDeltaState]:
         def step(g: jax.Array, rate: jax.Array, average: jax.Array, last: jax.Array) -> tuple[jax.Array, ...]:
             agreement, memory = jnp.sign(average) * jnp.sign(g), number(theta, g)
             slower = rate - number(phi, g) * rate

@@ -13,23 +13,24 @@ from ...autodiff.arguments import parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...curvature.gauss_newton import ggn
 from ...curvature.output_hessian import of_loss
+from ...jaxpr.types import PyTree
 
 Array = jax.Array
 
 
-def conjugate_gradients(product: Callable[[Any], Any], b: Any) -> Any:
+def conjugate_gradients(product: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
     """The solution of a symmetric positive system given by its product: JAX's conjugate gradients."""
     return jax.scipy.sparse.linalg.cg(product, b, tol=1e-6, maxiter=100)[0]
 
 
 def gauss_newton(
-    model: Callable[[Any, Any], Array],
-    loss: Callable[[Array, Any], Array],
+    model: Callable[[PyTree, PyTree], Array],
+    loss: Callable[[Array, PyTree], Array],
     learning_rate: float = 1.0,
     damping: float = 1e-3,
     *,
-    solve: Callable[[Callable[[Any], Any], Any], Any] = conjugate_gradients,
-    batch: Any = None,
+    solve: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree] = conjugate_gradients,
+    batch: PyTree = None,
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
@@ -75,7 +76,9 @@ def gauss_newton(
     fixed, at = batch, ggn(model, loss, backward=backward)
     slope = of_loss(backward or Backward()).grad(loss)
 
-    def update(gradients: Any, state: Any, params: Any = None, *, batch: Any = None, **_: Any) -> tuple[Any, Any]:
+    def update(
+        gradients: PyTree, state: PyTree, params: PyTree | None = None, *, batch: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, PyTree]:
         data = fixed if batch is None else batch
         if params is None or data is None:
             raise ValueError(

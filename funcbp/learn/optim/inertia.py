@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import leafwise, number, zeros
 
 
@@ -17,10 +19,10 @@ class InertiaState(NamedTuple):
         updates: how each weight moved, w̄(t-1).
     """
 
-    updates: Any
+    updates: PyTree
 
 
-def inertia(learning_rate: Any, momentum: Any = 0.9) -> optax.GradientTransformationExtraArgs:
+def inertia(learning_rate: ArrayLike, momentum: ArrayLike = 0.9) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with inertia: w̄(t) = -(1 - α) η ∂E/∂w + α w̄(t-1).
 
     With α = 0 a change depends on the gradient alone, with α = 1 on the last change alone. `optax.sgd(η, momentum=α)`
@@ -50,10 +52,12 @@ def inertia(learning_rate: Any, momentum: Any = 0.9) -> optax.GradientTransforma
         D. Plaut, S. Nowlan, G. Hinton, "Experiments on learning by back propagation", 1986, for momentum.
     """
 
-    def init(params: Any) -> InertiaState:
+    def init(params: PyTree) -> InertiaState:
         return InertiaState(zeros(params))
 
-    def update(gradients: Any, state: InertiaState, params: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree, state: InertiaState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, InertiaState]:
         def step(g: jax.Array, last: jax.Array) -> tuple[jax.Array, ...]:
             kept = number(momentum, g)
             return (-(1 - kept) * number(learning_rate, g) * g + kept * last,)

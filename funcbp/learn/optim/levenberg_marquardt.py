@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 
 from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
+from ...jaxpr.types import PyTree
 from ...per_example.examples import Examples, inner_products, jacobian_rows
 
 Array = jax.Array
@@ -32,13 +34,13 @@ class LevenbergMarquardtState(NamedTuple):
 
 
 def levenberg_marquardt(
-    residuals: Callable[[Any, Any], Array],
+    residuals: Callable[[PyTree, PyTree], Array],
     mu: float = 0.01,
     factor: float = 10.0,
     *,
     method: str = "auto",
     max_tries: int = 15,
-    batch: Any = None,
+    batch: PyTree = None,
     argnums: int = 0,
     has_aux: bool = False,
     backward: Backward | None = None,
@@ -94,14 +96,19 @@ def levenberg_marquardt(
     fixed, backward = batch, backward or Backward()
     residuals = parameters_first(without_aux(residuals) if has_aux else residuals, argnums)
 
-    def init(params: Any) -> LevenbergMarquardtState:
+    def init(params: PyTree) -> LevenbergMarquardtState:
         checked_arrays(params)
         real = _wide(jnp.result_type(*map(jnp.asarray, jax.tree.leaves(params))))
         return LevenbergMarquardtState(jnp.asarray(mu, real), jnp.asarray(jnp.inf, real), jnp.zeros((), jnp.int32))
 
     def update(
-        gradients: Any, state: LevenbergMarquardtState, params: Any = None, *, batch: Any = None, **_: Any
-    ) -> tuple[Any, LevenbergMarquardtState]:
+        gradients: PyTree,
+        state: LevenbergMarquardtState,
+        params: PyTree | None = None,
+        *,
+        batch: PyTree | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, LevenbergMarquardtState]:
         data = fixed if batch is None else batch
         if params is None or data is None:
             raise ValueError(
@@ -114,7 +121,7 @@ def levenberg_marquardt(
         primal = method == "primal" or (method == "auto" and count <= e.size)
         step_of = _primal(rows, e, params) if primal else _dual(rows, e)
 
-        def error(step: Any) -> Array:
+        def error(step: PyTree) -> Array:
             moved = optax.apply_updates(params, step)
             return squares(jax.vmap(residuals, (None, 0))(moved, data))
 
@@ -142,7 +149,7 @@ def levenberg_marquardt(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _primal(rows: Examples, e: Array, params: Any) -> Callable[[Array], Any]:
+def _primal(rows: Examples, e: Array, params: PyTree) -> Callable[[Array], PyTree]:
     """μ -> -(J'J + μ I)⁻¹ J'e, with J made, in the residuals' type where the parameters are narrower."""
     flat, unravel = ravel_pytree(params)
     jacobian = jnp.concatenate([leaf.arrays().reshape(e.size, -1).astype(e.dtype) for leaf in rows.leaves], 1)
@@ -150,11 +157,11 @@ def _primal(rows: Examples, e: Array, params: Any) -> Callable[[Array], Any]:
     return lambda mu: unravel(-_solve(matrix, mu, gradient).astype(flat.dtype))
 
 
-def _dual(rows: Examples, e: Array) -> Callable[[Array], Any]:
+def _dual(rows: Examples, e: Array) -> Callable[[Array], PyTree]:
     """μ -> -J'(J J' + μ I)⁻¹ e, without J."""
     matrix = inner_products(rows, rows)
 
-    def step(mu: Array) -> Any:
+    def step(mu: Array) -> PyTree:
         u = _solve(matrix, mu, e)
         return rows.map(lambda leaf: leaf.weighted_sum(-u))
 
@@ -168,6 +175,6 @@ def _solve(matrix: Array, mu: Array, b: Array) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), b.astype(dtype)).astype(b.dtype)
 
 
-def _wide(dtype: Any) -> Any:
+def _wide(dtype: DTypeLike) -> DTypeLike:
     """What sums and solutions are computed in: float32 where numbers are narrower."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 
 from ...autodiff.transformations import Backward
+from ...jaxpr.types import PyTree
 from ...rules import OUTPUT, rule
 from .. import ops
 from .base import leafwise, needed, number, zeros
@@ -25,12 +28,12 @@ class QuickpropState(NamedTuple):
         updates: D, how each weight moved.
     """
 
-    slopes: Any
-    updates: Any
+    slopes: PyTree
+    updates: PyTree
 
 
 def quickprop(
-    learning_rate: Any = 1.0, mu: Any = 1.75, decay: Any = 1e-4, split_epsilon: bool = True
+    learning_rate: ArrayLike = 1.0, mu: ArrayLike = 1.75, decay: ArrayLike = 1e-4, split_epsilon: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     """Fahlman's quickprop, as his own program has it.
 
@@ -78,10 +81,12 @@ def quickprop(
     """
     decays = isinstance(decay, jax.core.Tracer) or decay != 0
 
-    def init(params: Any) -> QuickpropState:
+    def init(params: PyTree) -> QuickpropState:
         return QuickpropState(zeros(params), zeros(params))
 
-    def update(gradients: Any, state: QuickpropState, params: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree, state: QuickpropState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, QuickpropState]:
         fans = _inputs_per_unit(gradients) if split_epsilon else jax.tree.map(lambda g: 1, gradients)
         weights = needed(params, "quickprop", "...", "with a decay needs the parameters") if decays else gradients
 
@@ -103,10 +108,10 @@ def quickprop(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _inputs_per_unit(tree: Any) -> Any:
+def _inputs_per_unit(tree: PyTree) -> PyTree:
     """For each leaf, how many weights a unit of it has, counting all the leaves beside it with as many units."""
     paths = jax.tree.leaves_with_path(tree)
-    beside: dict[Any, int] = defaultdict(int)
+    beside: dict[tuple[object, ...], int] = defaultdict(int)
     keys = [(path[:-1], leaf.shape[-1:]) for path, leaf in paths]
     for key, (_, leaf) in zip(keys, paths, strict=True):
         beside[key] += math.prod(leaf.shape[:-1])
@@ -134,7 +139,7 @@ def sigmoid_prime_offset(offset: float = 0.1) -> Backward:
         S. Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
     """
 
-    def logistic_offset_bwd(y: Any, ct: Any, perturbed: Any, **_: Any) -> tuple[Any]:
+    def logistic_offset_bwd(y: jax.Array, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> tuple[jax.Array]:
         """x̄ = ȳ (y (1 - y) + offset)."""
         return (ct * (y * (1 - y) + offset),)
 

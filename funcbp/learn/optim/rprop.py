@@ -30,7 +30,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import filled, leafwise, needed, number, scalar, zeros
 
 
@@ -44,36 +46,40 @@ class RpropState(NamedTuple):
         value: E(t-1) for `irprop_plus`; otherwise None.
     """
 
-    step_sizes: Any
-    gradients: Any
-    updates: Any
-    value: Any
+    step_sizes: PyTree
+    gradients: PyTree
+    updates: PyTree
+    value: ArrayLike | Any
 
 
 def _rprop(
     name: str,
-    move: Callable[..., Any] | None,
+    move: Callable[..., ArrayLike] | None,
     freeze: bool,
     by_value: bool,
-    learning_rate: Any,
-    eta_minus: Any,
-    eta_plus: Any,
-    min_step_size: Any,
-    max_step_size: Any,
+    learning_rate: ArrayLike,
+    eta_minus: ArrayLike,
+    eta_plus: ArrayLike,
+    min_step_size: ArrayLike,
+    max_step_size: ArrayLike,
 ) -> optax.GradientTransformationExtraArgs:
     """The family: `move(last update, worse)` is the update at a change of sign; None means to move on."""
 
-    def init(params: Any) -> RpropState:
+    def init(params: PyTree) -> RpropState:
         updates = zeros(params) if name.endswith("plus") else None
         return RpropState(filled(params, learning_rate), zeros(params), updates, scalar(jnp.inf) if by_value else None)
 
-    def update(gradients: Any, state: RpropState, params: Any = None, *, value: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree, state: RpropState, params: PyTree | None = None, *, value: ArrayLike | None = None, **_: Any
+    ) -> tuple[PyTree, RpropState]:
         worse = None
         if by_value:
             value = scalar(needed(value, name, "value=loss", "compares the error with the one before"))
             worse = ~(value <= state.value)  # an error that is not a number is worse than any
 
-        def step(g: jax.Array, last_g: jax.Array, size: jax.Array, last: jax.Array | None = None) -> tuple[Any, ...]:
+        def step(
+            g: jax.Array, last_g: jax.Array, size: jax.Array, last: jax.Array | None = None
+        ) -> tuple[jax.Array, ...]:
             s = jnp.sign(g) * jnp.sign(last_g)  # not the sign of the product, which is 0 where the product underflows
             factor = jnp.where(s > 0, number(eta_plus, g), number(eta_minus, g))
             adapted = jnp.clip(size * factor, number(min_step_size, g), number(max_step_size, g))
@@ -91,11 +97,11 @@ def _rprop(
 
 
 def rprop_plus(
-    learning_rate: Any = 0.1,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: ArrayLike = 0.1,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.2,
+    min_step_size: ArrayLike = 1e-6,
+    max_step_size: ArrayLike = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
     """RPROP as first published: at a change of sign the last step is taken back, w̄(t) = -w̄(t-1).
 
@@ -132,11 +138,11 @@ def rprop_plus(
 
 
 def rprop_minus(
-    learning_rate: Any = 0.1,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: ArrayLike = 0.1,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.2,
+    min_step_size: ArrayLike = 1e-6,
+    max_step_size: ArrayLike = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
     """RPROP without taking steps back: always w̄ = -sign(g) Δ.
 
@@ -167,11 +173,11 @@ def rprop_minus(
 
 
 def irprop_plus(
-    learning_rate: Any = 0.1,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: ArrayLike = 0.1,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.2,
+    min_step_size: ArrayLike = 1e-6,
+    max_step_size: ArrayLike = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Improved RPROP: at a change of sign the last step is taken back only if the error rose, E(t) > E(t-1).
 
@@ -205,11 +211,11 @@ def irprop_plus(
 
 
 def irprop_minus(
-    learning_rate: Any = 0.1,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: ArrayLike = 0.1,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.2,
+    min_step_size: ArrayLike = 1e-6,
+    max_step_size: ArrayLike = 50.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Improved RPROP without taking steps back: at a change of sign the weight stays where it is for one update.
 
@@ -239,6 +245,6 @@ def irprop_minus(
     References:
         C. Igel, M. Hüsken, "Improving the Rprop learning algorithm", 2000.
     """
-    stay: Callable[..., Any] = lambda last, worse: 0
+    stay: Callable[..., ArrayLike] = lambda last, worse: 0
     sizes = learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
     return _rprop("irprop_minus", stay, True, False, *sizes)

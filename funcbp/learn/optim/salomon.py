@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import needed, number, scalar
 
 
@@ -21,7 +24,9 @@ class SalomonState(NamedTuple):
     learning_rate: jax.Array
 
 
-def salomon(learning_rate: Any, zeta: Any = 1.8, normalize: bool = False) -> optax.GradientTransformationExtraArgs:
+def salomon(
+    learning_rate: ArrayLike, zeta: ArrayLike = 1.8, normalize: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Salomon's rule: of w - η ζ g and w - (η / ζ) g, the point with the smaller error, and its rate.
 
     Each update evaluates the error twice.
@@ -54,19 +59,24 @@ def salomon(learning_rate: Any, zeta: Any = 1.8, normalize: bool = False) -> opt
         R. Salomon, "Improved convergence rate of back-propagation with dynamic adaption of the learning rate", 1990.
     """
 
-    def init(params: Any) -> SalomonState:
+    def init(params: PyTree) -> SalomonState:
         return SalomonState(scalar(learning_rate))
 
     def update(
-        gradients: Any, state: SalomonState, params: Any = None, *, value_fn: Any = None, **_: Any
-    ) -> tuple[Any, SalomonState]:
+        gradients: PyTree,
+        state: SalomonState,
+        params: PyTree | None = None,
+        *,
+        value_fn: Callable[[PyTree], jax.Array] | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, SalomonState]:
         error = needed(value_fn, "salomon", "value_fn=loss_function", "tries two learning rates")
         params = needed(params, "salomon", "value_fn=loss_function", "starts from the parameters")
         length = optax.tree.norm(gradients) if normalize else jnp.ones(())
         # where the gradient is 0 there is no direction to give a length
         unit = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
 
-        def along(rate: jax.Array) -> Any:
+        def along(rate: jax.Array) -> PyTree:
             return jax.tree.map(lambda g: -number(rate, g) * (number(unit, g) * g), gradients)
 
         larger, smaller = state.learning_rate * scalar(zeta), state.learning_rate / scalar(zeta)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import filled, leafwise, needed, number, scalar, zeros
 
 
@@ -23,16 +25,16 @@ class SilvaAlmeidaState(NamedTuple):
         failures: how many steps were rejected in succession.
     """
 
-    learning_rates: Any
+    learning_rates: PyTree
     value: jax.Array
-    gradients: Any
-    averages: Any
-    updates: Any
+    gradients: PyTree
+    averages: PyTree
+    updates: PyTree
     failures: jax.Array
 
 
 def silva_almeida(
-    learning_rate: Any, up: Any = 1.2, down: Any = 0.8, momentum: Any = 0.0, patience: int = 5
+    learning_rate: ArrayLike, up: ArrayLike = 1.2, down: ArrayLike = 0.8, momentum: ArrayLike = 0.0, patience: int = 5
 ) -> optax.GradientTransformationExtraArgs:
     """Silva and Almeida's adaptive rates, with the step rejected when the error rises.
 
@@ -74,19 +76,28 @@ def silva_almeida(
         F. Silva, L. Almeida, "Speeding up backpropagation", 1990.
     """
 
-    def init(params: Any) -> SilvaAlmeidaState:
+    def init(params: PyTree) -> SilvaAlmeidaState:
         nothing = zeros(params)
         return SilvaAlmeidaState(
             filled(params, learning_rate), scalar(jnp.inf), nothing, nothing, nothing, jnp.zeros((), jnp.int32)
         )
 
-    def update(gradients: Any, state: SilvaAlmeidaState, params: Any = None, *, value: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree,
+        state: SilvaAlmeidaState,
+        params: PyTree | None = None,
+        *,
+        value: ArrayLike | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, SilvaAlmeidaState]:
         value = scalar(needed(value, "silva_almeida", "value=loss", "compares the error with the one before"))
         rejected = ~(value <= state.value)  # one that is not a number is rejected too
         failures = jnp.where(rejected, state.failures + 1, 0)
         halve = failures >= patience
 
-        def step(g: Any, rate: Any, kept_g: Any, z: Any, last: Any) -> tuple[jax.Array, ...]:
+        def step(
+            g: jax.Array, rate: jax.Array, kept_g: jax.Array, z: jax.Array, last: jax.Array
+        ) -> tuple[jax.Array, ...]:
             s = jnp.sign(g) * jnp.sign(kept_g)
             rate = rate * jnp.where((s > 0) & ~rejected, number(up, g), jnp.where(s < 0, number(down, g), 1))
             rate = jnp.where(halve, 0.5 * rate, rate)

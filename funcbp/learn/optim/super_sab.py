@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .base import filled, leafwise, number, zeros
 
 
@@ -20,13 +22,17 @@ class SuperSabState(NamedTuple):
         updates: how each weight moved, or 0 after a change of sign.
     """
 
-    learning_rates: Any
-    gradients: Any
-    updates: Any
+    learning_rates: PyTree
+    gradients: PyTree
+    updates: PyTree
 
 
 def super_sab(
-    learning_rate: Any, eta_minus: Any = 0.5, eta_plus: Any = 1.05, momentum: Any = 0.9, maximum: Any = 10.0
+    learning_rate: ArrayLike,
+    eta_minus: ArrayLike = 0.5,
+    eta_plus: ArrayLike = 1.05,
+    momentum: ArrayLike = 0.9,
+    maximum: ArrayLike = 10.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Tollenaere's SuperSAB (self-adapting backpropagation).
 
@@ -61,10 +67,12 @@ def super_sab(
         T. Tollenaere, "SuperSAB: fast adaptive back propagation with good scaling properties", 1990.
     """
 
-    def init(params: Any) -> SuperSabState:
+    def init(params: PyTree) -> SuperSabState:
         return SuperSabState(filled(params, learning_rate), zeros(params), zeros(params))
 
-    def update(gradients: Any, state: SuperSabState, params: Any = None, **_: Any) -> Any:
+    def update(
+        gradients: PyTree, state: SuperSabState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, SuperSabState]:
         def step(g: jax.Array, rate: jax.Array, last_g: jax.Array, last: jax.Array) -> tuple[jax.Array, ...]:
             jumped = jnp.sign(g) * jnp.sign(last_g) < 0
             factor = jnp.where(jumped, number(eta_minus, g), number(eta_plus, g))

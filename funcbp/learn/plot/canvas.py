@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIGNED = "RdBu_r"
 INK = "gray_r"
@@ -42,7 +45,7 @@ def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1, projecti
     return figure.subplots(1, columns, subplot_kw={"projection": projection})
 
 
-def tidy(ax: Any) -> Any:
+def tidy(ax: Axes) -> Axes:
     """A light grid, and no frame above and on the right."""
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)

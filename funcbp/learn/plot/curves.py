@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .canvas import COLOURS, TRAINING, VALIDATION, new_axes, tidy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def learning_curves(records: Sequence[Mapping[str, Any]], score: str = "accuracy", axes: Any = None) -> Any:
+
+def learning_curves(
+    records: Sequence[Mapping[str, float]], score: str = "accuracy", axes: Sequence[Axes] | None = None
+) -> Figure | Any:
     """The loss, and the score on the validation set, over the epochs.
 
     Args:
@@ -50,13 +57,13 @@ def learning_curves(records: Sequence[Mapping[str, Any]], score: str = "accuracy
 
 
 def curves(
-    runs: Mapping[str, Any],
+    runs: Mapping[str, ArrayLike],
     xlabel: str = "epoch",
     ylabel: str = "loss",
     title: str = "",
     log: bool = True,
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """Learning curves side by side: of several runs, such as one per seed, the median and the band of 80 % of them.
 
     Args:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .canvas import NEGATIVE, POSITIVE, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_UNITS = 24
 MOST_LABELS = 9, 4  # of a kernel and of a bias
@@ -16,11 +22,11 @@ RADIUS = 0.3
 
 
 def network(
-    params: Mapping[str, Any] | Sequence[Any],
-    values: Sequence[Any] | None = None,
+    params: Mapping[str, PyTree] | Sequence[PyTree],
+    values: Sequence[ArrayLike] | None = None,
     title: str = "",
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """A layered network drawn: inputs left, outputs right, on each edge its weight.
 
     Red edges are positive and blue ones negative, the wider the larger. A grey unit that is always 1 stands below each
@@ -29,7 +35,8 @@ def network(
     Args:
         params: the layers in their order, as a dict or a sequence; a layer is a dict with a `kernel` of shape (in, out)
             and perhaps a `bias` of shape (out,), or a kernel alone.
-        values: an array per layer, inputs first, to write into the units, such as their outputs or their deltas.
+        values: an array per layer, shape (units,), inputs first, to write into the units, such as their outputs or
+            their deltas.
         title: what to write above.
         ax: axes to draw on.
 
@@ -77,7 +84,7 @@ def network(
     return ax.figure
 
 
-def _layer(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def _layer(layer: PyTree) -> tuple[np.ndarray, np.ndarray | None]:
     """The kernel and the bias."""
     if not isinstance(layer, Mapping):
         return np.asarray(layer, float), None
@@ -85,7 +92,9 @@ def _layer(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
     return np.asarray(layer["kernel"], float), None if bias is None else np.asarray(bias, float)
 
 
-def _check(layers: Sequence[Any], sizes: Sequence[int], values: Sequence[Any] | None) -> None:
+def _check(
+    layers: Sequence[tuple[np.ndarray, np.ndarray | None]], sizes: Sequence[int], values: Sequence[ArrayLike] | None
+) -> None:
     for (kernel, _), n in zip(layers, sizes, strict=False):
         if kernel.ndim != 2 or kernel.shape[0] != n:
             raise ValueError(
@@ -100,7 +109,7 @@ def _check(layers: Sequence[Any], sizes: Sequence[int], values: Sequence[Any] | 
         raise ValueError(f"There are layers of {list(sizes)} units, and values for {[np.size(v) for v in values]}.")
 
 
-def _unit(ax: Any, place: tuple[float, float], text: str, colour: str, radius: float) -> None:
+def _unit(ax: Axes, place: tuple[float, float], text: str, colour: str, radius: float) -> None:
     around = np.linspace(0, 2 * math.pi, 60)
     x, y = place
     ax.fill(x + radius * np.cos(around), y + radius * np.sin(around), facecolor=colour, edgecolor="black", zorder=3)
@@ -108,7 +117,7 @@ def _unit(ax: Any, place: tuple[float, float], text: str, colour: str, radius: f
 
 
 def _edge(
-    ax: Any,
+    ax: Axes,
     a: tuple[float, float],
     b: tuple[float, float],
     weight: float,

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .canvas import INK, SIGNED, new_axes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def weights(kernel: Any, image_shape: Sequence[int] | None = None, title: str | None = None, ax: Any = None) -> Any:
+
+def weights(
+    kernel: ArrayLike, image_shape: Sequence[int] | None = None, title: str | None = None, ax: Axes | None = None
+) -> Figure | Any:
     """The weights of a layer: red is positive, blue negative, white zero.
 
     Args:
@@ -48,7 +56,8 @@ def weights(kernel: Any, image_shape: Sequence[int] | None = None, title: str | 
     if images is None:
         ax.set(xlabel="unit", ylabel="input")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.get_major_locator().set_params(integer=True)
+            locator: Any = axis.get_major_locator()
+            locator.set_params(integer=True)
     else:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -57,14 +66,14 @@ def weights(kernel: Any, image_shape: Sequence[int] | None = None, title: str | 
 
 
 def mistakes(
-    images: Any,
-    true: Any,
-    predicted: Any,
+    images: ArrayLike,
+    true: ArrayLike,
+    predicted: ArrayLike,
     classes: Sequence[str],
     image_shape: Sequence[int],
     most: int = 40,
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """The misclassified images, each over its true class and the predicted one.
 
     Args:
@@ -99,7 +108,9 @@ def mistakes(
     return _captioned(pictures, labels, title, ax)
 
 
-def reconstructions(images: Any, given_back: Any, image_shape: Sequence[int], most: int = 10, ax: Any = None) -> Any:
+def reconstructions(
+    images: ArrayLike, given_back: ArrayLike, image_shape: Sequence[int], most: int = 10, ax: Axes | None = None
+) -> Figure | Any:
     """An autoencoder's worst reconstructions: above what it was shown, below what it made of it.
 
     Args:
@@ -130,7 +141,7 @@ def reconstructions(images: Any, given_back: Any, image_shape: Sequence[int], mo
     return ax.figure
 
 
-def tile(images: Any, columns: int | None = None) -> np.ndarray:
+def tile(images: np.ndarray | jax.Array, columns: int | None = None) -> np.ndarray:
     """Many small images in one, row by row, with a gap of nan around each.
 
     Args:
@@ -158,7 +169,7 @@ def tile(images: Any, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def _captioned(pictures: np.ndarray, labels: Sequence[str], title: str, ax: Any) -> Any:
+def _captioned(pictures: np.ndarray, labels: Sequence[str], title: str, ax: Axes | None) -> Figure | Any:
     """Small grey images in rows, each with a line of text below."""
     n, height, width = pictures.shape
     columns = min(max(n, 1), 8)

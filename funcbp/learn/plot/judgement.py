@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .canvas import NEGATIVE, POSITIVE, SIGNED, TRAINING, new_axes, tidy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def predictions(true: Any, predicted: Any, ax: Any = None) -> Any:
+
+def predictions(true: ArrayLike, predicted: ArrayLike, ax: Axes | None = None) -> Figure | Any:
     """What was predicted against what was true; on the line, both are equal.
 
     Args:
@@ -35,7 +41,7 @@ def predictions(true: Any, predicted: Any, ax: Any = None) -> Any:
     return tidy(ax).figure
 
 
-def confusion(table: Any, classes: Sequence[str], ax: Any = None) -> Any:
+def confusion(table: ArrayLike, classes: Sequence[str], ax: Axes | None = None) -> Figure | Any:
     """How often each class was predicted for each class: true classes down, predicted ones across.
 
     Args:
@@ -67,15 +73,15 @@ def confusion(table: Any, classes: Sequence[str], ax: Any = None) -> Any:
 
 
 def decision_boundaries(
-    predict: Callable[[Any, np.ndarray], Any],
-    stages: Mapping[str, Any],
-    x: Any,
-    t: Any,
+    predict: Callable[[PyTree, np.ndarray], ArrayLike],
+    stages: Mapping[str, PyTree],
+    x: ArrayLike,
+    t: ArrayLike,
     low: float = 0.0,
     high: float = 1.0,
     points: int = 120,
-    axes: Any = None,
-) -> Any:
+    axes: np.ndarray | Any = None,
+) -> Figure | Any:
     """What a network of two inputs and one output says about the plane, at several stages of its training.
 
     Red is the high class, blue the low one; the black line is where it cannot tell.

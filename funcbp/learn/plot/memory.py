@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .canvas import TRAINING, VALIDATION, new_axes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ...inspection.residuals import Residuals
+
 FORWARD, BACKWARD = TRAINING, VALIDATION
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
-def memory(*reports: Any, axes: Any = None) -> Any:
+def memory(*reports: Residuals, axes: np.ndarray | Any = None) -> Figure | Any:
     """The bytes in use along both passes of a gradient, a staircase up and one down, for each report side by side.
 
     Args:

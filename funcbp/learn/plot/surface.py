@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
+from ...jaxpr.types import PyTree
 from .canvas import TRAINING, VALIDATION, new_axes, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HEIGHTS = "viridis"
 
 
 def error_curve(
-    error: Callable[[Any], Any],
+    error: Callable[[jax.Array], jax.Array],
     low: float,
     high: float,
-    path: Any = (),
+    path: ArrayLike = (),
     xlabel: str = "weight",
     title: str = "",
     points: int = 400,
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """The error over one number: for a linear unit and one example a parabola.
 
     Args:
@@ -56,15 +63,15 @@ def error_curve(
 
 
 def error_surface(
-    error: Callable[[Any], Any],
+    error: Callable[[jax.Array], jax.Array],
     x: tuple[float, float] = (-1.0, 1.0),
     y: tuple[float, float] = (-1.0, 1.0),
-    path: Any = (),
+    path: ArrayLike = (),
     labels: tuple[str, str] = ("weight w1", "weight w2"),
     title: str = "",
     points: int = 61,
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """The error over two weights: for a linear unit a parabolic bowl.
 
     Args:
@@ -97,15 +104,15 @@ def error_surface(
 
 
 def loss_slice(
-    loss: Callable[[Any], Any],
-    params: Any,
-    directions: tuple[Any, Any],
+    loss: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    directions: tuple[PyTree, PyTree],
     reach: float = 1.0,
-    path: Any = None,
+    path: PyTree | None = None,
     title: str = "",
     points: int = 41,
-    ax: Any = None,
-) -> Any:
+    ax: Axes | None = None,
+) -> Figure | Any:
     """The loss of a network on a plane through its parameters: loss(w + a d1 + b d2), with the path learning took.
 
     A path leaves the plane; drawn is the point of the plane nearest to each of its points, and the steps are to be read
@@ -150,7 +157,7 @@ def loss_slice(
     return _landscape(side, side, heights, walked, height, labels, title, ax)
 
 
-def random_directions(params: Any, *, key: jax.Array) -> tuple[Any, Any]:
+def random_directions(params: PyTree, *, key: jax.Array) -> tuple[PyTree, PyTree]:
     """Two random directions, normalised filter by filter: each unit's weights as long as those it has in `params`.
 
     A unit's weights are all axes of a kernel but the last. Leaves of fewer than two axes, the biases, do not move. Thus
@@ -176,7 +183,7 @@ def random_directions(params: Any, *, key: jax.Array) -> tuple[Any, Any]:
     """
     leaves, tree = jax.tree.flatten(params)
 
-    def direction(key: jax.Array) -> Any:
+    def direction(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(leaves))
         return jax.tree.unflatten(tree, [_like(w, k) for w, k in zip(leaves, keys, strict=True)])
 
@@ -184,7 +191,7 @@ def random_directions(params: Any, *, key: jax.Array) -> tuple[Any, Any]:
     return direction(first), direction(second)
 
 
-def principal_directions(path: Any) -> tuple[Any, Any]:
+def principal_directions(path: PyTree) -> tuple[PyTree, PyTree]:
     """The two orthogonal directions, of length 1, in which a path goes furthest away from its end.
 
     Args:
@@ -220,15 +227,15 @@ def _like(w: jax.Array, key: jax.Array) -> jax.Array:
     return d * (length(w) / length(d))
 
 
-def _flat(params: Any) -> np.ndarray:
+def _flat(params: PyTree) -> np.ndarray:
     return np.asarray(ravel_pytree(params)[0], float)
 
 
-def _flat_steps(path: Any) -> np.ndarray:
+def _flat_steps(path: PyTree) -> np.ndarray:
     return np.asarray(jax.vmap(lambda step: ravel_pytree(step)[0])(path), float)
 
 
-def _values(f: Callable[[Any], Any], points: np.ndarray, dtype: Any = None) -> np.ndarray:
+def _values(f: Callable[[jax.Array], jax.Array], points: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
     """f at each of the points, in one compiled loop that holds a few of them at a time."""
     if not len(points):
         return np.zeros(0)
@@ -245,7 +252,7 @@ def _landscape(
     labels: tuple[str, str],
     title: str,
     ax: Any,
-) -> Any:
+) -> Figure | Any:
     """Heights on a grid, as a surface or as contour lines, and a path on it."""
     ax = new_axes(5.5, 4.5, projection="3d") if ax is None else ax
     if ax.name == "3d":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from ...inspection.rows import Row
 from ...rules.traits import traits_of
 from .canvas import new_axes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["gradient_flow", "graph", "histograms", "saturation"]
 
 VALUE, COTANGENT = "#0b3d91", "#a3341f"
 
 
-def _axes(ax: Any) -> Any:
+def _axes(ax: Axes | None) -> Axes:
     """The axes given, or those of a new figure."""
     return new_axes(7, 4.5) if ax is None else ax
 
@@ -35,7 +38,7 @@ def _layers(trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return layers
 
 
-def gradient_flow(trace: Trace, ax: Any = None) -> Any:
+def gradient_flow(trace: Trace, ax: Axes | None = None) -> Axes:
     """The size of each parameter's gradient: the root mean square, and the largest element, on a logarithmic scale.
 
     Gradients that shrink or grow layer by layer show as a slope.
@@ -74,7 +77,7 @@ def _units(trace: Trace) -> list[Row]:
     return named or [r for r in trace.rows if is_unit(r) and r.value is not None]
 
 
-def histograms(trace: Trace, ax: Any = None, of: str = "cotangent", bins: int = 60) -> Any:
+def histograms(trace: Trace, ax: Axes | None = None, of: str = "cotangent", bins: int = 60) -> Axes:
     """How the values or the cotangents of each activation spread: one histogram above the other, first layer on top.
 
     Args:
@@ -113,7 +116,7 @@ def histograms(trace: Trace, ax: Any = None, of: str = "cotangent", bins: int = 
     return ax
 
 
-def saturation(trace: Trace, ax: Any = None) -> Any:
+def saturation(trace: Trace, ax: Axes | None = None) -> Axes:
     """The share of each unit layer's outputs that are saturated or zero: where little or nothing can be learned.
 
     Args:
@@ -144,7 +147,7 @@ def saturation(trace: Trace, ax: Any = None) -> Any:
     return ax
 
 
-def graph(trace: Trace, ax: Any = None) -> Any:
+def graph(trace: Trace, ax: Axes | None = None) -> Axes:
     """The graph of the outermost program: a box per value with its value and its gradient, derivatives on the arrows.
 
     Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ import numpy as np
 
 from ...autodiff.marks import feedback
 from ...autodiff.transformations import grad
+from ...jaxpr.types import PyTree, Value
 from .. import plot
 from .table import COMPUTED, SECONDARY, Comparison, Picture, Reproduction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATE = 0.005
 BLOCK, PROBES = 10, 16
@@ -26,11 +30,11 @@ SAMPLES = (100, 300, 500, 1000, 2000)
 class MapTask(NamedTuple):
     """One run's map to be learned, its network's weights and feedback, and its inputs in blocks."""
 
-    target: Any
-    feedback: Any
-    w0: Any
-    w: Any
-    inputs: Any
+    target: np.ndarray | jax.Array
+    feedback: np.ndarray | jax.Array
+    w0: np.ndarray | jax.Array
+    w: np.ndarray | jax.Array
+    inputs: np.ndarray | jax.Array
 
 
 def draw(runs: int, samples: int, seed: int) -> MapTask:
@@ -41,23 +45,23 @@ def draw(runs: int, samples: int, seed: int) -> MapTask:
     return MapTask(*matrices, rng.standard_normal((runs, samples // BLOCK, BLOCK, 30)))
 
 
-def learn(task: MapTask, aligned: bool) -> tuple[Any, Any]:
+def learn(task: MapTask, aligned: bool) -> tuple[jax.Array, jax.Array]:
     """One run, online: an update after every sample. With `aligned` false it is backpropagation, B = W'.
 
     Returns:
         W0 and W after every block of samples, on a leading axis.
     """
 
-    def error(weights: Any, x: Any) -> Any:
+    def error(weights: PyTree, x: jax.Array) -> jax.Array:
         w0, w = weights
         if aligned:
             w = feedback(w, task.feedback.T)
         return 0.5 * jnp.sum((task.target @ x - w @ (w0 @ x)) ** 2)
 
-    def update(weights: Any, x: Any) -> tuple[Any, None]:
+    def update(weights: PyTree, x: jax.Array) -> tuple[PyTree, None]:
         return jax.tree.map(lambda w, ct: w - RATE * ct, weights, grad(error)(weights, x)), None
 
-    def block(weights: Any, xs: Any) -> tuple[Any, Any]:
+    def block(weights: PyTree, xs: Value) -> tuple[PyTree, PyTree]:
         weights, _ = jax.lax.scan(update, weights, xs)
         return weights, weights
 
@@ -67,12 +71,12 @@ def learn(task: MapTask, aligned: bool) -> tuple[Any, Any]:
 class Measured(NamedTuple):
     """What is measured, shape (runs, blocks): the error of the map, and two angles in degrees."""
 
-    error: Any
-    to_backprop: Any
-    to_pseudoinverse: Any
+    error: np.ndarray
+    to_backprop: np.ndarray
+    to_pseudoinverse: np.ndarray
 
 
-def measure(task: MapTask, weights: Any, seed: int) -> Measured:
+def measure(task: MapTask, weights: PyTree, seed: int) -> Measured:
     """|T - W W0|² / |T|²; and the angles of B e to W' e and to W⁺ e, on average over some inputs."""
     w0, w = (np.asarray(a) for a in weights)
     off = task.target[:, None] - w @ w0
@@ -85,7 +89,7 @@ def measure(task: MapTask, weights: Any, seed: int) -> Measured:
     )
 
 
-def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _angle(a: np.ndarray | jax.Array, b: np.ndarray | jax.Array) -> np.ndarray:
     cosine = np.sum(a * b, -2) / (np.linalg.norm(a, axis=-2) * np.linalg.norm(b, axis=-2))
     return np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean(-1)
 
@@ -127,7 +131,7 @@ def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     yield Picture("alignment", _draw(aligned, plain))
 
 
-def _draw(aligned: Measured, plain: Measured) -> Any:
+def _draw(aligned: Measured, plain: Measured) -> Figure:
     left, right = plot.new_axes(10, 4, 2)
     at = BLOCK * np.arange(1, aligned.error.shape[1] + 1)
     for ax, curves in (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import AGREES, COMPUTED, MEMORY, Comparison, Picture, Reproduction
@@ -32,7 +33,7 @@ def learn(n: int, m: int, setting: Setting, trials: int, most: int, seed: int) -
     x, t = (jnp.asarray(a) for a in data.encoder(n))
     net = nets.mlp([n, m, n], activation=jax.nn.sigmoid, output=jax.nn.sigmoid)
 
-    def error(params: Any) -> tuple[jax.Array, jax.Array]:
+    def error(params: PyTree) -> tuple[jax.Array, jax.Array]:
         y = net.apply(params, x)
         return setting.loss(y, t), stopping.forty_twenty_forty(y, t)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ...autodiff.transformations import jacrev
+from ...jaxpr.types import PyTree
 from .. import nets, ops, plot
 from .table import SECONDARY, Comparison, Picture, Reproduction
 
 LAYERS = 5
 
 
-def standard(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+def standard(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """What was usual before: U(-1/√n, 1/√n), with n = n_in."""
     return nets.uniform(-(shape[0] ** -0.5), shape[0] ** -0.5)(key, shape, dtype)
 
@@ -28,7 +29,7 @@ METHODS = {
 SCALES = {0.1: "-", 1.0: "--"}
 
 
-def singular_values(initializer: Any, width: int, scale: float, seed: int) -> np.ndarray:
+def singular_values(initializer: Callable[..., jax.Array], width: int, scale: float, seed: int) -> np.ndarray:
     """The singular values of ∂y_l/∂y_{l-1} for five tanh layers, at a random input from N(0, scale²): (layers, width).
 
     The Jacobian is that of funcbp: a row for every unit, by one vectorised pass.
@@ -38,7 +39,7 @@ def singular_values(initializer: Any, width: int, scale: float, seed: int) -> np
     x = scale * jax.random.normal(drawn, (width,))
 
     @jax.jit
-    def through(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def through(params: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         jacobian = jacrev(layer.apply, 1)(params, x)
         # the eigenvalues of J'J are half the work of the singular values of J, and as good for their mean
         return layer.apply(params, x), jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(jacobian.T @ jacobian), 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ def examples() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([MEAN + around, -MEAN - around]), np.repeat([1.0, -1.0], 4)
 
 
-def error(w: Any) -> Any:
+def error(w: jax.Array) -> jax.Array:
     """E = ½ mean (t - w·x)²."""
     x, t = examples()
     return 0.5 * jnp.mean((t - x @ w) ** 2)
@@ -31,10 +30,10 @@ def error(w: Any) -> Any:
 START = (1.0, 0.0)  # away from the minimum along both eigenvectors
 
 
-def walks(rates: Any, updates: int) -> Any:
+def walks(rates: jax.Array, updates: int) -> jax.Array:
     """w after so many steps of gradient descent, for many rates at once: shape (rates, 2)."""
 
-    def walk(rate: Any) -> Any:
+    def walk(rate: jax.Array) -> jax.Array:
         step = lambda w, _: (w - rate * grad(error)(w), None)
         return jax.lax.scan(step, jnp.array(START), length=updates)[0]
 

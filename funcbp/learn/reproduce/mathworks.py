@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, optim, plot
 from .table import MEMORY, NONE, Comparison, Picture, Reproduction
 from .trials import Outcome, make_trial, uniform_weights
@@ -42,12 +42,14 @@ def problem(name: str) -> tuple[nets.Net, np.ndarray, np.ndarray]:
     return nets.mlp(sizes, activation=ops.tanh), x, t
 
 
-def learn(name: str, optimizer: Any, trials: int, most: int, seed: int) -> tuple[Outcome, np.ndarray]:
+def learn(
+    name: str, optimizer: optax.GradientTransformation, trials: int, most: int, seed: int
+) -> tuple[Outcome, np.ndarray]:
     """Trials one after another, by one compiled program, and the seconds that each took, the fastest of three runs."""
     net, x, t = problem(name)
     goal = PROBLEMS[name][1]
 
-    def error(params: Any) -> tuple[jax.Array, jax.Array]:
+    def error(params: PyTree) -> tuple[jax.Array, jax.Array]:
         value = jnp.mean((net.apply(params, x) - t) ** 2)
         return value, value <= goal
 

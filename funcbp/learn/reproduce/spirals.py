@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import NONE, SECONDARY, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Method(NamedTuple):
@@ -64,7 +68,7 @@ def learn(method: Method, points: int, trials: int, most: int, seed: int) -> Out
     """Batch learning until all points are right by the 40-20-40 criterion."""
     x, t = (jnp.asarray(a) for a in data.two_spirals(points))
 
-    def error(params: Any) -> tuple[jax.Array, jax.Array]:
+    def error(params: PyTree) -> tuple[jax.Array, jax.Array]:
         net = method.net.apply(params, x)
         return method.loss(net, t), stopping.forty_twenty_forty(jax.nn.sigmoid(net), t)
 
@@ -88,7 +92,7 @@ def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     yield Picture("spirals", _draw(found, points))
 
 
-def _draw(found: dict[str, Outcome], points: int) -> Any:
+def _draw(found: dict[str, Outcome], points: int) -> Figure:
     """What the first solved network of each rule says at every place, and the points."""
     axes = plot.new_axes(3 * len(found), 3.6, len(found))
     x, t = data.two_spirals(points)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,20 @@ import numpy as np
 import optax
 
 from ...autodiff.transformations import grad
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, plot
 from .table import COMPUTED, READ, Comparison, Picture, Reproduction
 from .trials import Outcome, run_trials, uniform_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST, MORE = 4000, 4000
 NET = nets.mlp([6, 2, 1], output=ops.logistic)
 RULE = optax.sgd(0.1, momentum=0.9)
 
 
-def error(params: Any) -> tuple[jax.Array, jax.Array]:
+def error(params: PyTree) -> tuple[jax.Array, jax.Array]:
     """E over all 64 vectors, and which of them are told right: |t - y| < 0.5."""
     x, t = (jnp.asarray(a) for a in data.symmetry(6))
     y = NET.apply(params, x)
@@ -33,7 +37,7 @@ def learn(trials: int, most: int, seed: int) -> Outcome:
     return run_trials(error, init, RULE, seed=seed, trials=trials, most=most)
 
 
-def go_on(params: Any, sweeps: int) -> Any:
+def go_on(params: PyTree, sweeps: int) -> PyTree:
     """The parameters of many networks, after so many sweeps more of each."""
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
@@ -81,7 +85,7 @@ def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
     yield Picture("symmetry", _draw(outcome, kernels))
 
 
-def _draw(outcome: Outcome, kernels: np.ndarray) -> Any:
+def _draw(outcome: Outcome, kernels: np.ndarray) -> Figure:
     """The weights of a solved network into its two hidden units, and when the trials were solved."""
     bars, spread = plot.new_axes(10, 4, 2)
     for unit in range(2 * bool(len(kernels))):

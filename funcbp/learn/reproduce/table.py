@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 READ = "read"
 SECONDARY = "secondary"
@@ -50,7 +53,7 @@ class Picture(NamedTuple):
     """
 
     name: str
-    figure: Any
+    figure: Figure
 
 
 class Reproduction(NamedTuple):

@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from ...autodiff.arguments import checked_arrays, without_aux
 from ...autodiff.transformations import Backward
+from ...jaxpr.types import PyTree
 from ..nets import Net
 from ..train import stopping
 
 
 class Outcome(NamedTuple):
-    """How trials ended, one entry per trial.
+    """How trials ended, one entry per trial: arrays of shape (trials,).
 
     Attributes:
         solved: whether the criterion was met.
@@ -27,10 +29,10 @@ class Outcome(NamedTuple):
         params: the parameters at the end, with a leading axis of trials.
     """
 
-    solved: Any
-    epochs: Any
-    restarts: Any
-    params: Any
+    solved: jax.Array
+    epochs: jax.Array
+    restarts: jax.Array
+    params: PyTree
 
     def spread(self) -> str:
         """Mean, standard deviation (n - 1) and range of the epochs of the trials that were solved."""
@@ -47,7 +49,7 @@ class Outcome(NamedTuple):
         return f"{int(np.sum(self.solved))} of {len(np.asarray(self.solved))}"
 
 
-def uniform_weights(net: Net, x: Any, reach: float) -> Callable[[jax.Array], Any]:
+def uniform_weights(net: Net, x: ArrayLike, reach: float) -> Callable[[jax.Array], PyTree]:
     """Weights and biases from U(-reach, reach), as the early networks had them.
 
     Args:
@@ -78,8 +80,8 @@ def uniform_weights(net: Net, x: Any, reach: float) -> Callable[[jax.Array], Any
 
 
 def run_trials(
-    error: Callable[[Any], tuple[jax.Array, jax.Array]],
-    init: Callable[[jax.Array], Any],
+    error: Callable[[PyTree], tuple[jax.Array, jax.Array]],
+    init: Callable[[jax.Array], PyTree],
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -124,8 +126,8 @@ def run_trials(
 
 
 def make_trial(
-    error: Callable[[Any], tuple[jax.Array, jax.Array]],
-    init: Callable[[jax.Array], Any],
+    error: Callable[[PyTree], tuple[jax.Array, jax.Array]],
+    init: Callable[[jax.Array], PyTree],
     optimizer: optax.GradientTransformation,
     most: int,
     restart_at: int | None = None,
@@ -139,9 +141,9 @@ def make_trial(
     restart = stopping.Restart(stopping.maximum_epochs(restart_at or most), draw, 0 if restart_at is None else most)
 
     class Attempt(NamedTuple):
-        params: Any
-        memory: Any
-        rules: Any
+        params: PyTree
+        memory: PyTree
+        rules: PyTree
         epoch: jax.Array
 
     def begin(key: jax.Array) -> Attempt:

@@ -19,7 +19,7 @@ AT_ONCE = "all weights at once, biases kept"
 OUTPUT_FIRST = "output weights first, biases kept"
 
 
-def start() -> tuple[Params, Any, Any]:
+def start() -> tuple[Params, jax.Array, jax.Array]:
     """The example's weights, inputs and targets."""
     params = {
         "dense_0": {"kernel": jnp.array([[0.15, 0.25], [0.20, 0.30]]), "bias": jnp.full(2, 0.35)},
@@ -28,7 +28,7 @@ def start() -> tuple[Params, Any, Any]:
     return params, jnp.array([0.05, 0.10]), jnp.array([0.01, 0.99])
 
 
-def error(params: Params) -> Any:
+def error(params: Params) -> jax.Array:
     """E = Σ ½ (t - o)²."""
     _, x, t = start()
     return ops.squared_error(NET.apply(params, x), t)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, optim, plot
 from ..train import stopping
 from .table import AGREES, Comparison, Picture, Reproduction
@@ -23,7 +23,7 @@ def learn(trials: int, most: int, seed: int) -> Outcome:
     activation = lambda net: jax.nn.sigmoid(net) - 0.5
     net = nets.mlp([2, 2, 1], activation=activation, output=activation)
 
-    def error(params: Any) -> tuple[jax.Array, jax.Array]:
+    def error(params: PyTree) -> tuple[jax.Array, jax.Array]:
         # the unit that biases come from is an input like the others, and its value is ½
         halved = {name: {**layer, "bias": 0.5 * layer["bias"]} for name, layer in params.items()}
         y = net.apply(halved, x)

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._version import __version__
+from ...jaxpr.types import PyTree, Value
 from .layout import is_key, leaves_of, path_of, to_host, to_sharding
 from .results import unfinished, write_atomically
 
@@ -42,9 +44,9 @@ class Saved(NamedTuple):
             empty mapping asks for whatever training is there.
     """
 
-    state: Any
+    state: PyTree
     history: Mapping[str, np.ndarray]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 class Store(Protocol):
@@ -326,7 +328,7 @@ def _about(saved: Saved) -> dict[str, Any]:
     return {"what": "funcbp checkpoint", "format": FORMAT, **versions, "settings": dict(saved.settings)}
 
 
-def _check_types(where: str, types: Mapping[str, str], state: Any) -> None:
+def _check_types(where: str, types: Mapping[str, str], state: PyTree) -> None:
     wanted = {path_of(path): _type_of(leaf) for path, leaf in leaves_of(state)}
     for name in [*wanted, *types]:
         if wanted.get(name) != types.get(name):
@@ -344,7 +346,7 @@ def _check_columns(where: str, names: list[str], like: Saved) -> None:
         )
 
 
-def _type_of(leaf: Any) -> str:
+def _type_of(leaf: Value) -> str:
     dtype = f"key<{jax.random.key_impl(leaf)}>" if is_key(leaf) else str(leaf.dtype)
     return f"{dtype}[{','.join(map(str, leaf.shape))}]"
 
@@ -354,7 +356,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else np.ascontiguousarray(array)[..., None].view(np.uint8)
 
 
-def _restored(array: np.ndarray, like: Any) -> Any:
+def _restored(array: np.ndarray, like: PyTree) -> PyTree:
     sharding = getattr(like, "sharding", None)
     if is_key(like):
         restored = jax.random.wrap_key_data(_put(array, sharding), impl=jax.random.key_impl(like))
@@ -365,12 +367,12 @@ def _restored(array: np.ndarray, like: Any) -> Any:
     return restored
 
 
-def _put(array: np.ndarray, sharding: Any) -> jax.Array:
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding | Any) -> jax.Array:
     alone = sharding is None or len(sharding.device_set) == 1
     return jnp.asarray(array) if alone else to_sharding(array, sharding)
 
 
-def _plain(state: Any) -> Any:
+def _plain(state: PyTree) -> PyTree:
     """A state as a list of arrays without keys, for orbax."""
     return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, state)
 
@@ -392,7 +394,7 @@ def claimed(path: Path) -> Iterator[None]:
     systems that have no such locks there is none.
     """
     try:
-        fcntl: Any = importlib.import_module("fcntl")
+        fcntl: ModuleType = importlib.import_module("fcntl")
     except ImportError:  # Windows
         yield
         return
@@ -415,7 +417,7 @@ def claimed(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(fcntl: Any, lock: Path) -> int:
+def _locked(fcntl: ModuleType, lock: Path) -> int:
     """The open file at `lock`, locked."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)

@@ -13,7 +13,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +22,12 @@ import numpy as np
 from jax import P
 from jax.sharding import NamedSharding
 
+from ...jaxpr.types import PyTree
 from . import loop
 from .checkpoint import CheckpointError, Saved, Store
 from .layout import Placement, batch_spec, to_host
 from .loop import Learner, State, Status
-from .records import progress_bar, trackers
+from .records import Log, progress_bar, trackers
 
 ROWS = 16384  # the most epochs that are in one call
 FLOPS_PER_CALL = 2e9  # what the first call may take, roughly: about a second on a slow core
@@ -49,15 +50,15 @@ class TrainingOutcome(NamedTuple):
     history: dict[str, np.ndarray]
     reasons: list[str]
     seconds: float
-    data: Any
+    data: PyTree
 
 
 class HostConfig(NamedTuple):
     """What is done between the calls, as it is given to `fit`."""
 
     epochs: int
-    progress: Any
-    log: Any
+    progress: bool | Callable[..., Any]
+    log: Log | Sequence[Log] | None
     store: Store | None
     resume: bool | str
     settings: dict[str, Any]
@@ -66,10 +67,10 @@ class HostConfig(NamedTuple):
 
 def drive(
     learner: Learner,
-    params: Any,
+    params: PyTree,
     key: jax.Array,
-    data: Iterable[Any],
-    validation: Any,
+    data: Iterable[PyTree],
+    validation: PyTree | None,
     members: Mapping[str, jax.Array] | None,
     config: HostConfig,
 ) -> TrainingOutcome:
@@ -139,7 +140,7 @@ def drive(
 class Checkpointer:
     """The checkpoint: what to begin with, and when it is written."""
 
-    def __init__(self, store: Store | None, settings: Mapping[str, Any], columns: tuple[str, ...]):
+    def __init__(self, store: Store | None, settings: Mapping[str, object], columns: tuple[str, ...]):
         self.store, self.settings, self.columns = store, settings, columns
         self._saved, self._saved_at = -1, time.perf_counter()
 
@@ -217,7 +218,7 @@ class ChunkSizer:
     def __init__(self, seconds: float):
         self.seconds, self.count, self._calls = seconds, 0, 0
 
-    def guess(self, learner: Learner, params: Any, data: Any) -> int:
+    def guess(self, learner: Learner, params: PyTree, data: PyTree) -> int:
         """Before the first call: how many, by what an epoch will take."""
         if not self.count:
             work = 6.0 * loop.count_numbers(params) * loop.count_examples(data)
@@ -235,7 +236,7 @@ class ChunkSizer:
 # --- what the data are ------------------------------------------------------------------------------------------------
 
 
-def stream(items: Iterator[Any], updates: int, online: bool, placement: Placement | None) -> Iterator[Any]:
+def stream(items: Iterator[PyTree], updates: int, online: bool, placement: Placement | None) -> Iterator[PyTree]:
     """From an iterator of examples, or of batches: the batches of an epoch together, shape (updates, batch, ...).
 
     Nothing is read ahead of the epoch. Where the shape changes, and where the data end, an epoch is shorter.
@@ -256,8 +257,8 @@ def stream(items: Iterator[Any], updates: int, online: bool, placement: Placemen
                 yield jax.tree.map(put, stacked)
 
 
-def _of_one_structure(items: Iterator[Any]) -> Iterator[Any]:
-    first: Any = None
+def _of_one_structure(items: Iterator[PyTree]) -> Iterator[PyTree]:
+    first: PyTree = None
     for number, item in enumerate(items, 1):
         structure: Any = jax.tree.structure(item)
         if not structure.num_leaves:
@@ -322,7 +323,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     pressed: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         if pressed:
             raise KeyboardInterrupt
         pressed.append(number)

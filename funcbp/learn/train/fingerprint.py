@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from ...jaxpr import inside_of
+from ...jaxpr.types import AnyJaxpr, PyTree, Value
 from .layout import to_host
 
 SAMPLE = 2**20  # about how many bytes of an array are looked at
 ROWS = 64  # and how many examples at least
 
 
-def of_arrays(tree: Any) -> str:
+def of_arrays(tree: PyTree) -> str:
     """Types and shapes of the leaves, and a number that a sample of their rows makes."""
     leaves = jax.tree.leaves(tree)
     shown = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves]
@@ -28,7 +28,7 @@ def of_arrays(tree: Any) -> str:
     return f"{' '.join(shown[:4])}{more}, {crc:08x}"
 
 
-def _sample(a: Any) -> jax.Array:
+def _sample(a: np.ndarray | jax.Array) -> jax.Array:
     """Rows of an array at even distances, the first and the last among them."""
     if not a.ndim or not a.size:
         return jax.numpy.asarray(a).reshape(-1)
@@ -36,14 +36,14 @@ def _sample(a: Any) -> jax.Array:
     return jax.numpy.asarray(a)[np.linspace(0, len(a) - 1, rows).round().astype(int)]
 
 
-def of_program(f: Callable[..., Any], *args: Any) -> str:
+def of_program(f: Callable[..., PyTree], *args: PyTree) -> str:
     """A number that the equations of a function on such arguments, and the constants in them, make."""
     program = jax.make_jaxpr(f)(*args)
     text = f"{program} {[of_arrays(c) for c in _constants(program) if hasattr(c, 'dtype')]}"
     return f"program {zlib.crc32(placeless(text).encode()):08x}"
 
 
-def _constants(program: Any) -> Iterator[Any]:
+def _constants(program: AnyJaxpr) -> Iterator[Value]:
     yield from getattr(program, "consts", ())
     for eqn in program.eqns:
         for inside in inside_of(eqn).programs:

@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 from ...autodiff.arguments import checked, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...inspection import find_nan
+from ...jaxpr.types import PyTree
 from . import fingerprint, loop
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive, stream
 from .layout import Layout, Placement, make_placement
 from .loop import MODES, Learner, State, Status
+from .records import Log
 from .stopping import Restart, StoppingRule
 
 
@@ -40,8 +42,8 @@ class Divergence(NamedTuple):
 
     epoch: int
     update: int | None
-    params: Any
-    batch: Any
+    params: PyTree
+    batch: PyTree
     equation: str | None
 
     def __str__(self) -> str:
@@ -72,21 +74,21 @@ class Fit(NamedTuple):
         divergence: where it diverged, if it did.
     """
 
-    params: Any
-    best_params: Any
+    params: PyTree
+    best_params: PyTree
     history: dict[str, np.ndarray]
-    reason: Any
-    epochs: Any
-    best_epoch: Any
-    attempts: Any
+    reason: str | Any
+    epochs: int | Any
+    best_epoch: int | Any
+    attempts: int | Any
     seconds: float
     divergence: Divergence | None = None
 
 
 def fit(
     loss: Callable[..., jax.Array],
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     optimizer: optax.GradientTransformation,
     mode: str = "stochastic",
@@ -95,13 +97,13 @@ def fit(
     replacement: bool = False,
     updates: int = 100,
     key: jax.Array | None = None,
-    validation: Any = None,
+    validation: PyTree | None = None,
     score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
     correct: Callable[..., jax.Array] | None = None,
     stop: StoppingRule | Sequence[StoppingRule] | Mapping[str, StoppingRule] = (),
     restart: Restart | None = None,
-    progress: Any = False,
-    log: Any = None,
+    progress: bool | Callable[..., Any] = False,
+    log: Log | Sequence[Log] | None = None,
     checkpoint: str | Path | Store | None = None,
     resume: bool | str = False,
     mesh: Mesh | None = None,
@@ -205,7 +207,7 @@ def fit(
     key = jax.random.key(0) if key is None else key
     params = jax.tree.map(lambda x: jnp.asarray(checked(x)), params)
     validation = put(validation) if validation is not None else None
-    source: Iterator[Any]
+    source: Iterator[PyTree]
     if streams:
         source = stream(data, updates, mode == "online", placement)
     else:
@@ -239,7 +241,7 @@ def fit(
     )
 
 
-def _diagnosis(learner: Learner, state: State, data: Any) -> Divergence:
+def _diagnosis(learner: Learner, state: State, data: PyTree) -> Divergence:
     """Go through the epoch that diverged once more, up to the update where it did."""
     if int(state.code) == Status.DIVERGED_AT_ONCE:
         state = state._replace(params=state.kept)
@@ -274,7 +276,7 @@ def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def settings_of(
-    learner: Learner, mode: str, key: jax.Array, data: Any, validation: Any, updates: int
+    learner: Learner, mode: str, key: jax.Array, data: PyTree, validation: PyTree | None, updates: int
 ) -> dict[str, Any]:
     """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
     settings: dict[str, Any] = {"mode": mode, "key": fingerprint.of_arrays(key)}
@@ -286,11 +288,11 @@ def settings_of(
     return {**settings, "data": fingerprint.of_arrays(data)}
 
 
-def programs_of(learner: Learner, params: Any, data: Any) -> dict[str, str]:
+def programs_of(learner: Learner, params: PyTree, data: PyTree) -> dict[str, str]:
     """Fingerprints of what is computed in an update: the loss, how it goes backward, and the optimiser's step."""
     key = jax.random.key(0)
 
-    def batch_of(data: Any) -> Any:
+    def batch_of(data: PyTree) -> PyTree:
         items, batch_of = learner.batches(data, key)
         return batch_of(jax.tree.map(lambda a: a[0], items))
 
@@ -307,7 +309,7 @@ def programs_of(learner: Learner, params: Any, data: Any) -> dict[str, str]:
     }
 
 
-def check(learner: Learner, mode: str, data: Any, epochs: int, updates: int) -> None:
+def check(learner: Learner, mode: str, data: PyTree, epochs: int, updates: int) -> None:
     """Raise if what is asked for makes no sense."""
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(map(repr, MODES))}, and was {mode!r}.")

@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...jaxpr.types import PyTree
 from .. import data, nets, ops, plot, train
 from ..data.dataset import scaled
 from ..data.files import is_readable, refuse_options
@@ -22,8 +23,11 @@ from ..data.openml import PREFIX
 from ..data.tables import SUFFIXES
 from ..request import RequestError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RUN = "run.json"
-ACTIVATIONS: dict[str, Callable[..., Any]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": ops.identity,
     "logistic": ops.logistic,
     "tanh": ops.tanh,
@@ -53,7 +57,7 @@ class Result(NamedTuple):
     """How the network did on the test set: the numbers to keep, and how its mistakes are drawn."""
 
     record: dict[str, Any]
-    draw: Callable[[], Any]
+    draw: Callable[[], Figure | Any]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -142,7 +146,7 @@ def prepare(folder: Path) -> Path:
         return folder
 
 
-def judge(job: Job, params: Any, dataset: data.Dataset) -> Result:
+def judge(job: Job, params: PyTree, dataset: data.Dataset) -> Result:
     """Try the network on the test set, and print how it did."""
     x, y = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
     output = np.asarray(jax.jit(job.net.apply)(params, x))
@@ -189,8 +193,8 @@ def score_key(score: str) -> str:
 def leave(
     folder: Path,
     job: Job,
-    params: Any,
-    records: Sequence[Mapping[str, Any]],
+    params: PyTree,
+    records: Sequence[Mapping[str, float]],
     result: Result,
     dataset: data.Dataset,
     pictures: bool = True,
@@ -268,7 +272,7 @@ def read_run(folder: Path) -> Run:
         raise RequestError(f"{path} is damaged: it is not what `funcbp train` wrote.") from error
 
 
-def predict(folder: Path, source: Path) -> tuple[list[str], list[list[Any]]]:
+def predict(folder: Path, source: Path) -> tuple[list[str], list[list[object]]]:
     """What a trained network says of the examples in a file: the columns' names, and a row for each example.
 
     For classes, the likeliest one and the probability of each; otherwise the numbers, in the target's own unit.

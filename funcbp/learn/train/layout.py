@@ -12,13 +12,15 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import P
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.tree_util import KeyPath
+
+from ...jaxpr.types import PyTree, Value
 
 AXES = ("data", "fsdp", "tensor")
 Layout = Callable[[str, tuple[int, ...], Mapping[str, int]], P]
@@ -109,7 +111,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def from_local(local: Any, mesh: Mesh) -> Any:
+def from_local(local: PyTree, mesh: Mesh) -> PyTree:
     """The global batch, of which each process has a part: concatenated over the processes, divided over the devices.
 
     Args:
@@ -156,13 +158,13 @@ class Placement:
             return self.layout(path, shape, dict(self.mesh.shape))
         return next((spec for pattern, spec in self.layout if fnmatch.fnmatchcase(path, pattern)), P())
 
-    def shardings(self, tree: Any, params: Any) -> Any:
+    def shardings(self, tree: PyTree, params: PyTree) -> PyTree:
         """The sharding of every leaf: those of the parameters, what has their path at its end and their shape (as the
         moments of an optimiser have) with them, and the rest on all devices.
         """
         places = {path_of(path): (leaf.shape, self.spec(path_of(path), leaf.shape)) for path, leaf in leaves_of(params)}
 
-        def place(path: Any, leaf: Any) -> NamedSharding:
+        def place(path: KeyPath, leaf: Value) -> NamedSharding:
             whole = path_of(path)
             parts = whole.split("/")
             for i in range(len(parts)):
@@ -173,30 +175,30 @@ class Placement:
 
         return jax.tree.map_with_path(place, tree)
 
-    def put(self, state: Any) -> Any:
+    def put(self, state: PyTree) -> PyTree:
         """A state, or whatever has the field `params`, where it lives."""
         return jax.tree.map(to_sharding, state, self.shardings(state, state.params))
 
-    def constrain(self, state: Any) -> Any:
+    def constrain(self, state: PyTree) -> PyTree:
         """In a program: keep a state where it lives."""
         return jax.lax.with_sharding_constraint(state, self.shardings(state, state.params))
 
-    def spread(self, batch: Any) -> Any:
+    def spread(self, batch: PyTree) -> PyTree:
         """In a program: divide a batch over the devices."""
         return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, batch_spec(self.mesh)))
 
-    def everywhere(self, data: Any) -> Any:
+    def everywhere(self, data: PyTree) -> PyTree:
         """Data that are whole on every process, whole on every device; what is global already stays as it is."""
         sharding = NamedSharding(self.mesh, P())
 
-        def put(a: Any) -> jax.Array:
+        def put(a: Value) -> jax.Array:
             if isinstance(a, jax.Array) and len(a.sharding.device_set) == self.mesh.size:
                 return a
             return jax.make_array_from_process_local_data(sharding, np.asarray(a))
 
         return jax.tree.map(put, data)
 
-    def check_patterns(self, params: Any) -> None:
+    def check_patterns(self, params: PyTree) -> None:
         """Raise if a pattern of the layout matches none of the parameters: they would be whole on every device."""
         paths = [path_of(path) for path, _ in leaves_of(params)]
         for pattern, _ in () if callable(self.layout) else self.layout:
@@ -213,11 +215,11 @@ class Placement:
 class MemberPlacement(Placement):
     """Many networks: each device has some of the members, whole."""
 
-    def shardings(self, tree: Any, params: Any) -> Any:
+    def shardings(self, tree: PyTree, params: PyTree) -> PyTree:
         """Everything is divided along its leading axis, over all axes of the mesh."""
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, P(self.mesh.axis_names)), tree)
 
-    def spread(self, batch: Any) -> Any:
+    def spread(self, batch: PyTree) -> PyTree:
         """Every device has the whole batch."""
         return batch
 
@@ -253,17 +255,17 @@ def make_placement(mesh: Mesh | None, layout: str | Layout | Mapping[str, P] | N
 # --- arrays and paths -------------------------------------------------------------------------------------------------
 
 
-def leaves_of(tree: Any) -> list[tuple[Any, Any]]:
+def leaves_of(tree: PyTree) -> list[tuple[KeyPath, Value]]:
     """The leaves of a pytree with their paths."""
     return jax.tree.leaves_with_path(tree)
 
 
-def path_of(path: Any) -> str:
+def path_of(path: KeyPath) -> str:
     """A path of JAX's as ours: `dense_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def is_key(a: Any) -> bool:
+def is_key(a: Value) -> bool:
     """Whether an array holds typed keys."""
     return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
 
@@ -279,7 +281,7 @@ def to_host(a: jax.Array) -> np.ndarray:
     return np.asarray(a.addressable_data(0) if a.is_fully_replicated else a)
 
 
-def to_sharding(a: Any, sharding: Any) -> jax.Array:
+def to_sharding(a: Value, sharding: jax.sharding.Sharding) -> jax.Array:
     """A whole array, the same on every process, where its parts shall live."""
     if is_key(a):
         return jax.random.wrap_key_data(to_sharding(jax.random.key_data(a), sharding), impl=jax.random.key_impl(a))

@@ -22,6 +22,7 @@ import optax
 from jax import lax
 
 from ...autodiff.transformations import Backward
+from ...jaxpr.types import PyTree, T
 from .layout import Placement
 from .stopping import EpochMetrics, Restart, StoppingRule
 
@@ -57,15 +58,15 @@ class State(NamedTuple):
         began: the epoch in which this attempt began.
     """
 
-    params: Any
-    memory: Any
+    params: PyTree
+    memory: PyTree
     key: jax.Array
     epoch: jax.Array
     code: jax.Array
-    kept: Any
+    kept: PyTree
     best_loss: jax.Array
     best_epoch: jax.Array
-    rules: Any
+    rules: PyTree
     attempt: jax.Array
     began: jax.Array
 
@@ -87,7 +88,7 @@ class Learner:
     backward: Backward
     placement: Placement | None
 
-    def bind(self, member: Mapping[str, Any]) -> Learner:
+    def bind(self, member: Mapping[str, jax.Array]) -> Learner:
         """The learner of one member: functions that name some of its hyperparameters get them."""
         if not member:
             return self
@@ -107,7 +108,7 @@ class Learner:
 
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
-    def init(self, params: Any, key: jax.Array) -> State:
+    def init(self, params: PyTree, key: jax.Array) -> State:
         """The state before the first epoch."""
         number = jnp.zeros((), jnp.int32)
         infinity = jnp.asarray(jnp.inf, jnp.result_type(float))
@@ -126,21 +127,21 @@ class Learner:
             began=number,
         )
 
-    def update(self, params: Any, memory: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def update(self, params: PyTree, memory: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
         """One update: w ← w + step(Ē), and the loss before it."""
         loss, grads = self.backward.value_and_grad(self.on_batch(batch, key))(params)
         updates, memory = self.step(grads, memory, params, loss, batch, key)
         return optax.apply_updates(params, updates), memory, loss
 
-    def on_batch(self, batch: Any, key: jax.Array) -> Callable[[Any], jax.Array]:
+    def on_batch(self, batch: PyTree, key: jax.Array) -> Callable[[PyTree], jax.Array]:
         """The loss on a batch, as a function of the parameters."""
         if "key" in parameters(self.loss):
             return lambda params: self.loss(params, batch, key=key)
         return lambda params: self.loss(params, batch)
 
     def step(
-        self, grads: Any, memory: Any, params: Any, loss: jax.Array, batch: Any, key: jax.Array
-    ) -> tuple[Any, Any]:
+        self, grads: PyTree, memory: PyTree, params: PyTree, loss: jax.Array, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         """The optimiser's step, and its new state."""
         carried = self.backward.attach(self.on_batch(batch, key))
         value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
@@ -154,7 +155,7 @@ class Learner:
         """The optimiser, which takes whatever else is known of an update."""
         return optax.with_extra_args_support(self.optimizer)
 
-    def batches(self, data: Any, key: jax.Array) -> tuple[Any, Callable[[Any], Any]]:
+    def batches(self, data: PyTree, key: jax.Array) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         """What an epoch scans over, and the batch that belongs to each item of it."""
         if self.mode == "stream":
             return data, self._spread
@@ -171,10 +172,10 @@ class Learner:
             order = jax.random.permutation(key, n)[: n // size * size].reshape(n // size, size)
         return order, lambda places: self._spread(jax.tree.map(lambda a: a[places], data))
 
-    def _spread(self, batch: Any) -> Any:
+    def _spread(self, batch: PyTree) -> PyTree:
         return batch if self.placement is None else self.placement.spread(batch)
 
-    def epoch(self, state: State, data: Any, guarded: bool = False) -> tuple[Any, Any, jax.Array]:
+    def epoch(self, state: State, data: PyTree, guarded: bool = False) -> tuple[PyTree, PyTree, jax.Array]:
         """A sweep of updates: parameters, the optimiser's state, and the loss before each update.
 
         A guarded one stands still, with nan for a loss, where an update is not finite.
@@ -182,7 +183,7 @@ class Learner:
         key = jax.random.fold_in(state.key, state.epoch + 1)
         items, batch_of = self.batches(data, key)
 
-        def one_update(carry: Any, item: Any) -> Any:
+        def one_update(carry: PyTree, item: PyTree) -> PyTree:
             params, memory, number = carry
             *new, loss = self.update(params, memory, batch_of(item), jax.random.fold_in(key, number))
             if guarded:
@@ -196,7 +197,7 @@ class Learner:
         return params, memory, losses
 
     def advance(
-        self, state: State, data: Any, validation: Any, alone: bool = True
+        self, state: State, data: PyTree, validation: PyTree | None, alone: bool = True
     ) -> tuple[State, dict[str, jax.Array]]:
         """An epoch and all that follows from it: the new state, and what there is to report.
 
@@ -284,32 +285,34 @@ class CompiledTraining(NamedTuple):
     """
 
     init: Callable[..., State]
-    run: Callable[..., Any]
+    run: Callable[..., PyTree]
 
 
 @functools.lru_cache(maxsize=16)  # a training that is repeated is compiled once; the bound lets go of what is forgotten
 def compile_training(learner: Learner, limit: int, many: bool) -> CompiledTraining:
     """Compile a learner's training; of many, mapped over the leading axes of the state and of `members`."""
 
-    def one_init(params: Any, key: jax.Array, member: Mapping[str, Any]) -> State:
+    def one_init(params: PyTree, key: jax.Array, member: Mapping[str, jax.Array]) -> State:
         return own_copy(learner.bind(member).init(params, key))
 
-    def one_epoch(state: State, data: Any, validation: Any, member: Mapping[str, Any]) -> Any:
+    def one_epoch(state: State, data: PyTree, validation: PyTree | None, member: Mapping[str, jax.Array]) -> PyTree:
         return learner.bind(member).advance(state, data, validation, alone=not many)
 
     init = jax.vmap(one_init) if many else one_init
     advance = jax.vmap(one_epoch, in_axes=(0, None, None, 0)) if many else one_epoch
     placed = learner.placement.constrain if learner.placement else lambda state: state
 
-    def run(state: State, data: Any, validation: Any, members: Mapping[str, Any], count: jax.Array) -> Any:
+    def run(
+        state: State, data: PyTree, validation: PyTree | None, members: Mapping[str, jax.Array], count: jax.Array
+    ) -> PyTree:
         shapes = jax.eval_shape(advance, state, data, validation, members)[1]
         rows = jax.tree.map(lambda s: jnp.zeros((limit, *s.shape), s.dtype), shapes)
 
-        def goes_on(carry: Any) -> jax.Array:
+        def goes_on(carry: PyTree) -> jax.Array:
             state, _, done = carry
             return (done < count) & jnp.any(state.code == Status.RUNNING)
 
-        def body(carry: Any) -> Any:
+        def body(carry: PyTree) -> PyTree:
             state, rows, done = carry
             state, row = advance(placed(state), data, validation, members)
             rows = jax.tree.map(lambda column, value: column.at[done].set(value), rows, row)
@@ -324,36 +327,36 @@ def compile_training(learner: Learner, limit: int, many: bool) -> CompiledTraini
 # --- small things -----------------------------------------------------------------------------------------------------
 
 
-def count_examples(data: Any) -> int:
+def count_examples(data: PyTree) -> int:
     """The length of the leading axis of a batch."""
     return jax.tree.leaves(data)[0].shape[0]
 
 
-def count_updates(learner: Learner, data: Any) -> int:
+def count_updates(learner: Learner, data: PyTree) -> int:
     """How many updates an epoch has."""
     n = count_examples(data)
     return 1 if learner.mode == "batch" else n // min(learner.batch_size, n)
 
 
-def is_finite(tree: Any) -> jax.Array:
+def is_finite(tree: PyTree) -> jax.Array:
     """Whether all numbers in a pytree are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.asarray(True))
 
 
-def tolerant(memory: Any) -> bool:
+def tolerant(memory: PyTree) -> bool:
     """Whether the optimiser leaves out updates that are not finite: then a loss that is not is no divergence."""
     lenient = lambda state: isinstance(state, optax.ApplyIfFiniteState)
     return any(map(lenient, jax.tree.leaves(memory, is_leaf=lenient)))
 
 
-def own_copy(tree: Any) -> Any:
+def own_copy(tree: PyTree) -> PyTree:
     """Arrays of our own, to be donated, without weak types."""
     fresh = lambda a: jnp.copy(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.array(a, a.dtype, copy=True)
     return jax.tree.map(lambda a: fresh(jnp.asarray(a)), tree)
 
 
-def parameters(f: Callable[..., Any]) -> tuple[str, ...]:
+def parameters(f: Callable[..., object]) -> tuple[str, ...]:
     """The names of a function's parameters, as far as they can be known."""
     try:
         return tuple(inspect.signature(f).parameters)
@@ -361,15 +364,15 @@ def parameters(f: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
-def named(f: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def named(f: Callable[..., object], values: Mapping[str, T]) -> dict[str, T]:
     """Those of the values that a function has a parameter for."""
     return {name: value for name, value in values.items() if name in parameters(f)}
 
 
-def count_numbers(tree: Any) -> int:
+def count_numbers(tree: PyTree) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)

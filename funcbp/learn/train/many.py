@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
+from ...jaxpr.types import PyTree
 from . import fingerprint, loop
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive
@@ -24,25 +26,27 @@ from .layout import MemberPlacement
 from .loop import Learner
 from .stopping import Restart, StoppingRule
 
+Stop = StoppingRule | Callable[..., StoppingRule]
+
 
 def fit_many(
     loss: Callable[..., jax.Array],
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
     key: jax.Array,
-    over: Mapping[str, Any] | None = None,
+    over: Mapping[str, jax.Array | Any] | None = None,
     mode: str = "stochastic",
     epochs: int = 100,
     batch_size: int = 32,
     replacement: bool = False,
-    validation: Any = None,
+    validation: PyTree | None = None,
     score: Callable[..., jax.Array] | Mapping[str, Callable[..., jax.Array]] | None = None,
     correct: Callable[..., jax.Array] | None = None,
-    stop: Any = (),
+    stop: Stop | Sequence[Stop] | Mapping[str, Stop] = (),
     restart: Restart | None = None,
-    progress: Any = False,
+    progress: bool | Callable[..., Any] = False,
     checkpoint: str | Path | Store | None = None,
     resume: bool | str = False,
     mesh: Mesh | None = None,
@@ -138,7 +142,7 @@ def fit_many(
     )
 
 
-def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+def _members(params: PyTree, key: jax.Array, over: Mapping[str, jax.Array]) -> tuple[jax.Array, PyTree]:
     """The members' keys and initial parameters."""
     drawn = callable(params) and jax.tree_util.all_leaves([params])  # and not a module, a pytree that can be called
     draw = lambda key: checked_arrays(params(key))
@@ -162,7 +166,7 @@ def _members(params: Any, key: jax.Array, over: Mapping[str, jax.Array]) -> tupl
     return halves[:, 1], jax.vmap(draw)(halves[:, 0]) if drawn else jax.tree.map(jnp.asarray, params)
 
 
-def _check_names(over: Mapping[str, Any], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:
+def _check_names(over: Mapping[str, ArrayLike], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:
     takers = [loss, *(rule for rule in rules if not isinstance(rule, StoppingRule))]
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO
 class Tracker(Protocol):
     """What measurements can be given to: anything with this method, such as a run of Weights & Biases."""
 
-    def log(self, metrics: Mapping[str, Any], *, step: int) -> Any:
+    def log(self, metrics: Mapping[str, object], *, step: int) -> object:
         """Take the measurements of an epoch; `step` is its number."""
 
 
@@ -42,7 +42,7 @@ class JsonLines:
     def __init__(self, path: str | Path):
         self._file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the tracker is)
 
-    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
+    def log(self, metrics: Mapping[str, object], *, step: int) -> None:
         """Write a line."""
         self._file.write(json_line({"epoch": step, **metrics}))
         self._file.flush()
@@ -77,7 +77,7 @@ class Csv:
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._begun = False
 
-    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
+    def log(self, metrics: Mapping[str, object], *, step: int) -> None:
         """Write a line; all have the columns of the first."""
         if not self._begun:
             self._writer.writerow(["epoch", *metrics])
@@ -90,12 +90,13 @@ class Csv:
         self._file.close()
 
 
-def json_line(record: Mapping[str, Any]) -> str:
+def json_line(record: Mapping[str, object]) -> str:
     """A record as a line of JSON; what is not finite becomes null."""
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
     return json.dumps({k: finite(v) for k, v in record.items()}, ensure_ascii=False) + "\n"
 
 
+Log = str | Path | Tracker  # where measurements go
 FILES: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
 
 
@@ -140,7 +141,9 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def progress_bar(wanted: Any, total: int, done: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def progress_bar(
+    wanted: bool | Callable[..., Any], total: int, done: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A progress bar as a function of the number of new epochs and the last measurements.
 
     Args:

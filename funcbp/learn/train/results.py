@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from ...jaxpr.types import PyTree
 from .records import json_line
 
 
@@ -84,7 +85,7 @@ def _umask() -> int:
     return mask
 
 
-def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
+def save_params(path: str | Path, params: Mapping[str, PyTree]) -> None:
     """Write parameters to an npz file, one array per leaf, named by its path: `dense_0/kernel`.
 
     Types that numpy does not know, such as bfloat16, are stored as float32, which holds all their values.
@@ -109,7 +110,7 @@ def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
-def load_params(path: str | Path) -> dict[str, Any]:
+def load_params(path: str | Path) -> dict[str, PyTree]:
     """Read parameters that `save_params` wrote.
 
     Args:
@@ -129,7 +130,7 @@ def load_params(path: str | Path) -> dict[str, Any]:
         >>> train.load_params(path)
         {'dense_0': {'bias': array([0.])}}
     """
-    params: dict[str, Any] = {}
+    params: dict[str, PyTree] = {}
     with np.load(path, allow_pickle=False) as file:
         for name in file.files:
             *folders, last = name.split("/")
@@ -140,7 +141,7 @@ def load_params(path: str | Path) -> dict[str, Any]:
     return params
 
 
-def leaf_paths(params: Mapping[str, Any]) -> dict[str, Any]:
+def leaf_paths(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The leaves of nested dicts by their paths, `dense_0/kernel`.
 
     Args:
@@ -170,7 +171,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
 
 
-def write_metrics(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_metrics(path: str | Path, records: Iterable[Mapping[str, object]]) -> None:
     """Write measurements as JSON lines, one object per line; what is not finite becomes null.
 
     Args:

@@ -12,10 +12,13 @@ from other weights: see `Restart`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ...jaxpr.types import PyTree
 
 LOSSES = ("loss", "validation_loss")
 
@@ -30,10 +33,10 @@ class EpochMetrics(NamedTuple):
         correct: the fraction of the training examples that the task's criterion calls right, from 0 to 1.
     """
 
-    epoch: Any
-    loss: Any
-    validation_loss: Any = float("nan")
-    correct: Any = float("nan")
+    epoch: ArrayLike
+    loss: ArrayLike
+    validation_loss: ArrayLike = float("nan")
+    correct: ArrayLike = float("nan")
 
 
 class StoppingRule(NamedTuple):
@@ -53,8 +56,8 @@ class StoppingRule(NamedTuple):
         True
     """
 
-    init: Callable[[], Any]
-    update: Callable[[Any, EpochMetrics], tuple[Any, jax.Array]]
+    init: Callable[[], PyTree]
+    update: Callable[[PyTree, EpochMetrics], tuple[PyTree, jax.Array]]
     needs: tuple[str, ...] = ("loss",)
 
 
@@ -86,14 +89,14 @@ class Restart(NamedTuple):
     """
 
     when: StoppingRule
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array], PyTree]
     at_most: int = 10
 
 
 # --- which examples are right -----------------------------------------------------------------------------------------
 
 
-def forty_twenty_forty(predictions: Any, targets: Any, low: float = 0.0, high: float = 1.0) -> jax.Array:
+def forty_twenty_forty(predictions: jax.Array, targets: jax.Array, low: float = 0.0, high: float = 1.0) -> jax.Array:
     """Which examples are right by the 40-20-40 criterion: every output within 40 % of the range from its target.
 
     An output unit says "low" in the lowest 40 % of its range, "high" in the highest 40 %, and nothing in between.
@@ -119,7 +122,7 @@ def forty_twenty_forty(predictions: Any, targets: Any, low: float = 0.0, high: f
     return jnp.all(jnp.abs(predictions - targets) < 0.4 * (high - low), axis=-1)
 
 
-def right_class(predictions: Any, targets: Any) -> jax.Array:
+def right_class(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """Which examples are right by the largest output.
 
     Args:
@@ -161,7 +164,7 @@ def any_of(*rules: StoppingRule) -> StoppingRule:
     if not rules:
         raise ValueError("any_of needs at least one rule.")
 
-    def update(states: tuple[Any, ...], seen: EpochMetrics) -> tuple[tuple[Any, ...], jax.Array]:
+    def update(states: tuple[PyTree, ...], seen: EpochMetrics) -> tuple[tuple[PyTree, ...], jax.Array]:
         pairs = [rule.update(state, seen) for rule, state in zip(rules, states, strict=True)]
         stops = jnp.stack([stop for _, stop in pairs])
         return tuple(state for state, _ in pairs), jnp.any(stops, axis=0)
@@ -258,7 +261,7 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> StoppingRul
     _check_count("plateau", patience)
     _check_loss("plateau", of)
 
-    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
+    def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         state = _last_improvement(state, seen, of, least)
         return state, _epoch(seen) - state[1] >= patience
 
@@ -297,7 +300,7 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
     if not factor > 0:
         raise ValueError(f"adaptive_patience needs a positive factor, and got {factor}.")
 
-    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
+    def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         state = _last_improvement(state, seen, of, least)
         waited, last = _epoch(seen) - state[1], _float(state[1])
         return state, _float(waited) >= jnp.maximum(_float(at_least), _float(factor) * last)
@@ -359,7 +362,7 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> StoppingRule:
     """
     _check_count("progress_quotient", strip)
 
-    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
+    def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         best, training = state
         best = _smaller(best, seen.validation_loss)
         training, end, progress = _training_progress(training, seen, strip)
@@ -396,7 +399,7 @@ def low_progress(below: float = 0.1, strip: int = 5) -> StoppingRule:
     """
     _check_count("low_progress", strip)
 
-    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
+    def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         state, end, progress = _training_progress(state, seen, strip)
         return state, end & (progress < _float(below))
 
@@ -431,7 +434,7 @@ def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
     _check_count("up_strips", count)
     _check_count("up_strips", strip)
 
-    def update(state: Any, seen: EpochMetrics) -> tuple[Any, jax.Array]:
+    def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         before, ups = state
         now, end = _float(seen.validation_loss), _epoch(seen) % strip == 0
         ups = jnp.where(end, jnp.where(now > before, ups + 1, 0), ups)
@@ -443,7 +446,7 @@ def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-def _float(x: Any) -> jax.Array:
+def _float(x: ArrayLike) -> jax.Array:
     """A scalar in the type that states are kept in: float32, or float64 where it is enabled."""
     return jnp.asarray(x).astype(jnp.result_type(float))
 
@@ -456,7 +459,7 @@ def _infinity() -> jax.Array:
     return _float(jnp.inf)
 
 
-def _smaller(best: jax.Array, loss: Any) -> jax.Array:
+def _smaller(best: jax.Array, loss: ArrayLike) -> jax.Array:
     """The smaller of two losses; one that is not a number changes nothing."""
     return jnp.fmin(best, _float(loss))
 
@@ -474,7 +477,7 @@ def _no_improvement_yet() -> tuple[jax.Array, jax.Array]:
     return _infinity(), jnp.zeros((), jnp.int32)
 
 
-def _last_improvement(state: Any, seen: EpochMetrics, of: str, least: float) -> tuple[jax.Array, jax.Array]:
+def _last_improvement(state: PyTree, seen: EpochMetrics, of: str, least: float) -> tuple[jax.Array, jax.Array]:
     best, epoch = state
     loss = _float(getattr(seen, of))
     # for losses below 0, such as log-likelihoods, too
@@ -487,7 +490,7 @@ def _new_strip() -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.zeros_like(_infinity()), _infinity(), jnp.zeros((), jnp.int32)
 
 
-def _training_progress(state: Any, seen: EpochMetrics, strip: int) -> tuple[Any, jax.Array, jax.Array]:
+def _training_progress(state: PyTree, seen: EpochMetrics, strip: int) -> tuple[PyTree, jax.Array, jax.Array]:
     """The strip with this epoch in it, whether it is a whole strip's end, and P_k there."""
     total, smallest, count = state
     total, smallest, count = total + _float(seen.loss), _smaller(smallest, seen.loss), count + 1
@@ -498,7 +501,7 @@ def _training_progress(state: Any, seen: EpochMetrics, strip: int) -> tuple[Any,
     return state, last & (count == strip), progress
 
 
-def _check_count(name: str, count: Any) -> None:
+def _check_count(name: str, count: int) -> None:
     if not isinstance(count, jax.core.Tracer) and count < 1:
         raise ValueError(f"{name} counts epochs from 1, and got {count}.")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ...jaxpr.types import PyTree
 from .. import ops
 from ..nets import Net
 
@@ -21,8 +22,8 @@ class Task(NamedTuple):
         score_name: what the score is called.
     """
 
-    loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    score: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    loss: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    score: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     score_name: str
 
 
@@ -43,10 +44,10 @@ def classification(net: Net) -> Task:
         ('accuracy', ())
     """
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(ops.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y))
 
-    def score(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def score(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(jnp.argmax(net.apply(params, x), -1).astype(y.dtype) == y)
 
     return Task(loss, score, "accuracy")
@@ -69,10 +70,10 @@ def regression(net: Net) -> Task:
         Array(1., dtype=float32)
     """
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         return ops.squared_error(net.apply(params, x), y, "mean")
 
-    def score(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def score(params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
         unexplained = jnp.sum(jnp.square(y - net.apply(params, x)))
         return 1 - unexplained / jnp.sum(jnp.square(y - jnp.mean(y, 0, keepdims=True)))
 

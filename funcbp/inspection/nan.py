@@ -265,15 +265,17 @@ class FindNan:
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 
-        def flat(*leaves: Any) -> tuple[list[Any], list[Any]]:
+        in_values: list[int] = []
+
+        def flat(*leaves: Any) -> list[Any]:
             value, grads = of_arrays(*jax.tree.unflatten(tree, leaves))
             floats = lambda tree: [x for x in jax.tree.leaves(tree) if _is_float(x)]
-            return floats(value), floats(grads)
+            in_values.append(len(floats(value)))
+            return floats(value) + floats(grads)
 
-        program, (values, _) = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        outs = replay(program, leaves)
+        outs = replay(jx.trace_on(flat, leaves), leaves)
         first = first_birth(birth for births in outs for birth in births)
-        of_value = [birth.root for births in outs[: len(values)] for birth in births]
+        of_value = [birth.root for births in outs[: in_values[-1]] for birth in births]
         bad = [
             path
             for path, x in _paths(self.f, args, kwargs)

@@ -278,7 +278,7 @@ class PrecisionOf:
             left.append(Found(structure, shapes))
             return outs
 
-        return jax.make_jaxpr(flat)(*leaves), leaves, left[-1]
+        return jx.trace_on(flat, leaves), leaves, left[-1]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Precision:
         """Run both passes equation by equation, each beside its shadow."""
@@ -358,7 +358,7 @@ def precision(
     would have taken otherwise are counted. Loops are run step by step.
 
     Args:
-        f: a function with a scalar output, whose Python control flow does not depend on values.
+        f: a function with a scalar output. Where it branches in Python on values, the shadow goes the way that these take.
         argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
         has_aux: whether `f` returns a pair (output, auxiliary data).
         backward: the way of going backward, if not the default one.

@@ -24,7 +24,7 @@ from .. import jaxpr as jx
 from ..cotangents import Moves
 from ..rules.traits import traits_of
 from .replay import Located
-from .widened import is_float, widen, widened_equation
+from .widened import is_float, why_not_wide, widen, widened_equation
 
 __all__ = ["Pair", "Rounding", "beside_shadow", "relative"]
 
@@ -216,6 +216,8 @@ class Shadowing(Located):
 
     def equation(self, eqn: Any, args: list[Pair]) -> list[Pair]:
         actual = jx.bind_eqn(eqn, [a.actual for a in args])
+        if not eqn.outvars:  # it prints, or writes
+            return []
         if not any(is_float(x) for x in (*actual, *(a.actual for a in args))):
             return [Pair(x, x) for x in actual]
         row = self.row_of(eqn, actual, args)
@@ -266,16 +268,14 @@ class Shadowing(Located):
 
     def wide_results(self, eqn: Any, args: Sequence[Pair], actual: Sequence[Any], row: Rounding) -> Any:
         """What float64 makes of the program's operands, and of the shadow's."""
-        opaque = "it has effects" if eqn.effects else ""
-        if jx.inside_of(eqn).kind is jx.Kind.MAPPED:
-            opaque = "it runs on several devices"
+        opaque = why_not_wide(eqn)
         if not opaque:
             try:
                 exact = widened_equation(eqn, [widen(a.actual) for a in args])
                 if not any(a.error for a in args):
                     return exact, exact
                 return exact, widened_equation(eqn, [a.shadow for a in args])
-            except Exception as error:  # a kernel or a callback, which takes its own types and no others
+            except Exception as error:  # a kernel, which takes its own types and no others
                 opaque = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         row.opaque = opaque
         wide = list(map(widen, actual))

@@ -13,7 +13,7 @@ from jax import lax
 from .. import jaxpr as jx
 from ..rules.traits import traits_of
 
-__all__ = ["Widened", "is_float", "narrow", "widen", "widened_equation"]
+__all__ = ["Widened", "is_float", "narrow", "why_not_wide", "widen", "widened_equation"]
 
 
 def is_float(x: Any) -> bool:
@@ -39,6 +39,16 @@ def _cast(x: Any, dtype: Any) -> Any:
     if not isinstance(x, jax.core.Tracer):
         return jnp.asarray(np.asarray(x).astype(dtype))  # nothing to be compiled
     return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
+
+
+def why_not_wide(eqn: Any) -> str:
+    """Why an equation is not run in float64, beside itself; "" if it can be tried."""
+    if "callback" in eqn.params:
+        return "it calls back into Python"
+    kind = jx.inside_of(eqn).kind
+    if eqn.effects and not kind:  # those of a program are inside it
+        return "it has effects"
+    return "it runs on several devices" if kind is jx.Kind.MAPPED else ""
 
 
 def widened_equation(eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -94,4 +104,12 @@ class Widened(jx.Visitor):
         return widen(x)
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        if not eqn.outvars:  # it prints, or writes, and has done so on the program's own numbers
+            return []
+        if why := why_not_wide(eqn):
+            where = jx.user_line(eqn.source_info)
+            raise TypeError(
+                f"`{eqn.primitive}`{f' at {where}' if where else ''} cannot be run in float64: {why}. "
+                "precision(f)(...), outside of jit, counts the errors behind it anew; or take errors of a part without it."
+            )
         return widened_equation(eqn, args)

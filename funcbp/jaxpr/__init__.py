@@ -14,6 +14,7 @@ from .authors import authors_transpose as authors_transpose
 from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
 from .elementwise import elementwise_primitive as elementwise_primitive
+from .following import trace_on as trace_on
 from .inside import bind_compute_on as bind_compute_on
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put

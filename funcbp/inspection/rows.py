@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..autodiff.backward_pass import listed
 from .statistics import Statistics, statistics
 
-__all__ = ["NO_DERIVATIVE", "Row"]
+__all__ = ["NO_DERIVATIVE", "Row", "chosen", "within"]
 
 NO_DERIVATIVE = "no derivative"
 
@@ -141,3 +143,45 @@ class Row:
 
     def __repr__(self) -> str:
         return f"Row({self.index} {self.title} {self.shape}, value {self.of_value}, cotangent {self.of_cotangent})"
+
+
+def chosen(rows: Sequence[Any], **asked: Any) -> list[Any]:
+    """Choose the rows that meet all that is asked for: of this `line`, `operation`, `kind` or `scope`; None is not asked.
+
+    Raises:
+        KeyError: no row is left; the message lists what there is.
+    """
+    for what, (words, of, fits) in CHOICES.items():
+        wanted = asked.get(what)
+        if wanted is None:
+            continue
+        found = [r for r in rows if fits(r, wanted)]
+        if not found:
+            name, there = repr(wanted) if isinstance(wanted, str) else wanted, filter(None, map(of, rows))
+            raise KeyError(f"There is no {words} {name}; there are {listed(dict.fromkeys(there))}.")
+        rows = found
+    return list(rows)
+
+
+def within(name: str, pattern: str) -> bool:
+    """Whether a path or a scope, or what it is in, matches a pattern."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
+
+
+def _place(row: Any) -> str:
+    """Where a row was written: the file and line, without the folders."""
+    return os.path.basename((row.line or row.library).split(" ")[0])
+
+
+def _is_at(row: Any, line: int | str) -> bool:
+    if isinstance(line, int):
+        return _place(row).split(":")[1:2] == [str(line)]
+    return _place(row).startswith(f"{line}:") or _place(row) == line
+
+
+CHOICES: Mapping[str, Any] = {
+    "line": ("equation of line", _place, _is_at),
+    "operation": ("operation", lambda r: r.primitive, lambda r, x: r.primitive == x),
+    "kind": ("rule of kind", lambda r: r.kind, lambda r, x: r.kind == x),
+    "scope": ("scope", lambda r: r.scope, lambda r, x: within(r.scope, x)),
+}

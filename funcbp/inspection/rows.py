@@ -51,6 +51,9 @@ class Row:
         function: of a function with a tangent rule of its own, such as relu: its name and where it is written. It is
             one row, whose primitive is the last of its rule.
         argument: of an input: which of the function's arguments it is in.
+        devices: on how many devices what is inside of it runs. There the parts of the devices over which a value varies
+            are one behind the other, along its first axis; what is the same on all devices is there once, and what is
+            a number on each has such an axis.
         params: the parameters of an equation of the outermost program, those that are numbers, names and tuples.
         operands: what goes into an equation of small arrays there: None where `inputs` says it, the index of an
             equation without a derivative and which of its outputs, or a constant.
@@ -82,6 +85,7 @@ class Row:
     locals: tuple[Any, ...] = ()
     function: str = ""
     argument: int | None = None
+    devices: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
     operands: tuple[Any, ...] = ()
 

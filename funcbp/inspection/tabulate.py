@@ -145,6 +145,7 @@ def rows_of(
             along=_along(entry),
             outputs=entry.outputs,
             program=around,
+            devices=jx.devices_of(entry.params) if inside.kind is jx.Kind.MAPPED else 1,
             locals=() if around else _locals(entry, pullback),
             **known,
         )

@@ -62,6 +62,7 @@ from .interpreter import while_parts as while_parts
 from .mapped import axes_size as axes_size
 from .mapped import bind_in as bind_in
 from .mapped import cotangent_spec as cotangent_spec
+from .mapped import devices_of as devices_of
 from .mapped import map_of_marked as map_of_marked
 from .mapped import on_each_device as on_each_device
 from .mapped import part_type as part_type

@@ -100,7 +100,7 @@ def _paths(rows: Sequence[Row]) -> list[Path]:
                 parent, path = found[place]
                 branch = r.program[k:]
                 title = f"inside {parent.primitive}" + (f", program {branch[0]}" if branch else "")
-                title += f", {parent.devices} devices one behind the other" if parent.devices > 1 else ""
+                title += f", on {parent.devices} devices" if parent.devices > 1 else ""
                 around, known = (*path, (title, ".".join(map(str, r.program)))), parent.scope.split("/")
                 break
         parts = [part for part in r.scope.split("/") if part]

@@ -421,7 +421,7 @@ def precision(
     would have taken otherwise are counted. Loops are run step by step.
 
     Args:
-        f: a function with a scalar output. Where it branches in Python on values, the shadow goes the way that these take.
+        f: a function with a scalar output. Where it branches in Python on values, the shadow goes the same way.
         argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
         has_aux: whether `f` returns a pair (output, auxiliary data).
         backward: the way of going backward, if not the default one.

@@ -150,7 +150,7 @@ class Row:
 
 
 def chosen(rows: Sequence[Any], **asked: Any) -> list[Any]:
-    """Choose the rows that meet all that is asked for: of this `line`, `operation`, `kind` or `scope`; None is not asked.
+    """Choose the rows of this `line`, `operation`, `kind` and `scope`, as far as they are asked for.
 
     Raises:
         KeyError: no row is left; the message lists what there is.

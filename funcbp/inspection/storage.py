@@ -64,7 +64,7 @@ def to_json(parts: Any) -> str:
     return json.dumps(_written(parts, _numbers), allow_nan=False)
 
 
-def from_json(text: str, kind: type) -> Any:
+def from_json(text: str, kind: Any) -> Any:
     """Read what `to_json` has written of parts of this kind.
 
     Raises:
@@ -110,7 +110,7 @@ def save(parts: Any, path: str | Path) -> None:
         np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
 
 
-def load(path: str | Path, kind: type) -> Any:
+def load(path: str | Path, kind: Any) -> Any:
     """Read what `save` has written of parts of this kind.
 
     Raises:
@@ -161,7 +161,7 @@ def _read(about: Any, get: Get, kind: Any) -> Any:
             f"This {kind.what} was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
             f"{__version__}, reads {FORMAT}."
         )
-    found = {}
+    found: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
         x, row = about[f.name], ROWS[kind.what].get(f.name)
         if row is not None:

@@ -110,6 +110,6 @@ class Widened(jx.Visitor):
             where = jx.user_line(eqn.source_info)
             raise TypeError(
                 f"`{eqn.primitive}`{f' at {where}' if where else ''} cannot be run in float64: {why}. "
-                "precision(f)(...), outside of jit, counts the errors behind it anew; or take errors of a part without it."
+                "precision(f)(...), outside of jit, counts errors anew behind it; or take errors of a part without it."
             )
         return widened_equation(eqn, args)

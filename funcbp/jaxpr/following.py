@@ -1,4 +1,4 @@
-"""A program traced on numbers: where Python asks for a value, it gets it, and the program is that of the way it took."""
+"""A program traced on numbers: where Python asks for a value it gets it, and the program is that of the way it took."""
 
 from __future__ import annotations
 

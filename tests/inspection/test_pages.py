@@ -88,7 +88,7 @@ def test_a_loops_unused_output_is_dead_inside():
 def test_what_several_devices_do_is_said():
     rows = [Row("0", "shard_map", devices=8), Row("0.0", "sin", program=(0,)), Row("1", "mul")]
     titles = [item.title for item, _, _ in outline([], rows).lines if isinstance(item, Group)]
-    assert titles == ["inside shard_map, 8 devices one behind the other"]
+    assert titles == ["inside shard_map, on 8 devices"]
 
 
 class Checker(html.parser.HTMLParser):

@@ -171,6 +171,7 @@ class Nonfinite:
         trap: the known trap it fell into, or None.
         remedy: what to do about that trap.
         arguments: which arguments were not finite to begin with.
+        finite_value: whether the value is finite all the same: then it is the gradient that is not.
     """
 
     def __init__(
@@ -179,8 +180,9 @@ class Nonfinite:
         arguments: Sequence[str] = (),
         in_value: bool = False,
         replaced: Mapping[str, str] | None = None,
+        finite_value: bool = True,
     ):
-        self.arguments = tuple(arguments)
+        self.arguments, self.finite_value = tuple(arguments), finite_value
         self._birth = birth
         root = birth.root if birth is not None else None
         located = root is not None and root.primitive is not None
@@ -281,7 +283,8 @@ class FindNan:
             for path, x in _paths(self.f, args, kwargs)
             if is_array(x) and _is_float(x) and not jnp.isfinite(x).all()
         ]
-        return Nonfinite(first, bad, first is not None and first.root in of_value, _replaced(self.backward))
+        in_value = first is not None and first.root in of_value
+        return Nonfinite(first, bad, in_value, _replaced(self.backward), finite_value=not of_value)
 
 
 def _is_float(x: Any) -> bool:

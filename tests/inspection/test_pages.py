@@ -195,8 +195,9 @@ def test_ten_thousand_rows(browser, tmp_path):
     ]  # fmt: skip
     path = tmp_path / "page.html"
     path.write_text(bp.inspection.ledger.Trace(1.0, [], rows, (9999,)).to_html())
+    before = browser.seconds
     browser.open(path)
-    assert browser.run("performance.timing.loadEventEnd - performance.timing.navigationStart") < 3000
+    assert 0.01 < browser.seconds - before < 1.5  # of the processor, so that it is there in 3 s
     assert len(texts(browser)) < 100
     browser.run("document.querySelector('.list').focus()")
     browser.press("e", "End")
@@ -204,6 +205,13 @@ def test_ten_thousand_rows(browser, tmp_path):
     assert len(texts(browser)) < 100
     browser.press("[")
     assert "9998 tanh" in browser.run("document.querySelector('.detail b').textContent")
+    frame = "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
+    scroll = f"(async () => {{ for (const top of [0, 5e3, 1e5]) {{ list.scrollTop = top; {frame} }} }})()"
+    seen = browser.run("Math.ceil(document.querySelector('.list').clientHeight / 24)")
+    browser.run(f"window.list = document.querySelector('.list'); {scroll}")
+    work = browser.work(scroll)  # three frames, each of as much as is seen, whatever there is
+    assert work.get("look", 0) == 0 < work["draw"] <= 4 and work["shown"] <= 3 * (seen + 22)
+    assert max(work.values()) < 3 * 20 * (seen + 22) < 9999
     assert browser.problems == []
 
 

@@ -51,6 +51,8 @@ class Row:
         function: of a function with a tangent rule of its own, such as relu: its name and where it is written. It is
             one row, whose primitive is the last of its rule.
         argument: of an input: which of the function's arguments it is in.
+        calls: where there is no name scope, the functions of the user's that it was written in, the one that is traced
+            first: the name of each, and what tells the place in it from others.
         devices: on how many devices what is inside of it runs. There the parts of the devices over which a value varies
             are one behind the other, along its first axis; what is the same on all devices is there once, and what is
             a number on each has such an axis.
@@ -85,6 +87,7 @@ class Row:
     locals: tuple[Any, ...] = ()
     function: str = ""
     argument: int | None = None
+    calls: tuple[tuple[str, str], ...] = ()
     devices: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
     operands: tuple[Any, ...] = ()

@@ -337,3 +337,57 @@ def test_what_cannot_be_played_is_refused(tmp_path):
     with pytest.raises(KeyError, match="no input 'v' to update; there are 'w', 'x'"):
         bp.trace(lambda w, x: w * x)(1.0, 2.0).play(tmp_path / "play.html", update=["v"])
     assert main(["play", "perpetual-motion"]) == 2
+
+
+# --- a model without scopes -------------------------------------------------------------------------------------------
+
+
+def dense(w, x):
+    return jnp.tanh(x @ w)
+
+
+def block(w, x):
+    return x + dense(w, dense(w, x))
+
+
+def stacked(w, x):
+    for _ in range(2):
+        x = block(w, x)
+    return dense(w, x)
+
+
+def groups(f):
+    lines = bp.trace(f)(jnp.eye(2), jnp.ones((1, 2)))
+    lines = outline([], lines.rows).lines
+    return [f"{'  ' * level}{item.title}: {len(item.rows)}" for item, level, _ in lines if isinstance(item, Group)]
+
+
+CALLS = [
+    *(line for i in range(2) for line in (f"  block {i}: 5", "    dense 0: 2", "    dense 1: 2")),
+    "  dense: 2",
+]
+
+
+@pytest.mark.parametrize(
+    "f, expected",
+    [
+        (lambda w, x: jnp.sum(stacked(w, x)), ["stacked: 12", *CALLS]),
+        (lambda w, x: jnp.sum(jax.vmap(lambda x: stacked(w, x))(x)), ["stacked: 12", *CALLS]),
+        (lambda w, x: jnp.sum(jax.jit(stacked)(w, x)), ["stacked: 12", *CALLS]),
+        (
+            lambda w, x: jnp.sum(lax.scan(lambda x, _: (block(w, x), None), x, None, 3)[0]),
+            ["inside scan: 5", "  dense 0: 2", "  dense 1: 2"],
+        ),
+    ],
+    ids=["plain", "mapped", "jitted", "loop"],
+)
+def test_without_scopes_functions_are_the_groups(f, expected):
+    assert groups(f) == expected
+
+
+def test_scopes_come_before_functions():
+    def f(w, x):
+        with jax.named_scope("all"):
+            return jnp.sum(block(w, x))
+
+    assert groups(f) == ["all: 6"]

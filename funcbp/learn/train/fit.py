@@ -51,7 +51,11 @@ class Divergence(NamedTuple):
         text = f"learning diverged in epoch {self.epoch}, at {where}: "
         if self.update and not self.equation:
             return text + "the loss and its gradient are finite numbers, and the parameters after the update are not"
-        text += "the loss is finite, and its gradient is not" if self.finite_loss else "the loss is no longer a finite number"
+        text += (
+            "the loss is finite, and its gradient is not"
+            if self.finite_loss
+            else "the loss is no longer a finite number"
+        )
         return f"{text}; {self.equation}" if self.equation else text
 
 

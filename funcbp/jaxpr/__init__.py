@@ -116,9 +116,9 @@ from .snapshots import snapshot_scan_p as snapshot_scan_p
 from .snapshots import snapshot_while_p as snapshot_while_p
 from .snapshots import unfinished_loop_p as unfinished_loop_p
 from .snapshots import with_snapshots as with_snapshots
-from .sources import calls as calls
 from .sources import Nearness as Nearness
 from .sources import called_through as called_through
+from .sources import calls as calls
 from .sources import count_as_library as count_as_library
 from .sources import current_source as current_source
 from .sources import inside_call as inside_call

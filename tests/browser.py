@@ -49,6 +49,7 @@ class Browser:
         self.call("Page.enable")
         self.call("Runtime.enable")
         self.call("Network.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
 
     def _message(self) -> dict[str, Any]:
         found = bytearray()
@@ -89,6 +90,27 @@ class Browser:
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", found))
         return found["result"].get("value")
+
+    @property
+    def seconds(self) -> float:
+        """What the page has taken of the processor so far, waiting for others not counted."""
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+    def work(self, script: str) -> dict[str, int]:
+        """Run an expression, and count how often each of the page's functions ran meanwhile, or a block in it the most
+        often: work that takes as long as it takes, on a busy machine too.
+        """
+        self.call("Profiler.enable")
+        self.call("Profiler.startPreciseCoverage", callCount=True, detailed=True)
+        self.run(script)
+        scripts = self.call("Profiler.takePreciseCoverage")["result"]
+        self.call("Profiler.stopPreciseCoverage")
+        found: dict[str, int] = {}
+        for f in (f for s in scripts if s["url"].startswith("file:") for f in s["functions"]):
+            most = max(block["count"] for block in f["ranges"])
+            found[f["functionName"]] = max(most, found.get(f["functionName"], 0))
+        return found
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element with the mouse."""

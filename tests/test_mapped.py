@@ -184,6 +184,7 @@ def test_edits_feedback_weights_and_rules_reach_into_maps():
 @pytest.mark.slow
 def test_what_looks_sees_a_map():
     x, w = np.arange(6.0).reshape(2, 3), np.ones((3, 1))
-    assert "shard_map" in str(bp.trace(mapped_loss)(x, w))
+    trace = bp.trace(mapped_loss)(x, w)
+    assert "inside shard_map" in str(trace) and np.allclose(trace["net"].cotangent, 2 * x @ w)
     _, _, named = bp.cotangents(mapped_loss)(x, w)
     assert np.allclose(named["net"], 2 * x @ w)

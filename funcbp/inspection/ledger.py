@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from .render import graph
 from .render.page import document, page
 from .render.play import play
 from .render.table import table
-from .rows import Row
+from .rows import Row, chosen, within
 from .tabulate import Everything, rows_of
 
 if TYPE_CHECKING:
@@ -100,26 +99,13 @@ class Trace:
         """
         inputs, rows = self.inputs, self.rows
         if path is not None:
-            inputs = [r for r in inputs if _within(r.name, path)]
+            inputs = [r for r in inputs if within(r.name, path)]
             slots = {slot for r in inputs for slot in r.outputs}
             rows = [r for r in rows if not r.program and not slots.isdisjoint(r.inputs) and slots]
             if not inputs:
                 raise KeyError(f"There is no input {path!r}; there are {listed(r.name for r in self.inputs)}.")
-        for what, wanted, of, fits in (
-            ("equation of line", line, lambda r: r.place.split(" ")[0], _is_at),
-            ("operation", operation, lambda r: r.primitive, lambda r, x: r.primitive == x),
-            ("rule of kind", kind, lambda r: r.kind, lambda r, x: r.kind == x),
-            ("scope", scope, lambda r: r.scope, lambda r, x: _within(r.scope, x)),
-        ):
-            if wanted is None:
-                continue
-            inputs, found = [], [r for r in rows if fits(r, wanted)]
-            if not found:
-                name = repr(wanted) if isinstance(wanted, str) else wanted
-                raise KeyError(
-                    f"There is no {what} {name}; there are {listed(dict.fromkeys(filter(None, map(of, rows))))}."
-                )
-            rows = found
+        if any(x is not None for x in (line, operation, kind, scope)):
+            inputs, rows = [], chosen(rows, line=line, operation=operation, kind=kind, scope=scope)
         return Trace(self.value, inputs, rows, self.outputs)
 
     def save(self, path: str | Path) -> None:
@@ -153,7 +139,7 @@ class Trace:
             ValueError: it is no trace, is damaged, or was written by a newer version.
             OSError: the file cannot be read.
         """
-        return cls(*storage.load(path))
+        return cls(**vars(storage.load(path, storage.TraceParts)))
 
     def to_json(self) -> str:
         """The whole trace as JSON: the rows' attributes by name, an array as its type, shape and list of numbers.
@@ -169,7 +155,7 @@ class Trace:
         Raises:
             ValueError: it is something else, or was written by a newer version.
         """
-        return cls(*storage.from_json(text))
+        return cls(**vars(storage.from_json(text, storage.TraceParts)))
 
     def to_pandas(self) -> DataFrame:
         """The inputs and the equations as a `pandas.DataFrame`, a row each.
@@ -189,8 +175,8 @@ class Trace:
         return pandas.DataFrame(storage.to_columns([*self.inputs, *self.rows]))
 
     @property
-    def _parts(self) -> storage.Parts:
-        return storage.Parts(self.value, self.inputs, self.rows, self.outputs)
+    def _parts(self) -> storage.TraceParts:
+        return storage.TraceParts(self.value, self.inputs, self.rows, self.outputs)
 
     def __str__(self) -> str:
         return table(self.value, self.inputs, self.rows)
@@ -328,19 +314,7 @@ def trace(
     return traced
 
 
-def _is_at(row: Row, line: int | str) -> bool:
-    """Whether a row is of this line."""
-    if isinstance(line, int):
-        return row.number == line
-    return row.place.startswith(f"{line}:") or row.place.split(" ")[0] == line
-
-
-def _within(name: str, pattern: str) -> bool:
-    """Whether a path or a scope, or what it is in, matches a pattern."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
-
-
-def _is_float(x: Value) -> bool:
+def _is_float(x: Any) -> bool:
     return is_array(x) and is_differentiable(jax.typeof(x))
 
 

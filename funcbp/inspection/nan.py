@@ -172,6 +172,7 @@ class Nonfinite:
         trap: the known trap it fell into, or None.
         remedy: what to do about that trap.
         arguments: which arguments were not finite to begin with.
+        finite_value: whether the value is finite all the same: then it is the gradient that is not.
     """
 
     def __init__(
@@ -180,8 +181,9 @@ class Nonfinite:
         arguments: Sequence[str] = (),
         in_value: bool = False,
         replaced: Mapping[str, str] | None = None,
+        finite_value: bool = True,
     ):
-        self.arguments = tuple(arguments)
+        self.arguments, self.finite_value = tuple(arguments), finite_value
         self._birth = birth
         root = birth.root if birth is not None else None
         located = root is not None and root.primitive is not None
@@ -266,21 +268,24 @@ class FindNan:
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 
-        def flat(*leaves: PyTree) -> tuple[list[Value], list[Value]]:
+        in_values: list[int] = []
+
+        def flat(*leaves: Value) -> list[Value]:
             value, grads = of_arrays(*jax.tree.unflatten(tree, leaves))
             floats = lambda tree: [x for x in jax.tree.leaves(tree) if _is_float(x)]
-            return floats(value), floats(grads)
+            in_values.append(len(floats(value)))
+            return floats(value) + floats(grads)
 
-        program, (values, _) = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        outs = replay(program, leaves)
+        outs = replay(jx.trace_on(flat, leaves), leaves)
         first = first_birth(birth for births in outs for birth in births)
-        of_value = [birth.root for births in outs[: len(values)] for birth in births]
+        of_value = [birth.root for births in outs[: in_values[-1]] for birth in births]
         bad = [
             path
             for path, x in _paths(self.f, args, kwargs)
             if is_array(x) and _is_float(x) and not jnp.isfinite(x).all()
         ]
-        return Nonfinite(first, bad, first is not None and first.root in of_value, _replaced(self.backward))
+        in_value = first is not None and first.root in of_value
+        return Nonfinite(first, bad, in_value, _replaced(self.backward), finite_value=not of_value)
 
 
 def _is_float(x: Value) -> bool:

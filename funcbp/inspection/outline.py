@@ -1,4 +1,5 @@
-"""The rows of a trace nested as the model is: inputs by their paths, equations by scopes and the loops they are in.
+"""The rows of a trace nested as the model is: inputs by their paths, equations by scopes and the loops they are in;
+where there are no scopes, by the functions that were called.
 
 What both the table and the page begin with stands here, and so do the marks: which values and cotangents are large,
 vanishing, saturated or not finite, and which equations are dead.
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .called import called
 from .rows import NO_DERIVATIVE, Row
 
 __all__ = ["FACTOR", "MARKS", "Group", "Line", "Outline", "outline"]
@@ -88,10 +90,11 @@ Path = tuple[tuple[str, str], ...]  # titles, each with what tells it from anoth
 
 
 def _paths(rows: Sequence[Row]) -> list[Path]:
-    """The groups that each row is in: the loops and branches around it, and between those the scopes."""
+    """The groups that each row is in: the loops and branches around it, and between those the scopes or calls."""
+    calls: Sequence[Path] = [()] * len(rows) if any(r.scope for r in rows) else called(rows)
     found: dict[str, tuple[Row, Path]] = {}
     paths = []
-    for r in rows:
+    for r, functions in zip(rows, calls, strict=True):
         around: Path = ()
         known: list[str] = []
         for k in range(len(r.program), 0, -1):  # the equation around it: a branch has its own number behind that
@@ -100,11 +103,12 @@ def _paths(rows: Sequence[Row]) -> list[Path]:
                 parent, path = found[place]
                 branch = r.program[k:]
                 title = f"inside {parent.primitive}" + (f", program {branch[0]}" if branch else "")
+                title += f", on {parent.devices} devices" if parent.devices > 1 else ""
                 around, known = (*path, (title, ".".join(map(str, r.program)))), parent.scope.split("/")
                 break
         parts = [part for part in r.scope.split("/") if part]
         shared = len(list(takewhile(lambda ab: ab[0] == ab[1], zip(parts, known, strict=False))))
-        path = (*around, *((part, "") for part in parts[shared:]))
+        path = (*around, *((part, "") for part in parts[shared:]), *functions)
         found[r.index] = (r, path)
         paths.append(path)
     return paths

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -22,7 +23,9 @@ from ..autodiff.transformations import Backward
 from ..cotangents import Cotangent
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
+from . import storage
 from .named import by_name, entry_at, gradient_observed
+from .rows import chosen
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
 
@@ -159,13 +162,73 @@ class Precision:
     def __iter__(self) -> Iterator[Rounding]:
         return iter(self.rows)
 
-    def __getitem__(self, name: str) -> Rounding:
-        """The row of the value of this name, going forward."""
+    def __getitem__(self, name: str | slice) -> Any:
+        """The row of the value of this name, going forward; of a slice, the errors of these rows alone."""
+        if isinstance(name, slice):
+            return Precision(self.value, self.rows[name], self.value_error, self.gradient_errors)
         found = [r for r in self.rows if r.name == name]
         if not found:
             names = dict.fromkeys(r.name for r in self.rows if r.name)
             raise KeyError(f"There is no name {name!r}; there are {listed(names)}.")
         return found[0]
+
+    def at(self, line: int | str | None = None, *, operation: str | None = None, scope: str | None = None) -> Precision:
+        """Choose rows; those that meet all that is asked for. The result prints, is saved, and has a `worst`, too.
+
+        Args:
+            line: of the user's program: its number, or `"file.py:12"`.
+            operation: the primitive: `"dot_general"`.
+            scope: the name scope or one around it, as a pattern: `"block_*/attention"`.
+
+        Raises:
+            KeyError: no row is left; the message lists what there is.
+        """
+        rows = chosen(self.rows, line=line, operation=operation, scope=scope)
+        return Precision(self.value, rows, self.value_error, self.gradient_errors)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into an npz file, without pickle, as `Trace.save` does.
+
+        Raises:
+            TypeError: the value has something else in it than arrays, numbers and strings in dicts, lists and tuples.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "errors.npz")
+            >>> found = bp.precision(lambda x: jnp.sum(1 - jnp.cos(x)))(jnp.float32(1e-3))
+            >>> found.save(path)
+            >>> bp.inspection.Precision.load(path).worst(1) == found.worst(1)
+            True
+        """
+        storage.save(self._parts, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Precision:
+        """Read what `save` has written, by this version of funcbp or an older one.
+
+        Raises:
+            ValueError: it is something else, damaged, or was written by a newer version.
+            OSError: the file cannot be read.
+        """
+        return cls(**vars(storage.load(path, storage.PrecisionParts)))
+
+    def to_json(self) -> str:
+        """Everything as JSON: the rows' attributes by name, those left out that are as by default."""
+        return storage.to_json(self._parts)
+
+    @classmethod
+    def from_json(cls, text: str) -> Precision:
+        """Read what `to_json` has written.
+
+        Raises:
+            ValueError: it is something else, or was written by a newer version.
+        """
+        return cls(**vars(storage.from_json(text, storage.PrecisionParts)))
+
+    @property
+    def _parts(self) -> storage.PrecisionParts:
+        return storage.PrecisionParts(self.value, self.rows, self.value_error, self.gradient_errors)
 
     @property
     def by_loss(self) -> list[Rounding]:
@@ -283,7 +346,7 @@ class PrecisionOf:
             left.append(Found(structure, shapes))
             return outs
 
-        return jax.make_jaxpr(flat)(*leaves), leaves, left[-1]
+        return jx.trace_on(flat, leaves), leaves, left[-1]
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Precision:
         """Run both passes equation by equation, each beside its shadow."""
@@ -363,7 +426,7 @@ def precision(
     would have taken otherwise are counted. Loops are run step by step.
 
     Args:
-        f: a function with a scalar output, whose Python control flow does not depend on values.
+        f: a function with a scalar output. Where it branches in Python on values, the shadow goes the same way.
         argnums: which arguments the gradient is taken with respect to, as in `jax.grad`.
         has_aux: whether `f` returns a pair (output, auxiliary data).
         backward: the way of going backward, if not the default one.

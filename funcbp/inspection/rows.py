@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..autodiff.backward_pass import listed
 from ..jaxpr.types import Aval, Value
 from .statistics import Statistics, statistics
 
-__all__ = ["NO_DERIVATIVE", "Row"]
+__all__ = ["NO_DERIVATIVE", "Row", "chosen", "within"]
 
 NO_DERIVATIVE = "no derivative"
 
@@ -50,6 +52,11 @@ class Row:
         function: of a function with a tangent rule of its own, such as relu: its name and where it is written. It is
             one row, whose primitive is the last of its rule.
         argument: of an input: which of the function's arguments it is in.
+        calls: where there is no name scope, the functions of the user's that it was written in, the one that is traced
+            first: the name of each, and what tells the place in it from others.
+        devices: on how many devices what is inside of it runs. There the parts of the devices over which a value varies
+            are one behind the other, along its first axis; what is the same on all devices is there once, and what is
+            a number on each has such an axis.
         params: the parameters of an equation of the outermost program, those that are numbers, names and tuples.
         operands: what goes into an equation of small arrays there: None where `inputs` says it, the index of an
             equation without a derivative and which of its outputs, or a constant.
@@ -81,6 +88,8 @@ class Row:
     locals: tuple[Any, ...] = ()
     function: str = ""
     argument: int | None = None
+    calls: tuple[tuple[str, str], ...] = ()
+    devices: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
     operands: tuple[Any, ...] = ()
 
@@ -142,3 +151,45 @@ class Row:
 
     def __repr__(self) -> str:
         return f"Row({self.index} {self.title} {self.shape}, value {self.of_value}, cotangent {self.of_cotangent})"
+
+
+def chosen(rows: Sequence[Any], **asked: Any) -> list[Any]:
+    """Choose the rows of this `line`, `operation`, `kind` and `scope`, as far as they are asked for.
+
+    Raises:
+        KeyError: no row is left; the message lists what there is.
+    """
+    for what, (words, of, fits) in CHOICES.items():
+        wanted = asked.get(what)
+        if wanted is None:
+            continue
+        found = [r for r in rows if fits(r, wanted)]
+        if not found:
+            name, there = repr(wanted) if isinstance(wanted, str) else wanted, filter(None, map(of, rows))
+            raise KeyError(f"There is no {words} {name}; there are {listed(dict.fromkeys(there))}.")
+        rows = found
+    return list(rows)
+
+
+def within(name: str, pattern: str) -> bool:
+    """Whether a path or a scope, or what it is in, matches a pattern."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
+
+
+def _place(row: Any) -> str:
+    """Where a row was written: the file and line, without the folders."""
+    return os.path.basename((row.line or row.library).split(" ")[0])
+
+
+def _is_at(row: Any, line: int | str) -> bool:
+    if isinstance(line, int):
+        return _place(row).split(":")[1:2] == [str(line)]
+    return _place(row).startswith(f"{line}:") or _place(row) == line
+
+
+CHOICES: Mapping[str, Any] = {
+    "line": ("equation of line", _place, _is_at),
+    "operation": ("operation", lambda r: r.primitive, lambda r, x: r.primitive == x),
+    "kind": ("rule of kind", lambda r: r.kind, lambda r, x: r.kind == x),
+    "scope": ("scope", lambda r: r.scope, lambda r, x: within(r.scope, x)),
+}

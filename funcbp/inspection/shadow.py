@@ -25,7 +25,7 @@ from ..cotangents import Moves
 from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, Value
 from ..rules.traits import traits_of
 from .replay import Located
-from .widened import is_float, widen, widened_equation
+from .widened import is_float, why_not_wide, widen, widened_equation
 
 __all__ = ["Pair", "Rounding", "beside_shadow", "relative"]
 
@@ -217,6 +217,8 @@ class Shadowing(Located):
 
     def equation(self, eqn: JaxprEqn, args: list[Pair]) -> list[Pair]:
         actual = jx.bind_eqn(eqn, [a.actual for a in args])
+        if not eqn.outvars:  # it prints, or writes
+            return []
         if not any(is_float(x) for x in (*actual, *(a.actual for a in args))):
             return [Pair(x, x) for x in actual]
         row = self.row_of(eqn, actual, args)
@@ -267,16 +269,14 @@ class Shadowing(Located):
 
     def wide_results(self, eqn: JaxprEqn, args: Sequence[Pair], actual: Sequence[Value], row: Rounding) -> Any:
         """What float64 makes of the program's operands, and of the shadow's."""
-        opaque = "it has effects" if eqn.effects else ""
-        if jx.inside_of(eqn).kind is jx.Kind.MAPPED:
-            opaque = "it runs on several devices"
+        opaque = why_not_wide(eqn)
         if not opaque:
             try:
                 exact = widened_equation(eqn, [widen(a.actual) for a in args])
                 if not any(a.error for a in args):
                     return exact, exact
                 return exact, widened_equation(eqn, [a.shadow for a in args])
-            except Exception as error:  # a kernel or a callback, which takes its own types and no others
+            except Exception as error:  # a kernel, which takes its own types and no others
                 opaque = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         row.opaque = opaque
         wide = list(map(widen, actual))

@@ -1,4 +1,4 @@
-"""A trace as data: JSON text, an npz file without pickle, and a data frame."""
+"""What is found by looking, as data: JSON text, an npz file without pickle, and a data frame."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,38 @@ import numpy as np
 
 from .._version import __version__
 from .rows import Row
+from .shadow import Rounding
 from .statistics import Statistics
 
-__all__ = ["Parts", "from_json", "load", "save", "to_columns", "to_json"]
+__all__ = ["PrecisionParts", "TraceParts", "from_json", "load", "save", "to_columns", "to_json"]
 
-WHAT, FORMAT = "funcbp trace", 1
+FORMAT = 1
 PLAIN = (type(None), bool, int, str)  # what JSON has
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Row) if f.default is not dataclasses.MISSING}
 
 
-class Parts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TraceParts:
     """What a trace consists of."""
 
+    what: ClassVar[str] = "trace"
     value: Any
     inputs: Sequence[Row]
     rows: Sequence[Row]
     outputs: Sequence[int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionParts:
+    """What the errors of a program consist of."""
+
+    what: ClassVar[str] = "precision"
+    value: Any
+    rows: Sequence[Rounding]
+    value_error: float
+    gradient_errors: dict[str, float]
+
+
+ROWS: dict[str, Mapping[str, type]] = {"trace": {"inputs": Row, "rows": Row}, "precision": {"rows": Rounding}}
 
 
 class ArrayType(NamedTuple):
@@ -43,21 +59,21 @@ class ArrayType(NamedTuple):
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def to_json(parts: Parts) -> str:
-    """Write a trace as JSON: the numbers of an array in one list, nan and infinities as strings."""
+def to_json(parts: Any) -> str:
+    """Write it as JSON: the numbers of an array in one list, nan and infinities as strings."""
     return json.dumps(_written(parts, _numbers), allow_nan=False)
 
 
-def from_json(text: str) -> Parts:
-    """Read what `to_json` has written.
+def from_json(text: str, kind: Any) -> Any:
+    """Read what `to_json` has written of parts of this kind.
 
     Raises:
         ValueError: it is something else, or of a newer version.
     """
     try:
-        return _read(json.loads(text), _from_numbers)
+        return _read(json.loads(text), _from_numbers, kind)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"This text is no trace that funcbp has written ({error!r}).") from error
+        raise ValueError(f"This text is no {kind.what} that funcbp has written ({error!r}).") from error
 
 
 def _numbers(x: np.ndarray) -> list[Any]:
@@ -80,8 +96,8 @@ def _from_numbers(numbers: list[Any], dtype: np.dtype, shape: Sequence[int]) -> 
 # --- npz --------------------------------------------------------------------------------------------------------------
 
 
-def save(parts: Parts, path: str | Path) -> None:
-    """Write a trace into an npz file: `about` is what JSON can say, the arrays are numbered."""
+def save(parts: Any, path: str | Path) -> None:
+    """Write it into an npz file: `about` is what JSON can say, the arrays are numbered."""
     arrays: list[Any] = []
 
     def numbered(x: np.ndarray) -> int:
@@ -94,8 +110,8 @@ def save(parts: Parts, path: str | Path) -> None:
         np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
 
 
-def load(path: str | Path) -> Parts:
-    """Read what `save` has written.
+def load(path: str | Path, kind: Any) -> Any:
+    """Read what `save` has written of parts of this kind.
 
     Raises:
         OSError: the file cannot be opened.
@@ -107,16 +123,16 @@ def load(path: str | Path) -> Parts:
                 arrays = {name: file[name] for name in file.files}
             about = json.loads(str(arrays["about"]))
         except Exception as error:  # zip, zlib and numpy have many words for one thing
-            raise ValueError(f"{path} is no trace that funcbp has saved, or is damaged ({error!r}).") from error
+            raise ValueError(f"{path} is no {kind.what} that funcbp has saved, or is damaged ({error!r}).") from error
 
     def at(index: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
         x = arrays[str(index)]
         return (x if dtype.isbuiltin == 1 else x.view(dtype)).reshape(shape)
 
     try:
-        return _read(about, at)
+        return _read(about, at, kind)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no trace that funcbp has saved, or is damaged ({error!r}).") from error
+        raise ValueError(f"{path} is no {kind.what} that funcbp has saved, or is damaged ({error!r}).") from error
 
 
 # --- what both have in common -----------------------------------------------------------------------------------------
@@ -125,26 +141,37 @@ Put = Callable[[np.ndarray], Any]
 Get = Callable[[Any, np.dtype, Sequence[int]], np.ndarray]
 
 
-def _written(parts: Parts, put: Put) -> dict[str, Any]:
-    versions = {"funcbp": __version__, "jax": jax.__version__}
-    rows = {part: [_row_written(r, put) for r in getattr(parts, part)] for part in ("inputs", "rows")}
-    value = _value_written(parts.value, put)
-    return {"what": WHAT, "format": FORMAT, **versions, "value": value, **rows, "outputs": list(parts.outputs)}
+def _written(parts: Any, put: Put) -> dict[str, Any]:
+    about: dict[str, Any] = {"what": f"funcbp {parts.what}", "format": FORMAT}
+    about |= {"funcbp": __version__, "jax": jax.__version__}
+    for f in dataclasses.fields(parts):
+        x = getattr(parts, f.name)
+        if f.name in ROWS[parts.what]:
+            about[f.name] = [_row_written(r, put) for r in x]
+        else:
+            about[f.name] = list(x) if isinstance(x, tuple) and f.name == "outputs" else _value_written(x, put)
+    return about
 
 
-def _read(about: Any, get: Get) -> Parts:
-    if about["what"] != WHAT:
-        raise ValueError(f"This is a {about['what']}, and no trace.")
+def _read(about: Any, get: Get, kind: Any) -> Any:
+    if about["what"] != f"funcbp {kind.what}":
+        raise ValueError(f"This is a {about['what']}, and no {kind.what}.")
     if about["format"] > FORMAT:
         raise ValueError(
-            f"This trace was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
+            f"This {kind.what} was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
             f"{__version__}, reads {FORMAT}."
         )
-    inputs, rows = ([_row_read(r, get) for r in about[part]] for part in ("inputs", "rows"))
-    return Parts(_value_read(about["value"], get), inputs, rows, tuple(about["outputs"]))
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        x, row = about[f.name], ROWS[kind.what].get(f.name)
+        if row is not None:
+            found[f.name] = [_row_read(r, get, row) for r in x]
+        else:
+            found[f.name] = tuple(x) if f.name == "outputs" else _value_read(x, get)
+    return kind(**found)
 
 
-def _row_written(row: Row, put: Put) -> dict[str, Any]:
+def _row_written(row: Any, put: Put) -> dict[str, Any]:
     """The fields of a row that are not as by default; types are left out where the values say them."""
     out: dict[str, Any] = {}
     for f in dataclasses.fields(row):
@@ -155,24 +182,25 @@ def _row_written(row: Row, put: Put) -> dict[str, Any]:
             x = [_value_written(v, put) for v in x]
         else:
             x = _value_written(x, put)
-        if f.name not in DEFAULTS or x != (list(DEFAULTS[f.name]) if isinstance(x, list) else DEFAULTS[f.name]):
+        if f.default is dataclasses.MISSING or x != (list(f.default) if isinstance(x, list) else f.default):
             out[f.name] = x
-    if row.types is row.values:
+    if isinstance(row, Row) and row.types is row.values:
         out["types"] = None
     return out
 
 
-def _row_read(data: Mapping[str, Any], get: Get) -> Row:
+def _row_read(data: Mapping[str, Any], get: Get, kind: type) -> Any:
     fields: dict[str, Any] = {
         name: tuple(_value_read(v, get) for v in x) if isinstance(x, list) and name != "types" else _value_read(x, get)
         for name, x in data.items()
         if name != "types"
     }
-    types = data.get("types", ())
-    fields["types"] = (
-        fields.get("values", ()) if types is None else tuple(ArrayType(d, tuple(shape)) for d, shape in types)
-    )
-    return Row(**fields)
+    if kind is Row:
+        types = data.get("types", ())
+        fields["types"] = (
+            fields.get("values", ()) if types is None else tuple(ArrayType(d, tuple(shape)) for d, shape in types)
+        )
+    return kind(**fields)
 
 
 def _value_written(x: Any, put: Put) -> Any:
@@ -186,8 +214,10 @@ def _value_written(x: Any, put: Put) -> Any:
             return {"complex": [_value_written(x.real, put), _value_written(x.imag, put)]}
         case dict():
             return {"dict": [[_value_written(k, put), _value_written(v, put)] for k, v in x.items()]}
-        case list() | tuple() if type(x) in (list, tuple):
-            return {type(x).__name__: [_value_written(v, put) for v in x]}
+        case list() | tuple() | frozenset() if type(x) in (list, tuple, frozenset):
+            return {type(x).__name__: [_value_written(v, put) for v in (sorted(x) if type(x) is frozenset else x)]}
+        case np.dtype():
+            return {"dtype": str(x)}
         case jax.Array() if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return {"key": str(jax.random.key_impl(x)), "data": _value_written(jax.random.key_data(x), put)}
         case np.ndarray() | np.generic() | jax.Array():
@@ -197,7 +227,7 @@ def _value_written(x: Any, put: Put) -> Any:
             return {"array": str(x.dtype), "shape": list(x.shape), "numbers": put(x)}
         case _:
             raise TypeError(
-                f"The trace's value holds a {type(x).__name__}, which cannot be written; arrays, numbers and strings "
+                f"The value holds a {type(x).__name__}, which cannot be written; arrays, numbers and strings "
                 "in dicts, lists and tuples can. Let the function return those as auxiliary data."
             )
 
@@ -216,6 +246,10 @@ def _value_read(x: Any, get: Get) -> Any:
             return [_value_read(v, get) for v in x["list"]]
         case "tuple":
             return tuple(_value_read(v, get) for v in x["tuple"])
+        case "frozenset":
+            return frozenset(_value_read(v, get) for v in x["frozenset"])
+        case "dtype":
+            return jnp.dtype(x["dtype"])
         case "key":
             return jax.random.wrap_key_data(jnp.asarray(_value_read(x["data"], get)), impl=x["key"])
         case _:

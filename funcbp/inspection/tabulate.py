@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -123,14 +124,15 @@ def rows_of(
         made |= {id(v): (str(entry.number), i) for i, v in enumerate(values)}
         values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in entry.outputs)
-        written = _line(entry.source, call)
+        written, scope = _line(entry.source, call), _scope(jx.scope(entry.source))
         yield Row(
             index=".".join(map(str, place)),
             primitive=entry.primitive,
             kind=_kind(backward, kinds, entry) if derivable else NO_DERIVATIVE,
             rule=entry.rule.name if derivable else "",
             name=entry.params["name"] if entry.primitive == "name" else "",
-            scope=_scope(jx.scope(entry.source)),
+            scope=scope,
+            calls=() if scope else jx.calls(entry.source),
             **written._asdict(),
             values=values,
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
@@ -146,6 +148,7 @@ def rows_of(
             along=_along(entry),
             outputs=entry.outputs,
             program=around,
+            devices=jx.devices_of(entry.params) if inside.kind is jx.Kind.MAPPED else 1,
             locals=() if around else _locals(entry, pullback),
             **known,
         )
@@ -244,8 +247,11 @@ def _line(source: Any, call: Written) -> Written:
     return Written(line, jx.user_place(source)[1], "" if library == line else library)
 
 
+NOT_NAMED = re.compile(r"(\w+\()*((jit|jvp)\(.*|\)+)")  # a jitted function, also mapped, or a map alone
+
+
 def _scope(scope: str) -> str:
-    return "/".join(part for part in scope.split("/") if not part.startswith(("jit(", "jvp(")))
+    return "/".join(part for part in scope.split("/") if not NOT_NAMED.fullmatch(part))
 
 
 def _kind(backward: Backward, kinds: dict[str, str], entry: Entry) -> str:

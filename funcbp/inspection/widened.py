@@ -12,10 +12,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from .. import jaxpr as jx
-from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, Value
+from ..jaxpr.types import AnyJaxpr, Aval, Value
 from ..rules.traits import traits_of
 
-__all__ = ["Widened", "is_float", "narrow", "widen", "widened_equation"]
+__all__ = ["Widened", "is_float", "narrow", "why_not_wide", "widen", "widened_equation"]
 
 
 def is_float(x: Value) -> bool:
@@ -43,7 +43,17 @@ def _cast(x: Value, dtype: DTypeLike) -> Value:
     return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
 
 
-def widened_equation(eqn: JaxprEqn, args: Sequence[Value]) -> list[Value]:
+def why_not_wide(eqn: Any) -> str:
+    """Why an equation is not run in float64, beside itself; "" if it can be tried."""
+    if "callback" in eqn.params:
+        return "it calls back into Python"
+    kind = jx.inside_of(eqn).kind
+    if eqn.effects and not kind:  # those of a program are inside it
+        return "it has effects"
+    return "it runs on several devices" if kind is jx.Kind.MAPPED else ""
+
+
+def widened_equation(eqn: Any, args: Sequence[Any]) -> list[Any]:
     """Run an equation on wide operands, in float64.
 
     A decision (an integer, a boolean, a rounding to whole numbers) is the one that the program takes on these numbers
@@ -95,5 +105,13 @@ class Widened(jx.Visitor):
     def constant(self, x: Value) -> Value:
         return widen(x)
 
-    def equation(self, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
+    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+        if not eqn.outvars:  # it prints, or writes, and has done so on the program's own numbers
+            return []
+        if why := why_not_wide(eqn):
+            where = jx.user_line(eqn.source_info)
+            raise TypeError(
+                f"`{eqn.primitive}`{f' at {where}' if where else ''} cannot be run in float64: {why}. "
+                "precision(f)(...), outside of jit, counts errors anew behind it; or take errors of a part without it."
+            )
         return widened_equation(eqn, args)

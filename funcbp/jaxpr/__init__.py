@@ -14,6 +14,7 @@ from .authors import authors_transpose as authors_transpose
 from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
 from .elementwise import elementwise_primitive as elementwise_primitive
+from .following import trace_on as trace_on
 from .inside import bind_compute_on as bind_compute_on
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
@@ -61,6 +62,7 @@ from .interpreter import while_parts as while_parts
 from .mapped import axes_size as axes_size
 from .mapped import bind_in as bind_in
 from .mapped import cotangent_spec as cotangent_spec
+from .mapped import devices_of as devices_of
 from .mapped import map_of_marked as map_of_marked
 from .mapped import on_each_device as on_each_device
 from .mapped import part_type as part_type
@@ -116,6 +118,7 @@ from .snapshots import unfinished_loop_p as unfinished_loop_p
 from .snapshots import with_snapshots as with_snapshots
 from .sources import Nearness as Nearness
 from .sources import called_through as called_through
+from .sources import calls as calls
 from .sources import count_as_library as count_as_library
 from .sources import current_source as current_source
 from .sources import inside_call as inside_call

@@ -110,6 +110,11 @@ def axes_size(axes: Sequence[Hashable], params: dict[str, Any]) -> int:
     return math.prod(params["mesh"].shape[a] for a in axes)
 
 
+def devices_of(params: dict[str, Any]) -> int:
+    """On how many devices the body of this `shard_map` runs."""
+    return axes_size(params["newly_manual_axes"], params)
+
+
 def map_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a `shard_map` with one more operand after each of `which`, its feedback weight."""
     with on_each_device(params):

@@ -69,6 +69,7 @@ def count_as_library(where: str | os.PathLike[str] | ModuleType, library: bool =
         _SAID[os.path.abspath(os.path.dirname(path) if whole else path)] = library
     is_library.cache_clear()
     _frames.cache_clear()
+    _calls.cache_clear()
 
 
 @functools.cache
@@ -216,7 +217,41 @@ def called_through(source: SourceInfo | Source) -> set[str]:
     return frames | set(re.findall(r"\w+", scope(source)))
 
 
-def inside_call(params: dict[str, Any]) -> AbstractContextManager[object]:
+_LOOKING = os.path.join(_PACKAGE, "inspection") + os.sep
+
+
+@functools.lru_cache(maxsize=256)
+def _calls(traceback: Any) -> tuple[tuple[tuple[str, str], ...], bool]:
+    """The user's functions in a traceback, and whether it reaches to the one that is looked at."""
+    found: list[tuple[str, str]] = []
+    within = ""  # where in what has no name: a lambda, a comprehension
+    for code, at in zip(*traceback.raw_frames(), strict=True):
+        if code.co_filename.startswith(_LOOKING):
+            return tuple(reversed([*found, ("", within)] if within else found)), True
+        if source_info_util.is_user_filename(code.co_filename) and not is_library(code.co_filename):
+            within = f"{at}/{within}"
+            if not code.co_name.startswith("<"):
+                found.append((code.co_name, within))
+                within = ""
+    return tuple(reversed(found)), False
+
+
+def calls(source: Any) -> tuple[tuple[str, str], ...]:
+    """The user's functions that an equation was written in, from the one that is looked at inwards: the name of each,
+    and what tells the place in it from others, or "".
+    """
+    if not source.traceback:
+        return ()
+    found, whole = _calls(source.traceback)
+    if whole or not found:
+        return found
+    # JAX cuts a traceback off at a jitted function; those around it are in the name scope
+    jitted = re.findall(r"jit\((\w+)\)", scope(source))
+    around = jitted[: len(jitted) - 1 - jitted[::-1].index(found[0][0])] if found[0][0] in jitted else []
+    return (("", ""), *((name, "") for name in around), *found)
+
+
+def inside_call(params: dict[str, Any]) -> Any:
     """A context in which equations bear the name of the called function in their name scope, as in JAX's programs."""
     return source_info_util.extend_name_stack(f"jit({params['name']})" if params.get("name") else "call")
 

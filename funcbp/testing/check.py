@@ -116,12 +116,15 @@ def _check(
         notes.append("The function has no floating-point output: every derivative is zero.")
     random = random_cotangents(rng, samples, subject.outputs.size)
 
-    findings, eager = _consistency(subject, vjp, random[0])
+    findings, eager, jax_cts = _consistency(subject, vjp, random[0])
     if eager is None:
         leaves = [_blank(subject, i, "wrong", findings[-1].result) for i in range(len(subject.float_ids))]
         return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")
 
-    jax_cts = eager if vjp is jax.vjp else or_none(lambda: _native(subject, jax.vjp, random[0]), notes, "jax.vjp")
+    if vjp is jax.vjp:
+        jax_cts = eager
+    elif jax_cts is None:
+        jax_cts = or_none(lambda: _native(subject, jax.vjp, random[0]), notes, "jax.vjp")
     findings += consistency.types(subject, eager, jax_cts)
     shapes = [np.shape(eager[i]) == subject.types[i].shape for i in subject.float_ids]
     if not all(shapes):  # nothing else can be compared
@@ -247,15 +250,15 @@ def _native(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyT
 
 
 def _consistency(
-    subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], ct: np.ndarray
-) -> tuple[list[Finding], list[Value] | None]:
+    subject: Subject, vjp: Callable[..., Any], ct: np.ndarray
+) -> tuple[list[Finding], list[Any] | None, list[Any] | None]:
     program = program_of(subject)
     precision = 0.0 if program is None else casts(program)[1]
     try:
-        findings, outs, eager = consistency.self_agreement(subject, vjp, ct, precision)
+        findings, outs, eager, by_jax = consistency.self_agreement(subject, vjp, ct, precision)
     except StructureError as error:
-        return [Finding("structure", str(error), False)], None
-    return [consistency.agreement(outs, subject), *findings], eager
+        return [Finding("structure", str(error), False)], None, None
+    return [consistency.agreement(outs, subject), *findings], eager, by_jax
 
 
 def _blank(subject: Subject, i: int, verdict: str, note: str = "") -> LeafReport:
@@ -350,7 +353,7 @@ def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafR
             full = pullback(wide.outputs.arrays(jnp.asarray(ct, wide.outputs.dtype), conjugate=True))
             return [full[i] for i in wide.float_ids]
 
-        return Subject(cotangents, wide.args, wide.kwargs, wide.argnums, False, wide.names)
+        return Subject(cotangents, wide.args, wide.kwargs, wide.argnums, False, wide.names, in_one=True)
 
     ours = gradient(setting.vjp)
     theirs = ours

@@ -79,14 +79,15 @@ def _compared(
 
 
 def self_agreement(
-    subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], ct: np.ndarray, precision: float = 0.0
-) -> tuple[list[Finding], Cotangents, Cotangents]:
+    subject: Subject, vjp: Callable[..., Any], ct: np.ndarray, precision: float = 0.0
+) -> tuple[list[Finding], Cotangents, Cotangents, Cotangents | None]:
     """The derivative run in several ways, in the inputs' own dtypes.
 
     `precision` is what the function computes in somewhere, if less than the inputs': XLA may round there or not.
 
     Returns:
-        The findings, and the outputs and cotangents of the first, eager run.
+        The findings, the outputs and cotangents of the first, eager run, and those by `jax.vjp` (None in the place of
+        what is not floating-point) if they could be had by the same program as the compiled ones.
     """
     values = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in subject.values]
     run = lambda *vs: native_cotangents(subject, vjp, vs, ct)
@@ -94,8 +95,17 @@ def self_agreement(
     floats = lambda cts: [cts[i] for i in subject.float_ids]
     own, floor = floats(eager), _floor(subject, outs)
     findings = [_compared("called again", floats(run(*values)[1]), own, floor)]
+    by_jax = None
     try:
-        in_one = compiled(lambda *vs: floats(run(*vs)[1]))(*values)
+        alone = lambda *vs: floats(run(*vs)[1])
+        try:  # what the two have in common is compiled once
+            theirs = lambda *vs: floats(native_cotangents(subject, jax.vjp, vs, ct)[1])
+            in_one, found = compiled(lambda *vs: (alone(*vs), theirs(*vs)))(*values)
+            by_jax = [None] * len(subject.values)
+            for i, c in zip(subject.float_ids, found, strict=True):
+                by_jax[i] = c
+        except Exception:
+            in_one = compiled(alone)(*values)
         findings.append(_compared("jit equals eager", in_one, own, floor, precision))
     except Exception as error:
         findings.append(Finding("jit equals eager", f"does not apply: {first_line(error)}"))
@@ -104,7 +114,7 @@ def self_agreement(
         jax.eval_shape(jax.vmap(lambda *vs: subject.outputs_of(subject.chosen(vs))[0]), *stacked)
     except Exception as error:
         findings.append(Finding("vmap equals a loop", f"does not apply: {first_line(error)}"))
-        return findings, outs, eager
+        return findings, outs, eager, by_jax
     try:
         mapped = compiled(jax.vmap(lambda *vs: floats(run(*vs)[1])))(*stacked)
         findings.append(_compared("vmap equals a loop", [c[1] for c in mapped], own, floor, precision))
@@ -112,7 +122,7 @@ def self_agreement(
         findings.append(
             Finding("vmap equals a loop", f"the function maps, its derivative raises {first_line(error)}", False)
         )
-    return findings, outs, eager
+    return findings, outs, eager, by_jax
 
 
 def _floor(subject: Subject, outs: Cotangents) -> list[float]:

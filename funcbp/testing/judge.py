@@ -361,8 +361,9 @@ def _stopped(
 ) -> np.ndarray:
     """Entries that are right with what `stop_gradient` stops held still; where that cannot be had, those JAX has."""
     alike = np.full(got.shape, False) if jax is None else _agree(w, got, jax, size, noise)
-    if w.frozen is not None:
-        found = [_columns(w.frozen, w, columns, np.full(len(columns), scale * s)) for s in (1.0, *SCALES)]
+    frozen = w.frozen()
+    if frozen is not None:
+        found = [_columns(frozen, w, columns, np.full(len(columns), scale * s)) for s in (1.0, *SCALES)]
         best = _best(found, "error", "central")
         unit = np.maximum(best.error, FEW_ULPS * w.evaluator.resolution * size)
         alike = np.abs(got - best.central) <= w.tolerance * unit

@@ -120,11 +120,14 @@ class Evaluator:
         point: the point, `(n,)`.
         resolution: the relative error of one value: that of the precision `f` computes in.
         step: the largest step, relative to the scale of what is moved.
+        middle: the value at the point, if it is known.
     """
 
-    def __init__(self, f: Callable[[jax.Array], jax.Array], point: np.ndarray, resolution: float, step: float = STEP):
+    def __init__(
+        self, f: Callable[[Any], Any], point: np.ndarray, resolution: float, step: float = STEP, middle: Any = None
+    ):
         self.f, self.point, self.resolution, self.step = f, np.asarray(point), resolution, step
-        self.middle = np.asarray(f(jnp.asarray(self.point)), np.float64)
+        self.middle = np.asarray(f(jnp.asarray(self.point)) if middle is None else middle, np.float64)
         self.looping = False
         self._batch = compiled(lambda z, d, t: jax.vmap(lambda d, t: f(z + t * d))(d, t))
 
@@ -177,7 +180,7 @@ class Evaluator:
             try:
                 flat = self._batch(
                     jnp.asarray(self.point),
-                    jnp.repeat(jnp.asarray(d, dtype), each, 0, total_repeat_length=rows * each),
+                    jnp.asarray(np.repeat(d, each, 0), dtype),
                     jnp.asarray(t.ravel(), dtype),
                 )
                 return np.asarray(flat, np.float64).reshape(rows, each, -1)[:count]

@@ -64,14 +64,16 @@ class Space:
     def vector(self, arrays: Sequence[Value], conjugate: bool = False) -> jax.Array:
         """The coordinates of these arrays."""
         parts = []
+        # numbers are put together by NumPy, which has nothing to compile
+        xp: Any = jnp if any(isinstance(x, jax.core.Tracer) for x in arrays) else np
         for x, is_complex in zip(arrays, self.complex, strict=True):
-            x = jnp.asarray(x)
-            real = jnp.ravel(jnp.real(x)).astype(self.dtype)
+            x = xp.asarray(x)
+            real = xp.ravel(xp.real(x)).astype(self.dtype)
             parts.append(real)
             if is_complex:
-                imaginary = jnp.ravel(jnp.imag(x)).astype(self.dtype)
+                imaginary = xp.ravel(xp.imag(x)).astype(self.dtype)
                 parts.append(-imaginary if conjugate else imaginary)
-        return jnp.concatenate(parts) if parts else jnp.zeros(0, self.dtype)
+        return jnp.asarray(xp.concatenate(parts) if parts else xp.zeros(0, self.dtype))
 
     def arrays(self, vector: jax.Array, conjugate: bool = False) -> list[jax.Array]:
         """The arrays that have these coordinates."""
@@ -96,7 +98,8 @@ class Subject:
         values: the arrays among the leaves of the chosen arguments.
         paths: where each is, such as `params/dense_0/kernel`.
         float_ids: which of them are floating-point.
-        out_types, out_float_ids: the same of the function's output.
+        out_values, out_types, out_float_ids: the same of the function's output.
+        value: its coordinates.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Subject:
         argnums: Sequence[int],
         has_aux: bool,
         names: Sequence[str] | None = None,
+        in_one: bool = False,
     ):
         self.f, self.args, self.kwargs, self.has_aux = f, tuple(args), dict(kwargs), has_aux
         self.argnums, self.names = tuple(argnums), names or argument_names(f, len(args))
@@ -122,10 +126,11 @@ class Subject:
         self.inputs = Space([self.types[i] for i in self.float_ids])
         self.point = np.asarray(self.inputs.vector([self.values[i] for i in self.float_ids]))
         self.out_tree: Any
-        self.out_values, self.out_tree = self.outputs_of(self.chosen(self.values))
+        self.out_values, self.out_tree = self._in_one() if in_one else self.outputs_of(self.chosen(self.values))
         self.out_types = [jax.typeof(jnp.asarray(y)) for y in self.out_values]
         self.out_float_ids = [i for i, t in enumerate(self.out_types) if is_differentiable(t)]
         self.outputs = Space([self.out_types[i] for i in self.out_float_ids])
+        self.value = np.asarray(self.outputs.vector([self.out_values[i] for i in self.out_float_ids]), np.float64)
 
     def _path(self, keys: KeyPath) -> str:
         argument, inside = keys[0].idx, jax.tree_util.keystr(keys[1:], simple=True, separator="/")
@@ -137,11 +142,25 @@ class Subject:
     def wide(self) -> Subject:
         """The same function of the same numbers in float64, to be used with 64-bit types switched on."""
         args, kwargs = jax.tree.map(widened, (self.args, self.kwargs))
-        return Subject(self.f, args, kwargs, self.argnums, self.has_aux, self.names)
+        return Subject(self.f, args, kwargs, self.argnums, self.has_aux, self.names, in_one=True)
 
     # calling it
 
-    def chosen(self, values: Sequence[Value]) -> tuple[PyTree, ...]:
+    def _in_one(self) -> tuple[list[Any], Any]:
+        """The outputs, by one program instead of one for each operation, if the function can be traced."""
+        found = []
+
+        def traced(*values: Any) -> list[Any]:
+            outs, tree = self.outputs_of(self.chosen(values))
+            found.append(tree)
+            return outs
+
+        try:
+            return list(compiled(traced)(*self.values)), found[-1]
+        except Exception:  # as it is without: it may branch in Python on values
+            return self.outputs_of(self.chosen(self.values))
+
+    def chosen(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The chosen arguments with these arrays in them; what is no array is left out (None)."""
         leaves: list[Value] = [None] * len(self._leaves)
         for place, v in zip(self._places, values, strict=True):
@@ -232,34 +251,12 @@ class Subject:
         Compiled and mapped over the cotangents if that can be done; also why not, if it cannot. Where the pullback
         cannot be mapped, only the first few are had.
         """
-
-        def back(z: jax.Array, cts: jax.Array, mapped: bool) -> jax.Array:
-            _, pullback = self.pull(vjp, self.with_floats(self.inputs.arrays(z)))
-
-            def one(c: jax.Array) -> jax.Array:
-                full = pullback(self.outputs.arrays(c, conjugate=True))
-                floats = [full[i] for i in self.float_ids]
-                for c, t in zip(floats, self.inputs.types, strict=True):
-                    if np.shape(c) != t.shape:
-                        raise StructureError(f"A cotangent has the shape {np.shape(c)}, and its primal {t.shape}.")
-                return self.inputs.vector(floats, conjugate=True)
-
-            return jax.vmap(one)(cts) if mapped else jnp.stack([one(c) for c in cts])
-
-        z, reason = jnp.asarray(self.point), ""
-        widest = max(self.outputs.size, self.inputs.size, 1)
-        limit = min(len(cotangents), max(1, CHUNK // widest))
+        reason = ""
+        back = lambda z, cts, mapped: [self._back(vjp, z, cts, mapped)]
         for mapped, whole in ((True, True), (True, False), (False, False)):
             run = compiled(back, static_argnums=2) if whole else back
-            used = cotangents if mapped else cotangents[:UNMAPPED]
             try:
-                parts = []
-                for start in range(0, len(used), limit):
-                    rest = used[start : start + limit]
-                    padded = np.concatenate([rest, np.zeros((limit - len(rest), rest.shape[1]))])
-                    part = run(z, jnp.asarray(padded, self.outputs.dtype), mapped)
-                    parts.append(np.asarray(part, np.float64)[: len(rest)])
-                return np.concatenate(parts), reason
+                return self._chunked(run, cotangents if mapped else cotangents[:UNMAPPED], mapped)[0], reason
             except StructureError:
                 raise
             except Exception as error:
@@ -267,6 +264,46 @@ class Subject:
                     raise
                 reason = reason or first_line(error)
         raise AssertionError("unreachable")
+
+    def rows_beside(self, vjp: Callable[..., Any], witness: Subject, cotangents: np.ndarray) -> list[np.ndarray] | None:
+        """The rows by this derivative, and those of another subject by `jax.vjp`; None where it takes two programs.
+
+        What the two have in common is compiled once.
+        """
+
+        def back(z: Any, cts: Any, mapped: bool) -> list[jax.Array]:
+            return [self._back(vjp, z, cts, mapped), witness._back(jax.vjp, z, cts, mapped)]
+
+        try:
+            return self._chunked(compiled(back, static_argnums=2), cotangents, True)
+        except Exception:  # one of them, and which, is found out by each alone
+            return None
+
+    def _back(self, vjp: Callable[..., Any], z: Any, cts: Any, mapped: bool) -> jax.Array:
+        """The cotangents of the inputs, in coordinates, for some of the outputs."""
+        _, pullback = self.pull(vjp, self.with_floats(self.inputs.arrays(z)))
+
+        def one(c: Any) -> jax.Array:
+            full = pullback(self.outputs.arrays(c, conjugate=True))
+            floats = [full[i] for i in self.float_ids]
+            for c, t in zip(floats, self.inputs.types, strict=True):
+                if np.shape(c) != t.shape:
+                    raise StructureError(f"A cotangent has the shape {np.shape(c)}, and its primal {t.shape}.")
+            return self.inputs.vector(floats, conjugate=True)
+
+        return jax.vmap(one)(cts) if mapped else jnp.stack([one(c) for c in cts])
+
+    def _chunked(self, run: Callable[..., Any], cotangents: np.ndarray, mapped: bool) -> list[np.ndarray]:
+        """What this returns for all cotangents, as many at a time as fit."""
+        z, widest = jnp.asarray(self.point), max(self.outputs.size, self.inputs.size, 1)
+        limit = min(len(cotangents), max(1, CHUNK // widest))
+        parts = []
+        for start in range(0, len(cotangents), limit):
+            rest = cotangents[start : start + limit]
+            padded = np.concatenate([rest, np.zeros((limit - len(rest), rest.shape[1]))])
+            found = run(z, jnp.asarray(padded, self.outputs.dtype), mapped)
+            parts.append([np.asarray(part, np.float64)[: len(rest)] for part in found])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def first_line(error: BaseException) -> str:

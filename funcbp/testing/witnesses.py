@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class Witnesses:
     Attributes:
         subject: the function.
         evaluator: its values around the point.
-        frozen: the same of the function with its stopped gradients frozen, or None if it has none or cannot be had.
+        frozen: makes the same of the function with its stopped gradients frozen, or None if it has none or it cannot be
+            had; asked only where a leaf needs it.
         cotangents: those of the output that were pulled back, `(k, m)`: `samples` random ones, then the unit ones, if
             all coordinates are looked at.
         samples: how many of them are random.
@@ -74,7 +76,7 @@ class Witnesses:
 
     subject: Subject
     evaluator: Evaluator
-    frozen: Evaluator | None
+    frozen: Callable[[], Evaluator | None]
     cotangents: np.ndarray
     samples: int
     got: np.ndarray
@@ -110,17 +112,23 @@ def gather(
     """
     n, m = subject.inputs.size, subject.outputs.size
     step = STEP if subject.inputs.dtype == np.float64 else WIDE_STEP
-    evaluate = lambda f: Evaluator(f, subject.point, setting.resolution, step)
+    evaluate = lambda f: Evaluator(f, subject.point, setting.resolution, step, subject.value)
     full = 0 < n * m <= (FULL if program is not None else FULL_LOOPING) and _work(program, n, m) <= FULL_WORK
     cotangents = np.concatenate([random, np.eye(m)]) if full else random
-    got, reason = subject.rows(setting.vjp, cotangents)
+    is_jax, by_jax, reason = setting.vjp is jax.vjp and jax_subject is subject, None, ""
+    together = None if is_jax or jax_subject is None else subject.rows_beside(setting.vjp, jax_subject, cotangents)
+    if together is not None:
+        got, by_jax = together
+    else:
+        got, reason = subject.rows(setting.vjp, cotangents)
     if reason:
         setting.notes.append(f"The pullback was run without jit: {reason}")
     if len(got) < len(cotangents):  # they cannot be mapped over: the random ones must do
         cotangents = random[: len(got)]
         got = got[: len(cotangents)]
-    by_jax = got if setting.vjp is jax.vjp and jax_subject is subject else None
-    if by_jax is None and jax_subject is not None:
+    if is_jax:
+        by_jax = got
+    elif by_jax is None and jax_subject is not None:
         by_jax = or_none(lambda: jax_subject.rows(jax.vjp, cotangents)[0], setting.notes, "jax.vjp")
         by_jax = None if by_jax is None or len(by_jax) < len(got) else by_jax
     samples = min(len(random), len(cotangents))
@@ -132,11 +140,14 @@ def gather(
             "It draws gamma variates, whose derivative is that of their distribution, not of how they were drawn: "
             "differences do not see it, and JAX is the witness"
         )
-    frozen = None
-    if stops:
+
+    @functools.cache
+    def frozen() -> Evaluator | None:
         with contextlib.suppress(Exception):  # where it cannot be had, JAX says what is stopped
             still = Frozen(program, subject)
-            frozen = evaluate(still) if still.stopped else None
+            return evaluate(still) if still.stopped else None
+        return None
+
     steps = _complex_steps(subject, random, got, setting.notes) if setting.complex_step else None
     return Witnesses(
         subject,

@@ -103,3 +103,28 @@ def test_rows_are_chosen_by_what_they_are(traced):
     ):
         with pytest.raises(KeyError, match=message):
             traced.at(**wanted)
+
+
+def test_precision_is_data_too(tmp_path):
+    def loss(x, w):
+        with jax.named_scope("inner"):
+            y = bp.name(jnp.sum(x.astype(jnp.bfloat16).astype(x.dtype) * w), "y")
+        return jax.lax.scan(lambda c, _: (c - jnp.cos(c), None), y, None, 3)[0]
+
+    found = bp.precision(loss)(jnp.float32([1e-3, 2.0]), jnp.float32([1.0, -3.0]))
+    path = tmp_path / "errors.npz"
+    found.save(path)
+    for again in (bp.inspection.Precision.load(path), bp.inspection.Precision.from_json(found.to_json())):
+        assert [vars(a) == vars(b) for a, b in zip(again, found, strict=True)] == [True] * len(found)
+        assert again.worst() == found.worst() and str(again) == str(found)
+        assert (again.value, again.value_error) == (found.value, found.value_error)
+        assert again.gradient_errors == found.gradient_errors
+    inner = found.at(scope="inner", operation="mul")
+    assert {(r.primitive, "inner" in r.scope) for r in inner} == {("mul", True)} and len(found[:2]) == 2
+    line = int(found["y"].line.split(":")[1])
+    assert found["y"] in found.at(line).rows and found.at(f"test_storage.py:{line}").rows == found.at(line).rows
+    with pytest.raises(KeyError, match="no operation 'tan'; there are"):
+        found.at(operation="tan")
+    bp.trace(jnp.sin)(1.0).save(path)
+    with pytest.raises(ValueError, match="This is a funcbp trace, and no precision"):
+        bp.inspection.Precision.load(path)

@@ -38,6 +38,7 @@ class Divergence(NamedTuple):
         batch: the examples of that update.
         equation: the first equation whose value or cotangent is not finite there, as `funcbp.find_nan` says it; None if
             it was the validation loss, or if loss and gradient are finite and the optimiser's step from there is not.
+        finite_loss: whether the loss of that update is finite; with an equation, it is the gradient that is not.
     """
 
     epoch: int
@@ -45,13 +46,18 @@ class Divergence(NamedTuple):
     params: PyTree
     batch: PyTree
     equation: str | None
+    finite_loss: bool = False
 
     def __str__(self) -> str:
         where = f"update {self.update}" if self.update else "validation"
         text = f"learning diverged in epoch {self.epoch}, at {where}: "
         if self.update and not self.equation:
             return text + "the loss and its gradient are finite numbers, and the parameters after the update are not"
-        text += "the loss is no longer a finite number"
+        text += (
+            "the loss is finite, and its gradient is not"
+            if self.finite_loss
+            else "the loss is no longer a finite number"
+        )
         return f"{text}; {self.equation}" if self.equation else text
 
 
@@ -255,7 +261,7 @@ def _diagnosis(learner: Learner, state: State, data: PyTree) -> Divergence:
     if "key" in loop.parameters(loss):
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
     found = find_nan(loss, backward=learner.backward)(params, batch)
-    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None)
+    return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None, found.finite_value)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------

@@ -289,6 +289,7 @@ def test_divergence_of_the_gradient_and_of_the_validation_loss():
     root = lambda w, batch: jnp.sqrt(w) + 0 * jnp.sum(batch)  # its derivative at 0 is not finite, though it is
     fit = bp.fit(root, jnp.array(0.0), X, optimizer=optax.sgd(0.1), mode="batch", epochs=3)
     assert (fit.reason, fit.divergence.update, float(fit.params)) == ("diverged", 1, 0.0)
+    assert fit.divergence.finite_loss and "the loss is finite, and its gradient is not; The" in str(fit.divergence)
     square = lambda w, batch: jnp.sum(w**2 * batch)
     fit = bp.fit(square, jnp.array(1e100), jnp.ones(1), optimizer=optax.sgd(1e30), mode="batch", epochs=9)
     d = fit.divergence  # the parameters after epoch 2 are finite, and their loss is not

@@ -31,6 +31,7 @@ class CallRecorder(Recorder, Protocol):
     def value(self, x: Any) -> Any: ...
     def read_back(self, x: Any) -> Any: ...
     def new(self, value: Any) -> Any: ...
+    def tangent(self, x: Any) -> Any: ...
     def tangent_rule(self) -> AbstractContextManager[None]: ...
     def carried(self, name: str, operation: Operation, outs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]: ...
     def look_at(self, operation: Operation, outs: Any) -> None: ...
@@ -68,7 +69,7 @@ def record_custom_jvp(
     if rule is not None:
         return _by_another_rule(trace, rule, fun, operation)
     named = NAMED.get(jx.own_name(fun))
-    if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
+    if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
         with trace.below():
             outs = fun.call_wrapped(*values)
         with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
@@ -76,7 +77,7 @@ def record_custom_jvp(
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
-            t if p else jx.zero_tangent(v, symbolic_zeros)
+            trace.tangent(t) if p else jx.zero_tangent(v, symbolic_zeros)
             for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
         ]
     feedback = operation.feedback or [None] * len(values)
@@ -137,6 +138,10 @@ def record_custom_vjp(
     cotangents = lambda res, ct, perturbed: custom_vjp_bwd(res, ct, perturbed)[0]
     rule = LoggingRule(custom_vjp_bwd, factors=functools.partial(inline_bwd, cotangents, in_types))
     return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
+
+
+def _is_floating(aval: Any) -> bool:
+    return not jx.is_high(aval) and np.issubdtype(aval.dtype, np.floating)
 
 
 def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .. import jaxpr as jx
 from ..rules.options import Options
 from .accumulators import accumulated, check_accumulator, handed_out
 from .arguments import checked_ct
@@ -207,8 +208,9 @@ class Pullback:
         return self.program.tape
 
     def __repr__(self) -> str:
-        saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((self.args_res, self.opaque_residuals)))
-        types = lambda ts: ", ".join(f"{t.dtype}{list(t.shape)}" for t in ts)
+        arrays = jax.tree.leaves((self.args_res, self.opaque_residuals))
+        saved = sum(jx.bytes_of_type(jx.type_of(x)) for x in arrays)
+        types = lambda ts: ", ".join(map(jx.shown_type, ts))
         return (
             f"Pullback({types(self.program.out_types)} -> {types(self.program.in_types)}; "
             f"{len(self.tape.entries)} entries, {saved:,} bytes saved)"

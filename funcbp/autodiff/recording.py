@@ -170,7 +170,9 @@ class RecordingTrace(core.Trace):
             return f(*operation.operands)
 
     def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
-        tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
+        tangents = [
+            self.tangent(t) if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)
+        ]
         with self.tangent_rule(), jx.tangent_of(operation.primitive.name):
             outs, slopes = tangent(operation.values, tangents, **operation.params)
         several, name = operation.primitive.multiple_results, operation.primitive.name
@@ -228,6 +230,11 @@ class RecordingTrace(core.Trace):
 
     # tangent rules
 
+    def tangent(self, x: Any) -> RecordedValue:
+        """Return the tangent of a perturbed value, which carries its index; its own value is of no consequence."""
+        value = jx.tangent_value(x.value)
+        return x if value is x.value else RecordedValue(self, value, x.index)
+
     @contextmanager
     def tangent_rule(self) -> Iterator[None]:
         """Enter a context in which what runs is recorded, on values that are of no consequence."""
@@ -262,6 +269,10 @@ class RecordingTrace(core.Trace):
     def stage_value(self, x: Any) -> Any:
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
         return RecordedValue(self, stage(x.value), x.index, x.feedback) if self.mine(x) else stage(x)
+
+    def cur_qdd(self, x: Any) -> Any:
+        """Refuse an object that holds a value (`hijax.Box`), which JAX has given up after 0.10."""
+        raise TypeError(f"funcbp does not follow what is written into {x!r}. Use a mutable reference: jax.new_ref.")
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         if primitive is jx.feedback_p:

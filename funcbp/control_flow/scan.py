@@ -7,12 +7,12 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 
 from ..autodiff.passes import passes_of
 from ..cotangents import Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
+    add,
     bind_scan,
     primitives,
     scan_of_marked,
@@ -143,12 +143,12 @@ def backward_body(
     program, known = trace_with(step, types, "scan_backward")
     n_sums = sum(known.summed)
 
-    def add(*args: Any) -> list[Any]:
+    def summed(*args: Any) -> list[Any]:
         terms, rest, sums = split_list(args, n_sums, len(program.outvars) - n_sums)
-        return [*(lax.add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
+        return [*(add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
 
     outs = [v.aval for v in program.outvars]
-    adding = trace(add, [*outs, *outs[:n_sums]], "sums")
+    adding = trace(summed, [*outs, *outs[:n_sums]], "sums")
     return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), known
 
 

@@ -11,11 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import jaxpr as jx
 from .statistics import Statistics, statistics
 
 __all__ = ["NO_DERIVATIVE", "Row"]
 
 NO_DERIVATIVE = "no derivative"
+
+
+def _is_numbers(x: Any) -> bool:
+    return x is not None and not isinstance(x, jax.Array) and x.dtype != object
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +108,13 @@ class Row:
 
     @functools.cached_property
     def of_value(self) -> Statistics | None:
-        """Statistics of the value, in a branch inside a loop over the steps that took it; None of random keys."""
-        number = self.value is not None and not isinstance(self.value, jax.Array)
-        return statistics(self._where_it_ran(self.value), self.operation) if number else None
+        """Statistics of the value, in a branch inside a loop over the steps that took it; None of what is no number."""
+        return statistics(self._where_it_ran(self.value), self.operation) if _is_numbers(self.value) else None
 
     @functools.cached_property
     def of_cotangent(self) -> Statistics | None:
         """Statistics of the cotangent, over the same."""
-        return None if self.cotangent is None else statistics(self._where_it_ran(self.cotangent))
+        return statistics(self._where_it_ran(self.cotangent)) if _is_numbers(self.cotangent) else None
 
     def _where_it_ran(self, x: Any) -> Any:
         return x if self.steps is None or not self.taken else x[self.steps]
@@ -118,7 +122,7 @@ class Row:
     @property
     def shape(self) -> str:
         """The types of the outputs."""
-        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.types or self.values)
+        return ", ".join(map(jx.shown_type, self.types or self.values))
 
     @property
     def when(self) -> str:

@@ -24,6 +24,7 @@ from .values import (
     Storage,
     as_cotangent,
     float0,
+    is_high,
     primitive,
     sharding_of,
     to_space,
@@ -320,9 +321,18 @@ def bind_device_put(ct: Any, params: dict[str, Any], i: int) -> Any:
 
 
 def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
-    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
+    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation.
+
+    That primitive neither takes nor returns values of types that somebody defines; with some, the program runs bare.
+    """
+    if _meets_high(program):
+        return program(*args)
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
+
+
+def _meets_high(program: Program) -> bool:
+    return any(is_high(v.aval) for v in (*program.invars, *program.outvars))
 
 
 def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
@@ -331,6 +341,8 @@ def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
     XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
     There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
     """
+    if _meets_high(program):
+        return program(*args)
     floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
     if jax.default_backend() != "cpu" or not floats:
         return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)

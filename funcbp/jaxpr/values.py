@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, dispatch, dtypes, util
+from jax._src import ad_util, core, dispatch, dtypes, hijax, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
@@ -51,6 +51,46 @@ def varying(aval: Aval) -> frozenset[Any]:
     return aval.mat.varying if isinstance(aval, core.ShapedArray) else frozenset()
 
 
+def is_high(x: Any) -> bool:
+    """Whether this is a value of a type that somebody defines (`jax.experimental.hijax.HiType`), or such a type.
+
+    Such a value is no array. Its author says what type its tangents and cotangents have, what zero is, and a sum.
+    """
+    aval = getattr(x, "aval", x)
+    if isinstance(aval, core.AbstractValue):
+        return isinstance(aval, hijax.HiType)
+    defined = type(aval) in core.pytype_aval_mappings and not isinstance(aval, np.ndarray)
+    return defined and isinstance(core.typeof(aval), hijax.HiType)
+
+
+def is_value(x: Any) -> bool:
+    """Whether this is an array, a mutable reference, or a value of a type that somebody defines."""
+    arrays = (jax.Array, np.ndarray, np.generic, jax.Ref)
+    return isinstance(x, arrays) or (not isinstance(x, core.AbstractValue) and is_high(x))
+
+
+def low_types(aval: Aval) -> list[Aval]:
+    """The types of the arrays that values of this type are made of."""
+    return [low for t in aval.lo_ty() for low in low_types(t)] if is_high(aval) else [aval]
+
+
+def bytes_of_type(aval: Aval) -> int:
+    """How many bytes a value of this type has; none, if it is no array and is not made of arrays."""
+    return sum(t.size * t.dtype.itemsize for t in low_types(aval) if hasattr(t, "dtype"))
+
+
+def shown_type(aval: Aval) -> str:
+    """A type as error messages write it."""
+    return aval.str_short() if is_high(aval) else f"{aval.dtype}{list(aval.shape)}"
+
+
+def takes(aval: Aval, ct: Aval) -> bool:
+    """Whether this may be the type of a cotangent of a value of type `aval`."""
+    if is_high(aval):
+        return bool(core.typematch(aval.to_ct_aval(), ct))
+    return not is_high(ct) and bool(ct.shape == aval.shape and ct.dtype == aval.dtype)
+
+
 def concrete(x: Any) -> Any:
     """The value itself where it is known now, or None while a program is being traced."""
     return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x
@@ -63,6 +103,8 @@ def public_names() -> list[str]:
 
 def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding, memory."""
+    if is_high(aval):
+        return aval.vspace_zero()
     zero = ad_util.zeros_like_aval(aval)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
@@ -70,6 +112,8 @@ def zeros(aval: Aval) -> jax.Array:
 
 def add(a: Any, b: Any) -> Any:
     """Add two values of one type in the context of their mesh, which within `auto_axes` is another one than around."""
+    if is_high(a):
+        return core.typeof(a).vspace_add(a, b)
     mesh, around = core.typeof(a).sharding.mesh, get_abstract_mesh()
     if mesh.empty or around.empty or mesh == around:
         return lax.add(a, b)
@@ -122,6 +166,12 @@ def zero_tangent(x: Any, symbolic: bool) -> Any:
     return ad_util.SymbolicZero(aval) if symbolic else zeros(aval)
 
 
+def tangent_value(x: Any) -> Any:
+    """A value of the type of this one's tangents: itself, where that is its own."""
+    aval = core.typeof(x)
+    return zeros(aval.to_tangent_aval()) if is_high(aval) and aval.to_tangent_aval() != aval else x
+
+
 def is_jax_zero(tangent: Any) -> bool:
     """Whether this is JAX's word for a tangent that is zero."""
     return isinstance(tangent, ad_util.Zero)
@@ -136,6 +186,8 @@ def cotangent_type(aval: Aval) -> Aval:
     """The type of the cotangent: of a sum over devices that has not been taken (unreduced), what is the same on all of
     them because of it (reduced), and the other way round.
     """
+    if is_high(aval):
+        return aval.to_ct_aval()
     if not isinstance(aval, core.ShapedArray):
         return aval
     spec, of_devices = aval.sharding.spec, aval.mat
@@ -159,15 +211,20 @@ def row(aval: Aval) -> Aval:
     return core.mapped_aval(aval.shape[0], 0, aval)
 
 
+def is_weak(aval: Aval) -> bool:
+    """Whether values of this type are weakly typed."""
+    return isinstance(aval, core.ShapedArray) and aval.weak_type
+
+
 def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
-    return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
+    return lax.convert_element_type(x, x.dtype) if is_weak(core.typeof(x)) else x
 
 
 def like(x: Any, aval: Aval) -> Any:
     """The same numbers, weakly typed if a value of this type is."""
-    weak = aval.weak_type
-    return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
+    weak = is_weak(aval)
+    return x if is_weak(core.typeof(x)) == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
 # --- how values are stored between the passes -------------------------------------------------------------------------
@@ -175,7 +232,13 @@ def like(x: Any, aval: Aval) -> Any:
 
 def packs(aval: Aval) -> bool:
     """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
-    return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
+    return (
+        isinstance(aval, core.ShapedArray)
+        and aval.dtype == bool
+        and bool(aval.shape)
+        and aval.shape[-1] % 8 == 0
+        and sharding_of(aval) is None
+    )
 
 
 class Bits:

@@ -30,7 +30,7 @@ def bytes_of(variables: Sequence[Any]) -> int:
         >>> remat.bytes_of(closed.jaxpr.invars)
         72
     """
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
+    return sum(jx.bytes_of_type(v.aval) for v in variables)
 
 
 def kept_bytes(variables: Sequence[Any]) -> int:

@@ -60,8 +60,7 @@ def _moved(eqn: Any, machine: Machine, alone: bool) -> float | None:
 
 
 def _bytes(variables: Sequence[Any]) -> list[int]:
-    types = (v.aval for v in variables if hasattr(v.aval, "dtype"))
-    return [t.size * t.dtype.itemsize for t in types]
+    return [jx.bytes_of_type(v.aval) for v in variables]
 
 
 def _streamed(eqn: Any, machine: Machine) -> int:

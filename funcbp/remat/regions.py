@@ -100,7 +100,7 @@ def regions_of(program: Program) -> list[Region]:
     eqns = program.eqns
     crossing = _crossing(program)
     stretches = _repeats(program, crossing)
-    made = np.array([sum(_bytes(v) for v in eqn.outvars) for eqn in eqns], float)
+    made = np.array([sum(jx.bytes_of_type(v.aval) for v in eqn.outvars) for eqn in eqns], float)
     heavy = sum(not is_cheap(eqn) for eqn in eqns)
     piece = made.sum() / max(1.0, np.sqrt(heavy))
     last_read = _last_read(program)
@@ -123,10 +123,6 @@ def regions_of(program: Program) -> list[Region]:
             regions.append(Region(shared, inputs, outputs, True))
         at = start + copies * period
     return regions
-
-
-def _bytes(v: Any) -> int:
-    return v.aval.size * v.aval.dtype.itemsize if hasattr(v.aval, "dtype") else 0
 
 
 def _made(program: Program, start: int, stop: int) -> list[Any]:
@@ -163,7 +159,7 @@ def _crossing(program: Program) -> np.ndarray:
         for v in eqn.outvars:
             stop = last_read.get(v, i)
             if stop > i:
-                width = _bytes(v) * (1.01 if is_cheap(eqn) else 1.0)
+                width = jx.bytes_of_type(v.aval) * (1.01 if is_cheap(eqn) else 1.0)
                 step[i + 1] += width
                 step[stop + 1] -= width
     return np.cumsum(step)[: n + 1]

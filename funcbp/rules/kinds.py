@@ -281,7 +281,11 @@ class MissingRule(Rule):
     def record(self, recorder: Recorder, operation: Operation) -> Any:
         if not operation.is_perturbed:
             return recorder.passed(operation)
-        return recorder.write(self, operation, recorder.run(operation), ())
+        outs = recorder.run(operation)
+        if operation.primitive.multiple_results and not outs:  # an effect, which nothing that comes out tells of
+            line = jx.user_line(jx.current_source())
+            raise MissingRuleError(self.message(f"`{operation.primitive}` at {line}"), located=True)  # type: ignore[misc]
+        return recorder.write(self, operation, outs, ())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

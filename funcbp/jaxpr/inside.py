@@ -34,6 +34,7 @@ from .values import (
 )
 
 compute_on_p = primitive("compute_on_p")
+xla_metadata_call_p = primitive("xla_metadata_call_p")  # of newer JAX
 
 
 def constrained(params: dict[str, Any]) -> Any:
@@ -86,6 +87,14 @@ def bind_compute_on(
     args = [*program.consts, *map(here, args, program.invars)]
     spaces = (*outs, *(memory(v.aval) for v in program.outvars[len(outs) :]))
     return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
+
+
+def bind_with_metadata(program: Program, args: Sequence[Any], params: dict[str, Any], back: bool = False) -> list[Any]:
+    """Run a program as a call that tells the compiler what the user gave for it, or for the way back."""
+    new = dict(params, jaxpr=program.closed)
+    if back and params.get("ad_metadata", "same") != "same":
+        new |= dict(xla_metadata=params["ad_metadata"], ad_metadata="same")
+    return list(xla_metadata_call_p.bind(*program.consts, *args, **new))
 
 
 def is_planned(policy: Any) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangents, Factored, Zero, is_differentiable, materialize
+from ..cotangents import Cotangents, Factored, Zero, materialize
 from ..remat.plan import OuterNames
+from ..rules.kinds import Rule
 from ..rules.options import Options
 from .tape import Entry, Tape
 
@@ -48,7 +49,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
         if len(out) != len(entry.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
         return [
-            _checked(i, c, x) if index is not None else c
+            _checked(rule, i, c, x) if index is not None else c
             for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True))
         ]
     except Exception as error:
@@ -56,12 +57,12 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Any], ct: lis
         raise
 
 
-def _checked(i: int, ct: Any, x: Any) -> Any:
+def _checked(rule: Rule, i: int, ct: Any, x: Any) -> Any:
     """Check that a rule's cotangent has the type of its primal, x; what is the same on all devices may stand for it."""
     if ct is None or ct is Zero:
         return ct
     got = ct if type(ct) is Factored else jx.type_of(ct)
-    if not jx.takes(x, got) and (got.shape != x.shape or is_differentiable(x)):
+    if not rule.may_return(got, x):
         raise TypeError(f"its cotangent for primal {i} is {jx.shown_type(got)}, and the primal is {jx.shown_type(x)}")
     if type(ct) is Factored or jx.is_high(got):
         return ct

@@ -271,7 +271,7 @@ class RecordingTrace(core.Trace):
         return RecordedValue(self, stage(x.value), x.index, x.feedback) if self.mine(x) else stage(x)
 
     def cur_qdd(self, x: Any) -> Any:
-        """Refuse an object that holds a value (`hijax.Box`), which JAX has given up after 0.10."""
+        """Refuse an object that holds a value (`hijax.Box`), which newer JAX has given up."""
         raise TypeError(f"funcbp does not follow what is written into {x!r}. Use a mutable reference: jax.new_ref.")
 
     def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:

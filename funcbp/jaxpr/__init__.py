@@ -22,6 +22,7 @@ from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
 from .inside import bind_while as bind_while
 from .inside import bind_with_metadata as bind_with_metadata
+from .inside import checks_bwd as checks_bwd
 from .inside import cond_of_marked as cond_of_marked
 from .inside import cond_sum as cond_sum
 from .inside import constrained as constrained

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, sharding_impls
+from jax._src import ad_util, config, core, sharding_impls
 from jax._src.interpreters import partial_eval
 from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
@@ -306,7 +306,7 @@ def transposed_solve(params: dict[str, Any], constants: Sequence[Any], ct: Seque
     jaxprs, lengths = params["jaxprs"], params["const_lengths"]
     if jaxprs.transpose_solve is None:
         raise TypeError(
-            "custom_linear_solve needs its argument transpose_solve (or symmetric=True) to be differentiated."
+            "transpose_solve required: custom_linear_solve needs it, or symmetric=True, to be differentiated."
         )
     parts, start = [], 0
     for n in lengths:
@@ -377,6 +377,12 @@ def custom_bwd(
     out = [as_cotangent(c, t) for c, t in zip(out, in_types, strict=True)]
     is_zero = lambda c: c is None or isinstance(c, (ad_util.Zero, ad_util.SymbolicZero)) or c.dtype == float0
     return [None if is_zero(c) else c for c in out], logs
+
+
+def checks_bwd() -> bool:
+    """Whether the types of what a person's backward rule returns are checked: `jax_disable_bwd_checks` is off."""
+    flag = getattr(config, "disable_bwd_checks", None)
+    return flag is None or not flag.value
 
 
 def operands_before(fwd: Any) -> int:

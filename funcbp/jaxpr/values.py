@@ -144,8 +144,14 @@ def as_residual(x: Any) -> Any:
 
 
 def as_cotangent(x: Any, aval: Aval) -> Any:
-    """What a backward rule returned for a primal of this type: a number that is no array is one of its dtype."""
-    return jnp.asarray(x, aval.dtype) if is_number(x) else x
+    """What a person's backward rule returned for a primal of this type: real numbers are of its precision.
+
+    JAX hands on those of another one, and raises an error where they meet what has the right one.
+    """
+    if is_number(x):
+        return jnp.asarray(x, aval.dtype)
+    real = lambda t: isinstance(t, core.ShapedArray) and jax.dtypes.issubdtype(t.dtype, np.floating)
+    return lax.convert_element_type(x, aval.dtype) if real(aval) and real(getattr(x, "aval", x)) else x
 
 
 class _Perturbed(JVPTracer):

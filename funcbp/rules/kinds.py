@@ -217,6 +217,10 @@ class Rule:
         """Which primals a cotangent of these outputs can come back to."""
         return [True] * len(entry.types)
 
+    def may_return(self, ct: Any, primal: Any) -> bool:
+        """Whether a cotangent of this type may come back to a primal of this type."""
+        return jx.takes(primal, ct) or (ct.shape == primal.shape and not is_differentiable(primal))
+
     def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
         """The cotangents of the entry's primals."""
         ct = [materialize(c) for c in ct]
@@ -281,11 +285,7 @@ class MissingRule(Rule):
     def record(self, recorder: Recorder, operation: Operation) -> Any:
         if not operation.is_perturbed:
             return recorder.passed(operation)
-        outs = recorder.run(operation)
-        if operation.primitive.multiple_results and not outs:  # an effect, which nothing that comes out tells of
-            line = jx.user_line(jx.current_source())
-            raise MissingRuleError(self.message(f"`{operation.primitive}` at {line}"), located=True)  # type: ignore[misc]
-        return recorder.write(self, operation, outs, ())
+        return recorder.write(self, operation, recorder.run(operation), ())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -351,6 +351,9 @@ class SurrogateRule(Rule):
 @dataclass(frozen=True, eq=False, repr=False)
 class LoggingRule(Rule):
     """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None."""
+
+    def may_return(self, ct: Any, primal: Any) -> bool:
+        return super().may_return(ct, primal) or not jx.checks_bwd()
 
     def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
         if state.options.factored:

@@ -60,6 +60,11 @@ UNARY = {
     "stop": lax.stop_gradient,
     "custom_jvp": with_tangent,
     "cube": lambda x: x**3 / 4,
+    "boolean": lambda x: x * (x > 0.1).astype(x.dtype),
+    "integer": lambda x: x * (3 * x).astype(int).astype(x.dtype),
+    "narrow": lambda x: x.astype(jnp.float32).astype(x.dtype),
+    "complex": lambda x: jnp.abs(lax.complex(1 + x * x, x)),
+    "barrier": lambda x: lax.optimization_barrier((x, 2 * x))[1],
 }
 BINARY = {
     "add": jnp.add,
@@ -159,7 +164,11 @@ def perform(step, values):
     if kind == "transpose":
         return jnp.transpose(x, np.random.default_rng(n).permutation(x.ndim))
     if kind == "index":
-        return jnp.take(x, np.random.default_rng(n).integers(0, x.shape[axis], 3), axis)
+        size = x.shape[axis]  # two beyond it, on each side
+        at, mode = np.random.default_rng(n).integers(-size - 2, size + 2, 3), ["fill", "clip", "wrap"][n % 3]
+        return jnp.take(x, at, axis, mode=mode, fill_value=0.5)
+    if kind == "slice" and n % 4 == 0:
+        return lax.dynamic_slice_in_dim(x, n - 30, max(1, x.shape[axis] - 1), axis)  # moved inside, where it is not
     if kind == "slice":
         return lax.slice_in_dim(x, 0, max(1, x.shape[axis] - 1), 1 + n % 2, axis) if n % 3 else jnp.flip(x, axis)
     if kind == "update":
@@ -168,9 +177,21 @@ def perform(step, values):
     if kind == "concatenate":
         return jnp.concatenate([x, same_shape(y, x)], axis) if n % 2 else jnp.stack([x, same_shape(y, x)], axis)
     if kind == "sort":
-        return jnp.sort(x, axis)
+        other = same_shape(y, x)
+        return [
+            lambda: jnp.sort(x, axis),
+            lambda: lax.sort((jnp.round(x), other, x * other), axis, num_keys=2)[2],
+            lambda: jnp.moveaxis(lax.top_k(jnp.moveaxis(x, axis, -1), 1 + n % x.shape[axis])[0], -1, axis),
+        ][n % 3]()
     if kind == "cumulate":
-        return [jnp.cumsum, jnp.cumprod, lambda a, axis: lax.cummax(a, axis)][n % 3](x, axis=axis)
+        reverse = bool(n % 2)
+        return [
+            lambda: lax.cumsum(x, axis, reverse=reverse),
+            lambda: lax.cumprod(x, axis, reverse=reverse),
+            lambda: lax.cummax(x, axis, reverse=reverse),
+            lambda: lax.cumlogsumexp(x, axis, reverse=reverse),
+            lambda: lax.associative_scan(lambda a, b: jnp.sin(a) * b, x, reverse=reverse, axis=axis),
+        ][n % 5]()
     if kind == "pad":
         return jnp.pad(x, [(n % 2, 1)] * x.ndim, constant_values=0.5)
     if kind == "softmax":

@@ -37,10 +37,10 @@ def check_accumulator(accumulator: Value, primal: Aval) -> None:
             )
         return
     got = jax.typeof(accumulator)
-    if got.shape != primal.shape or got.dtype != primal.dtype:
+    if not jx.takes(primal, getattr(got, "inner_aval", got)):
         raise ValueError(
-            f"The cotangent of a primal of type {primal.dtype}{list(primal.shape)} is added into a reference of that "
-            f"type, and this one is {got.dtype}{list(got.shape)}."
+            f"The cotangent of a primal of type {jx.shown_type(primal)} is added into a reference of that "
+            f"type, and this one is {jx.shown_type(getattr(got, 'inner_aval', got))}."
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, is_differentiable, is_inexact
+from ..cotangents import Zero, is_differentiable
 from ..jaxpr.types import Aval, PyTree, T, Value
 
 __all__ = [
@@ -110,7 +110,7 @@ def as_value(x: Value) -> Value:
     """Read a primal: as an array, or, where it cannot be differentiated, as JAX hands it on; that may be a number."""
     if isinstance(x, (jax.Array, jax.Ref)):
         return x
-    return jnp.asarray(x) if is_inexact(jx.type_of(checked(x)).dtype) else jx.with_dtype(x)
+    return x if jx.is_high(checked(x)) else jnp.asarray(x) if is_differentiable(jx.type_of(x)) else jx.with_dtype(x)
 
 
 class ArgnumsError(TypeError, ValueError):
@@ -229,15 +229,17 @@ def divided(f: Callable[..., PyTree], out: PyTree) -> tuple[PyTree, PyTree]:
     return out[0], out[1]
 
 
-def check_input(x: Value, holomorphic: bool, allow_int: bool, what: str) -> None:
-    dtype = jx.type_of(checked(x)).dtype
-    if jx.is_reference(x):
+def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
+    if jx.is_reference(checked(x)):
         raise TypeError(
             f"{what} cannot return the derivative with respect to a mutable reference. Use vjp, and "
             "pullback.with_refs(accumulator); or leave the reference out of argnums."
         )
-    if not holomorphic and (allow_int or is_inexact(dtype)):
+    if not holomorphic and (allow_int or is_differentiable(jx.type_of(x))):
         return
+    if jx.is_high(x):
+        raise TypeError(f"{what} cannot differentiate with respect to an input of type {jx.type_of(x)}.")
+    dtype = jx.type_of(x).dtype
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:
         raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
     if holomorphic:
@@ -254,12 +256,16 @@ def check_scalar(value: Value, holomorphic: bool) -> None:
     if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
     aval = jax.typeof(value)
+    if jx.is_high(aval):
+        raise TypeError(f"Gradient only defined for scalar-output functions. Output had type: {jx.shown_type(aval)}.")
     if aval.shape != ():
         raise TypeError(f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}.")
     check_output(value, holomorphic, "grad")
 
 
-def check_output(y: Value, holomorphic: bool, what: str) -> None:
+def check_output(y: Any, holomorphic: bool, what: str) -> None:
+    if jx.is_high(y):
+        raise TypeError(f"{what} requires outputs that are arrays, but got {jx.type_of(y)}.")
     dtype = jax.typeof(y).dtype
     if holomorphic:
         if not jax.dtypes.issubdtype(dtype, np.complexfloating):
@@ -285,11 +291,18 @@ def checked_ct(ct: Value, aval: Aval) -> Value:
             )
         return Zero
     got = jax.typeof(ct)
-    if got.shape != aval.shape or got.dtype != aval.dtype:
+    if jx.is_high(aval) and not jx.takes(aval, got):
         raise ValueError(
-            f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} must have that shape and dtype, and is "
-            f"{got.dtype}{list(got.shape)}."
+            f"The cotangent of an output of type {jx.shown_type(aval)} must be of type "
+            f"{jx.shown_type(aval.to_ct_aval())}, and is of {jx.shown_type(got)}."
         )
+    if not jx.takes(aval, got):
+        raise ValueError(
+            f"The cotangent of an output of type {jx.shown_type(aval)} must have that shape and dtype, and is "
+            f"{jx.shown_type(got)}."
+        )
+    if jx.is_high(aval):
+        return ct
     if jx.varying(got) != jx.varying(aval):
         raise ValueError(
             f"The cotangent of an output of type {aval} must vary over the mesh axes that the output varies over, and "

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangent, Cotangents, Factored, Zero, is_differentiable, materialize
+from ..cotangents import Cotangent, Cotangents, Factored, Zero, materialize
 from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import OuterNames
+from ..rules.kinds import Rule
 from ..rules.options import Edit, Options
 from .tape import Entry, Tape
 
@@ -52,7 +53,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: l
         if len(out) != len(entry.inputs):
             raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
         return [
-            _checked(i, c, x) if index is not None else c
+            _checked(rule, i, c, x) if index is not None else c
             for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True))
         ]
     except Exception as error:
@@ -60,15 +61,14 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: l
         raise
 
 
-def _checked(i: int, ct: Cotangent, x: Aval) -> Cotangent:
+def _checked(rule: Rule, i: int, ct: Any, x: Any) -> Any:
     """Check that a rule's cotangent has the type of its primal, x; what is the same on all devices may stand for it."""
     if ct is None or ct is Zero:
         return ct
     got = ct if type(ct) is Factored else jx.type_of(ct)
-    if got.shape != x.shape or (got.dtype != x.dtype and is_differentiable(x)):
-        got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (got, x))
-        raise TypeError(f"its cotangent for primal {i} is {got}, and the primal is {wanted}")
-    if type(ct) is Factored:
+    if not rule.may_return(got, x):
+        raise TypeError(f"its cotangent for primal {i} is {jx.shown_type(got)}, and the primal is {jx.shown_type(x)}")
+    if type(ct) is Factored or jx.is_high(got):
         return ct
     if more := jx.varying(got) - jx.varying(x):
         raise TypeError(

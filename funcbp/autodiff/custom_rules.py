@@ -26,12 +26,13 @@ class CallRecorder(Recorder, Protocol):
 
     @property
     def in_tangent_rule(self) -> bool: ...
-    def operation(self, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> Operation: ...
-    def above(self) -> AbstractContextManager[object]: ...
-    def mine(self, x: Value) -> bool: ...
-    def value(self, x: Value) -> Value: ...
-    def read_back(self, x: Value) -> Value: ...
-    def new(self, value: Value) -> Value: ...
+    def operation(self, primitive: Any, params: dict[str, Any], tracers: Sequence[Any]) -> Operation: ...
+    def above(self) -> AbstractContextManager[Any]: ...
+    def mine(self, x: Any) -> bool: ...
+    def value(self, x: Any) -> Any: ...
+    def read_back(self, x: Any) -> Any: ...
+    def new(self, value: Any) -> Any: ...
+    def tangent(self, x: Any) -> Any: ...
     def tangent_rule(self) -> AbstractContextManager[None]: ...
     def carried(
         self, name: str, operation: Operation, outs: Sequence[Value], tangents: Sequence[Value]
@@ -76,7 +77,7 @@ def record_custom_jvp(
     if rule is not None:
         return _by_another_rule(trace, rule, fun, operation)
     named = NAMED.get(jx.own_name(fun))
-    if named is not None and all(np.issubdtype(jx.type_of(v).dtype, np.floating) for v in values):
+    if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
         with trace.below():
             outs = fun.call_wrapped(*values)
         with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
@@ -84,7 +85,7 @@ def record_custom_jvp(
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
-            t if p else jx.zero_tangent(v, symbolic_zeros)
+            trace.tangent(t) if p else jx.zero_tangent(v, symbolic_zeros)
             for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
         ]
     feedback = operation.feedback or [None] * len(values)
@@ -149,7 +150,11 @@ def record_custom_vjp(
     return _write(trace, rule, operation, primitive.name, outs, tuple(res), several=True)
 
 
-def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Value]:
+def _is_floating(aval: Any) -> bool:
+    return not jx.is_high(aval) and np.issubdtype(aval.dtype, np.floating)
+
+
+def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:
     """Run a call that no perturbed value enters."""
     outs = trace.run(operation._replace(params=subfuns))
     trace.look_at(operation, outs)

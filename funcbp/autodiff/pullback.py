@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import PyTreeDef
 
+from .. import jaxpr as jx
 from ..cotangents import Cotangent
 from ..jaxpr.types import Aval, PyTree, Value
 from ..rules.options import Options
@@ -216,8 +217,9 @@ class Pullback:
         return self.program.tape
 
     def __repr__(self) -> str:
-        saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((self.args_res, self.opaque_residuals)))
-        types = lambda ts: ", ".join(f"{t.dtype}{list(t.shape)}" for t in ts)
+        arrays = jax.tree.leaves((self.args_res, self.opaque_residuals))
+        saved = sum(jx.bytes_of_type(jx.type_of(x)) for x in arrays)
+        types = lambda ts: ", ".join(map(jx.shown_type, ts))
         return (
             f"Pullback({types(self.program.out_types)} -> {types(self.program.in_types)}; "
             f"{len(self.tape.entries)} entries, {saved:,} bytes saved)"

@@ -170,8 +170,10 @@ class RecordingTrace(core.Trace):
         with self.above(), jx.inside_call(operation.params) if call else nullcontext():
             return f(*operation.operands)
 
-    def along(self, tangent: Callable[..., PyTree], operation: Operation) -> Value:
-        tangents = [t if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)]
+    def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
+        tangents = [
+            self.tangent(t) if p else None for t, p in zip(operation.operands, operation.perturbed, strict=True)
+        ]
         with self.tangent_rule(), jx.tangent_of(operation.primitive.name):
             outs, slopes = tangent(operation.values, tangents, **operation.params)
         several, name = operation.primitive.multiple_results, operation.primitive.name
@@ -229,6 +231,11 @@ class RecordingTrace(core.Trace):
 
     # tangent rules
 
+    def tangent(self, x: Any) -> RecordedValue:
+        """Return the tangent of a perturbed value, which carries its index; its own value is of no consequence."""
+        value = jx.tangent_value(x.value)
+        return x if value is x.value else RecordedValue(self, value, x.index)
+
     @contextmanager
     def tangent_rule(self) -> Iterator[None]:
         """Enter a context in which what runs is recorded, on values that are of no consequence."""
@@ -264,7 +271,11 @@ class RecordingTrace(core.Trace):
         stage = getattr(self.parent_trace, "stage_value", lambda v: v)
         return RecordedValue(self, stage(x.value), x.index, x.feedback) if self.mine(x) else stage(x)
 
-    def process_primitive(self, primitive: Primitive, tracers: Sequence[Value], params: dict[str, Any], /) -> Value:
+    def cur_qdd(self, x: Any) -> Any:
+        """Refuse an object that holds a value (`hijax.Box`), which newer JAX has given up."""
+        raise TypeError(f"funcbp does not follow what is written into {x!r}. Use a mutable reference: jax.new_ref.")
+
+    def process_primitive(self, primitive: Any, tracers: Sequence[Any], params: dict[str, Any], /) -> Any:
         if primitive is jx.feedback_p:
             self.marked = True
             return self.with_feedback(tracers[0], self.value(tracers[1]))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.tree_util import PyTreeDef
 
 from .. import jaxpr as jx
@@ -100,8 +99,11 @@ class TapeWriter:
         self._indices: dict[int, int] = {}
 
     def save(self, x: Any) -> Any:
-        """Set an array, or a reference, aside for the backward pass, once; anything else stays what it is."""
-        if not isinstance(x, (jax.Array, np.ndarray, np.generic, jax.Ref)):
+        """Set an array, a value of a type that people define, or a reference, aside for the backward pass, once.
+
+        Anything else stays what it is.
+        """
+        if not jx.is_value(x):
             return x
         index = self._indices.setdefault(id(x), len(self.saved))
         if index == len(self.saved):

@@ -18,6 +18,7 @@ from ..jaxpr import (
     as_function,
     bind_compute_on,
     bind_jit,
+    bind_with_metadata,
     call_jaxpr,
     constrained,
     primitive,
@@ -96,7 +97,20 @@ def compute_on_bwd(
     return call_back(state, res, ct, lambda program, args: bind_compute_on(program, args, params))
 
 
+def metadata_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
+    """Run the forward program with what the user tells the compiler of it (`xla_metadata_call`)."""
+    plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
+    return call_res(plan, primals, bind_with_metadata(plan.forward, primals, params))
+
+
+def metadata_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[bool], **params: Any) -> list[Any]:
+    """Run the backward program with what the user tells the compiler of that."""
+    return call_back(state, res, ct, lambda program, args: bind_with_metadata(program, args, params, back=True))
+
+
 def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
+if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:  # newer JAX
+    def_control(xla_metadata_call_p, metadata_fwd, metadata_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, primitive("composite_p"), primitive("custom_vmap_p")):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
 def_traits(CALL, primitive("custom_jvp_call_p"))

@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 from jax.tree_util import PyTreeDef
 
 from ..autodiff.passes import passes_of
@@ -15,6 +14,7 @@ from ..autodiff.tape import Tape
 from ..cotangents import Cotangent, Factored, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
+    add,
     bind_scan,
     primitives,
     scan_of_marked,
@@ -152,12 +152,12 @@ def backward_body(
     program, known = trace_with(step, types, "scan_backward")
     n_sums = sum(known.summed)
 
-    def add(*args: Value) -> list[Value]:
+    def summed(*args: Any) -> list[Any]:
         terms, rest, sums = split_list(args, n_sums, len(program.outvars) - n_sums)
-        return [*(lax.add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
+        return [*(add(total, term) for total, term in zip(sums, terms, strict=True)), *rest]
 
     outs = [v.aval for v in program.outvars]
-    adding = trace(add, [*outs, *outs[:n_sums]], "sums")
+    adding = trace(summed, [*outs, *outs[:n_sums]], "sums")
     return program.then(adding, [*range(len(outs)), *([None] * n_sums)]), known
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from .. import jaxpr as jx
 from ..jaxpr.types import Aval, Value
 
 
@@ -27,7 +28,10 @@ jax.tree_util.register_pytree_node(_Zero, lambda zero: ((), None), lambda *_: Ze
 
 
 def is_differentiable(x: Value | Aval) -> bool:
-    """Tell whether values of this type have a cotangent: real and complex floating point, and nothing else."""
+    """Tell whether values of this type have a cotangent: real and complex floating point, and what its author says."""
+    if jx.is_high(x):
+        tangent = jx.aval_of(x).to_tangent_aval()
+        return jx.is_high(tangent) or is_inexact(tangent.dtype)
     return is_inexact(x.dtype)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import jaxpr as jx
 from ..autodiff.backward_pass import listed
 from ..jaxpr.types import Aval, Value
 from .statistics import Statistics, statistics
@@ -19,6 +20,10 @@ from .statistics import Statistics, statistics
 __all__ = ["NO_DERIVATIVE", "Row", "chosen", "within"]
 
 NO_DERIVATIVE = "no derivative"
+
+
+def _is_numbers(x: Any) -> bool:
+    return x is not None and not isinstance(x, jax.Array) and x.dtype != object
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +118,13 @@ class Row:
 
     @functools.cached_property
     def of_value(self) -> Statistics | None:
-        """Statistics of the value, in a branch inside a loop over the steps that took it; None of random keys."""
-        number = self.value is not None and not isinstance(self.value, jax.Array)
-        return statistics(self._where_it_ran(self.value), self.operation) if number else None
+        """Statistics of the value, in a branch inside a loop over the steps that took it; None of what is no number."""
+        return statistics(self._where_it_ran(self.value), self.operation) if _is_numbers(self.value) else None
 
     @functools.cached_property
     def of_cotangent(self) -> Statistics | None:
         """Statistics of the cotangent, over the same."""
-        return None if self.cotangent is None else statistics(self._where_it_ran(self.cotangent))
+        return statistics(self._where_it_ran(self.cotangent)) if _is_numbers(self.cotangent) else None
 
     def _where_it_ran(self, x: Value) -> Value:
         return x if self.steps is None or not self.taken else x[self.steps]
@@ -128,7 +132,7 @@ class Row:
     @property
     def shape(self) -> str:
         """The types of the outputs."""
-        return ", ".join(f"{v.dtype}{list(v.shape)}" for v in self.types or self.values)
+        return ", ".join(map(jx.shown_type, self.types or self.values))
 
     @property
     def when(self) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, sharding_impls
+from jax._src import ad_util, config, core, sharding_impls
 from jax._src.interpreters import partial_eval
 from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
@@ -25,6 +25,7 @@ from .values import (
     Storage,
     as_cotangent,
     float0,
+    is_high,
     primitive,
     sharding_of,
     to_space,
@@ -34,6 +35,7 @@ from .values import (
 )
 
 compute_on_p = primitive("compute_on_p")
+xla_metadata_call_p = primitive("xla_metadata_call_p")  # of newer JAX
 
 
 def constrained(params: dict[str, Any]) -> ClosedJaxpr:
@@ -90,7 +92,15 @@ def bind_compute_on(
     return list(compute_on_p.bind(*args, **dict(params, jaxpr=program.closed, out_memory_spaces=spaces)))
 
 
-def is_planned(policy: Callable[..., object] | None) -> bool:
+def bind_with_metadata(program: Program, args: Sequence[Any], params: dict[str, Any], back: bool = False) -> list[Any]:
+    """Run a program as a call that tells the compiler what the user gave for it, or for the way back."""
+    new = dict(params, jaxpr=program.closed)
+    if back and params.get("ad_metadata", "same") != "same":
+        new |= dict(xla_metadata=params["ad_metadata"], ad_metadata="same")
+    return list(xla_metadata_call_p.bind(*program.consts, *args, **new))
+
+
+def is_planned(policy: Any) -> bool:
     """Tell whether our own plan placed a `jax.checkpoint` region, see `remat/regions.py`, and not the user."""
     return hasattr(policy, "choose")
 
@@ -301,7 +311,7 @@ def transposed_solve(params: dict[str, Any], constants: Sequence[Value], ct: Seq
     jaxprs, lengths = params["jaxprs"], params["const_lengths"]
     if jaxprs.transpose_solve is None:
         raise TypeError(
-            "custom_linear_solve needs its argument transpose_solve (or symmetric=True) to be differentiated."
+            "transpose_solve required: custom_linear_solve needs it, or symmetric=True, to be differentiated."
         )
     parts, start = [], 0
     for n in lengths:
@@ -324,18 +334,29 @@ def bind_device_put(ct: Value, params: dict[str, Any], i: int) -> Value:
     return primitives.device_put_p.bind(ct, **{k: tuple(v) for k, v in back.items()})[0]
 
 
-def bind_remat(program: Program, args: Sequence[Value], params: dict[str, Any], differentiated: bool) -> list[Value]:
-    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation."""
+def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
+    """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation.
+
+    That primitive neither takes nor returns values of types that somebody defines; with some, the program runs bare.
+    """
+    if _meets_high(program):
+        return program(*args)
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
 
 
-def run_behind_barrier(program: Program, args: Sequence[Value]) -> list[Value]:
+def _meets_high(program: Program) -> bool:
+    return any(is_high(v.aval) for v in (*program.invars, *program.outvars))
+
+
+def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
     """Run a program of which XLA finds nothing already computed, when all of its arguments are there.
 
     XLA drops the barrier of `jax.checkpoint` on CPUs, and then finds that what is computed again was computed before.
     There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
     """
+    if _meets_high(program):
+        return program(*args)
     floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
     if jax.default_backend() != "cpu" or not floats:
         return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
@@ -363,7 +384,13 @@ def custom_bwd(
     return [None if is_zero(c) else c for c in out], logs
 
 
-def operands_before(fwd: WrappedFun) -> int:
+def checks_bwd() -> bool:
+    """Whether the types of what a person's backward rule returns are checked: `jax_disable_bwd_checks` is off."""
+    flag = getattr(config, "disable_bwd_checks", None)
+    return flag is None or not flag.value
+
+
+def operands_before(fwd: Any) -> int:
     """How many operands `checkify` has put before those of a `custom_vjp` function: its errors.
 
     The residuals that are arguments are counted without them.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, dispatch, dtypes, util
+from jax._src import ad_util, core, dispatch, dtypes, hijax, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
@@ -50,7 +50,47 @@ def varying(aval: Aval) -> frozenset[str]:
     return aval.mat.varying if isinstance(aval, core.ShapedArray) else frozenset()
 
 
-def concrete(x: Value) -> Value:
+def is_high(x: Any) -> bool:
+    """Whether this is a value of a type that somebody defines (`jax.experimental.hijax.HiType`), or such a type.
+
+    Such a value is no array. Its author says what type its tangents and cotangents have, what zero is, and a sum.
+    """
+    aval = getattr(x, "aval", x)
+    if isinstance(aval, core.AbstractValue):
+        return isinstance(aval, hijax.HiType)
+    defined = type(aval) in core.pytype_aval_mappings and not isinstance(aval, np.ndarray)
+    return defined and isinstance(core.typeof(aval), hijax.HiType)
+
+
+def is_value(x: Any) -> bool:
+    """Whether this is an array, a mutable reference, or a value of a type that somebody defines."""
+    arrays = (jax.Array, np.ndarray, np.generic, jax.Ref)
+    return isinstance(x, arrays) or (not isinstance(x, core.AbstractValue) and is_high(x))
+
+
+def low_types(aval: Aval) -> list[Aval]:
+    """The types of the arrays that values of this type are made of."""
+    return [low for t in aval.lo_ty() for low in low_types(t)] if is_high(aval) else [aval]
+
+
+def bytes_of_type(aval: Aval) -> int:
+    """How many bytes a value of this type has; none, if it is no array and is not made of arrays."""
+    return sum(t.size * t.dtype.itemsize for t in low_types(aval) if hasattr(t, "dtype"))
+
+
+def shown_type(aval: Aval) -> str:
+    """A type as error messages write it."""
+    return aval.str_short() if is_high(aval) else f"{aval.dtype}{list(aval.shape)}"
+
+
+def takes(aval: Aval, ct: Aval) -> bool:
+    """Whether this may be the type of a cotangent of a value of type `aval`."""
+    if is_high(aval):
+        return bool(core.typematch(aval.to_ct_aval(), ct))
+    return not is_high(ct) and bool(ct.shape == aval.shape and ct.dtype == aval.dtype)
+
+
+def concrete(x: Any) -> Any:
     """The value itself where it is known now, or None while a program is being traced."""
     return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x
 
@@ -62,6 +102,8 @@ def public_names() -> list[str]:
 
 def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding, memory."""
+    if is_high(aval):
+        return aval.vspace_zero()
     zero = ad_util.zeros_like_aval(aval)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
@@ -69,6 +111,8 @@ def zeros(aval: Aval) -> jax.Array:
 
 def add(a: Value, b: Value) -> Value:
     """Add two values of one type in the context of their mesh, which within `auto_axes` is another one than around."""
+    if is_high(a):
+        return core.typeof(a).vspace_add(a, b)
     mesh, around = core.typeof(a).sharding.mesh, get_abstract_mesh()
     if mesh.empty or around.empty or mesh == around:
         return lax.add(a, b)
@@ -98,9 +142,15 @@ def as_residual(x: Value) -> Value:
     return with_dtype(x) if is_number(x) else as_array(x)
 
 
-def as_cotangent(x: Value, aval: Aval) -> Value:
-    """What a backward rule returned for a primal of this type: a number that is no array is one of its dtype."""
-    return jnp.asarray(x, aval.dtype) if is_number(x) else x
+def as_cotangent(x: Any, aval: Aval) -> Any:
+    """What a person's backward rule returned for a primal of this type: real numbers are of its precision.
+
+    JAX hands on those of another one, and raises an error where they meet what has the right one.
+    """
+    if is_number(x):
+        return jnp.asarray(x, aval.dtype)
+    real = lambda t: isinstance(t, core.ShapedArray) and jax.dtypes.issubdtype(t.dtype, np.floating)
+    return lax.convert_element_type(x, aval.dtype) if real(aval) and real(getattr(x, "aval", x)) else x
 
 
 class _Perturbed(JVPTracer):
@@ -121,7 +171,13 @@ def zero_tangent(x: Value, symbolic: bool) -> Value:
     return ad_util.SymbolicZero(aval) if symbolic else zeros(aval)
 
 
-def is_jax_zero(tangent: object) -> bool:
+def tangent_value(x: Any) -> Any:
+    """A value of the type of this one's tangents: itself, where that is its own."""
+    aval = core.typeof(x)
+    return zeros(aval.to_tangent_aval()) if is_high(aval) and aval.to_tangent_aval() != aval else x
+
+
+def is_jax_zero(tangent: Any) -> bool:
     """Whether this is JAX's word for a tangent that is zero."""
     return isinstance(tangent, ad_util.Zero)
 
@@ -135,6 +191,8 @@ def cotangent_type(aval: Aval) -> Aval:
     """The type of the cotangent: of a sum over devices that has not been taken (unreduced), what is the same on all of
     them because of it (reduced), and the other way round.
     """
+    if is_high(aval):
+        return aval.to_ct_aval()
     if not isinstance(aval, core.ShapedArray):
         return aval
     spec, of_devices = aval.sharding.spec, aval.mat
@@ -158,15 +216,20 @@ def row(aval: Aval) -> Aval:
     return core.mapped_aval(aval.shape[0], 0, aval)
 
 
-def to_strong(x: Value) -> Value:
+def is_weak(aval: Aval) -> bool:
+    """Whether values of this type are weakly typed."""
+    return isinstance(aval, core.ShapedArray) and aval.weak_type
+
+
+def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
-    return lax.convert_element_type(x, x.dtype) if core.typeof(x).weak_type else x
+    return lax.convert_element_type(x, x.dtype) if is_weak(core.typeof(x)) else x
 
 
 def like(x: Value, aval: Aval) -> Value:
     """The same numbers, weakly typed if a value of this type is."""
-    weak = aval.weak_type
-    return x if core.typeof(x).weak_type == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
+    weak = is_weak(aval)
+    return x if is_weak(core.typeof(x)) == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
 # --- how values are stored between the passes -------------------------------------------------------------------------
@@ -174,7 +237,13 @@ def like(x: Value, aval: Aval) -> Value:
 
 def packs(aval: Aval) -> bool:
     """Whether values of this type are kept as bits: booleans whose last axis is a whole number of bytes."""
-    return aval.dtype == bool and bool(aval.shape) and aval.shape[-1] % 8 == 0 and sharding_of(aval) is None
+    return (
+        isinstance(aval, core.ShapedArray)
+        and aval.dtype == bool
+        and bool(aval.shape)
+        and aval.shape[-1] % 8 == 0
+        and sharding_of(aval) is None
+    )
 
 
 class Bits:

@@ -6,14 +6,14 @@ maker e    an equation, or an input of the body; repeated at a cost, if all that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
-from ..jaxpr.types import Atom, Aval, JaxprEqn, Var
+from ..jaxpr.types import Atom, JaxprEqn, Var
 
 __all__ = ["Graph", "bytes_of", "graph_of", "kept_bytes", "read_for"]
 
@@ -31,8 +31,7 @@ def bytes_of(variables: Iterable[Atom]) -> int:
         >>> remat.bytes_of(closed.jaxpr.invars)
         72
     """
-    types: Iterator[Aval] = (v.aval for v in variables)
-    return sum(t.size * t.dtype.itemsize for t in types)
+    return sum(jx.bytes_of_type(v.aval) for v in variables)
 
 
 def kept_bytes(variables: Iterable[Atom]) -> int:

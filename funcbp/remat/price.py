@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from .. import jaxpr as jx
 from ..jaxpr import inside_of
-from ..jaxpr.types import Atom, Aval, JaxprEqn
+from ..jaxpr.types import Atom, JaxprEqn
 from ..rules.cost import flops, is_cheap, is_repeatable
 from ..rules.traits import traits_of
 from .machine import Machine
@@ -60,8 +60,7 @@ def _moved(eqn: JaxprEqn, machine: Machine, alone: bool) -> float | None:
 
 
 def _bytes(variables: Iterable[Atom]) -> list[int]:
-    types: Iterator[Aval] = (v.aval for v in variables if hasattr(v.aval, "dtype"))
-    return [t.size * t.dtype.itemsize for t in types]
+    return [jx.bytes_of_type(v.aval) for v in variables]
 
 
 def _streamed(eqn: JaxprEqn, machine: Machine) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..jaxpr import Program
-from ..jaxpr.types import Atom, Aval, JaxprEqn, Primitive, Value, Var
+from ..jaxpr.types import Aval, JaxprEqn, Primitive, Value, Var
 from ..rules.cost import is_cheap
 from .cut import Choose
 from .policies import Policy
@@ -117,7 +117,7 @@ def regions_of(program: Program) -> list[Region]:
     eqns = program.eqns
     crossing = _crossing(program)
     stretches = _repeats(program, crossing)
-    made = np.array([sum(_bytes(v) for v in eqn.outvars) for eqn in eqns], float)
+    made = np.array([sum(jx.bytes_of_type(v.aval) for v in eqn.outvars) for eqn in eqns], float)
     heavy = sum(not is_cheap(eqn) for eqn in eqns)
     piece = made.sum() / max(1.0, np.sqrt(heavy))
     last_read = _last_read(program)
@@ -142,12 +142,7 @@ def regions_of(program: Program) -> list[Region]:
     return regions
 
 
-def _bytes(v: Atom) -> int:
-    aval: Aval = v.aval
-    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
-
-
-def _made(program: Program, start: int, stop: int) -> list[Var]:
+def _made(program: Program, start: int, stop: int) -> list[Any]:
     return [v for eqn in program.eqns[start:stop] for v in eqn.outvars]
 
 
@@ -181,7 +176,7 @@ def _crossing(program: Program) -> np.ndarray:
         for v in eqn.outvars:
             stop = last_read.get(v, i)
             if stop > i:
-                width = _bytes(v) * (1.01 if is_cheap(eqn) else 1.0)
+                width = jx.bytes_of_type(v.aval) * (1.01 if is_cheap(eqn) else 1.0)
                 step[i + 1] += width
                 step[stop + 1] -= width
     return np.cumsum(step)[: n + 1]

@@ -13,7 +13,7 @@ BOXES = "box_get box_set new_box new_log log_extend log_read"
 INTERNAL = """
     call_hi_primitive_linearized
     custom_lin eval_jaxpr remat_opt stage tie dce_sink to_edtype from_edtype call relayout
-    with_memory_space_constraint xla_metadata_call
+    with_memory_space_constraint
 """
 
 def_unsupported("JAX's reverse mode has none either.", *AS_JAX.split())

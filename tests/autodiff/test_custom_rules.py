@@ -134,3 +134,33 @@ def test_a_tangent_rule_that_raises_leaves_the_next_one_alone():
         return tripled(x)
 
     assert bp.grad(f)(jnp.array(2.0)) == 3
+
+
+def test_cotangents_of_another_type_pass_where_jax_is_told_not_to_check_them():
+    @jax.custom_vjp
+    def f(x, y):
+        return x
+
+    f.defvjp(lambda x, y: (x, None), lambda res, ct: (ct, jnp.full(3, 7.0)))
+    grad = lambda: bp.grad(lambda x, y: jnp.sum(f(x, y)), 1)(jnp.ones(3), jnp.ones(4))
+    with pytest.raises(ValueError, match="must produce an output with the same"):
+        grad()
+    jax.config.update("jax_disable_bwd_checks", True)
+    try:
+        np.testing.assert_array_equal(grad(), [7.0, 7.0, 7.0])
+    finally:
+        jax.config.update("jax_disable_bwd_checks", False)
+
+
+def test_a_cotangent_of_another_precision_gets_that_of_its_primal():
+    """JAX hands it on as it is, and raises an error where it meets one of the right precision."""
+    f = jax.custom_vjp(lambda x: x)
+    f.defvjp(lambda x: (x, None), lambda res, ct: ((2 * ct).astype(jnp.float32),))
+    x, w = jnp.array([1.0, 3.0], jnp.bfloat16), jnp.ones((2, 2), jnp.bfloat16)
+    twice = lambda x: lax.scan(lambda c, _: (f(c), None), x, length=2)[0]
+    for g, slope in ((f, 2.0), (jax.jit(f), 2.0), (lambda x: f(x @ w), 4.0), (lambda x: f(x) + x, 3.0), (twice, 4.0)):
+        ct = bp.grad(lambda x, g=g: jnp.sum(g(x)))(x)
+        assert ct.dtype == jnp.bfloat16 and ct.tolist() == [slope, slope]
+    f.defvjp(lambda x: (x, None), lambda res, ct: (ct.astype(jnp.complex64) * 1j,))
+    with pytest.raises(TypeError, match=r"its cotangent for primal 0 is complex64\[2\], and the primal is bfloat16"):
+        bp.grad(lambda x: jnp.sum(f(x)))(x)  # JAX returns a complex gradient

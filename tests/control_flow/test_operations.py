@@ -1,6 +1,8 @@
 """Operations that are written as classes (`jax.experimental.hijax`): by the methods that their authors gave them."""
 
 import contextlib
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +198,199 @@ def test_references_in_a_checkpointed_function_are_followed_under_its_flag():
             return r[...]
 
         np.testing.assert_allclose(bp.grad(g)(0.3), np.sin(0.3) + 0.3 * np.cos(0.3))
+
+
+# --- types that people define -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Two:
+    """A value that is no array: a pair of them."""
+
+    first: Any
+    second: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoType(hijax.HiType):
+    """The type of pairs. Tangents and cotangents are pairs, too."""
+
+    each: Any
+
+    def lo_ty(self):
+        return [self.each, self.each]
+
+    def lower_val(self, pair):
+        return [pair.first, pair.second]
+
+    def raise_val(self, first, second):
+        return Two(first, second)
+
+    def to_tangent_aval(self):
+        return TwoType(self.each.to_tangent_aval())
+
+    def vspace_zero(self):
+        return pair(jnp.zeros(self.each.shape, self.each.dtype), jnp.zeros(self.each.shape, self.each.dtype))
+
+    def vspace_add(self, x, y):
+        return pair(part(x, 0) + part(y, 0), part(x, 1) + part(y, 1))
+
+    def leading_axis_spec(self):
+        return self.each.leading_axis_spec()
+
+    def dec_rank(self, size, spec):
+        return TwoType(self.each.dec_rank(size, spec))
+
+    def inc_rank(self, size, spec):
+        return TwoType(self.each.inc_rank(size, spec))
+
+    def str_short(self, *_, **__):
+        return f"two {self.each.str_short()}"
+
+
+hijax.register_hitype(Two, lambda two: TwoType(jax.typeof(two.first).strip_weak_type()))
+
+
+class MakePair(Base):
+    """(a, b) as a pair, whose author says that a goes back 5 times."""
+
+    def __init__(self, a, b):
+        self.in_avals, self.out_aval, self.params = (a, b), TwoType(a.strip_weak_type()), {}
+        super().__init__()
+
+    def expand(self, a, b):
+        return Two(a, b)
+
+    def vjp_fwd(self, moving, a, b):
+        return self(a, b), None
+
+    def vjp_bwd_retval(self, res, ct):
+        return 5 * part(ct, 0), part(ct, 1)
+
+
+class Part(Base):
+    def __init__(self, two, i):
+        self.in_avals, self.out_aval, self.params = (two,), two.each, {"i": i}
+        super().__init__()
+
+    def expand(self, two):
+        return (two.first, two.second)[self.i]
+
+    def vjp_fwd(self, moving, two):
+        return self(two), None
+
+    def vjp_bwd_retval(self, res, ct):
+        return (pair(*(ct if i == self.i else jnp.zeros_like(ct) for i in range(2))),)
+
+
+class Quantize(Base):
+    """Numbers rounded to tenths, as integers: a value whose tangent is an array."""
+
+    def __init__(self, x):
+        self.in_avals, self.out_aval, self.params = (x,), TenthsType(x.strip_weak_type()), {}
+        super().__init__()
+
+    def expand(self, x):
+        return Tenths(jnp.round(10 * x).astype(int))
+
+    def vjp_fwd(self, moving, x):
+        return self(x), None
+
+    def vjp_bwd_retval(self, res, ct):
+        return (ct,)
+
+
+class Dequantize(Quantize):
+    def __init__(self, tenths):
+        self.in_avals, self.out_aval, self.params = (tenths,), tenths.of, {}
+        Base.__init__(self)
+
+    def expand(self, tenths):
+        return tenths.numbers.astype(float) / 10
+
+
+@dataclasses.dataclass
+class Tenths:
+    numbers: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TenthsType(hijax.HiType):
+    of: Any
+
+    def lo_ty(self):
+        return [self.of.update(dtype=jnp.dtype(int), weak_type=False)]
+
+    def lower_val(self, tenths):
+        return [tenths.numbers]
+
+    def raise_val(self, numbers):
+        return Tenths(numbers)
+
+    def to_tangent_aval(self):
+        return self.of
+
+    def str_short(self, *_, **__):
+        return "tenths"
+
+
+hijax.register_hitype(
+    Tenths, lambda t: TenthsType(jax.typeof(t.numbers).update(dtype=jnp.dtype(float), weak_type=False))
+)
+pair = lambda a, b: MakePair(jax.typeof(a), jax.typeof(b))(a, b)
+part = lambda two, i: Part(jax.typeof(two), i)(two)
+rounded = lambda x: Quantize(jax.typeof(x))(x)
+numbers = lambda t: Dequantize(jax.typeof(t))(t)
+
+
+def through_a_pair(x):
+    """sin(x)² cos(x), where what goes back through sin is 5 times as much."""
+    two = pair(jnp.sin(x), jnp.cos(x))
+    return part(two, 0) * part(two, 1) * part(two, 0)
+
+
+def through_rounding(x):
+    return numbers(rounded(x)) * jnp.cos(x)
+
+
+THROUGH = {
+    through_a_pair: lambda x: 10 * np.sin(x) * np.cos(x) ** 2 - np.sin(x) ** 3,
+    through_rounding: lambda x: np.cos(x) - np.round(x, 1) * np.sin(x),
+}
+
+
+@pytest.mark.parametrize("f", THROUGH)
+@pytest.mark.parametrize("how", ["eager", "jit", "scan", "checkpoint"])
+def test_values_of_types_that_people_define_have_the_cotangents_that_their_authors_say(f, how):
+    if how != "eager" and f is through_a_pair and not hasattr(hijax, "HiPrim"):
+        pytest.skip("JAX 0.10 does not trace operations that return cotangents of such types")
+    x = X + 0.03
+    np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(WRAPS[how](f)(x)))(x), THROUGH[f](np.array(x)), rtol=1e-12)
+
+
+def test_arguments_and_outputs_may_be_of_types_that_people_define():
+    two = Two(X, 2 * X)
+    ct = bp.grad(lambda two, y: jnp.sum(part(two, 0) * part(two, 1)) + y, (0, 1))(two, 1.0)
+    np.testing.assert_allclose([ct[0].first, ct[0].second], [2 * X, X])
+    unread, _ = bp.grad(lambda two, y: y, (0, 1))(two, 1.0)
+    np.testing.assert_array_equal([unread.first, unread.second], jnp.zeros((2, 2)))
+    _, pullback = bp.vjp(lambda x: pair(x, x * x), X)
+    np.testing.assert_allclose(pullback(Two(X, X))[0], 5 * X + 2 * X * X)
+    with pytest.raises(ValueError, match=r"output of type two float64\[2\] must be of type two .*, and is of float64"):
+        pullback(X)
+    with pytest.raises(TypeError, match=r"Output had type: two float64\[2\]"):
+        bp.grad(lambda x: pair(x, x))(X)
+    assert "two float64[2]" in str(pullback)
+
+
+@pytest.mark.skipif(not hasattr(hijax, "HiPrim"), reason="JAX 0.10 does not trace loops over such values")
+def test_loops_may_carry_and_go_along_values_of_types_that_people_define():
+    def f(x):
+        step = lambda two, x: (pair(part(two, 1), part(two, 0) * x), pair(x, x * x))
+        two, along = lax.scan(step, pair(1.0, 2.0), x)
+        total, _ = lax.scan(lambda c, two: (c + part(two, 0) * part(two, 1), None), 0.0, along, length=2)
+        return part(two, 0) * part(two, 1) + total  # the total is Σ x x²
+
+    x = np.array(X)
+    of_carry = [5 * 2 * x[1], 2 * x[0]]  # the last pair is (x₀, 2 x₁), and its first goes back 5 times
+    np.testing.assert_allclose(bp.grad(f)(X), of_carry + (5 + 2) * x**2, rtol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from jax import export, lax
 from jax._src import compute_on
 from jax._src.core import MemorySpace as Space
-from jax.experimental import checkify
+from jax.experimental import checkify, xla_metadata
 from jax.experimental.xla_metadata import set_xla_metadata
 
 import funcbp as bp
@@ -58,6 +58,19 @@ def test_what_is_computed_on_the_host_goes_back_there(how):
         if eqn.primitive.name == "compute_on"
     ]  # fmt: skip
     assert passes == ["device_host"] * 2
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_a_call_with_metadata_stays_one_with_that_of_its_way_back(how):
+    if not hasattr(xla_metadata, "xla_metadata_call2"):
+        pytest.skip("newer JAX")
+    f = xla_metadata.xla_metadata_call2(lambda x: jnp.sin(x) * x, {"a": "1"}, ad_metadata={"b": "2"})
+    g = lambda x: jnp.sum(WRAPS[how](f)(x))
+    np.testing.assert_allclose(bp.grad(g)(X), np.cos(X) * X + np.sin(X))
+    np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(bp.grad(g)(x)))(X), 2 * np.cos(X) - np.sin(X) * X)
+    eqns = jax.make_jaxpr(bp.grad(lambda x: jnp.sum(f(x))))(X).eqns
+    calls = [eqn.params["xla_metadata"] for eqn in eqns if eqn.primitive.name == "xla_metadata_call"]
+    assert [dict(call) for call in calls] == [{"a": "1"}, {"b": "2"}]
 
 
 @pytest.mark.parametrize("residuals", ["min_cut", "needed", "inputs"])

@@ -252,6 +252,7 @@ def test_every_ruled_primitive_has_a_row():
     elsewhere = {
         "linear_call",
         "compute_on",
+        "xla_metadata_call",
         "shard_alike",
         "xla_metadata_value",
         "reshard",

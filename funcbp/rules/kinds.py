@@ -219,11 +219,11 @@ class Rule:
         """Which primals a cotangent of these outputs can come back to."""
         return [True] * len(entry.types)
 
-    def may_return(self, ct: Any, primal: Any) -> bool:
+    def may_return(self, ct: Aval, primal: Aval) -> bool:
         """Whether a cotangent of this type may come back to a primal of this type."""
         return jx.takes(primal, ct) or (ct.shape == primal.shape and not is_differentiable(primal))
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         """The cotangents of the entry's primals."""
         ct = [materialize(c) for c in ct]
         bwd: Any = (state.options.factored and self.factors) or self.bwd
@@ -354,10 +354,10 @@ class SurrogateRule(Rule):
 class LoggingRule(Rule):
     """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None."""
 
-    def may_return(self, ct: Any, primal: Any) -> bool:
+    def may_return(self, ct: Aval, primal: Aval) -> bool:
         return super().may_return(ct, primal) or not jx.checks_bwd()
 
-    def backward(self, state: State, entry: Entry, res: Any, ct: list[Any]) -> Sequence[Any]:
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         if state.options.factored:
             return super().backward(state, entry, res, ct)
         cts, logs = self.bwd(res, list(map(materialize, ct)), entry.perturbed)  # type: ignore[misc]

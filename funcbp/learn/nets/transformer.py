@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from ...autodiff.marks import name
+from ...jaxpr.types import PyTree
 from .. import ops
 from .net import Net, check_sizes, dtype_like
 
@@ -33,7 +34,7 @@ def transformer(
     hidden: int | None = None,
     mlp: str = "swiglu",
     base: float = 10_000.0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     scanned: bool = True,
 ) -> Net:
     """A decoder-only transformer as they are built today: RMSNorm, rotary positions, grouped heads, a gated MLP.
@@ -108,10 +109,10 @@ def transformer(
     }
     into_stream = 1 / math.sqrt(2 * layers)  # so that what all of them add has the size of what is there
 
-    def init(key: Array, x: Any) -> dict[str, Any]:
+    def init(key: Array, x: Array) -> dict[str, PyTree]:
         check_tokens(x)
         keys = jax.random.split(key, len(kernels) + 1)
-        blocks: dict[str, Any] = {each: {"scale": jnp.ones((layers, width), dtype_like(x))} for each in NORMS}
+        blocks: dict[str, PyTree] = {each: {"scale": jnp.ones((layers, width), dtype_like(x))} for each in NORMS}
         for k, (each, shape) in zip(keys, kernels.items(), strict=False):
             size_of_them = (into_stream if each in ("out", "down") else 1) / math.sqrt(shape[0])
             blocks[each] = {"kernel": size_of_them * jax.random.normal(k, (layers, *shape), dtype_like(x))}
@@ -122,7 +123,7 @@ def transformer(
             "norm": {"scale": jnp.ones(width, dtype_like(x))},
         }
 
-    def block(x: Array, p: Any, named: Callable[[Array, str], Array]) -> Array:
+    def block(x: Array, p: PyTree, named: Callable[[Array, str], Array]) -> Array:
         wide = x.dtype
         p = {
             each: layer if each in NORMS else {"kernel": layer["kernel"].astype(dtype or wide)}
@@ -145,7 +146,7 @@ def transformer(
     def numbered(i: int, x: Array, what: str) -> Array:
         return name(x, f"{what}_{i}")
 
-    def apply(params: Any, x: Array, *, key: Array | None = None) -> Array:
+    def apply(params: PyTree, x: Array, *, key: Array | None = None) -> Array:
         check_tokens(x)
         kernel = params["embedding"]["kernel"]
         h = kernel[x.reshape(-1, x.shape[-1])] * jnp.asarray(math.sqrt(width), kernel.dtype)
@@ -165,7 +166,7 @@ def transformer(
     return Net(init, apply)
 
 
-def check_tokens(x: Any) -> None:
+def check_tokens(x: Array) -> None:
     """Raise if these are no tokens."""
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"A transformer reads whole numbers of shape (batch..., t), and got {x.dtype}{list(x.shape)}.")

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree, Value
 from .dense import accumulator
 
 Array = jax.Array
@@ -27,10 +29,10 @@ STRIPS = 4  # of queries under a causal mask, each of which sees the keys up to 
 
 
 def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    mask: Any = None,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
@@ -91,7 +93,7 @@ def attention(
     mask = None if mask is None else jnp.asarray(mask)
     _check(query, key, value, mask, block)
     if implementation is not None:
-        options: Any = dict(is_causal=is_causal, scale=scale, implementation=implementation)
+        options: dict[str, Any] = dict(is_causal=is_causal, scale=scale, implementation=implementation)
         return jax.nn.dot_product_attention(query, key, value, mask=mask, **options)
     if query.ndim == 3:
         out = attention(query[None], key[None], value[None], mask, is_causal=is_causal, scale=scale, block=block)
@@ -183,7 +185,7 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None, tiles: Tiles) -
     """o and L, in blocks of queries."""
 
     def rows(i: Array, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        def columns(carry: Any, along: Any) -> tuple[Any, None]:
+        def columns(carry: PyTree, along: PyTree) -> tuple[PyTree, None]:
             (largest, total, out), (j, k, v) = carry, along
             z = tiles.logits(q, k, mask, i, j)
             top = jnp.maximum(largest, jnp.max(z, -1))
@@ -203,15 +205,15 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None, tiles: Tiles) -
 
 
 @functools.partial(_attention.defjvp, symbolic_zeros=True)
-def attention_tangent(tiles: Tiles, primals: Any, tangents: Any) -> Any:
+def attention_tangent(tiles: Tiles, primals: Sequence[Value], tangents: Sequence[Value]) -> Value:
     """ȯ = Σ_s p (ż v + v̇) - o Σ_s p ż and L̇ = Σ_s p ż, with ż = scale (q̇·k + q·k̇) and p had again from L."""
     q, k, v, mask = primals
     out, log_sum = _attention(q, k, v, mask, tiles)
     dq, dk, dv = (None if isinstance(d, SymbolicZero) else d.astype(accumulator(d.dtype)) for d in tangents[:3])
 
-    def rows(i: Array, q: Array, dq: Any, out: Array, log_sum: Array, k: Array, *keys: Any) -> Any:
+    def rows(i: Array, q: Array, dq: Value, out: Array, log_sum: Array, k: Array, *keys: Value) -> Value:
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def columns(carry: Any, along: Any) -> tuple[Any, None]:
+        def columns(carry: PyTree, along: PyTree) -> tuple[PyTree, None]:
             (change, slope), (j, k, dk, v, dv) = carry, along
             p = jnp.exp(tiles.logits(q, k, mask, i, j) - log_sum[..., None])
             dz = []
@@ -235,7 +237,7 @@ def attention_tangent(tiles: Tiles, primals: Any, tangents: Any) -> Any:
     return (out, log_sum), over((q, dq, out, log_sum), (k, dk, v, dv))
 
 
-def _over_strips(f: Any, tiles: Tiles, rows: Any, columns: Any) -> Any:
+def _over_strips(f: Callable[..., PyTree], tiles: Tiles, rows: PyTree, columns: PyTree) -> PyTree:
     """f(i, *block i of rows, *those blocks of columns that these see) of all blocks i."""
     found = []
     for start, stop, seen in tiles.strips():
@@ -246,7 +248,7 @@ def _over_strips(f: Any, tiles: Tiles, rows: Any, columns: Any) -> Any:
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found) if len(found) > 1 else found[0]
 
 
-def _scan(body: Any, carry: Any, along: Any) -> tuple[Any, Any]:
+def _scan(body: Callable[..., PyTree], carry: PyTree, along: PyTree) -> tuple[PyTree, PyTree]:
     """`lax.scan`, without a loop where there is one step."""
     if len(jax.tree.leaves(along)[0]) > 1:
         return lax.scan(body, carry, along)

@@ -10,11 +10,13 @@ cell is Σ slope · tangent of these; read backward, each cotangent is the sum o
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import Value
 from ...rules.elementwise import logistic_slope
 from .activations import logistic, tanh
 from .dense import dense
@@ -22,7 +24,13 @@ from .dense import dense
 Array = jax.Array
 
 
-def lstm_cell(x: Any, state: Any, kernel: Any, recurrent_kernel: Any, bias: Any = None) -> tuple[Array, Array]:
+def lstm_cell(
+    x: ArrayLike,
+    state: tuple[ArrayLike, ArrayLike],
+    kernel: ArrayLike,
+    recurrent_kernel: ArrayLike,
+    bias: ArrayLike | None = None,
+) -> tuple[Array, Array]:
     """One step of a long short-term memory with a forget gate.
 
     Forward, with the net inputs (a_i, a_f, a_g, a_o) = x W + h U + β, σ the logistic function,
@@ -79,7 +87,7 @@ def _lstm(net: Array, c: Array) -> tuple[Array, Array]:
 
 
 @_lstm.defjvp
-def lstm_tangent(primals: Any, tangents: Any) -> Any:
+def lstm_tangent(primals: Sequence[Array], tangents: Sequence[Value]) -> Value:
     """ċ' = c σ'(f) ḟ + σ(f) ċ + tanh(g) σ'(i) i̇ + σ(i) sech²(g) ġ, and ḣ' = tanh(c') σ'(o) ȯ + σ(o) sech²(c') ċ'."""
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -94,7 +102,14 @@ def lstm_tangent(primals: Any, tangents: Any) -> Any:
     return _lstm(*primals), tangent(*primals, *tangents)
 
 
-def gru_cell(x: Any, h: Any, kernel: Any, recurrent_kernel: Any, bias: Any = None, recurrent_bias: Any = None) -> Array:
+def gru_cell(
+    x: ArrayLike,
+    h: ArrayLike,
+    kernel: ArrayLike,
+    recurrent_kernel: ArrayLike,
+    bias: ArrayLike | None = None,
+    recurrent_bias: ArrayLike | None = None,
+) -> Array:
     """One step of a gated recurrent unit, whose reset gate acts on the product with the weights, as in cuDNN.
 
     Forward, with the net inputs (a_r, a_z, a_n) = x W + β and (b_r, b_z, b_n) = h U + β', σ the logistic function,
@@ -148,7 +163,7 @@ def _gru(a: Array, b: Array, h: Array) -> Array:
 
 
 @_gru.defjvp
-def gru_tangent(primals: Any, tangents: Any) -> Any:
+def gru_tangent(primals: Sequence[Array], tangents: Sequence[Value]) -> Value:
     """ḣ' = (1 - z) ṅ + z ḣ + (h - n) ż, with ṅ = (1 - n²) (ȧ_n + r ḃ_n + b_n ṙ)."""
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

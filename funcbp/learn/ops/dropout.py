@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from ...jaxpr.types import Value
 
 Array = jax.Array
 
 
-def dropout(key: Any, x: Any, rate: float) -> Array:
+def dropout(key: Array, x: ArrayLike, rate: float) -> Array:
     """Set each unit to 0 with probability `rate`, and divide the others by what is left of it, 1 - rate.
 
     Forward, y = m x / (1 - rate) with the mask m drawn from the key; backward, x̄ = m ȳ / (1 - rate). The mask is not
@@ -46,7 +49,7 @@ def dropout(key: Any, x: Any, rate: float) -> Array:
     return x if rate == 0 else _dropout(key, x, float(rate))
 
 
-def _left(key: Any, x: Array, rate: float) -> Array:
+def _left(key: Array, x: Array, rate: float) -> Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
@@ -54,7 +57,7 @@ _dropout = jax.custom_jvp(_left, nondiff_argnums=(2,))
 
 
 @functools.partial(_dropout.defjvp, symbolic_zeros=True)
-def dropout_tangent(rate: float, primals: Any, tangents: Any) -> tuple[Array, Any]:
+def dropout_tangent(rate: float, primals: Sequence[Array], tangents: Sequence[Value]) -> tuple[Array, Value]:
     """ẏ = m ẋ / (1 - rate), the mask drawn again."""
     (key, x), (_, dx) = primals, tangents
     again = jax.checkpoint(functools.partial(_left, rate=rate), prevent_cse=False)

@@ -16,18 +16,22 @@ mode, ours and JAX's, to any order. Narrow floating types are computed with in f
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import Value
 from .dense import accumulator
 
 Array = jax.Array
 
 
-def layer_norm(x: Any, scale: Any = None, bias: Any = None, *, epsilon: float = 1e-6) -> Array:
+def layer_norm(
+    x: ArrayLike, scale: ArrayLike | None = None, bias: ArrayLike | None = None, *, epsilon: float = 1e-6
+) -> Array:
     """Give each example's units mean 0 and variance 1, y = γ (x - μ) / √(σ² + ε) + β, over the last axis.
 
     Backward, with g = ȳ γ and x̂ the normalised units, x̄ = (g - mean g - x̂ mean(x̂ g)) / √(σ² + ε).
@@ -57,7 +61,7 @@ def layer_norm(x: Any, scale: Any = None, bias: Any = None, *, epsilon: float = 
     return _over_last("layer_norm", x, scale, bias, epsilon, centered=True)
 
 
-def rms_norm(x: Any, scale: Any = None, *, epsilon: float = 1e-6) -> Array:
+def rms_norm(x: ArrayLike, scale: ArrayLike | None = None, *, epsilon: float = 1e-6) -> Array:
     """Give each example's units mean square 1, y = γ x / √(mean x² + ε), over the last axis.
 
     Backward, with g = ȳ γ and x̂ the normalised units, x̄ = (g - x̂ mean(x̂ g)) / √(mean x² + ε).
@@ -86,7 +90,9 @@ def rms_norm(x: Any, scale: Any = None, *, epsilon: float = 1e-6) -> Array:
     return _over_last("rms_norm", x, scale, None, epsilon, centered=False)
 
 
-def group_norm(x: Any, groups: int, scale: Any = None, bias: Any = None, *, epsilon: float = 1e-6) -> Array:
+def group_norm(
+    x: ArrayLike, groups: int, scale: ArrayLike | None = None, bias: ArrayLike | None = None, *, epsilon: float = 1e-6
+) -> Array:
     """Give each group of an example's channels mean 0 and variance 1, over the group's channels and all places.
 
     Backward as `layer_norm`, with the means over a group's channels and places.
@@ -129,7 +135,9 @@ def group_norm(x: Any, groups: int, scale: Any = None, bias: Any = None, *, epsi
     return _normalized(grouped, broad(scale), broad(bias), axes, epsilon, True)[0].reshape(x.shape)
 
 
-def _over_last(name: str, x: Array, scale: Any, bias: Any, epsilon: float, centered: bool) -> Array:
+def _over_last(
+    name: str, x: Array, scale: ArrayLike | None, bias: ArrayLike | None, epsilon: float, centered: bool
+) -> Array:
     scale, bias = _parameter(name, "scale", scale, x), _parameter(name, "bias", bias, x)
     broad = lambda p: None if p is None else p.reshape((1,) * (x.ndim - 1) + p.shape)
     return _normalized(x, broad(scale), broad(bias), (x.ndim - 1,), epsilon, centered)[0]
@@ -151,13 +159,21 @@ def _normalized(
 
 
 @functools.partial(_normalized.defjvp, symbolic_zeros=True)
-def normalized_tangent(axes: tuple[int, ...], epsilon: float, centered: bool, primals: Any, tangents: Any) -> Any:
+def normalized_tangent(
+    axes: tuple[int, ...],
+    epsilon: float,
+    centered: bool,
+    primals: Sequence[Value],
+    tangents: Sequence[Value],
+) -> Value:
     """ẏ as above, μ̇ = mean ẋ and ṙ = -r² mean(x̂ ẋ), with x̂ computed again."""
     x, scale, bias = primals
     y, mean, r = _normalized(x, scale, bias, axes, epsilon, centered)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(x: Array, scale: Any, mean: Any, r: Array, dx: Any, dscale: Any, dbias: Any) -> Any:
+    def tangent(
+        x: Array, scale: Array | None, mean: Array | None, r: Array, dx: Value, dscale: Value, dbias: Value
+    ) -> Value:
         wide = x.astype(r.dtype)
         normal = (wide if mean is None else wide - mean) * r
         dy, dmean, dr = jnp.zeros_like(normal), None if mean is None else jnp.zeros_like(mean), jnp.zeros_like(r)
@@ -175,14 +191,14 @@ def normalized_tangent(axes: tuple[int, ...], epsilon: float, centered: bool, pr
     return (y, mean, r), tangent(x, scale, mean, r, *given)
 
 
-def _units(name: str, x: Any) -> Array:
+def _units(name: str, x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     if x.ndim == 0:
         raise ValueError(f"{name} needs an x with a last axis of units, and got a scalar.")
     return x
 
 
-def _parameter(name: str, which: str, parameter: Any, x: Array) -> Array | None:
+def _parameter(name: str, which: str, parameter: ArrayLike | None, x: Array) -> Array | None:
     if parameter is None:
         return None
     parameter = jnp.asarray(parameter)

@@ -6,15 +6,16 @@ say, so no rule is written here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .dense import accumulator
 
 
-def rotary(x: Any, positions: Any = None, *, base: float = 10_000.0, interleaved: bool = False) -> jax.Array:
+def rotary(
+    x: ArrayLike, positions: ArrayLike | None = None, *, base: float = 10_000.0, interleaved: bool = False
+) -> jax.Array:
     """Turn each pair of a head's units by an angle that grows with the position.
 
     Forward, with θ_i = base^(-2i/D) for the pair i = 0 .. D/2 - 1, its units a and b, and the position t,

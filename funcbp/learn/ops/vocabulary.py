@@ -11,20 +11,24 @@ and reverse mode, ours and JAX's, to any order.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
+from ...jaxpr.types import PyTree, Value
 from .dense import accumulator
 from .losses import expm1
 
 Array = jax.Array
 
 
-def cross_entropy_of_logits(inputs: Any, weights: Any, labels: Any, bias: Any = None, *, chunk: int = 1024) -> Array:
+def cross_entropy_of_logits(
+    inputs: ArrayLike, weights: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None, *, chunk: int = 1024
+) -> Array:
     """The cross-entropy of softmax(x W + β) against the numbers of the right classes, without all logits at once.
 
     Forward, z[n,v] = Σ_d x[n,d] W[d,v] + β[v] and E[n] = log Σ_v e^(z[n,v] - z[n,c]), for the right class c of row n:
@@ -76,7 +80,7 @@ def cross_entropy_of_logits(inputs: Any, weights: Any, labels: Any, bias: Any = 
 def _cross_entropy(x: Array, w: Array, bias: Array | None, labels: Array, chunk: int) -> tuple[Array, Array]:
     """E and z[n,c]. The right class is left out of the sum, S = Σ_{v≠c} e^z, and E = log(1 + S e^(-z[n,c]))."""
 
-    def step(carry: Any, start: Array) -> tuple[Any, None]:
+    def step(carry: PyTree, start: Array) -> tuple[PyTree, None]:
         largest, total, own = carry
         z, mine, _ = _chunk(x, w, bias, labels, start, chunk)
         others = jnp.where(mine, -jnp.inf, z)
@@ -92,7 +96,7 @@ def _cross_entropy(x: Array, w: Array, bias: Array | None, labels: Array, chunk:
 
 
 @functools.partial(_cross_entropy.defjvp, symbolic_zeros=True)
-def cross_entropy_tangent(chunk: int, primals: Any, tangents: Any) -> Any:
+def cross_entropy_tangent(chunk: int, primals: Sequence[Value], tangents: Sequence[Value]) -> Value:
     """Ė = Σ_v (p_v - 1_c) ż_v, and that of z[n,c] is ż_c, with ż = ẋ W + x Ẇ + β̇ and p had again from both."""
     x, w, bias, labels = primals
     loss, own = _cross_entropy(x, w, bias, labels, chunk)
@@ -100,7 +104,7 @@ def cross_entropy_tangent(chunk: int, primals: Any, tangents: Any) -> Any:
     dx = None if dx is None else dx.astype(loss.dtype)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(carry: Any, start: Array) -> tuple[Any, None]:
+    def step(carry: PyTree, start: Array) -> tuple[PyTree, None]:
         change, slope = carry
         z, mine, part = _chunk(x, w, bias, labels, start, chunk)
         delta = jnp.where(mine, expm1(-loss)[:, None], jnp.exp(z - (own + loss)[:, None]))
@@ -123,7 +127,7 @@ def _starts(classes: int, chunk: int) -> Array:
     return jnp.arange(0, classes, chunk, dtype=jnp.int32)
 
 
-def _chunk(x: Array, w: Array, bias: Array | None, labels: Array, start: Array, chunk: int) -> Any:
+def _chunk(x: Array, w: Array, bias: Array | None, labels: Array, start: Array, chunk: int) -> PyTree:
     """z of the classes from `start` on, which of them is the row's own, and the function that takes a chunk of w.
 
     The last chunk begins earlier, to be as long as the others; the logits of those that were there before are -∞.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from ... import credit
 from ...autodiff.transformations import Backward
 from ...inspection import cotangents
+from ...jaxpr.types import PyTree, Value
 from ...per_example import noise_scale
 from .. import data, ops
 from ..nets import Net
 from .layout import batch_spec, path_of
 
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[[PyTree, jax.Array], jax.Array]
 CREDIT = ("feedback-alignment", "direct-feedback-alignment")
 
 
@@ -36,20 +36,22 @@ def language(net: Net) -> Loss:
         `loss(params, windows) -> scalar`, for tokens of shape (batch, t + 1).
     """
 
-    def loss(params: Any, windows: jax.Array) -> jax.Array:
+    def loss(params: PyTree, windows: jax.Array) -> jax.Array:
         logits = net.apply(params, windows[:, :-1])
         return jnp.mean(ops.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]))
 
     return loss
 
 
-def bits_per_byte(nats: Any, windows: np.ndarray, tokens: data.Tokens) -> Any:
+def bits_per_byte(nats: Value, windows: np.ndarray, tokens: data.Tokens) -> Value:
     """The loss on these windows as bits for each byte of the text, which does not depend on how it is cut."""
     told = np.asarray(windows)[:, 1:]
     return nats * told.size / (math.log(2) * int(tokens.lengths[told].sum()))
 
 
-def adamw(rate: float, updates: int, warm_up: int, decay: float, clip: float, accumulate: int = 1) -> Any:
+def adamw(
+    rate: float, updates: int, warm_up: int, decay: float, clip: float, accumulate: int = 1
+) -> optax.GradientTransformation:
     """AdamW as language models are trained: a linear warm-up, then half a cosine to 0; gradients are clipped.
 
     Args:
@@ -114,8 +116,8 @@ def sampler(net: Net, prompt: np.ndarray, length: int, context: int, seed: int, 
     begun = jnp.asarray(np.concatenate([prompt[-context:], np.zeros(length)]), jnp.int32)
     first = len(begun) - length
 
-    def sample(params: Any, _: Any) -> jax.Array:
-        def write(i: Any, text: jax.Array) -> jax.Array:
+    def sample(params: PyTree, _: object) -> jax.Array:
+        def write(i: int, text: jax.Array) -> jax.Array:
             start = jnp.maximum(i - reads, 0)
             logits = net.apply(params, lax.dynamic_slice(text, (start,), (reads,)))[i - 1 - start]
             key = jax.random.fold_in(jax.random.key(seed), i)
@@ -137,7 +139,7 @@ def cotangent_norms(loss: Loss, size: int, backward: Backward | None = None) -> 
     """The norms of the cotangents of what leaves the embedding and each block, as a score of `fit`."""
     measured = cotangents(loss, names=("embedding", "block"), reduce=jnp.linalg.norm, backward=backward)
 
-    def norms(params: Any, windows: jax.Array) -> jax.Array:
+    def norms(params: PyTree, windows: jax.Array) -> jax.Array:
         _, _, found = measured(params, windows[:size])
         return jnp.concatenate([found["embedding"][None], found["block"]])
 
@@ -147,7 +149,7 @@ def cotangent_norms(loss: Loss, size: int, backward: Backward | None = None) -> 
 # --- other ways to go backward, and many devices ----------------------------------------------------------------------
 
 
-def other_backward(scheme: str, key: jax.Array, params: Any) -> Backward:
+def other_backward(scheme: str, key: jax.Array, params: PyTree) -> Backward:
     """A scheme of `credit` for a transformer, whose embedding learns only where it makes the logits.
 
     Feedback alignment: every kernel has fixed random feedback weights, the embedding too. Direct feedback alignment:

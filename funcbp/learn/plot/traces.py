@@ -70,10 +70,13 @@ def gradient_flow(trace: Trace, ax: Axes | None = None) -> Axes:
     return ax
 
 
+RECTIFIERS = {"max", "relu"}  # an operation, and the functions of that name, JAX's and ours
+
+
 def _units(trace: Trace) -> list[Row]:
     """The rows of activations: named values if there are any; otherwise results of bounded and rectifying units."""
     named = [r for r in trace.rows if r.primitive == "name" and r.value is not None]
-    is_unit = lambda r: r.primitive == "max" or traits_of(r.primitive).bounds is not None
+    is_unit = lambda r: r.operation in RECTIFIERS or traits_of(r.operation).bounds is not None
     return named or [r for r in trace.rows if is_unit(r) and r.value is not None]
 
 

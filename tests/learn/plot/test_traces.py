@@ -1,5 +1,6 @@
 """The pictures of a trace have the numbers they should."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,3 +54,14 @@ def test_histograms_take_value_or_cotangent(ledger):
     with pytest.raises(ValueError, match='"cotangent" or "value", and was \'x\''):
         bp.plot.histograms(ledger, of="x")
     assert len(bp.plot.histograms(ledger, of="value").patches) == 1
+
+
+UNITS = [bp.ops.logistic, bp.ops.tanh, bp.ops.relu, jax.nn.sigmoid, jax.nn.relu, jnp.tanh]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids="our logistic, our tanh, our relu, sigmoid, relu, tanh".split(", "))
+def test_units_are_found_whoever_wrote_their_derivative(unit):
+    t = bp.trace(lambda x: jnp.sum(unit(3 * x) + x))(jnp.arange(4.0))
+    ax = bp.plot.saturation(t)
+    assert len(ax.get_yticklabels()) == 1
+    assert len(bp.plot.histograms(t).patches) == 1

@@ -206,7 +206,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         files = _leave(folder, best, [*records, {"update": args.steps, **result}], fit, text, sizes, args)
         if pictures and records:
-            draw = plot.curves(curves, f"evaluations, one for {every} updates", "bits per byte", text.name, log=False)
+            updates = [r["update"] for r in records]
+            draw = plot.curves(curves, "updates", "bits per byte", text.name, log=False, at=updates)
             train.write_atomically(folder / "curves.png", partial(draw.savefig, format="png", dpi=150))
             files.append("curves.png")
     except OSError as error:

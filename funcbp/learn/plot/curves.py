@@ -63,17 +63,19 @@ def curves(
     title: str = "",
     log: bool = True,
     ax: Axes | None = None,
+    at: ArrayLike | None = None,
 ) -> Figure | Any:
     """Learning curves side by side: of several runs, such as one per seed, the median and the band of 80 % of them.
 
     Args:
         runs: by name, numbers of shape (epochs,) or (runs, epochs). Where a run has stopped they are nan, and its curve
             stays at its last number as long as others go on.
-        xlabel: what is counted; it begins at 0.
+        xlabel: what is counted; it begins at 0, unless `at` says otherwise.
         ylabel: what is drawn.
         title: what to write above.
         log: whether the vertical axis is logarithmic; it is not if a number is not positive.
         ax: axes to draw on.
+        at: what was counted when each number was taken, shape (epochs,).
 
     Returns:
         The figure.
@@ -89,13 +91,15 @@ def curves(
     positive = True
     for i, (name, values) in enumerate(runs.items()):
         values = np.atleast_2d(np.asarray(values, float))
-        values = _held(values[:, np.any(np.isfinite(values), axis=0)])
+        counted = np.arange(values.shape[1]) if at is None else np.asarray(at)[: values.shape[1]]
+        there = np.any(np.isfinite(values), axis=0)
+        counted, values = counted[there], _held(values[:, there])
         positive = positive and bool(np.nanmin(values, initial=np.inf) > 0)
         low, middle, high = np.nanpercentile(values, [10, 50, 90], axis=0)
         colour, label = COLOURS[i % len(COLOURS)], name if len(values) == 1 else f"{name}: {len(values)} runs"
-        ax.plot(middle, color=colour, label=label)
+        ax.plot(counted, middle, color=colour, label=label)
         if len(values) > 1:
-            ax.fill_between(np.arange(len(middle)), low, high, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(counted, low, high, color=colour, alpha=0.2, linewidth=0)
     if log and positive:
         ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)

@@ -40,3 +40,9 @@ def test_curves_of_runs_that_stopped_and_of_losses_that_are_not_positive():
     ax = drawn(plot.curves({"stopped": [[3, 2, np.nan, np.nan], [3, 1, 0, np.nan]]})).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [3, 1.5, 1])  # the first stays at 2, and both end together
     assert ax.get_yscale() == "linear"
+
+
+def test_curves_stand_where_their_numbers_were_counted():
+    counted = lambda **how: plot.curves({"a": [3.0, 2.0, np.nan], "b": [3.0, 1.0, 1.0]}, **how).axes[0].lines
+    assert [line.get_xdata().tolist() for line in counted()] == [[0, 1], [0, 1, 2]]
+    assert [line.get_xdata().tolist() for line in counted(at=[50, 100, 120])] == [[50, 100], [50, 100, 120]]

@@ -145,12 +145,14 @@ def as_residual(x: Value) -> Value:
 def as_cotangent(x: Any, aval: Aval) -> Any:
     """What a person's backward rule returned for a primal of this type: real numbers are of its precision.
 
-    JAX hands on those of another one, and raises an error where they meet what has the right one.
+    JAX hands on those of another one, and raises an error where they meet what has the right one. Its zeros stay.
     """
+    if x is None or isinstance(x, (ad_util.Zero, ad_util.SymbolicZero)):
+        return x
     if is_number(x):
         return jnp.asarray(x, aval.dtype)
     real = lambda t: isinstance(t, core.ShapedArray) and jax.dtypes.issubdtype(t.dtype, np.floating)
-    return lax.convert_element_type(x, aval.dtype) if real(aval) and real(getattr(x, "aval", x)) else x
+    return lax.convert_element_type(x, aval.dtype) if real(aval) and real(core.typeof(x)) else x
 
 
 class _Perturbed(JVPTracer):

@@ -161,6 +161,8 @@ def test_a_cotangent_of_another_precision_gets_that_of_its_primal():
     for g, slope in ((f, 2.0), (jax.jit(f), 2.0), (lambda x: f(x @ w), 4.0), (lambda x: f(x) + x, 3.0), (twice, 4.0)):
         ct = bp.grad(lambda x, g=g: jnp.sum(g(x)))(x)
         assert ct.dtype == jnp.bfloat16 and ct.tolist() == [slope, slope]
+    f.defvjp(lambda x: (x, None), lambda res, ct: (np.array([5.0, 6.0]),))
+    assert (bp.grad(lambda x: jnp.sum(f(x)))(x) == jnp.array([5, 6], jnp.bfloat16)).all()
     f.defvjp(lambda x: (x, None), lambda res, ct: (ct.astype(jnp.complex64) * 1j,))
     with pytest.raises(TypeError, match=r"its cotangent for primal 0 is complex64\[2\], and the primal is bfloat16"):
         bp.grad(lambda x: jnp.sum(f(x)))(x)  # JAX returns a complex gradient

@@ -49,7 +49,7 @@ def refused(capsys, *argv):
 def test_digits(capsys):
     assert main(["train", "digits", "--epochs", "3"]) == 0
     out = capsys.readouterr().out
-    assert "digits: 64 inputs, 10 classes; 1257 training, 180 validation, 360 test examples" in out
+    assert "digits: 64 inputs, 10 classes; 1,257 training, 180 validation, 360 test examples" in out
     assert "mlp 64-64-32-10, relu, 6,570 parameters" in out
     assert "cpu" in out
     checked = [line.split() for line in out.splitlines() if line.strip().startswith("dense_")]

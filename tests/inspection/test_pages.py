@@ -197,7 +197,9 @@ def test_ten_thousand_rows(browser, tmp_path):
     path.write_text(bp.inspection.ledger.Trace(1.0, [], rows, (9999,)).to_html())
     before = browser.seconds
     browser.open(path)
-    assert 0.01 < browser.seconds - before < 1.5  # of the processor, so that it is there in 3 s
+    after = browser.seconds
+    took = after - before if after > before else after  # a page may get a process of its own, which counts anew
+    assert 0.01 < took < 1.5  # of the processor, so that it is there in 3 s
     assert len(texts(browser)) < 100
     browser.run("document.querySelector('.list').focus()")
     browser.press("e", "End")

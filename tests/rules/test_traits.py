@@ -17,7 +17,7 @@ import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp.cotangents import Moves
 from funcbp.rules import TABLE, UNSUPPORTED, traits_of
-from funcbp.rules.cost import flops, is_cheap, is_repeatable, work
+from funcbp.rules.cost import flops, is_cheap, is_repeatable
 from funcbp.rules.traits import ELEMENTWISE, TRAITS, Traits, def_traits
 
 from .rows import MAPPED, ROWS
@@ -246,11 +246,9 @@ def test_loops_count_as_often_as_they_run_and_of_branches_the_dearest():
     assert flops(cond) == 2 * (2 * 2 * 2 * 3)
 
 
-def test_moving_numbers_is_no_arithmetic_but_it_is_work():
-    eqn = the_equation("transpose", jnp.transpose, x23)
-    assert (flops(eqn), work(eqn)) == (0, 6)
-    eqn = the_equation("dot_general", lambda x, y: x @ y, x23, x34)
-    assert flops(eqn) == work(eqn) == 48
+def test_moving_numbers_is_no_arithmetic():
+    assert flops(the_equation("transpose", jnp.transpose, x23)) == 0
+    assert flops(the_equation("dot_general", lambda x, y: x @ y, x23, x34)) == 48
 
 
 def test_the_planner_and_the_summary_count_alike():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -13,10 +14,11 @@ from typing import Any
 
 import jax
 
-from . import accuracy, curvature, fused, learning, memory, openbox, per_example, report, step, text
+from . import accelerator, accuracy, curvature, fused, learning, memory, openbox, per_example, report, step, text
 
 TABLES = {
     "step": step.run,
+    "accelerator": accelerator.run,
     "program": step.programs,
     "accuracy": accuracy.run,
     "openbox": openbox.run,
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables: {', '.join(TABLES)}; default: all")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of runs for each time ratio (default 20)")
     parser.add_argument("--only", default="", help="numbers of workloads, separated by commas: W1,W4")
+    parser.add_argument("--tiny", action="store_true", help="accelerator: the same models as toys, on any machine")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw what can be drawn, into DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(argv)
@@ -56,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     only = [name.strip().upper() for name in options.only.split(",") if name.strip()]
     around = surroundings()
     names = options.tables or list(TABLES)
-    tables = [TABLES[name](options.pairs, only) for name in names]
+    run = TABLES | {"accelerator": functools.partial(accelerator.run, tiny=options.tiny)}
+    tables = [run[name](options.pairs, only) for name in names]
     if not any(table.rows for table in tables):
         parser.error(f"there is no workload {', '.join(only)} in these tables")
     print(

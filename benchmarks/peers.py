@@ -141,3 +141,70 @@ def peer_rows(name: str, network: Network, which: Any = PER_EXAMPLE) -> list[Row
                 cell = Cell(measure.alone(make(network)) / measure.alone(plain(network)))
         rows.append(Row(f"{name}: {what}, to torch's gradient", {"time": cell}))
     return rows
+
+
+def gpt(
+    budget: float, blocks: int, d: int, heads: int, time: int, batch: int, vocabulary: int
+) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """W4 by `torch.compile` in bfloat16, on a GPU if there is one: its gradient, and the peak of its memory in bytes.
+
+    `budget` is the partitioner's `activation_memory_budget`: 1 is its minimum cut, less recomputes more.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch._functorch.config.activation_memory_budget = budget
+    torch._dynamo.reset()
+    torch.manual_seed(4)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(d, bias=False) for _ in range(2))
+            self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
+            self.up, self.down = nn.Linear(d, 4 * d, bias=False), nn.Linear(4 * d, d, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            split = lambda a: a.reshape(batch, time, heads, d // heads).transpose(1, 2)
+            q, k, v = map(split, self.qkv(self.norms[0](x)).chunk(3, -1))
+            scores = q @ k.transpose(-1, -2) / (d // heads) ** 0.5
+            sees = torch.tril(torch.ones(time, time, dtype=torch.bool, device=x.device))
+            weights = scores.masked_fill(~sees, -1e9).softmax(-1)
+            x = x + self.out((weights @ v).transpose(1, 2).reshape(batch, time, d))
+            return x + self.down(F.gelu(self.up(self.norms[1](x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(vocabulary, d)
+            self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+
+        def forward(self, tokens: Any) -> Any:
+            x = self.embedding(tokens)
+            for block in self.blocks:
+                x = block(x)
+            logits = (x @ self.embedding.weight.T).float()
+            return F.cross_entropy(logits.reshape(-1, vocabulary), tokens.roll(-1, 1).reshape(-1))
+
+    model = torch.compile(Model().to(device))
+    tokens = torch.randint(vocabulary, (batch, time), device=device)
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(tokens)
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def peak() -> int:
+        if device == "cpu":
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+
+    return run, peak

@@ -138,13 +138,23 @@ def transformer(
     heads: int = 4,
     vocabulary: int = 512,
     wrap: Callable[[Any], Any] = lambda block: block,
+    in_python: bool = False,
+    narrow: bool = False,
 ) -> Workload:
     """W4: a language model, a scan over pre-norm blocks with causal attention, embedding and read-out tied.
 
-    `wrap` is applied to the block: a `jax.checkpoint`. Its names are `qkv`, `attended` and `up`.
+    `wrap` is applied to the block: a `jax.checkpoint`. Its names are `qkv`, `attended` and `up`. `in_python`: they are
+    in a Python loop, each with parameters of its own. `narrow`: all but parameters and logits is bfloat16.
     """
     rng = np.random.default_rng(4)
-    make_loss = lambda: transformer_loss(d, time, batch, heads, wrap=wrap)
+
+    def make_loss():
+        scan = _unrolled if in_python else lax.scan
+        if not narrow:
+            return transformer_loss(d, time, batch, heads, wrap=wrap, scan=scan)
+        wide_logits = lambda x, name: x.astype(jnp.float32) if name == "logits" else x
+        loss = transformer_loss(d, time, batch, heads, wide_logits, wrap, scan)
+        return lambda params, tokens: loss(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), tokens)
 
     params = {
         "embedding": normal(rng, vocabulary, d, scale=0.05),
@@ -157,15 +167,10 @@ def transformer(
             "down": normal(rng, blocks, 4 * d, d, scale=0.05),
         },
     }
+    if in_python:
+        params["blocks"] = [jax.tree.map(operator.itemgetter(i), params["blocks"]) for i in range(blocks)]
     tokens = jnp.asarray(rng.integers(vocabulary, size=(batch, time)), jnp.int32)
     return gradient_of(make_loss, params, tokens)
-
-
-def unrolled_transformer(blocks: int = 12, d: int = 128, time: int = 128, batch: int = 8) -> Workload:
-    """W4 with its blocks in a Python loop, each with parameters of its own."""
-    stacked, tokens = transformer(d, time, batch, blocks).args
-    params = dict(stacked, blocks=[jax.tree.map(operator.itemgetter(i), stacked["blocks"]) for i in range(blocks)])
-    return gradient_of(lambda: transformer_loss(d, time, batch, scan=_unrolled), params, tokens)
 
 
 def _unrolled(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Any, None]:

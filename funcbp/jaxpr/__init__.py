@@ -151,7 +151,6 @@ from .values import dilated as dilated
 from .values import float0 as float0
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_high as is_high
-from .values import is_jax_zero as is_jax_zero
 from .values import is_number as is_number
 from .values import is_value as is_value
 from .values import like as like

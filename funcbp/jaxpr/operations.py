@@ -15,7 +15,7 @@ from jax._src.tree_util import broadcast_prefix
 
 from .interpreter import close
 from .types import PyTree, Value
-from .values import as_array, as_cotangent, as_residual, primitives, type_of
+from .values import as_array, as_cotangent, as_residual, is_jax_zero, primitives, type_of
 
 __all__ = [
     "Forward",
@@ -46,10 +46,6 @@ def _gives(operation: Any, method: str) -> bool:
 def is_jaxs(operation: object) -> bool:
     """Whether a module of JAX has the class of this operation."""
     return type(operation).__module__.startswith("jax.")
-
-
-def _is_zero(x: object) -> bool:
-    return isinstance(x, (ad_util.Zero, ad_util.SymbolicZero))
 
 
 # --- in the place of other operations ---------------------------------------------------------------------------------
@@ -122,7 +118,7 @@ def own_tangents(
         which = unflatten([t is not None for t in tangents])
         outs, res, _ = Forward.of(operation, *operation.lin(which, *unflatten(primals)))
         moved = operation.linearized(*res, *moving)
-    return outs, [None if _is_zero(t) else t for t in operation.out_tree.flatten_up_to(moved)]
+    return outs, [None if is_jax_zero(t) else t for t in operation.out_tree.flatten_up_to(moved)]
 
 
 def has_backward(operation: Any) -> bool:
@@ -169,7 +165,7 @@ def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Value]:
 
 def _found(accumulators: Sequence[Value]) -> list[Value]:
     found = ((a.freeze(), a.aval) if isinstance(a, ValAccum) else (None, None) for a in accumulators)
-    return [None if c is None or _is_zero(c) else as_cotangent(c, t) for c, t in found]
+    return [as_cotangent(c, t) for c, t in found]
 
 
 def _cotangents(operation: Any, ct: Sequence[Value]) -> Any:

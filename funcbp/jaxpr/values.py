@@ -143,12 +143,12 @@ def as_residual(x: Value) -> Value:
 
 
 def as_cotangent(x: Any, aval: Aval) -> Any:
-    """What a person's backward rule returned for a primal of this type: real numbers are of its precision.
+    """What a person's backward rule returned for a primal of this type, None for zero; real numbers get its precision.
 
-    JAX hands on those of another one, and raises an error where they meet what has the right one. Its zeros stay.
+    JAX hands on those of another one, and raises an error where they meet what has the right one.
     """
-    if x is None or isinstance(x, (ad_util.Zero, ad_util.SymbolicZero)):
-        return x
+    if x is None or is_jax_zero(x):
+        return None
     if is_number(x):
         return jnp.asarray(x, aval.dtype)
     real = lambda t: isinstance(t, core.ShapedArray) and jax.dtypes.issubdtype(t.dtype, np.floating)
@@ -179,9 +179,9 @@ def tangent_value(x: Any) -> Any:
     return zeros(aval.to_tangent_aval()) if is_high(aval) and aval.to_tangent_aval() != aval else x
 
 
-def is_jax_zero(tangent: Any) -> bool:
-    """Whether this is JAX's word for a tangent that is zero."""
-    return isinstance(tangent, ad_util.Zero)
+def is_jax_zero(x: object) -> bool:
+    """Whether this is one of JAX's words for a tangent or cotangent that is zero."""
+    return isinstance(x, (ad_util.Zero, ad_util.SymbolicZero))
 
 
 def instantiated_tangent(tangent: Value) -> Value:

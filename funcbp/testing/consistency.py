@@ -132,7 +132,7 @@ def _floor(subject: Subject, outs: Cotangents) -> list[float]:
     """
     with np.errstate(all="ignore"):
         size = sum(float(np.sum(np.abs(np.asarray(outs[i]).astype(np.complex128)))) for i in subject.out_float_ids)
-    typical = lambda x: np.sqrt(np.mean(np.square(np.abs(x.astype(np.float64))))) if x.size else 0.0
+    typical = lambda x: np.sqrt(np.mean(np.square(x.astype(np.float64)))) if x.size else 0.0
     floors = []
     for t, where in zip(subject.inputs.types, subject.inputs.slices, strict=True):
         scale = typical(subject.point[where]) or typical(subject.point) or 1.0

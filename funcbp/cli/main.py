@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     """What the command understands."""
     from .balance import add_balance_command
     from .predict import add_predict_command
+    from .sample import add_sample_command
     from .train import add_train_command
 
     top = Parser(prog="funcbp", description="Backpropagation you can open.")
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train_command(commands)
     add_predict_command(commands)
+    add_sample_command(commands)
     command = commands.add_parser(
         "coverage",
         help="list every primitive and how it is differentiated",

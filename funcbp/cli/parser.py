@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import NoReturn
 
 from ..learn.request import RequestError
 
-__all__ = ["INTERRUPTED", "REFUSED", "Parser", "printable", "refuse"]
+__all__ = ["INTERRUPTED", "REFUSED", "Parser", "not_negative", "positive", "printable", "refuse"]
 
 REFUSED, INTERRUPTED = 2, 130
 
@@ -18,6 +19,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def positive(text: str) -> float:
+    """Read a positive number."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return rate
+
+
+def not_negative(text: str) -> float:
+    """Read a positive number, or 0."""
+    return 0.0 if text[:1] == "0" and text.strip("0.") == "" else positive(text)
 
 
 def printable(text: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from ..learn import data, nets, plot, train
 from ..learn.request import RequestError
 from ..learn.train import language
 from ..learn.train.job import prepare, whole
+from ..learn.train.language_run import write_language_run
 from ..learn.train.layout import to_host
 from ..learn.train.records import tqdm
-from .parser import INTERRUPTED, Parser, printable
+from .parser import INTERRUPTED, Parser, not_negative, positive, printable
 from .train import (
     FAILED,
     add_device_arguments,
@@ -34,7 +34,6 @@ from .train import (
     gradient_is_right,
     left_alone,
     mesh_and_layout,
-    positive,
     quiet,
     say_where,
     start_processes,
@@ -86,7 +85,7 @@ def text_parser() -> argparse.ArgumentParser:
     learning.add_argument(
         "--warm-up", type=whole(0), default=100, metavar="N", help="updates to it; then a cosine to 0"
     )
-    learning.add_argument("--weight-decay", type=_not_negative, default=0.1, metavar="RATE", help="times the rate")
+    learning.add_argument("--weight-decay", type=not_negative, default=0.1, metavar="RATE", help="times the rate")
     learning.add_argument("--clip", type=positive, default=1.0, metavar="NORM", help="the largest norm of a gradient")
     learning.add_argument("--evaluate-every", type=number, default=50, metavar="N", help="updates")
     learning.add_argument("--evaluate", type=number, default=32, metavar="N", help="held-out windows, at most")
@@ -105,10 +104,6 @@ def text_parser() -> argparse.ArgumentParser:
     add_device_arguments(command)
     command.set_defaults(run=run_text)
     return command
-
-
-def _not_negative(text: str) -> float:
-    return 0.0 if text.strip("0.") == "" and text[:1] == "0" else positive(text)
 
 
 def run_text(args: argparse.Namespace) -> int:
@@ -131,10 +126,11 @@ def _run(args: argparse.Namespace) -> int:
     mesh, layout = mesh_and_layout(args, args.batch_size)
     store = checkpoint_of(args)
     folder = prepare(getattr(args, "out", Path("runs") / f"text-{text.name.replace(' ', '-')}"))
-    sizes = {name: getattr(args, name) for name in ("width", "layers", "heads", "key_heads", "mlp")}
-    sizes |= {"vocabulary": len(text.tokens.pieces), "hidden": getattr(args, "hidden", None)}
+    network = {name: getattr(args, name) for name in ("width", "layers", "heads", "key_heads", "mlp")}
+    network |= {"vocabulary": len(text.tokens.pieces), "hidden": getattr(args, "hidden", None)}
+    network |= {"dtype": "bfloat16" if args.bf16 else None}
     try:
-        net = nets.transformer(**sizes, dtype=jnp.bfloat16 if args.bf16 else None)
+        net = nets.transformer(**network)
     except ValueError as error:
         raise RequestError(f"{error} See --width, --heads, --key-heads.") from error
     loss = language.language(net)
@@ -204,7 +200,9 @@ def _run(args: argparse.Namespace) -> int:
     if jax.process_index() > 0:
         return code
     try:
-        files = _leave(folder, best, [*records, {"update": args.steps, **result}], fit, text, sizes, args)
+        samples = fit.history.get("validation_sample", [])
+        files = write_language_run(folder, best, network, args.context, text.tokens, prompt)
+        files += _leave(folder, [*records, {"update": args.steps, **result}], samples, text)
         if pictures and records:
             updates = [r["update"] for r in records]
             draw = plot.curves(curves, "updates", "bits per byte", text.name, log=False, at=updates)
@@ -295,18 +293,12 @@ def _print_side_by_side(records: list[dict[str, Any]], curves: Mapping[str, list
         print(f"{record['update']:>7,}  " + "  ".join(cells))
 
 
-def _leave(
-    folder: Path, params: Any, records: list[dict[str, Any]], fit: train.Fit, text: data.Text, sizes: Any, args: Any
-) -> list[str]:
-    """Write the measurements, the parameters, what the network is, and its samples; the files' names."""
+def _leave(folder: Path, records: list[dict[str, Any]], samples: Sequence[np.ndarray], text: data.Text) -> list[str]:
+    """Write the measurements, and what the network wrote as it learned; the files' names."""
     train.write_metrics(folder / "metrics.jsonl", records)
-    train.save_params(folder / "params.npz", params)
-    about = {"network": sizes, "context": args.context, "tokens": text.tokens.kind}
-    about["pieces"] = [piece.decode("latin-1") for piece in text.tokens.pieces]
-    samples = [
+    written = [
         f"--- after {record['update']:,} updates\n{text.decode(sample)}\n"
-        for record, sample in zip(records, fit.history.get("validation_sample", []), strict=False)
+        for record, sample in zip(records, samples, strict=False)
     ]
-    train.write_atomically(folder / "text.json", lambda file: file.write(json.dumps(about, indent=1).encode()))
-    train.write_atomically(folder / "samples.txt", lambda file: file.write("".join(samples).encode()))
-    return ["metrics.jsonl", "params.npz", "text.json", "samples.txt"]
+    train.write_atomically(folder / "samples.txt", lambda file: file.write("".join(written).encode()))
+    return ["metrics.jsonl", "samples.txt"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES
 from ..learn.train.records import FILES, tqdm
 from ..testing import check
-from .parser import INTERRUPTED, printable
+from .parser import INTERRUPTED, positive, printable
 
 FAILED = 1
 CHECKED_EXAMPLES = 16
@@ -354,16 +353,6 @@ def can_draw() -> bool:
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
-
-
-def positive(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return rate
 
 
 def _stop(text: str) -> tuple[str, stopping.StoppingRule]:

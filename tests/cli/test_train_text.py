@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from funcbp import train
+from funcbp import data, nets, train
 from funcbp.cli import text as text_command
 from funcbp.cli.main import main
+from funcbp.learn.train.language_run import write_language_run
 
 TINY = "--context 8 --width 8 --layers 1 --heads 2 --key-heads 1 --hidden 8 --batch-size 2 --evaluate 2 --no-plots"
 
@@ -52,6 +53,9 @@ def test_a_run_with_everything_to_look_at(capsys):
     assert {path.name for path in Path("runs/text-poems").iterdir()} == names
     about = json.loads(Path("runs/text-poems/text.json").read_text())
     assert len(about["pieces"]) == 260 and about["network"]["width"] == 8
+    assert main(["sample", "runs/text-poems", "--length", "4", "--seed", "0"]) == 0  # what it wrote last, once more
+    last = Path("runs/text-poems/samples.txt").read_text().partition("after 4 updates\n")[2]
+    assert capsys.readouterr().out.endswith(last)
 
 
 @pytest.mark.slow
@@ -82,6 +86,35 @@ def test_schemes_side_by_side(capsys, scheme):
     first, *_, last = lines_of("runs/text-poems/metrics.jsonl")
     plain, other = first["validation_bits_per_byte"], first[f"{scheme}_validation_bits_per_byte"]
     assert np.isfinite(other) and plain != other and f"{scheme}_test_bits_per_byte" in last
+
+
+def test_a_run_that_is_over_writes_again(capsys):
+    """A network whose blocks add nothing, and whose embedding has rows of one length: the likeliest is the last again."""
+    network = {"vocabulary": 256, "width": 8, "layers": 1, "heads": 2, "mlp": "gelu", "hidden": 8}
+    prompt, tokens = np.array([97, 98], np.int32), data.Tokens("bytes", tuple(bytes([b]) for b in range(256)))
+    params = nets.transformer(**network).init(jax.random.key(0), prompt)
+    for layer in ("out", "down"):
+        params["blocks"][layer]["kernel"] *= 0
+    params["embedding"]["kernel"] /= np.linalg.norm(params["embedding"]["kernel"], axis=1, keepdims=True)
+    Path("run").mkdir()
+    write_language_run(Path("run"), params, network, 3, tokens, prompt)
+
+    def wrote(*more):
+        assert main(["sample", "run", *more]) == 0
+        return capsys.readouterr().out
+
+    assert wrote("--length", "5", "--temperature", "0") == "abbbbbb\n"
+    assert wrote("--prompt", "\u00e9x\x1b", "--length", "1", "--temperature", "0") == "\u00e9x\\x1b\\x1b\n"
+    text = wrote("--length", "30")
+    assert wrote("--length", "30") == text != wrote("--length", "30", "--seed", "1") and text.startswith("ab")
+    assert main(["sample", "run", "--prompt", ""]) == 2 and "--prompt is empty" in capsys.readouterr().err
+    assert main(["sample", "poems"]) == 2 and "poems is not the folder of a run on text" in capsys.readouterr().err
+    train.save_params("run/params.npz", {"embedding": params["embedding"]})
+    assert main(["sample", "run"]) == 2 and "does not hold the parameters of" in capsys.readouterr().err
+    Path("run/params.npz").write_bytes(b"PK")
+    assert main(["sample", "run"]) == 2 and "run/params.npz is damaged" in capsys.readouterr().err
+    Path("run/text.json").write_text("{}")
+    assert main(["sample", "run"]) == 2 and "run/text.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

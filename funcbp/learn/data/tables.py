@@ -32,6 +32,7 @@ SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
 SEPARATORS = {"\t": "\t", ";": ";", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
 FEW, MANY = 20, 100  # whole numbers: so many different ones are classes, and more than so many are none
 MOST_VALUES = 20  # of words that are inputs
+MOST_LISTED = 20  # columns that are named where they are listed
 DATE = (  # with a year of four digits, or as in 1/31/24; by itself or with a time
     r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}|\d{1,2}/\d{1,2}/\d{2}"
     r"|\d{1,2}\.? [^\W\d]{3,9}\.? \d{4})([T ]\d{1,2}:\d{2}.*)?"
@@ -133,9 +134,9 @@ def of_table(
     inputs = tuple(_input(path, table, frame[name]) for name in frame.columns if name != goal)
     x = encode(path, table, frame, inputs)
     about = [f"Target {_shown(goal)}: {summary_of(y, classes)}"]
-    about.append(
-        "Inputs " + ", ".join(f"{i.name!r}" + (f" ({len(i.values)} words)" if i.values else "") for i in inputs)
-    )
+    listed = [f"{i.name!r}" + (f" ({len(i.values)} words)" if i.values else "") for i in inputs[:MOST_LISTED]]
+    more = len(inputs) - len(listed)
+    about.append("Inputs " + ", ".join(listed) + f", ... and {more:,} more" * (more > 0))
     return split(
         path.name.partition(".")[0],
         x,
@@ -352,7 +353,7 @@ def _listed(frame: DataFrame) -> str:
     """What the columns look like."""
     numbered = lambda i, name: name if name == _shown(name) else f"{i} {name!r}"
     shown = [f"{numbered(i, name)} ({_kind_of(frame[name])})" for i, name in enumerate(frame.columns, 1)]
-    return f"The columns are {'; '.join(shown[:20])}{'; ...' * (len(shown) > 20)}."
+    return f"The columns are {'; '.join(shown[:MOST_LISTED])}{'; ...' * (len(shown) > MOST_LISTED)}."
 
 
 def _kind_of(column: Series) -> str:

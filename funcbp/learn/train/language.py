@@ -111,7 +111,10 @@ def _windows(tokens: np.ndarray, context: int, stride: int) -> np.ndarray:
 
 
 def sampler(net: Net, prompt: np.ndarray, length: int, context: int, seed: int, temperature: float = 0.8) -> Loss:
-    """What the network writes after a prompt, as a score of `fit`: `sample(params, _)`, int32, shape (length,)."""
+    """What the network writes after a prompt, as a score of `fit`: `sample(params, _)`, int32, shape (length,).
+
+    Tokens are drawn from softmax(logits / temperature); at 0 each is the likeliest.
+    """
     reads = min(context, len(prompt) + length)
     begun = jnp.asarray(np.concatenate([prompt[-context:], np.zeros(length)]), jnp.int32)
     first = len(begun) - length
@@ -120,8 +123,10 @@ def sampler(net: Net, prompt: np.ndarray, length: int, context: int, seed: int, 
         def write(i: int, text: jax.Array) -> jax.Array:
             start = jnp.maximum(i - reads, 0)
             logits = net.apply(params, lax.dynamic_slice(text, (start,), (reads,)))[i - 1 - start]
-            key = jax.random.fold_in(jax.random.key(seed), i)
-            token = jax.random.categorical(key, logits / jnp.asarray(temperature, logits.dtype))
+            token = jnp.argmax(logits)
+            if temperature:
+                key = jax.random.fold_in(jax.random.key(seed), i)
+                token = jax.random.categorical(key, logits / jnp.asarray(temperature, logits.dtype))
             return text.at[i].set(token.astype(text.dtype))
 
         return lax.fori_loop(first, len(begun), write, begun)[first:]

@@ -111,6 +111,16 @@ MUTANTS = [
     Mutant("learn/nets/initializers.py", "return _normal(key, shape, dtype, _ratio(2, sum(fans(shape))))", "return _normal(key, shape, dtype, _ratio(1, sum(fans(shape))))", "learn/nets/test_initializers.py"),
     Mutant("learn/data/dataset.py", "return (x - self.shift) / self.scale", "return x / self.scale - self.shift", "learn/data/test_dataset.py"),
     Mutant("learn/data/problems.py", "_as_values(on.sum(1, keepdims=True) % 2 == 1, targets)", "_as_values(on.sum(1, keepdims=True) % 2 == 0, targets)", "learn/data/test_problems.py"),
+    Mutant("learn/data/corpus.py", "if not text or text in texts:", "if not text:", "learn/data/test_corpus.py"),
+    Mutant("learn/data/corpus.py", 'return ["".join(rest), "".join(validation), "".join(test)]', 'return ["".join(texts), "".join(validation), "".join(test)]', "learn/data/test_corpus.py"),
+    Mutant("learn/data/tokens.py", "best = min(joined)", "best = max(joined)", "learn/data/test_corpus.py -k order"),
+    Mutant("learn/data/tables.py", "places = lines[named:]", "places = lines", "learn/data/test_tables.py -k certain"),
+    Mutant("learn/train/language.py", "told = np.asarray(windows)[:, 1:]", "told = np.asarray(windows)[:, :-1]", "learn/train/test_language.py"),
+    Mutant("learn/train/language.py", '("embedding", "attention_skip", "mlp_skip")', '("embedding", "mlp_skip")', "learn/train/test_language.py -k backward"),
+    Mutant("learn/nets/transformer.py", "groups = heads if key_heads is None else key_heads", "groups = heads", "learn/nets/test_transformer.py"),
+    Mutant("learn/ops/vocabulary.py", "delta = jnp.where(mine, expm1(-loss)[:, None],", "delta = jnp.where(mine, jnp.exp(-loss)[:, None],", "learn/ops/test_fused.py -k entropy"),
+    Mutant("cli/sample.py", "run.context, args.seed, args.temperature)", "run.context, 0, args.temperature)", "cli/test_train_text.py -k again"),
+    Mutant("cli/parser.py", "c if c.isprintable() else", "c if c else", "cli/test_train.py -k terminal"),
 ]  # fmt: skip
 
 

@@ -29,7 +29,11 @@ def add_sample_command(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--length", type=whole(1), default=400, metavar="N", help="tokens to write")
     command.add_argument(
-        "--temperature", type=not_negative, default=0.8, metavar="T", help="what logits are divided by; 0: the likeliest"
+        "--temperature",
+        type=not_negative,
+        default=0.8,
+        metavar="T",
+        help="what logits are divided by; 0: the likeliest",
     )
     command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draw")
     command.set_defaults(run=run_sample)

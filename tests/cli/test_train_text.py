@@ -89,7 +89,7 @@ def test_schemes_side_by_side(capsys, scheme):
 
 
 def test_a_run_that_is_over_writes_again(capsys):
-    """A network whose blocks add nothing, and whose embedding has rows of one length: the likeliest is the last again."""
+    """Of a network whose blocks add nothing and whose embedding has rows of one length: the likeliest is the last."""
     network = {"vocabulary": 256, "width": 8, "layers": 1, "heads": 2, "mlp": "gelu", "hidden": 8}
     prompt, tokens = np.array([97, 98], np.int32), data.Tokens("bytes", tuple(bytes([b]) for b in range(256)))
     params = nets.transformer(**network).init(jax.random.key(0), prompt)

@@ -50,7 +50,8 @@ def transformer(
     (swish(x Wg) · x Wu) Wd, or gelu(x Wu) Wd.
 
     The parameters of all blocks are stacked, and one block is compiled, under `jax.lax.scan`. What a block adds to x is
-    named `attention` and `mlp`, what leaves it `block`; `embedding` and `logits` are names too (`funcbp.name`).
+    named `attention` and `mlp`, what leaves it `block`; what the norms hand out `attention_input`, `mlp_input` and
+    `norm`, what goes past them `attention_skip` and `mlp_skip`; `embedding` and `logits` are names too (`funcbp.name`).
 
     Args:
         vocabulary: how many tokens there are.
@@ -129,18 +130,20 @@ def transformer(
             each: layer if each in NORMS else {"kernel": layer["kernel"].astype(dtype or wide)}
             for each, layer in p.items()
         }
-        normed = lambda which: ops.rms_norm(x, p[which]["scale"]).astype(dtype or wide)
+        normed = lambda which: named(
+            ops.rms_norm(x, p[f"{which}_norm"]["scale"]).astype(dtype or wide), f"{which}_input"
+        )
         heads_of = lambda y: y.reshape(*y.shape[:-1], -1, size)
-        y = normed("attention_norm")
+        y = normed("attention")
         q, k, v = (heads_of(ops.dense(y, p[each]["kernel"])) for each in ("query", "key", "value"))
         q, k = (ops.rotary(y, base=base) for y in (q, k))
         y = ops.attention(q, k, v, is_causal=True, block=BLOCK)
         y = ops.dense(y.reshape(*x.shape), p["out"]["kernel"])
-        x = x + named(y.astype(wide), "attention")
-        y = normed("mlp_norm")
+        x = named(x, "attention_skip") + named(y.astype(wide), "attention")
+        y = normed("mlp")
         up = ops.dense(y, p["up"]["kernel"])
         y = ops.swish(ops.dense(y, p["gate"]["kernel"])) * up if mlp == "swiglu" else ops.gelu(up)
-        x = x + named(ops.dense(y, p["down"]["kernel"]).astype(wide), "mlp")
+        x = named(x, "mlp_skip") + named(ops.dense(y, p["down"]["kernel"]).astype(wide), "mlp")
         return named(x, "block")
 
     def numbered(i: int, x: Array, what: str) -> Array:
@@ -157,7 +160,7 @@ def transformer(
             for i in range(layers):
                 p = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
                 h = block(h, p, partial(numbered, i))
-        h = ops.rms_norm(h, params["norm"]["scale"]).astype(dtype or h.dtype)
+        h = name(ops.rms_norm(h, params["norm"]["scale"]).astype(dtype or h.dtype), "norm")
         logits = lax.dot_general(
             h, kernel.astype(h.dtype), (((2,), (1,)), ((), ())), preferred_element_type=kernel.dtype
         )

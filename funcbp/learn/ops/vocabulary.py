@@ -82,12 +82,14 @@ def _cross_entropy(x: Array, w: Array, bias: Array | None, labels: Array, chunk:
 
     def step(carry: PyTree, start: Array) -> tuple[PyTree, None]:
         largest, total, own = carry
-        z, mine, _ = _chunk(x, w, bias, labels, start, chunk)
+        z, mine, at, _ = _chunk(x, w, bias, labels, start, chunk)
         others = jnp.where(mine, -jnp.inf, z)
         top = jnp.maximum(largest, jnp.max(others, -1))
         shift = jnp.where(top == -jnp.inf, 0, top)
         total = jnp.exp(largest - shift) * total + jnp.sum(jnp.exp(others - shift[:, None]), -1)
-        return (top, total, own + jnp.sum(jnp.where(mine, z, 0), -1)), None
+        here = (labels >= start) & (at < chunk)
+        found = jnp.take_along_axis(z, at[:, None], -1, mode="clip")[:, 0]  # a sum would write z again
+        return (top, total, jnp.where(here, found, own)), None
 
     none = jnp.zeros(labels.shape, accumulator(x.dtype))
     (largest, total, own), _ = lax.scan(step, (none - jnp.inf, none, none), _starts(w.shape[1], chunk))
@@ -106,7 +108,7 @@ def cross_entropy_tangent(chunk: int, primals: Sequence[Value], tangents: Sequen
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(carry: PyTree, start: Array) -> tuple[PyTree, None]:
         change, slope = carry
-        z, mine, part = _chunk(x, w, bias, labels, start, chunk)
+        z, mine, _, part = _chunk(x, w, bias, labels, start, chunk)
         delta = jnp.where(mine, expm1(-loss)[:, None], jnp.exp(z - (own + loss)[:, None]))
         dz = []
         if dx is not None:
@@ -128,17 +130,21 @@ def _starts(classes: int, chunk: int) -> Array:
 
 
 def _chunk(x: Array, w: Array, bias: Array | None, labels: Array, start: Array, chunk: int) -> PyTree:
-    """z of the classes from `start` on, which of them is the row's own, and the function that takes a chunk of w.
+    """z of the classes from `start` on, which of them is the row's own, its place, and what takes a chunk of w.
 
     The last chunk begins earlier, to be as long as the others; the logits of those that were there before are -∞.
     """
     first = jnp.minimum(start, w.shape[1] - chunk)
     part = lambda a: lax.dynamic_slice_in_dim(a, first, chunk, -1)
-    classes = first + lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
+    place = lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
+    at = labels - first
     z = jnp.matmul(x, part(w), preferred_element_type=accumulator(x.dtype))
     z = z if bias is None else z + part(bias).astype(z.dtype)[None]
-    new = classes >= start
-    return jnp.where(new, z, -jnp.inf), new & (classes == labels[:, None]), part
+    mine = place == at[:, None]
+    if w.shape[1] % chunk == 0:
+        return z, mine, at, part
+    new = place >= start - first
+    return jnp.where(new, z, -jnp.inf), new & mine, at, part
 
 
 def _linear(x: Array, y: Array) -> Array:

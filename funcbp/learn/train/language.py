@@ -158,18 +158,22 @@ def other_backward(scheme: str, key: jax.Array, params: PyTree) -> Backward:
     """A scheme of `credit` for a transformer, whose embedding learns only where it makes the logits.
 
     Feedback alignment: every kernel has fixed random feedback weights, the embedding too. Direct feedback alignment:
-    what leaves a block hears of the logits' cotangent through a fixed random matrix, the same for all blocks, which are
-    scanned; inside a block, and above the last one, cotangents are true. Where the embedding reads the tokens, it would
-    be pushed about at random, and its other use spoilt: nothing is told there.
+    what the norms hand out, to attention, MLP and logits, hears of the logits' cotangent through one fixed random
+    matrix. From there it goes back through the norm to the attention or MLP before it, in which cotangents are true,
+    and no further: not along the stream. Through the norm it must: what adds to the stream along a fixed direction
+    makes it longer without an end, and the norm makes a network deaf whose stream is long. Where the embedding reads
+    the tokens, it would be pushed about at random, and its other use spoilt: nothing is told there.
     """
-    quiet = Backward(edits={"embedding": lambda ct, _: jnp.zeros_like(ct)})
+    quiet = dict.fromkeys(("embedding", "attention_skip", "mlp_skip"), lambda ct, _: jnp.zeros_like(ct))
     embedding = params["embedding"]["kernel"]
     if scheme == "feedback-alignment":
         drawn = credit.feedback_weights(key, params)
         only_kernels = lambda path, w: w if path[-1].key == "kernel" else None
-        return quiet | Backward(feedback=jax.tree.map_with_path(only_kernels, drawn, is_leaf=lambda w: w is None))
+        feedback = jax.tree.map_with_path(only_kernels, drawn, is_leaf=lambda w: w is None)
+        return Backward(feedback=feedback, edits={"embedding": quiet["embedding"]})
     told = jax.random.normal(key, embedding.shape, embedding.dtype) / math.sqrt(embedding.shape[1])
-    return quiet | credit.direct_feedback({"block": told}, error="logits")
+    heard = dict.fromkeys(("attention_input", "mlp_input", "norm"), told)
+    return Backward(edits=quiet) | credit.direct_feedback(heard, error="logits")
 
 
 def transformer_layout(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) -> P:

@@ -95,9 +95,9 @@ def test_bfloat16_blocks_with_float32_masters():
 def test_names_of_its_values():
     net, params, tokens = setting(heads=2)
     found = jax.jit(bp.cotangents(lambda p: jnp.sum(jnp.sin(net.apply(p, tokens))), reduce=jnp.linalg.norm))(params)[2]
-    assert {name: found[name].shape for name in found} == {
-        "embedding": (), "attention": (2,), "mlp": (2,), "block": (2,), "logits": (),
-    }  # fmt: skip
+    inside = ("attention_input", "attention_skip", "attention", "mlp_input", "mlp_skip", "mlp", "block")
+    of_all = {"embedding": (), **dict.fromkeys(inside, (2,)), "norm": (), "logits": ()}
+    assert {name: found[name].shape for name in found} == of_all
 
 
 @pytest.mark.parametrize(

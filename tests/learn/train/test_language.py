@@ -59,7 +59,7 @@ def test_other_ways_to_go_backward():
         assert np.all(np.isfinite(other["embedding"]["kernel"]))
     embedding = params["embedding"]["kernel"]
     told = jax.random.normal(jax.random.key(1), embedding.shape, embedding.dtype)
-    error = jax.nn.softmax(net.apply(params, tokens[:, :-1])) - jax.nn.one_hot(tokens[:, 1:], V)
+    error = jax.nn.softmax(net.apply(params, tokens[:, :-1])) - jax.nn.one_hot(tokens[:, 1:], V, dtype=told.dtype)
     for i in range(2):
         first = {**params, "blocks": jax.tree.map(lambda p, i=i: p[: i + 1], params["blocks"])}
         logits = nets.transformer(V, 8, i + 1, 2, hidden=6).apply(first, tokens[:, :-1])

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,9 +200,8 @@ def _run(args: argparse.Namespace) -> int:
     if jax.process_index() > 0:
         return code
     try:
-        samples = fit.history.get("validation_sample", [])
         files = write_language_run(folder, best, network, args.context, text.tokens, prompt)
-        files += _leave(folder, [*records, {"update": args.steps, **result}], samples, text)
+        files += _leave(folder, [*records, {"update": args.steps, **result}], fit, text)
         if pictures and records:
             updates = [r["update"] for r in records]
             draw = plot.curves(curves, "updates", "bits per byte", text.name, log=False, at=updates)
@@ -293,12 +292,12 @@ def _print_side_by_side(records: list[dict[str, Any]], curves: Mapping[str, list
         print(f"{record['update']:>7,}  " + "  ".join(cells))
 
 
-def _leave(folder: Path, records: list[dict[str, Any]], samples: Sequence[np.ndarray], text: data.Text) -> list[str]:
+def _leave(folder: Path, records: list[dict[str, Any]], fit: train.Fit, text: data.Text) -> list[str]:
     """Write the measurements, and what the network wrote as it learned; the files' names."""
     train.write_metrics(folder / "metrics.jsonl", records)
-    written = [
+    samples = [
         f"--- after {record['update']:,} updates\n{text.decode(sample)}\n"
-        for record, sample in zip(records, samples, strict=False)
+        for record, sample in zip(records, fit.history.get("validation_sample", []), strict=False)
     ]
-    train.write_atomically(folder / "samples.txt", lambda file: file.write("".join(written).encode()))
+    train.write_atomically(folder / "samples.txt", lambda file: file.write("".join(samples).encode()))
     return ["metrics.jsonl", "samples.txt"]

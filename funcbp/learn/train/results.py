@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ...jaxpr.types import PyTree
+from ..request import RequestError
 from .records import json_line
 
 
@@ -121,6 +122,7 @@ def load_params(path: str | Path) -> dict[str, PyTree]:
 
     Raises:
         OSError: the file cannot be read.
+        ValueError: it is damaged, or is no such file.
 
     Example:
         >>> import pathlib, tempfile, numpy as np
@@ -131,13 +133,19 @@ def load_params(path: str | Path) -> dict[str, PyTree]:
         {'dense_0': {'bias': array([0.])}}
     """
     params: dict[str, PyTree] = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            *folders, last = name.split("/")
-            place = params
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[last] = file[name]
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # zip, zlib and numpy have many words for one thing
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise RequestError(f"{path} is damaged, or is no file of parameters: it cannot be read as a whole.") from error
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        place = params
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = array
     return params
 
 

@@ -72,3 +72,14 @@ def test_the_umask_is_respected(tmp_path):
     plain.write_text("")
     train.write_atomically(tmp_path / "atomic", lambda file: None)
     assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"text", None], ids=["empty", "cut", "text", "one array"])
+def test_damaged_parameters_are_a_sentence(tmp_path, content):
+    path = tmp_path / "params.npz"
+    np.save(path.with_suffix(".npy"), np.ones(3))
+    path.write_bytes(path.with_suffix(".npy").read_bytes() if content is None else content)
+    with pytest.raises(ValueError, match=r"params.npz is damaged, or is no file of parameters"):
+        train.load_params(path)
+    with pytest.raises(FileNotFoundError):
+        train.load_params(tmp_path / "none.npz")

@@ -17,8 +17,9 @@ import jax
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable
 from ..jaxpr import Kind, Program
+from ..jaxpr.types import JaxprEqn
 from ..remat.cut import turning_points
-from ..remat.graph import bytes_of
+from ..remat.graph import bytes_of, kept_bytes
 from ..remat.machine import machine_here
 from ..remat.peak import Flow
 from ..remat.plan import Plan, plan_of_call
@@ -27,7 +28,7 @@ from ..remat.regions import Region, planned, regions_of, run_regions, straight
 from ..rules.options import Options
 from .passes import passes_of
 
-__all__ = ["Fit", "fitted", "peak_of"]
+__all__ = ["Fit", "fitted"]
 
 FEW, MANY = 4, 32  # up to how many rungs are looked at one by one, and about how many a ladder has
 RERUNS = 4  # how often a step is run again at most, where a loop keeps snapshots
@@ -55,12 +56,16 @@ class Fit(NamedTuple):
         regions: its parts, and which of them are planned.
         options: those of the backward pass, with the policy of what is inside the parts.
         peak: the bytes that the gradient is predicted to have in use at most, beside arguments and results.
+        waiting: of these, what parts before the one that runs then keep, and would not as regions.
+        plans: of the parts that are gone back through.
     """
 
     program: Program
     regions: Sequence[Region]
     options: Options
     peak: int
+    waiting: int
+    plans: Sequence[Plan]
 
     def run(self, *args: Any) -> list[Any]:
         """Run the program, part by part."""
@@ -81,13 +86,11 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     differentiated = [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)]
     search, budget = Search(straight(f, types), differentiated, options), options.policy
     limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
-    smallest: Fit | None = None
-    for ladder in search.ladders():
-        fit = search.fit(ladder[-1])
-        if fit.peak <= limit:
+    ladders = search.ladders(limit)
+    for ladder in ladders:
+        if search.fit(ladder[-1]).peak <= limit:
             return search.first(ladder, limit)
-        smallest = min(smallest or fit, fit, key=lambda fit: fit.peak)
-    assert smallest is not None
+    smallest = min(search.fits.values(), key=lambda fit: fit.peak)
     where = jx.user_line(jx.current_source())
     raise ValueError(
         f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} "
@@ -110,43 +113,51 @@ class Search:
         self.machine = machine_here()
         self.regions = regions_of(program)
         self.known: dict[Any, Any] = {}
-        self.fits: dict[Rung, tuple[Fit, list[Plan]]] = {}
+        self.fits: dict[Rung, Fit] = {}
 
     def fit(self, rung: Rung) -> Fit:
         """Plan the program like this, and predict its peak."""
-        return self._planned(rung)[0]
-
-    def _planned(self, rung: Rung) -> tuple[Fit, list[Plan]]:
         if rung not in self.fits:
             options = self.options.replace(policy=MinCut(weight=rung.weight))
             regions = planned(self.regions, options.policy, rung.regions)
             if rung.snapshots is not None:
                 own = {"snapshots": rung.snapshots}
                 regions = [r._replace(program=jx.with_snapshots(r.program, own)) for r in regions]
-            peak, plans = peak_of(self.program, regions, self.perturbed, options, self.known)
-            self.fits[rung] = Fit(self.program, regions, options, peak), plans
+            self.fits[rung] = _fit(self.program, regions, self.perturbed, options, self.known)
         return self.fits[rung]
 
-    def ladders(self) -> Iterator[list[Rung]]:
-        """Yield what can be done, each time from the fastest to the smallest; and from the fastest way to the last."""
+    def ladders(self, limit: float) -> Iterator[list[Rung]]:
+        """Yield what can be done, each time from the fastest to the smallest; and from the fastest way to the last.
+
+        Regions of which there is no hope, as nothing that they would not keep is there at the peak, come last of all.
+        """
         parts = sum(r.planned for r in self.regions)
         all_parts = parts if self.options.outside_loops else 0
-        yield [Rung(1.0, all_parts)]
-        if points := self._points(Rung(1.0, all_parts)):
+        yield [(last := Rung(1.0, all_parts))]
+        if points := self._points(last):
             yield [Rung(w, all_parts) for w in points]
-        if parts > all_parts:
-            some = range(0, parts, max(1, parts // MANY))
-            yield [*(Rung(1.0, n) for n in some), *(Rung(w, parts) for w in (1.0, *self._points(Rung(1.0, parts))))]
-        eqns = (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)
-        steps = max((eqn.params["length"] for eqn in eqns), default=0)
+            last = Rung(points[-1], all_parts)
+        hopeless = self.fit(last).peak - self.fit(last).waiting > limit
+        if parts > all_parts and not hopeless:
+            yield self._in_regions(parts)
+        steps = max((eqn.params["length"] for eqn in self._loops()), default=0)
         least = next(s for s in range(1, steps + 2) if math.comb(s + RERUNS, s) >= steps)
         if steps > 2 * least:
             yield [Rung(math.inf, 0, s) for s in (*range(steps // 2, least, -max(1, steps // MANY)), least)]
+        if parts > all_parts and hopeless:
+            yield self._in_regions(parts)
+
+    def _loops(self) -> Iterator[JaxprEqn]:
+        return (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)
+
+    def _in_regions(self, parts: int) -> list[Rung]:
+        some = range(0, parts, max(1, parts // MANY))
+        return [*(Rung(1.0, n) for n in some), *(Rung(w, parts) for w in (1.0, *self._points(Rung(1.0, parts))))]
 
     def _points(self, rung: Rung) -> list[float]:
         """List the weights from which on one of the plans is another one."""
         points: set[float] = set()
-        for plan in _inside(self._planned(rung)[1]):
+        for plan in _inside(self.fit(rung).plans):
             if plan.question is None:
                 continue
             find = functools.partial(turning_points, *plan.question, self.machine)
@@ -158,6 +169,8 @@ class Search:
 
         Of few, each is looked at; of many, as if each were smaller than the one before, where it is to be expected.
         """
+        if ladder[-1].snapshots is not None:
+            return self._most_snapshots(ladder, limit)
         if len(ladder) <= FEW:
             return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
         low, high = 0, len(ladder) - 1
@@ -168,6 +181,18 @@ class Search:
             low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle, high)
         return self.fit(ladder[high])
 
+    def _most_snapshots(self, ladder: list[Rung], limit: float) -> Fit:
+        """Find the first rung that fits of a ladder of snapshots: one more takes no more than each loop's state."""
+        parts = ((eqn, *jx.scan_parts(eqn.params)[1:]) for eqn in self._loops())
+        state = sum(bytes_of(eqn.invars[n : n + n_carry]) for eqn, n, n_carry in parts)
+        fit, rung = self.fit(ladder[-1]), ladder[-1]
+        while True:
+            room = rung.snapshots + (limit - fit.peak) // max(state, 1)
+            more = next(r for r in ladder if r.snapshots <= room)
+            if more == rung or (better := self.fit(more)).peak > limit:
+                return fit
+            fit, rung = better, more
+
 
 def _inside(plans: Sequence[Plan]) -> Iterator[Plan]:
     """Yield plans, and those of the programs inside."""
@@ -176,10 +201,10 @@ def _inside(plans: Sequence[Plan]) -> Iterator[Plan]:
         yield from _inside([p for entry in plan.passes.tape.entries for p in entry.plans])
 
 
-def peak_of(
+def _fit(
     program: Program, regions: Sequence[Region], perturbed: Sequence[bool], options: Options, known: dict[Any, Any]
-) -> tuple[int, list[Plan]]:
-    """Predict the peak of a program's gradient, part by part forward and back; and return the parts' plans.
+) -> Fit:
+    """Plan the parts of a program, and predict the peak of its gradient, part by part forward and back.
 
     Args:
         known: what is known of programs, from one prediction to the next.
@@ -189,7 +214,9 @@ def peak_of(
     read = lambda v: None if jx.is_literal(v) else env[v]
     active = {v for v, p in zip(program.invars, perturbed, strict=True) if p}
     passed: list[tuple[Region, Plan, list[int | None]]] = []
+    begins: list[tuple[int, int]] = []  # after how many operations which part begins, on either way
     for region in regions:
+        begins.append((len(flow.ops), len(passed)))
         inputs, flags = [env[v] for v in region.inputs], [v in active for v in region.inputs]
         if not any(flags):
             outs = flow.call(region.program, inputs)
@@ -201,7 +228,8 @@ def peak_of(
             active |= {v for v, d in zip(region.outputs, plan.passes.differentiable, strict=True) if d}
         env.update(zip(region.outputs, outs, strict=True))
     cts: dict[Any, int | None] = {v: flow.new() for v in program.outvars if not jx.is_literal(v) and v in active}
-    for region, plan, saved in reversed(passed):
+    for i, (region, plan, saved) in reversed([*enumerate(passed)]):
+        begins.append((len(flow.ops), i))
         nonzero = [v in cts and d for v, d in zip(region.outputs, plan.passes.differentiable, strict=True)]
         if not any(nonzero):
             continue
@@ -215,7 +243,10 @@ def peak_of(
                 before = cts.get(v)
                 cts[v] = ct if before is None else flow.add(before, ct, bytes_of([v]))
     results = [*map(read, program.outvars), *(cts.get(v) for v in program.invars)]
-    return flow.peak(results), [plan for _, plan, _ in passed]
+    peak, at = flow.highest(results)
+    part = next((i for start, i in reversed(begins) if start <= at), 0)
+    waiting = sum(kept_bytes(plan.saved) for region, plan, _ in passed[:part] if region.planned)
+    return Fit(program, regions, options, peak, waiting, [plan for _, plan, _ in passed])
 
 
 def _plan_of(region: Region, perturbed: Sequence[bool], options: Options) -> Plan:

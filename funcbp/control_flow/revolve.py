@@ -79,7 +79,7 @@ class Loop(NamedTuple):
 
     def advance(self) -> tuple[Program, list[bool]]:
         """Cut out the program of a step's next state alone; and tell which of the body's inputs it has."""
-        body = jx.trace(jx.as_function(self.body), jx.in_avals(self.body), "body")
+        body = Program.of(self.body)
         keep = [self.n_consts <= i < self.n_consts + self.n_state for i in range(len(body.invars))]
         return body.with_outputs(body.outvars[: self.n_state]).pruned(keep)
 
@@ -153,12 +153,12 @@ def _storing(loop: Loop, stored_types: Sequence[Aval]) -> Program:
     """
     consts, state, xs = split_list(jx.in_avals(loop.body), loop.n_consts, loop.n_state)
     places = np.array(first_snapshots(loop.steps, loop.snapshots), np.int32)
-    number = jx.type_of(jnp.int32(0))
+    number, body = jx.type_of(jnp.int32(0)), Program.of(loop.body)
 
     def run(t: Value, consts: Value, state: Value, stored: Value, x: Value) -> tuple[list[Value], list[Value]]:
-        slot = jnp.minimum((jnp.asarray(places) < t).sum(dtype=np.int32), len(places) - 1)
-        stored = _store(stored, slot, state, jnp.asarray(places)[slot] == t)
-        new, ys = split_list(jx.as_function(loop.body)(*consts, *state, *x), loop.n_state)
+        slot = lax.min((jnp.asarray(places) < t).sum(dtype=np.int32), np.int32(len(places) - 1))
+        stored = _store(stored, slot, state, _at(jnp.asarray(places), slot) == t)
+        new, ys = split_list(jx.bind_call(body, [*consts, *state, *x]), loop.n_state)
         return [*new, *stored], ys
 
     def scanned(*args: Value) -> list[Value]:
@@ -183,14 +183,18 @@ def _holds(loop: Loop, step: Program) -> Program:
     return jx.trace(holds, types, "holds")
 
 
+def _at(stack: Value, slot: Value) -> Value:
+    return lax.dynamic_index_in_dim(stack, slot, 0, False)
+
+
 def _read(stored: Value, slot: Value) -> Value:
-    return [lax.dynamic_index_in_dim(s, slot, 0, False) for s in stored]
+    return [_at(s, slot) for s in stored]
 
 
 def _store(stored: Value, slot: Value, state: Value, really: Value) -> Value:
-    new = (
-        state if really is True else [jnp.where(really, a, b) for a, b in zip(state, _read(stored, slot), strict=True)]
-    )
+    new = state
+    if really is not True:
+        new = [lax.select(really, jx.to_strong(a), b) for a, b in zip(state, _read(stored, slot), strict=True)]
     return [lax.dynamic_update_index_in_dim(s, jx.to_strong(x), slot, 0) for s, x in zip(stored, new, strict=True)]
 
 
@@ -258,7 +262,7 @@ def _reversal(
         def run(state: Value, start: Value, stop: Value) -> Value:
             def one(t: Value, state: Value) -> Value:
                 inputs = zip([*consts, *state, *x_at(t)], used, strict=True)
-                return [jx.to_strong(x) for x in advance(*(x for x, u in inputs if u))]
+                return [jx.to_strong(x) for x in jx.bind_call(advance, [x for x, u in inputs if u])]
 
             return lax.fori_loop(start, stop, one, state)
 
@@ -267,22 +271,24 @@ def _reversal(
 
             def store(stack: Value) -> Value:
                 places, taken, stored = stack
-                at = places[taken - 1]
+                at = _at(places, taken - 1)
                 stop = at + steps_to_next(table, t + 1 - at, loop.snapshots - taken + 1)
                 state = run(_read(stored, taken - 1), at, stop)
-                return places.at[taken].set(stop), taken + 1, _store(stored, taken, state, True)
+                places = lax.dynamic_update_index_in_dim(places, stop, taken, 0)
+                return places, taken + 1, _store(stored, taken, state, True)
 
-            return lax.while_loop(lambda s: (s[0][s[1] - 1] < t) & (s[1] < loop.snapshots), store, stack)
+            return lax.while_loop(lambda s: (_at(s[0], s[1] - 1) < t) & (s[1] < loop.snapshots), store, stack)
 
         def back(carry: Value, t: Value, x: Value, ct_y: Value) -> tuple[Any, Any]:
             stack, sums, ct_state = carry
             places, taken, stored = store_more(stack, t)
-            state = run(_read(stored, taken - 1), places[taken - 1], t)
+            start = _at(places, taken - 1)
+            state = run(_read(stored, taken - 1), start, t)
             inputs = [*consts, *state, *x]
             available = [inputs[i] for i in res.plan.available_inputs]
-            outs = step(*available, *ct_state, *ct_y, *named, *sums)
+            outs = jx.bind_call(step, [*available, *ct_state, *ct_y, *named, *sums])
             sums, ct_state, found = split_list(outs, n_sums, len(ct_state))
-            taken = taken - (places[taken - 1] == t).astype(np.int32)
+            taken = taken - lax.convert_element_type(start == t, np.int32)
             return ((places, taken, stored), sums, ct_state), found
 
         places = np.zeros(loop.snapshots, np.int32)

@@ -14,8 +14,8 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 __all__ = ["Action", "binomials", "first_snapshots", "schedule", "steps_to_next"]
 
@@ -35,11 +35,12 @@ def steps_to_next(table: Any, steps: Any, places: Any) -> Any:
     Args:
         table: the binomials, in NumPy or JAX, where the result then is.
     """
-    r = (table[places] < steps).sum(
-        dtype=np.int32
-    )  # the fewest runs that suffice: β(places, r-1) < steps ≤ β(places, r)
-    before, after = table[places, r - 1], steps - table[places - 1, r - 1]
-    return (np if isinstance(table, np.ndarray) else jnp).minimum(before, after)
+    known = isinstance(table, np.ndarray)
+    at = (lambda x, i: x[i]) if known else (lambda x, i: lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
+    row = at(table, places)
+    r = (row < steps).sum(dtype=np.int32)  # the fewest runs that suffice: β(places, r-1) < steps ≤ β(places, r)
+    before, after = at(row, r - 1), steps - at(at(table, places - 1), r - 1)
+    return (np.minimum if known else lax.min)(before, after)
 
 
 class Action(NamedTuple):

@@ -15,6 +15,7 @@ from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
 from .elementwise import elementwise_primitive as elementwise_primitive
 from .following import trace_on as trace_on
+from .inside import bind_call as bind_call
 from .inside import bind_compute_on as bind_compute_on
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
@@ -44,6 +45,7 @@ from .inside import solve_parts as solve_parts
 from .inside import stored as stored
 from .inside import transposed_solve as transposed_solve
 from .inside import while_of_marked as while_of_marked
+from .interpreter import NOTHING_INSIDE as NOTHING_INSIDE
 from .interpreter import CALLS as CALLS
 from .interpreter import CONTROL as CONTROL
 from .interpreter import Inside as Inside

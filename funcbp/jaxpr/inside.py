@@ -78,6 +78,12 @@ def bind_jit(
     return list(primitives.jit_p.bind(*args, **new))
 
 
+def bind_call(program: Program, args: Sequence[Value]) -> list[Value]:
+    """Run a program as a call, as if it were a jitted function, without tracing it again."""
+    (like,) = jax.make_jaxpr(jax.jit(lambda x: [x]))(0).eqns
+    return bind_jit(program, args, dict(like.params, name=program.closed.jaxpr.debug_info.func_name))
+
+
 def bind_compute_on(
     program: Program, args: Sequence[Value], params: dict[str, Any], outs: Sequence[Any] = ()
 ) -> list[Value]:

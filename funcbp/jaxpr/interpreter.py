@@ -60,14 +60,15 @@ class Inside(NamedTuple):
             return cls(Kind.COND, cond_branches(params))
         if "cond_jaxpr" in params:
             return cls(Kind.WHILE, (while_condition(params), while_parts(params)[0]))
-        parts = (v for p in params.values() for v in (p if isinstance(p, tuple) else (p,)))
-        programs = tuple(v for v in parts if hasattr(v, "eqns"))
-        return cls(_kind(params, programs, types), programs)
+        parts = (p if isinstance(p, tuple) else (p,) for p in params.values())
+        programs = tuple([v for part in parts for v in part if hasattr(v, "eqns")])
+        return cls(_kind(params, programs, types), programs) if programs else NOTHING_INSIDE
+
+
+NOTHING_INSIDE = Inside(Kind(0), ())
 
 
 def _kind(params: dict[str, Any], programs: Sequence[AnyJaxpr], types: Sequence[Aval]) -> Kind:
-    if not programs:
-        return Kind(0)
     if "length" in params:
         return Kind.SCAN
     if "in_specs" in params:

@@ -30,6 +30,12 @@ class Program:
     def __init__(self, jaxpr: Jaxpr, consts: Sequence[Value] = ()):
         self.jaxpr, self.consts = jaxpr, tuple(consts)
 
+    @classmethod
+    def of(cls, jaxpr: AnyJaxpr) -> Program:
+        """The program that a jaxpr is, closed or without constants."""
+        closed = close(jaxpr)
+        return cls(partial_eval.convert_constvars_jaxpr(closed.jaxpr), closed.consts)
+
     def __call__(self, *args: Value) -> list[Value]:
         return core.eval_jaxpr(self.jaxpr, (), *self.consts, *args)
 
@@ -89,10 +95,9 @@ class Program:
             else:
                 substitute[var] = self.outvars[source]
         look: Callable[[Atom], Atom] = lambda v: v if is_literal(v) else substitute.get(v, v)
-        eqns = [
-            e.replace(invars=[look(v) for v in e.invars], effects={_effect_on(e, look) for e in e.effects})
-            for e in other.jaxpr.eqns
-        ]
+        rewired = lambda e: e.replace(invars=[*map(look, e.invars)], effects={_effect_on(e, look) for e in e.effects})
+        reads = lambda e: any(not is_literal(v) and v in substitute for v in e.invars)
+        eqns = [rewired(e) if reads(e) else e for e in other.jaxpr.eqns]
         jaxpr = _replace(
             self.jaxpr,
             [*self.constvars, *other.constvars, *self.invars, *fresh],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .. import jaxpr as jx
 from ..jaxpr import Program, primitives
 from ..jaxpr.types import JaxprEqn, Var
 from ..rules.cost import is_cheap
@@ -65,8 +66,8 @@ def cheapest_cut(
     Args:
         weight: how many times a byte that is kept counts.
     """
-    graph = graph_of(forward, needed, available)
-    return narrowest(graph, _weighed(_prices(graph, machine), weight))
+    graph, prices = _priced(forward, tuple(needed), frozenset(available), machine)
+    return narrowest(graph, _weighed(prices, weight))
 
 
 def turning_points(forward: Program, needed: list[Var], available: set[Var], machine: Machine) -> list[float]:
@@ -75,8 +76,7 @@ def turning_points(forward: Program, needed: list[Var], available: set[Var], mac
     Of a cut that keeps b bytes and recomputes for c the weighed price is b + c / weight: a line. The cheapest cuts are
     the lower hull of these lines; between two of them there is another one if the cut where they meet lies below both.
     """
-    graph = graph_of(forward, needed, available)
-    prices = _prices(graph, machine)
+    graph, prices = _priced(forward, tuple(needed), frozenset(available), machine)
     found: list[float] = []
 
     def line(weight: float) -> tuple[float, float]:
@@ -114,8 +114,13 @@ def _line(graph: Graph, prices: Sequence[float | None], chosen: Sequence[Var]) -
     return float(graph.widths[held].sum()), float(sum(prices[e] or 0.0 for e in again))
 
 
-def _prices(graph: Graph, machine: Machine) -> list[float | None]:
-    return [_together(eqns, machine) for eqns in graph.makers]
+@jx.weakref_cache
+def _priced(
+    forward: Program, needed: tuple[Var, ...], available: frozenset[Var], machine: Machine
+) -> tuple[Graph, list[float | None]]:
+    """Build the graph, and list what computing each of its makers again costs: once for all weights."""
+    graph = graph_of(forward, list(needed), set(available))
+    return graph, [_together(eqns, machine) for eqns in graph.makers]
 
 
 def _weighed(prices: Sequence[float | None], weight: float) -> list[float | None]:

@@ -7,6 +7,7 @@ Arguments and results of the whole program are not counted: they have buffers of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,8 +65,7 @@ class Facts(NamedTuple):
     over: tuple[int, int]
 
 
-NOTHING = jx.Inside(Kind(0), ())
-FUSED = Facts((), True, True, False, False, NOTHING, 0, False, (0, 0))
+FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, 0, False, (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
 TWICE = (
     "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
@@ -86,13 +86,14 @@ def facts_of(eqn: Any) -> Facts:
     product = eqn.primitive is primitives.dot_general_p
     copied = read[0] if product and _turns_over(eqn) else 0
     clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
-    inside, dear = inside if nested else NOTHING, eqn.primitive in DEAR
+    inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
     return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters, over)
 
 
 def _size(v: Any) -> int:
-    return v.aval.size * v.aval.dtype.itemsize if hasattr(v.aval, "size") and hasattr(v.aval, "dtype") else 0
+    shape, dtype = getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None)
+    return math.prod(shape) * dtype.itemsize if shape is not None and dtype is not None else 0
 
 
 def _turns_over(product: Any) -> bool:
@@ -178,7 +179,7 @@ class Flow:
             reads: list[int | None] = [*map(look, eqn.invars)]
             made = [self.new() for _ in eqn.outvars]
             outs: Sequence[int | None] = made
-            if facts.inside.kind & jx.CALLS:
+            if facts.inside.programs and facts.inside.kind & jx.CALLS:
                 called = facts.inside.programs[0]
                 outs = self.call(called, reads[len(reads) - len(getattr(called, "jaxpr", called).invars) :])
             elif facts.alias:
@@ -278,10 +279,17 @@ class Flow:
             stored: results that are stored here all the same: the state of a loop after a step.
             state: that before it, and its bytes, which it may be written over.
         """
+        return self.highest(outs, stored, state)[0]
+
+    def highest(
+        self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None
+    ) -> tuple[int, float]:
+        """Predict the peak; and find which operation runs then, by how many were written before it."""
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
         nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
         sizes |= state
-        return _most(_in_order(nodes, sizes), sizes, kept, state) - sum(state.values())
+        most, node = _most(_in_order(nodes, sizes), sizes, kept, state)
+        return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
         """List the operations that the results depend on.
@@ -447,10 +455,11 @@ def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
     return order
 
 
-def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> int:
-    """Return the most bytes in use while nodes run in this order."""
+def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> tuple[int, Node | None]:
+    """Return the most bytes in use while nodes run in this order, and the node that runs then."""
     last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)} | dict.fromkeys(kept, len(nodes))
     live = most = sum(sizes[v] for v in state if v in last)
+    highest: Node | None = None
     for i, node in enumerate(nodes):
         made = sum(sizes.get(v, 0) for v in node.makes)
         spent = {v: sizes[v] for v in (*node.makes, *node.reads) if v in sizes and last[v] == i}
@@ -460,6 +469,7 @@ def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Colle
             if size in free:
                 free.remove(size)
                 over += size
-        most = max(most, live + made - over + node.scratch)
+        if live + made - over + node.scratch > most:
+            most, highest = live + made - over + node.scratch, node
         live += made - sum(spent.values())
-    return most
+    return most, highest

@@ -37,7 +37,9 @@ def flops(eqn: JaxprEqn) -> float:
     operations 1 per element that comes out; moving, choosing and comparing numbers is free. Loops count as often as
     they run (a `while` once), and of branches the dearest.
     """
-    traits, programs = traits_of(eqn.primitive), inside_of(eqn).programs
-    if traits.flops is not None or not programs:
-        return (traits.flops or results)(eqn)
+    traits = traits_of(eqn.primitive)
+    if traits.flops is not None:
+        return traits.flops(eqn)
+    if not (programs := inside_of(eqn).programs):
+        return results(eqn)
     return traits.inside(eqn.params, [sum(map(flops, program.eqns)) for program in programs])

@@ -53,14 +53,24 @@ class Machine:
         return self.launch * self.bandwidth * 1e12
 
 
-# Of data sheets, per chip: dense rates, without sparsity, and bytes of the last cache.
+# Of data sheets, per chip: dense rates (half of what a sheet gives "with sparsity"), and bytes of the last cache.
+# Compared in November 2026 with the makers' pages where these could be had, else with pages that quote them:
+#   GB200, B200       NVIDIA, "Individual Blackwell GPU Specifications", of GB200 NVL72 and HGX B200
+#   H200, H100, A100  https://glennklockwood.com/garden/processors/h100 and .../A100, which name NVIDIA's sheets;
+#                     PCIe and caches: https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html
+#   L4, T4, V100      https://hmc-tech.com, https://fpsbench.com, https://sysrqmts.com; V100's products:
+#                     https://developer.nvidia.com/programming-tensor-cores-cuda-9-0
+#   MI300X            bfloat16, bandwidth: https://github.com/alpharomercoma/MI300X-vs-H200; cache: servethehome.com
+#   TPUs              https://cloud.google.com/tpu/docs/v3, v5e, v6e; v4 and v5p as glennklockwood.com, aiwiki.ai quote it
+# Not compared: A10, L40S, the RTX cards, MI250X, the MI300X in float32 and float64, the caches of Blackwell and TPUs.
 # The CPU's are of one core and were measured (`docs/decisions/a-price.md`): what a loop keeps is written to pages
 # that are fresh at each call, and is copied out of its stack, at a byte a nanosecond.
 CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False)
 GPU = Machine(10.0, 150.0, 300.0, 2.0)
 MACHINES: dict[str, Machine] = {
     "cpu": CPU,
-    "b200": Machine(37.0, 1100.0, 2250.0, 8.0, 126 * 2**20),  # NVIDIA, HGX B200 (2024)
+    "gb200": Machine(40.0, 1250.0, 2500.0, 8.0, 126 * 2**20),  # NVIDIA, GB200 NVL72 datasheet (2025)
+    "b200": Machine(37.0, 1100.0, 2250.0, 7.7, 126 * 2**20),  # NVIDIA, HGX B200, the same
     "h200": Machine(67.0, 494.0, 989.0, 4.8, 50 * 2**20),  # NVIDIA, H200 Tensor Core GPU datasheet (2024)
     "h100 pcie": Machine(51.0, 378.0, 756.0, 2.0, 50 * 2**20),  # NVIDIA, H100 Tensor Core GPU datasheet (2023)
     "h100": Machine(67.0, 494.0, 989.0, 3.35, 50 * 2**20),  # the same, SXM
@@ -79,7 +89,7 @@ MACHINES: dict[str, Machine] = {
     "tpu v5 lite": Machine(1.0, 197.0, 197.0, 0.819, 2**27),  # Google Cloud, TPU v5e
     "tpu v5p": Machine(1.0, 459.0, 459.0, 2.765, 2**27),  # Google Cloud, TPU v5p
     "tpu v5": Machine(1.0, 459.0, 459.0, 2.765, 2**27),
-    "tpu v6": Machine(1.0, 918.0, 918.0, 1.64, 2**27),  # Google Cloud, TPU v6e
+    "tpu v6": Machine(1.0, 918.0, 918.0, 1.638, 2**27),  # Google Cloud, TPU v6e
     "gpu": GPU,
     "tpu": Machine(1.0, 275.0, 275.0, 1.228),
 }

@@ -30,7 +30,7 @@ from .passes import passes_of
 
 __all__ = ["Fit", "fitted"]
 
-FEW, MANY = 4, 32  # up to how many rungs are looked at one by one, and about how many a ladder has
+FEW, MANY = 8, 32  # up to how many rungs are looked at one by one, and about how many a ladder has
 RERUNS = 4  # how often a step is run again at most, where a loop keeps snapshots
 
 
@@ -86,11 +86,12 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     differentiated = [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)]
     search, budget = Search(straight(f, types), differentiated, options), options.policy
     limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
-    ladders = search.ladders(limit)
-    for ladder in ladders:
+    for ladder in search.ladders(limit):
         if search.fit(ladder[-1]).peak <= limit:
             return search.first(ladder, limit)
-    smallest = min(search.fits.values(), key=lambda fit: fit.peak)
+    smallest = search.smallest()
+    if smallest.peak <= limit:
+        return smallest
     where = jx.user_line(jx.current_source())
     raise ValueError(
         f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} "
@@ -146,6 +147,13 @@ class Search:
             yield [Rung(math.inf, 0, s) for s in (*range(steps // 2, least, -max(1, steps // MANY)), least)]
         if parts > all_parts and hopeless:
             yield self._in_regions(parts)
+
+    def smallest(self) -> Fit:
+        """Find the rung with the lowest peak: of a short ladder each is looked at, of a long one the last."""
+        for ladder in self.ladders(math.inf):
+            for rung in ladder if len(ladder) <= FEW else ladder[-1:]:
+                self.fit(rung)
+        return min(self.fits.values(), key=lambda fit: fit.peak)
 
     def _loops(self) -> Iterator[JaxprEqn]:
         return (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)

@@ -61,7 +61,7 @@ class Machine:
 #   L4, T4, V100      https://hmc-tech.com, https://fpsbench.com, https://sysrqmts.com; V100's products:
 #                     https://developer.nvidia.com/programming-tensor-cores-cuda-9-0
 #   MI300X            bfloat16, bandwidth: https://github.com/alpharomercoma/MI300X-vs-H200; cache: servethehome.com
-#   TPUs              https://cloud.google.com/tpu/docs/v3, v5e, v6e; v4 and v5p as glennklockwood.com, aiwiki.ai quote it
+#   TPUs              https://cloud.google.com/tpu/docs/v3, v5e, v6e; v4, v5p as glennklockwood.com, aiwiki.ai quote
 # Not compared: A10, L40S, the RTX cards, MI250X, the MI300X in float32 and float64, the caches of Blackwell and TPUs.
 # The CPU's are of one core and were measured (`docs/decisions/a-price.md`): what a loop keeps is written to pages
 # that are fresh at each call, and is copied out of its stack, at a byte a nanosecond.

@@ -49,7 +49,7 @@ class Facts(NamedTuple):
         dear: whether its result is stored all the same where several read it.
         alias: whether its result is its operand, seen otherwise.
         inside: the programs inside it that are compiled as such, and how they run.
-        copied: bytes of an operand that is turned over first.
+        turned: which operands are turned over first, in copies.
         clusters: whether it is compiled as one with what is elementwise around it, between stored values.
         over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
     """
@@ -60,12 +60,12 @@ class Facts(NamedTuple):
     dear: bool
     alias: bool
     inside: jx.Inside
-    copied: int
+    turned: tuple[int, ...]
     clusters: bool
     over: tuple[int, int]
 
 
-FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, 0, False, (0, 0))
+FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), False, (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
 TWICE = (
     "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
@@ -84,11 +84,11 @@ def facts_of(eqn: Any) -> Facts:
     turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
     stays = cheap and (traits.moves is Moves.STAYS or turns) and len(sizes) == 1 and sizes == read[:1]
     product = eqn.primitive is primitives.dot_general_p
-    copied = read[0] if product and _turns_over(eqn) else 0
+    turned = (0,) if product and _turns_over(eqn) else _turned(eqn)
     clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
     inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
-    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, copied, clusters, over)
+    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, turned, clusters, over)
 
 
 def _size(v: Any) -> int:
@@ -102,6 +102,15 @@ def _turns_over(product: Any) -> bool:
     n = len(batch)
     leads = lambda v, axes: sorted(axes) == [*range(n, n + len(axes))] and v.aval.ndim > n + len(axes)
     return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
+
+
+def _turned(eqn: Any) -> tuple[int, ...]:
+    """List the operands of a convolution that have not the batch, or what is summed, where XLA wants it."""
+    if eqn.primitive is not primitives.conv_general_dilated_p:
+        return ()
+    numbers, n = eqn.params["dimension_numbers"], eqn.invars[0].aval.ndim
+    wanted = (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2))
+    return tuple(i for i, spec in enumerate((numbers.lhs_spec, numbers.rhs_spec)) if tuple(spec) != wanted[i])
 
 
 def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
@@ -238,8 +247,9 @@ class Flow:
 
     def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
         """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
-        if facts.copied and reads[0]:
-            reads = [*self._made(facts.copied, reads[:1]), *reads[1:]]
+        if facts.turned:
+            turn = lambda i, r: self._made(_size(eqn.invars[i]), [r])[0] if i in facts.turned and r else r
+            reads = [turn(i, r) for i, r in enumerate(reads)]
         elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
             # a product with the reciprocal, which is spread once for all that is divided by it
             key = reads[1], facts.sizes[0]
@@ -288,7 +298,7 @@ class Flow:
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
         nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
         sizes |= state
-        most, node = _most(_in_order(nodes, sizes), sizes, kept, state)
+        most, node = _most(_in_order(nodes), sizes, kept, state)
         return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
@@ -381,7 +391,7 @@ class Flow:
         """Predict the bytes in use while an operation runs, beside its results."""
         kind = op.facts.inside.kind
         if not op.facts.inside.programs:
-            return op.facts.copied
+            return 0
         if kind is not Kind.COND:
             return max(self._inner(op.eqn, p, kind) for p in op.facts.inside.programs)
         made = sum(sizes.get(v, 0) for v in op.makes)
@@ -414,8 +424,11 @@ class Flow:
         return flow.peak(outs, outs if whole else outs[:n_carry], state)
 
 
-def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
-    """Order nodes: each runs after those that were ready before it, as XLA's scheduler for CPUs has it."""
+def _in_order(nodes: list[Node]) -> list[Node]:
+    """Order nodes as XLA's scheduler for CPUs does: what is ready first runs first.
+
+    Of those for which one value was the last that they waited for, what is elementwise comes first.
+    """
     maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
     waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
     then: list[list[int]] = [[] for _ in nodes]
@@ -423,8 +436,8 @@ def _in_order(nodes: list[Node], sizes: dict[int, int]) -> list[Node]:
         for b in before:
             then[b].append(n)
     order = [n for n, before in enumerate(waits) if not before]
-    for n in order:
-        for m in then[n]:
+    for n in order:  # which grows
+        for m in sorted(then[n], key=lambda m: not nodes[m].fused):
             waits[m].discard(n)
             if not waits[m]:
                 order.append(m)

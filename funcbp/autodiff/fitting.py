@@ -25,6 +25,7 @@ from ..remat.peak import Flow
 from ..remat.plan import Plan, plan_of_call
 from ..remat.policies import MinCut
 from ..remat.regions import Region, planned, regions_of, run_regions, straight
+from ..rules.cost import is_repeatable
 from ..rules.options import Options
 from .passes import passes_of
 
@@ -123,7 +124,7 @@ class Search:
             regions = planned(self.regions, options.policy, rung.regions)
             if rung.snapshots is not None:
                 own = {"snapshots": rung.snapshots}
-                regions = [r._replace(program=jx.with_snapshots(r.program, own)) for r in regions]
+                regions = [r._replace(program=jx.with_snapshots(r.program, own, _reruns)) for r in regions]
             self.fits[rung] = _fit(self.program, regions, self.perturbed, options, self.known)
         return self.fits[rung]
 
@@ -156,7 +157,7 @@ class Search:
         return min(self.fits.values(), key=lambda fit: fit.peak)
 
     def _loops(self) -> Iterator[JaxprEqn]:
-        return (eqn for r in self.regions for eqn in r.program.eqns if jx.inside_of(eqn).kind is Kind.SCAN)
+        return (eqn for r in self.regions for eqn in r.program.eqns if _reruns(eqn))
 
     def _in_regions(self, parts: int) -> list[Rung]:
         some = range(0, parts, max(1, parts // MANY))
@@ -200,6 +201,11 @@ class Search:
             if more == rung or (better := self.fit(more)).peak > limit:
                 return fit
             fit, rung = better, more
+
+
+def _reruns(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation is a loop whose steps can be run again: none with a draw, an effect, a collective."""
+    return jx.inside_of(eqn).kind is Kind.SCAN and is_repeatable(eqn)
 
 
 def _inside(plans: Sequence[Plan]) -> Iterator[Plan]:

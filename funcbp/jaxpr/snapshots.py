@@ -64,11 +64,13 @@ def as_plain(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in OWN}
 
 
-def with_snapshots(program: Program, params: dict[str, Any]) -> Program:
-    """The program, its loop (JAX's, outermost) one with these parameters of ours; a scan of no steps stays as it is."""
+def with_snapshots(
+    program: Program, params: dict[str, Any], which: Callable[[JaxprEqn], bool] = lambda eqn: True
+) -> Program:
+    """The program, its loops (JAX's, outermost) with these parameters of ours: those `which` says; none of no steps."""
     own = {name: params[name] for name in OWN if name in params}
     change = lambda e: e.replace(primitive=WITH_SNAPSHOTS[e.primitive], params=dict(e.params, **own))
-    is_loop = lambda e: e.primitive in WITH_SNAPSHOTS and e.params.get("length") != 0
+    is_loop = lambda e: e.primitive in WITH_SNAPSHOTS and e.params.get("length") != 0 and which(e)
     eqns = [change(e) if is_loop(e) else e for e in program.eqns]
     return Program(program.jaxpr.replace(eqns=eqns), program.consts)
 

@@ -21,6 +21,7 @@ from .. import jaxpr as jx
 from ..cotangents import Cotangent, Zero, materialize
 from ..jaxpr import Program
 from ..jaxpr.types import Aval, JaxprEqn, Value, Var
+from ..rules.cost import is_repeatable
 from .cut import Choose
 from .graph import read_for
 
@@ -251,9 +252,9 @@ def plan_of_call(
 
 
 def _following(program: Program, known: set[Var]) -> set[Var]:
-    """Collect all values of a program that follow from the known ones and the constants alone."""
+    """Collect all values of a program that follow from the known ones and the constants alone, made again or not."""
     known = {*known, *program.constvars}
     for eqn in program.eqns:
-        if not eqn.effects and all(jx.is_literal(v) or v in known for v in eqn.invars):
+        if is_repeatable(eqn) and all(jx.is_literal(v) or v in known for v in eqn.invars):
             known.update(eqn.outvars)
     return known

@@ -30,8 +30,8 @@ def scanned(f):
     return lambda w, x: lax.scan(lambda c, _: (f(w, c), None), x, None, 2)[0]
 
 
-# What a step stands in, and the options by which it is planned there. A `jax.checkpoint` around it keeps what its policy
-# says: the user's word, see tests/remat/test_policies.py.
+# What a step stands in, and the options by which it is planned there. A `jax.checkpoint` around it keeps what the user's
+# policy says, see tests/remat/test_policies.py.
 PLACES = {
     "scan": (scanned, {}),
     "nested scan": (lambda f: scanned(scanned(f)), {}),
@@ -82,6 +82,12 @@ def written(f, *args):
 def test_a_draw_and_a_callback_are_made_once_everywhere(place):
     f = loss(place, noisy)
     assert written(bp.Backward(balance=1e9, **PLACES[place][1]).grad(f), W, X) == written(f, W, X)
+
+
+def test_what_no_key_draws_is_the_same_on_the_way_back():
+    f = lambda x: lax.scan(lambda c, _: (c * lax.rng_uniform(0.5, 1.0, ()), None), x, None, 3)[0]
+    value, grad = jax.jit(bp.value_and_grad(f))(2.0)
+    assert value == pytest.approx(2 * grad)  # the function is linear
 
 
 def test_a_budget_reruns_no_step_with_a_draw():

@@ -30,7 +30,7 @@ def scanned(f):
     return lambda w, x: lax.scan(lambda c, _: (f(w, c), None), x, None, 2)[0]
 
 
-# What a step stands in, and the options by which it is planned there. A `jax.checkpoint` around it keeps what the user's
+# What a step stands in, and the options by which it is planned there. A `jax.checkpoint` around it keeps what its own
 # policy says, see tests/remat/test_policies.py.
 PLACES = {
     "scan": (scanned, {}),

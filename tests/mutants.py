@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant("rules/inlined.py", "one_sided = sum(x in from_ct for x in eqn.invars if not is_literal(x)) == 1", "one_sided = True", "rules/test_helpers.py"),
     Mutant("rules/options.py", "return isinstance(other, Options) and self._key == other._key", "return isinstance(other, Options)", "autodiff control_flow"),
     Mutant("rules/kinds.py", "return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]", "return [ct[0], *(None for _ in entry.types[1:])]", "per_example autodiff"),
-    Mutant("autodiff/fitting.py", "if fit.peak <= limit:", "if fit.peak <= 2 * limit:", "remat/test_budget.py"),
+    Mutant("autodiff/fitting.py", "(ladder[-1]).peak <= limit", "(ladder[-1]).peak <= 2 * limit", "remat/test_budget.py"),
     Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
     Mutant("remat/graph.py", "return sum(jx.aval_of(v.aval).size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)", "return bytes_of(variables)", "remat"),
     Mutant("remat/hoisting.py", "if isinstance(steps, int) and steps <= 1 else", "if False else", "remat/test_hoisting.py"),

@@ -16,7 +16,7 @@ class Budget(Policy):
 
     What counts is what XLA calls temporary bytes, `compiled.memory_analysis().temp_size_in_bytes`: what loops stack,
     what straight-line code keeps, and what either pass has in hand. It is predicted while the gradient is traced,
-    within a tenth for the programs in `docs/decisions/a-budget.md`; `funcbp.residuals` reports it as `peak`. The
+    within a tenth for nearly all programs in `docs/decisions/a-budget.md`; `funcbp.residuals` reports it as `peak`. The
     function is traced as under `jit`. Tried in this order, until the prediction fits:
 
     1. `"min_cut"`, whose plan takes the least time.

@@ -60,6 +60,8 @@ def test_clipping_costs_about_one_gradient():
     params = net.init(key(0), jnp.zeros(64))
     loss = lambda params, example: bp.ops.squared_error(net.apply(params, example[0]), example[1])
     batch = jnp.ones((128, 64)), jnp.ones((128, 8))
+    if jax.jit(jnp.sin).lower(1.0).cost_analysis() is None:
+        pytest.skip("where this runs, XLA counts no operations of what it has not compiled")
     flops = lambda f: jax.jit(f).lower(params, batch).cost_analysis()["flops"]
     plain = flops(jax.grad(lambda params, batch: jnp.mean(jax.vmap(loss, (None, 0))(params, batch))))
     assert flops(bp.per_example.clipped_grad(loss, 1.0)) < 1.1 * plain

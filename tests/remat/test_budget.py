@@ -50,7 +50,8 @@ def test_the_predicted_peak_is_the_compiled_programs_and_fits(program, fraction)
     compiled = jax.jit(backward.grad(f)).lower(params, X).compile()
     predicted = bp.residuals(f, backward=backward)(params, X).peak
     assert predicted <= fraction * bp.residuals(f)(params, X).peak
-    assert predicted == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.1)
+    if jax.default_backend() == "cpu":  # whose buffers the model follows
+        assert predicted == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.1)
     want = jax.jit(jax.grad(f))(params, X)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12), compiled(params, X), want)
 

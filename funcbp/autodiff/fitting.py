@@ -194,13 +194,14 @@ class Search:
         """Find the first rung that fits of a ladder of snapshots: one more takes no more than each loop's state."""
         parts = ((eqn, *jx.scan_parts(eqn.params)[1:]) for eqn in self._loops())
         state = sum(bytes_of(eqn.invars[n : n + n_carry]) for eqn, n, n_carry in parts)
-        fit, rung = self.fit(ladder[-1]), ladder[-1]
+        taken, at = [rung.snapshots or 0 for rung in ladder], len(ladder) - 1
+        fit = self.fit(ladder[at])
         while True:
-            room = rung.snapshots + (limit - fit.peak) // max(state, 1)
-            more = next(r for r in ladder if r.snapshots <= room)
-            if more == rung or (better := self.fit(more)).peak > limit:
+            room = taken[at] + (limit - fit.peak) // max(state, 1)
+            more = next(i for i, n in enumerate(taken) if n <= room)
+            if more == at or (better := self.fit(ladder[more])).peak > limit:
                 return fit
-            fit, rung = better, more
+            fit, at = better, more
 
 
 def _reruns(eqn: JaxprEqn) -> bool:

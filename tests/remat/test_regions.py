@@ -70,7 +70,7 @@ def test_layers_that_differ_are_not_taken_for_equal():
         assert all(sum(e.primitive.name == "dot_general" for e in p.eqns) == 4 for p in shared)  # two layers each
 
 
-@pytest.mark.parametrize("residuals", ["min_cut_cheap", bp.Budget(fraction=0.3)], ids=["min_cut_cheap", "Budget"])
+@pytest.mark.parametrize("residuals", ["min_cut_cheap", bp.Budget(fraction=0.35)], ids=["min_cut_cheap", "Budget"])
 def test_gradients_stay_and_memory_falls(residuals):
     """Measured on the compiled program: a barrier that XLA saw through would leave the bytes where they were."""
     plain = jax.jit(bp.grad(network)).lower(LAYERS, X).compile()

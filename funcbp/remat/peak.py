@@ -28,7 +28,7 @@ def peak_of_plan(plan: Plan) -> int:
         >>> loss = lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2)
         >>> args = jnp.ones((64, 64)), jnp.ones((8, 64))
         >>> bp.residuals(loss)(*args).peak
-        2048
+        4096
     """
     flow, n = Flow(), len(plan.passes.outputs)
     inputs = [flow.new() for _ in plan.passes.in_types]

@@ -140,8 +140,9 @@ def _plan(loop: Loop, passes: Passes) -> Plan:
 
     The factors of products are stacked where they are asked for, unless only the run tells how many steps there are.
     """
-    sinks = lambda c: passes.factored and type(c) is Factored and loop.condition is None
-    make = lambda *which: backward_body(passes, loop.n_consts, loop.n_state, sinks, *which)
+    stacks = passes.factored and loop.condition is None
+    waits = lambda cts: ([stacks and type(c) is Factored for c in cts], loop.steps)
+    make = lambda *which: backward_body(passes, loop.n_consts, loop.n_state, waits, *which)
     return Plan(passes, make, [True] * len(passes.in_types), choose=lambda forward, needed, available: [])
 
 
@@ -222,13 +223,13 @@ def loop_bwd(
     reversal = lambda: _reversal(loop, res, nonzero, state.outer_names, tree, types)
     program = passes.made(("reversal", loop[1:], nonzero, state.outer_names, types), reversal)
     outs = jx.bind_reversal(program, args)
-    _, (summed, stacks_tree) = res.plan.backward(nonzero, state.outer_names)
-    sums, firsts, stacks = split_list(outs, sum(summed), len(last))
-    later, to_xs, results = stacks_tree.unflatten(stacks)
+    _, body = res.plan.backward(nonzero, state.outer_names)
+    sums, firsts, stacks = split_list(outs, sum(body.summed), len(last))
+    later, to_xs, results = body.tree.unflatten(stacks)
     state.merge(results)
     totals, starts = iter(sums), iter(firsts)
     cts = [
-        *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
+        *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(body.summed, later, strict=True)),
         *(next(starts) if a else Zero for a in active),
         *(c.stacked(loop.steps) if type(c) is Factored else c for c in to_xs),
     ]
@@ -245,11 +246,11 @@ def _reversal(
 ) -> Program:
     """Trace the whole way back, a program: -> (*sums for constants, *ct of the first state, *stacks)."""
     passes = res.plan.passes
-    step, (summed, _) = res.plan.backward(nonzero, outer_names)
+    step, body = res.plan.backward(nonzero, outer_names)
     advance, used = passes.made("advance", loop.advance)
     first = first_snapshots(loop.steps, loop.snapshots)
-    n_sums = sum(summed)
-    zero_sums = [jx.strong(t) for t, s in zip(res.const_types, summed, strict=True) if s]
+    n_sums = sum(body.summed)
+    zero_sums = [jx.strong(t) for t, s in zip(res.const_types, body.summed, strict=True) if s]
 
     def reversal(*args: Value) -> list[Value]:
         consts, xs, snapshots, count, last, ct_ys, named = tree.unflatten(args)

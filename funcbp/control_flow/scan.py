@@ -16,14 +16,19 @@ from ..jaxpr import (
     Program,
     add,
     bind_scan,
+    bytes_of_type,
+    is_high,
     primitives,
+    row,
     scan_of_marked,
     scan_parts,
     split_list,
     strong,
     to_strong,
     trace,
+    trace_tree,
     trace_with,
+    type_of,
     zeros,
 )
 from ..jaxpr.types import Aval, PyTree, Value
@@ -93,10 +98,17 @@ def scan_fwd(
 
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, steps: int) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
-    defer = sinking.SINK if policy.sinks else sinking.NEVER
-    sinks = lambda c: (passes.factored and type(c) is Factored) or defer.worth(c)
-    trace_back = lambda *which: backward_body(passes, n_consts, n_carry, sinks, *which)
-    make = lambda *which: passes.made(("backward", defer, *which), lambda: trace_back(*which))
+    blocks = sinking.SINK if policy.sinks else sinking.STEPWISE
+    state = sum(bytes_of_type(t) for t in passes.in_types[n_consts : n_consts + n_carry])
+
+    def waits(cts: Sequence[Cotangent]) -> tuple[list[bool], int]:
+        if passes.factored:
+            return [type(c) is Factored for c in cts], steps
+        divides = isinstance(steps, int) and not any(map(is_high, passes.candidate_types))
+        return blocks.choose(steps, state, cts) if divides else ([False] * len(cts), 1)
+
+    trace_back = lambda *which: backward_body(passes, n_consts, n_carry, waits, *which)
+    make = lambda *which: passes.made(("backward", blocks, steps, *which), lambda: trace_back(*which))
     available, invariant = [k != 1 for k in kinds], [k == 0 for k in kinds]
     return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs)
 
@@ -105,26 +117,30 @@ class BackwardBody(NamedTuple):
     """What is known of a loop's backward body beside the program.
 
     Attributes:
-        summed: which constants have a sum carried along.
+        summed: which constants have a sum carried along from step to step.
+        waits: which constants have products that are contracted after a block of steps.
         tree: the structure of the stacks: products of constants, cotangents of xs, what the backward pass found.
+        block: how many steps that is.
     """
 
     summed: Sequence[bool]
+    waits: Sequence[bool]
     tree: PyTreeDef
+    block: int
 
 
 def backward_body(
     passes: Passes,
     n_consts: int,
     n_carry: int,
-    sinks: Callable[[Cotangent], bool],
+    waits: Callable[[Sequence[Cotangent]], tuple[list[bool], int]],
     nonzero: Sequence[bool],
     outer_names: OuterNames,
 ) -> tuple[Program, BackwardBody]:
     """Trace the backward body: (*candidates, *ct of carry, *ct of y, *names, *sums) -> sums, ct of carry, stacks.
 
-    The cotangents of constants are sums over the steps, carried along, or, for those that it `sinks`, products that are
-    left to be contracted after the loop: their factors are stacked. Carries and ys have a cotangent where it is
+    The cotangents of constants are sums over the steps, carried along, or, where it `waits`, products that are left to
+    be contracted after a block of steps: their factors are stacked. Carries and ys have a cotangent where it is
     nonzero.
     """
     active = nonzero[:n_carry]
@@ -140,13 +156,14 @@ def backward_body(
         ct += [next(y_cts) if z else Zero for z in nonzero[n_carry:]]
         back, results = passes.backward_pass(saved, ct, with_names(outer_names, named))
         to_consts, to_carry, to_xs = split_list(back, n_consts, n_carry)
-        later = [c if sinks(c) else Zero for c in to_consts]
+        waiting, block = waits(to_consts)
+        later = [c if w else Zero for c, w in zip(to_consts, waiting, strict=True)]
         now = [materialize(c) if c is not Zero and d is Zero else Zero for c, d in zip(to_consts, later, strict=True)]
         before = [instantiate(c, t) for c, t, a in zip(to_carry, carry_types, active, strict=True) if a]
         along = to_xs if passes.factored else [materialize(c) for c in to_xs]
         stacks, tree = jax.tree.flatten((later, along, results))
         outs = [to_strong(x) for x in (*(c for c in now if c is not Zero), *before, *stacks)]
-        return outs, BackwardBody([c is not Zero for c in now], tree)
+        return outs, BackwardBody([c is not Zero for c in now], waiting, tree, block)
 
     types = [*passes.candidate_types, *carries, *ys, *(t for _, t in outer_names or ())]
     program, known = trace_with(step, types, "scan_backward")
@@ -171,8 +188,8 @@ def scan_bwd(
     reached = scan_reached([passes.tape], [c is not Zero for c in (*ct_carry, *ct_ys)], **params)
     active = reached[n_consts : n_consts + n_carry]
     nonzero = [*active, *(c is not Zero for c in ct_ys)]
-    program, (summed, tree) = res.plan.backward(nonzero, state.outer_names)
-    sums = [zeros(strong(t)) for t, s in zip(res.const_types, summed, strict=True) if s]
+    program, body = res.plan.backward(nonzero, state.outer_names)
+    sums = [zeros(strong(t)) for t, s in zip(res.const_types, body.summed, strict=True) if s]
     carries = zip(ct_carry, passes.in_types[n_consts:], active, strict=False)
     init = [to_strong(instantiate(c, t)) for c, t, a in carries if a]
     ys = [to_strong(c) for c in ct_ys if c is not Zero]
@@ -190,16 +207,60 @@ def scan_bwd(
     constants, carry, along = ("consts", "hoisted", "names"), ("sums", "ct carry"), ("xs", "stacks", "ct ys")
     pick = lambda names: [x for name in names for x in inputs[name]]
     program = passes.made(program, lambda: program.reordered(_order(inputs, (*constants, *carry, *along))))
-    outs, stacks = bind_scan(program, pick(constants), pick(carry), pick(along), params, not params["reverse"])
-    later, to_xs, results = tree.unflatten(stacks)
+    operands = pick(constants), pick(carry), pick(along)
+    if 1 < body.block < params["length"]:
+        outs, later, to_xs, results = _run_blocks(res, program, body, operands, params)
+    else:
+        outs, later, to_xs, results = _run_steps(program, body, operands, params)
     state.merge(results)
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
     cts = [
-        *(next(totals) if s else (c if c is Zero else c.summed()) for s, c in zip(summed, later, strict=True)),
+        *(next(totals) if s else c for s, c in zip(body.summed, later, strict=True)),
         *(next(firsts) if a else Zero for a in active),
         *(c.stacked(params["length"]) if type(c) is Factored else c for c in to_xs),
     ]
     return list(map(weak_as, cts, passes.in_types))
+
+
+Operands = tuple[Sequence[Value], Sequence[Value], Sequence[Value]]  # of a scan: constants, carry, what it goes along
+
+
+def _run_steps(
+    program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
+) -> tuple[list[Value], list[Cotangent], list[Cotangent], Any]:
+    """Run the backward body at each step.
+
+    Returns:
+        What it carries, the cotangents of constants that waited, those of xs, and what the backward pass found.
+    """
+    outs, stacks = bind_scan(program, *operands, params, not params["reverse"])
+    later, to_xs, results = body.tree.unflatten(stacks)
+    return outs, [c if c is Zero else c.summed() for c in later], to_xs, results
+
+
+def _run_blocks(
+    res: ScanResiduals, program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
+) -> tuple[list[Value], list[Cotangent], list[Cotangent], Any]:
+    """Run the backward body in blocks of steps, a loop in a loop, and add up what has waited in each block."""
+    constants, carry, along = operands
+    n, of_block = params["length"] // body.block, dict(params, length=body.block)
+    along = [x.reshape(n, body.block, *x.shape[1:]) for x in along]
+    totals = [zeros(strong(t)) for t, w in zip(res.const_types, body.waits, strict=True) if w]
+
+    def block(*args: Value) -> Any:
+        constants_, totals_, *rest = split_list(args, len(constants), len(totals), len(carry))
+        outs, later, to_xs, results = _run_steps(program, body, (constants_, *rest), of_block)
+        terms = [to_strong(materialize(c)) for c in later if c is not Zero]
+        return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
+
+    types = [*map(type_of, (*constants, *totals, *carry)), *(row(type_of(x)) for x in along)]
+    blocks, tree = res.plan.passes.made((program, "blocks"), lambda: trace_tree(block, types, "blocks"))
+    whole = dict(params, length=n, unroll=1)
+    outs, stacks = bind_scan(blocks, constants, [*totals, *carry], along, whole, not params["reverse"])
+    steps = [x.reshape(params["length"], *x.shape[2:]) for x in stacks]
+    sums, outs, to_xs, results = tree.unflatten([*outs, *steps])
+    contracted = iter(sums)
+    return outs, [next(contracted) if w else Zero for w in body.waits], to_xs, results
 
 
 def _order(inputs: Mapping[str, Sequence[Value]], names: Sequence[str]) -> list[int]:

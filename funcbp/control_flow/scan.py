@@ -208,7 +208,7 @@ def scan_bwd(
     pick = lambda names: [x for name in names for x in inputs[name]]
     program = passes.made(program, lambda: program.reordered(_order(inputs, (*constants, *carry, *along))))
     operands = pick(constants), pick(carry), pick(along)
-    if 1 < body.block < params["length"]:
+    if body.block not in (1, params["length"]):
         outs, later, to_xs, results = _run_blocks(res, program, body, operands, params)
     else:
         outs, later, to_xs, results = _run_steps(program, body, operands, params)

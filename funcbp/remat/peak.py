@@ -82,7 +82,8 @@ def facts_of(eqn: Any) -> Facts:
     computes = cheap and flops(eqn) > 0
     reduces = computes and sum(sizes) < max(read, default=0)
     turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
-    stays = cheap and (traits.moves is Moves.STAYS or turns) and len(sizes) == 1 and sizes == read[:1]
+    seen = eqn.primitive is primitives.reshape_p or turns
+    stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes == read[:1]
     product = eqn.primitive is primitives.dot_general_p
     turned = (0,) if product and _turns_over(eqn) else _turned(eqn)
     clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))

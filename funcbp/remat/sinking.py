@@ -42,7 +42,7 @@ class Blocks:
         """
         least = max(self.at_least, machine_here().idle)
         sizes = [_bytes(c) for c in cts]
-        waits = [least <= summed and 2 * stacked <= self.times * summed for summed, stacked in sizes]
+        waits = [stacked > 0 and summed >= least and 2 * stacked <= self.times * summed for summed, stacked in sizes]
         if not any(waits):
             return waits, 1
         summed, stacked = (sum(s[i] for s, w in zip(sizes, waits, strict=True) if w) for i in (0, 1))

@@ -168,25 +168,27 @@ def budget_rows(pairs: int) -> Iterator[Row]:
 
 
 def choice_rows(which: str, sizes: Collection[tuple[int, int]], pairs: int) -> Iterator[Row]:
-    """Products of the LSTM's weights carried out outside the loop, beside the same in it; and what is chosen.
+    """Products of the LSTM's weights carried out for many steps at once, beside the same at each; and what is chosen.
 
-    `which` is `"SINK"`, the weights' gradient, summed after the loop, or `"HOIST"`, the products of the inputs.
+    `which` is `"SINK"`, the weights' gradient, summed after a block of steps or all, or `"HOIST"`, the products of the
+    inputs before the loop.
     """
     chosen, ahead = getattr(sinking, which), which == "HOIST"
-    outside = "before" if ahead else "after"
+    everything: Any = sinking.Deferral(0.0, 0) if ahead else sinking.Blocks(np.inf, 0)
+    nothing: Any = sinking.NEVER if ahead else sinking.STEPWISE
     try:
         for batch, units in sizes:
             time = 100 if batch > 100 or units > 500 else 500
             workload = workloads.lstm(time, batch, units, apart=ahead)
             sides = []
-            for when in (sinking.Deferral(0.0, 0), sinking.Deferral(np.inf), chosen):
+            for when in (everything, nothing, chosen):
                 setattr(sinking, which, when)
                 sides.append(side(workload, bp))
             out, inside, own = sides
-            what = "x W" if ahead else "W̄"
-            name = f"W6 LSTM, batch {batch}, {units} units: {what} {outside} the loop : in the loop"
-            choice = outside if own.temp_bytes == out.temp_bytes else "in"
-            yield compared(f"{name} (chosen: {choice})", out, inside, pairs)
+            name = f"W6 LSTM, batch {batch}, {units} units: {'x W before the loop' if ahead else 'W̄ after the loop'}"
+            yield compared(f"{name} : in the loop", out, inside, pairs)
+            if own.temp_bytes not in (out.temp_bytes, inside.temp_bytes):
+                yield compared(f"W6 LSTM, batch {batch}, {units} units: W̄ in blocks : in the loop", own, inside, pairs)
     finally:
         setattr(sinking, which, chosen)
 

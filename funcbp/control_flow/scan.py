@@ -16,7 +16,6 @@ from ..jaxpr import (
     Program,
     add,
     bind_scan,
-    bytes_of_type,
     is_high,
     primitives,
     row,
@@ -99,13 +98,12 @@ def scan_fwd(
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, steps: int) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
     blocks = sinking.SINK if policy.sinks else sinking.STEPWISE
-    state = sum(bytes_of_type(t) for t in passes.in_types[n_consts : n_consts + n_carry])
 
     def waits(cts: Sequence[Cotangent]) -> tuple[list[bool], int]:
         if passes.factored:
             return [type(c) is Factored for c in cts], steps
         divides = isinstance(steps, int) and not any(map(is_high, passes.candidate_types))
-        return blocks.choose(steps, state, cts) if divides else ([False] * len(cts), 1)
+        return blocks.choose(steps, cts) if divides else ([False] * len(cts), 1)
 
     trace_back = lambda *which: backward_body(passes, n_consts, n_carry, waits, *which)
     make = lambda *which: passes.made(("backward", blocks, steps, *which), lambda: trace_back(*which))

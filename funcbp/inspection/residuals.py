@@ -165,8 +165,8 @@ def residuals(
     """Report what is kept between the two passes of a gradient, with the reasons: the plan in writing.
 
     The function is traced as under `jit`; nothing is computed. What the backward pass itself stores on its way, such as
-    the factors of products that are summed after a loop (`remat.sinking.Deferral`), is not kept between the passes and
-    not listed.
+    the factors of products that are summed in blocks of steps (`remat.sinking.Blocks`), is not kept between the passes
+    and not listed; how many steps a block has is said where a value is inside a loop.
 
     Args:
         f: a function of pytrees of arrays to a pytree of arrays.
@@ -316,7 +316,11 @@ def _of_inner(
     """The values of the plan of a loop or a region; those that it hands out and that have no fate are made again."""
     runs = jx.inside_of(eqn).kind
     loop = runs is jx.Kind.SCAN
-    label = f"loop of {eqn.params['length']} steps" if loop else "branch" if runs is jx.Kind.COND else "region"
+    label = "branch" if runs is jx.Kind.COND else "region"
+    if loop:
+        _, body = plan.backward(plan.passes.differentiable, None)
+        blocks = f", gone back in blocks of {body.block}" if body.block not in (1, eqn.params["length"]) else ""
+        label = f"loop of {eqn.params['length']} steps{blocks}"
     invars, operands = plan.passes.forward.invars, eqn.invars[-len(plan.passes.in_types) :]
     inner: dict[Var, str] = {}
     _, n_consts, n_carry = jx.scan_parts(eqn.params) if loop else (None, len(invars), 0)

@@ -13,42 +13,41 @@ from .machine import machine_here
 __all__ = ["HOIST", "NEVER", "SINK", "STEPWISE", "Blocks", "Deferral"]
 
 
+FEW, MANY = 4, 32  # as many times a step's factors must a sum have in bytes, for blocks to pay, and for stacks of all
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Of how many steps a loop goes back through before it contracts the products with its constants.
 
-    Step by step, each one reads and writes the whole sum W̄ += x' δ, however few rows its own product has. In blocks
-    of K steps the factors x and δ of a block are stacked and W̄ += X' Δ is one product of K times the rows: the sum is
-    moved T / K times. That pays where the sum is wider than its factors and too large for a core's cache. K is the
-    largest divisor of T for which a block's factors take little beside what there is anyway.
+    Step by step, each one reads and writes the whole sum W̄ += x' δ, however few rows its own product has. In blocks of
+    K steps the factors x and δ of a block are stacked, and W̄ += X' Δ is one product of K times the rows: the sum is
+    moved once in K steps. That pays where it is wider than its factors and too large for a core's cache.
+
+    K is the largest divisor of the number of steps for which a block's factors take no more bytes than the sums; that
+    may be all of them. Where no divisor of at least four is, as of a prime number, all steps wait if the sums are 32
+    times as wide as a step's factors, and otherwise each is summed at once.
 
     Args:
-        share: what a block's factors may take of the bytes of the loop's states, all steps', and its sums together.
-        times: how many times the bytes of the sums they may take.
+        times: how many times the bytes of the sums a block's factors may take.
         at_least: how many bytes a sum must have. It must also take as long to move as a product to launch.
     """
 
-    share: float = 1 / 16
-    times: float = 2.0
+    times: float = 1.0
     at_least: int = 2**18
 
-    def choose(self, steps: int, state: int, cts: Sequence[Cotangent]) -> tuple[list[bool], int]:
-        """Tell which cotangents of constants wait, and for how many steps; for one where none does.
-
-        Args:
-            steps: of the loop.
-            state: the bytes of what it carries.
-            cts: a step's cotangents of the loop's constants.
-        """
+    def choose(self, steps: int, cts: Sequence[Cotangent]) -> tuple[list[bool], int]:
+        """Tell which of a step's cotangents of constants wait, and for how many steps; for one where none does."""
         least = max(self.at_least, machine_here().idle)
         sizes = [_bytes(c) for c in cts]
-        waits = [stacked > 0 and summed >= least and 2 * stacked <= self.times * summed for summed, stacked in sizes]
-        if not any(waits):
-            return waits, 1
+        waits = [stacked > 0 and summed >= least and summed * self.times >= FEW * stacked for summed, stacked in sizes]
         summed, stacked = (sum(s[i] for s, w in zip(sizes, waits, strict=True) if w) for i in (0, 1))
-        room = min(self.times * summed, self.share * (steps * state + summed))
-        most = min(steps, int(room // stacked))
-        block = next((k for k in range(most, 1, -1) if steps % k == 0), 1)
+        if not summed:
+            return waits, 1
+        most = int(min(steps, self.times * summed / stacked))
+        block = next((k for k in range(most, 0, -1) if steps % k == 0), 1)
+        if block < min(FEW, steps):
+            block = steps if summed >= MANY * stacked else 1
         return [w and block > 1 for w in waits], block
 
 
@@ -73,7 +72,7 @@ class Deferral:
         at_least: how many bytes the constant must have.
     """
 
-    times: float = 32.0
+    times: float = MANY
     at_least: int = 2**18
 
     def pays(self, constant: int, stacked: int) -> bool:
@@ -81,5 +80,5 @@ class Deferral:
         return constant >= self.at_least and constant >= self.times * stacked
 
 
-SINK, STEPWISE = Blocks(), Blocks(share=0.0)
+SINK, STEPWISE = Blocks(), Blocks(times=0.0)
 HOIST, NEVER = Deferral(), Deferral(math.inf)

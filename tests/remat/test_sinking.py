@@ -23,37 +23,39 @@ def recurrent(w, xs, reverse=False, unroll=1):
     return h.sum() + (hs**2).sum()
 
 
-def loops_of(f, *args):
-    """The lengths of the last loop and of those inside it."""
-    *_, last = (e for e in jax.make_jaxpr(f)(*args).eqns if e.primitive.name == "scan")
-    inside = [e for e in jx.inner(last) if e.primitive.name == "scan"]
-    return [last.params["length"], *(e.params["length"] for e in inside)]
+def loops_of(w, xs):
+    """The lengths of the last loop and of the one inside it, and whether the weight's products wait for its end."""
+    *_, last = (e for e in jax.make_jaxpr(bp.grad(recurrent))(w, xs).eqns if e.primitive.name == "scan")
+    *around, innermost = [last, *(e for e in jx.inner(last) if e.primitive.name == "scan")]
+    made = [v.aval.size for e in jx.inner(innermost) if e.primitive.name == "dot_general" for v in e.outvars]
+    return [e.params["length"] for e in (*around, innermost)], w.size not in made
 
 
 @pytest.mark.parametrize(
-    ("steps", "batch", "units", "loops"),
+    ("steps", "batch", "units", "loops", "waits"),
     [
-        (500, 16, 128, [50, 10]),  # W6
-        (1000, 16, 128, [100, 10]),
-        (200, 4, 128, [5, 40]),
-        (100, 1, 128, [100]),  # after the loop: all steps' factors take no more than the sum
-        (499, 1, 128, [499]),
-        (499, 16, 128, [499]),  # no block divides a prime number
-        (500, 128, 128, [500]),  # a step has rows enough
-        (500, 16, 32, [500]),  # the sum stays in a core's cache
-        (1, 16, 128, [1]),
+        (500, 16, 128, [50, 10], True),  # W6
+        (1000, 16, 128, [100, 10], True),
+        (200, 4, 128, [5, 40], True),
+        (100, 1, 128, [100], True),  # after the loop: all steps' factors take no more than the sum
+        (499, 1, 128, [499], True),  # no block divides a prime number: all steps, if a step's factors take very little
+        (499, 16, 128, [499], False),
+        (502, 16, 128, [502], False),  # blocks of two are not worth it
+        (500, 128, 128, [500], False),  # a step has rows enough
+        (500, 16, 32, [500], False),  # the sum stays in a core's cache
+        (1, 16, 128, [1], False),
     ],
 )
-def test_the_factors_of_a_block_take_no_more_than_the_sum(steps, batch, units, loops):
+def test_the_factors_of_a_block_take_no_more_than_the_sum(steps, batch, units, loops, waits):
     w = jax.ShapeDtypeStruct((2 * units, 4 * units), jnp.float32)
     xs = jax.ShapeDtypeStruct((steps, batch, units), jnp.float32)
-    assert loops_of(bp.grad(recurrent), w, xs) == loops
+    assert loops_of(w, xs) == (loops, waits)
 
 
 def test_a_sum_that_is_moved_while_a_product_is_launched_is_not_worth_a_block(monkeypatch):
     w, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((256, 512), (500, 16, 128)))
     monkeypatch.setattr(sinking, "machine_here", lambda: MACHINES["h200"])
-    assert loops_of(bp.grad(recurrent), w, xs) == [500]
+    assert loops_of(w, xs) == ([500], False)
 
 
 class Waiting(sinking.Blocks):

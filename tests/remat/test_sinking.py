@@ -1,4 +1,4 @@
-"""Products of a loop's constants that wait until a block of its steps, or the whole loop, has been gone back through."""
+"""Products of a loop's constants that wait until a block of its steps has been gone back through, or all."""
 
 from __future__ import annotations
 

@@ -98,11 +98,12 @@ def scan_fwd(
 def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, steps: int) -> Plan:
     kinds = [*([0] * n_consts), *([1] * n_carry), *([2] * (len(passes.in_types) - n_consts - n_carry))]
     blocks = sinking.SINK if policy.sinks else sinking.STEPWISE
+    types = [*passes.in_types, *passes.out_types, *passes.candidate_types]
 
     def waits(cts: Sequence[Cotangent]) -> tuple[list[bool], int]:
         if passes.factored:
             return [type(c) is Factored for c in cts], steps
-        divides = isinstance(steps, int) and not any(map(is_high, passes.candidate_types))
+        divides = isinstance(steps, int) and not any(map(is_high, types))
         return blocks.choose(steps, cts) if divides else ([False] * len(cts), 1)
 
     trace_back = lambda *which: backward_body(passes, n_consts, n_carry, waits, *which)
@@ -241,7 +242,8 @@ def _run_blocks(
 ) -> tuple[list[Value], list[Cotangent], list[Cotangent], Any]:
     """Run the backward body in blocks of steps, a loop in a loop, and add up what has waited in each block."""
     constants, carry, along = operands
-    n, of_block = params["length"] // body.block, dict(params, length=body.block)
+    n = params["length"] // body.block
+    of_block = dict(params, length=body.block, unroll=min(params["unroll"], body.block))
     along = [x.reshape(n, body.block, *x.shape[1:]) for x in along]
     totals = [zeros(strong(t)) for t, w in zip(res.const_types, body.waits, strict=True) if w]
 
@@ -252,7 +254,8 @@ def _run_blocks(
         return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
 
     types = [*map(type_of, (*constants, *totals, *carry)), *(row(type_of(x)) for x in along)]
-    blocks, tree = res.plan.passes.made((program, "blocks"), lambda: trace_tree(block, types, "blocks"))
+    how = program, params["reverse"], of_block["unroll"]  # one body may be gone over in several ways
+    blocks, tree = res.plan.passes.made(how, lambda: trace_tree(block, types, "blocks"))
     whole = dict(params, length=n, unroll=1)
     outs, stacks = bind_scan(blocks, constants, [*totals, *carry], along, whole, not params["reverse"])
     steps = [x.reshape(params["length"], *x.shape[2:]) for x in stacks]

@@ -248,8 +248,8 @@ def _run_blocks(
     totals = [zeros(strong(t)) for t, w in zip(res.const_types, body.waits, strict=True) if w]
 
     def block(*args: Value) -> Any:
-        constants_, totals_, *rest = split_list(args, len(constants), len(totals), len(carry))
-        outs, later, to_xs, results = _run_steps(program, body, (constants_, *rest), of_block)
+        constants_, totals_, carry_, along_ = split_list(args, len(constants), len(totals), len(carry))
+        outs, later, to_xs, results = _run_steps(program, body, (constants_, carry_, along_), of_block)
         terms = [to_strong(materialize(c)) for c in later if c is not Zero]
         return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
 

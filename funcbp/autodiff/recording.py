@@ -349,9 +349,12 @@ def record(
         firsts = list(map(trace.index, primals))
         with trace.above():
             outs, rest = f(*primals)
-        refuse_returned(trace, [*outs, *jax.tree.leaves(rest)])
+            leaves, tree = jax.tree.flatten(rest)  # a node's own code, which may compute
+        refuse_returned(trace, [*outs, *leaves])
         for cell in filter(None, (cell_of(trace, x) for x in primals)):
             give_back(trace, cell, differentiated=True)
         indices = [trace.index(o) if trace.mine(o) and is_differentiable(o) else None for o in outs]
         tape, saved = trace.tape.finish(firsts, indices, trace.observing)
-        return tape, [trace.value(o) for o in outs], saved, jax.tree.map(trace.value, rest)
+        with trace.below():
+            rest = jax.tree.unflatten(tree, map(trace.value, leaves))
+        return tape, [trace.value(o) for o in outs], saved, rest

@@ -141,6 +141,25 @@ def test_aux():
     assert_same(pullback(out)[0], 2 * out)
 
 
+def test_aux_whose_nodes_compute():
+    """A node's own code may compute, or ask JAX for its trace, as Flax's variables do: each half in the right trace."""
+
+    @jax.tree_util.register_pytree_node_class
+    class Doubled:
+        def __init__(self, half):
+            self.value = 2 * jnp.asarray(half)
+
+        def tree_flatten(self):
+            return (self.value / 2,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, leaves):
+            return cls(*leaves)
+
+    grad, aux = bp.grad(lambda x: (jnp.sin(x), Doubled(x)), has_aux=True)(0.5)
+    assert (float(grad), float(aux.value)) == (pytest.approx(np.cos(0.5)), 1.0)
+
+
 def test_pullback_crosses_jit():
     forward = jax.jit(lambda x: bp.vjp(mixed, x))
     backward = jax.jit(lambda pullback, ct: pullback(ct))

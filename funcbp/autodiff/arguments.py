@@ -37,6 +37,7 @@ __all__ = [
     "numbers_of",
     "parameters_first",
     "split_arguments",
+    "which_differentiated",
     "without_aux",
 ]
 
@@ -171,15 +172,30 @@ def split_arguments(
     return partial, tuple(args[i] for i in numbers)
 
 
+def which_differentiated(
+    f: Callable[..., PyTree], argnums: int | Sequence[int], args: tuple[PyTree, ...]
+) -> tuple[tuple[bool, ...], bool]:
+    """Say of each positional argument whether `argnums` asks for it, and of the keyword ones that it does not."""
+    numbers = numbers_of(f, argnums, len(args))
+    return tuple(i in numbers for i in range(len(args))), False
+
+
 def holding_static(
-    partial: Callable[..., PyTree], chosen: tuple[PyTree, ...], keep: Callable[[object], bool] = is_array
+    partial: Callable[..., PyTree],
+    chosen: tuple[PyTree, ...],
+    keep: Callable[[object], bool] = is_array,
+    differentiated: PyTree = True,
 ) -> tuple[Callable[..., PyTree], tuple[PyTree, ...]]:
     """Make it a function of the arrays in its arguments alone, and return these: other leaves are held, and None here.
 
-    What only looks takes any model as it is, such as an Equinox module with its activation functions.
+    What only looks takes any model as it is, such as an Equinox module with its activation functions. Numbers of Python
+    are held too, which may be sizes and switches, but for those that `differentiated`, a prefix of the tree, says have
+    a derivative.
     """
     leaves, tree = jax.tree.flatten(chosen)
-    arrays = [keep(x) for x in leaves]
+    flags = jax.tree.leaves(jax.tree.broadcast(differentiated, chosen))
+    python = lambda x, d: isinstance(x, int if d else (int, float, complex))
+    arrays = [keep(x) and not python(x, d) for x, d in zip(leaves, flags, strict=True)]
 
     def of_arrays(*given: PyTree) -> PyTree:
         values = iter(jax.tree.leaves(given))

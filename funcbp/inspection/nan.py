@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments
+from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments, which_differentiated
 from ..autodiff.transformations import Backward
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import UNKNOWN, Singularity, traits_of
@@ -261,10 +261,10 @@ class FindNan:
                 "find_nan(f)(...) replays the program on numbers, and was called inside a jitted or mapped "
                 "function, where there are none. Call find_nan(f).whether(...) there, and this outside."
             )
-        split_arguments(self.f, self.argnums, args, kwargs)
+        differentiated = which_differentiated(self.f, self.argnums, args)
         backward = self.backward.observing(inline_calls=True)
         gradient = lambda args, kwargs: self._gradient(backward, *args, **kwargs)
-        of_arrays, arrays = holding_static(gradient, (args, kwargs))
+        of_arrays, arrays = holding_static(gradient, (args, kwargs), differentiated=differentiated)
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [jnp.asarray(x) for x in leaves]
 

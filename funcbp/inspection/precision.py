@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, holding_static
+from ..autodiff.arguments import check_callable, holding_static, which_differentiated
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward
@@ -336,7 +336,8 @@ class PrecisionOf:
             grads = jax.tree.map(lambda x: x if is_float(x) else None, grads)
             return (value[0] if self.has_aux else value, grads, by_name(tape, seen)), shapes
 
-        of_arrays, arrays = holding_static(gradient, (args, kwargs))
+        differentiated = which_differentiated(self.f, self.argnums, args)
+        of_arrays, arrays = holding_static(gradient, (args, kwargs), differentiated=differentiated)
         leaves, tree = jax.tree.flatten(arrays)
         leaves = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
 

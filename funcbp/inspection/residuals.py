@@ -194,7 +194,8 @@ def residuals(
         numbers = numbers_of(f, argnums, len(args))
         leaves, tree = jax.tree_util.tree_flatten_with_path(args)
         typed = [isinstance(x, jax.ShapeDtypeStruct) for _, x in leaves]
-        chosen = [path[0].idx in numbers and (t or is_array(x)) for (path, x), t in zip(leaves, typed, strict=True)]
+        is_number = lambda x: is_array(x) and not isinstance(x, int)  # Python's integers are sizes and switches
+        chosen = [path[0].idx in numbers and (t or is_number(x)) for (path, x), t in zip(leaves, typed, strict=True)]
         given = [
             c or t or isinstance(x, (jax.Array, np.ndarray)) for c, t, (_, x) in zip(chosen, typed, leaves, strict=True)
         ]

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, divided, holding_static, is_array, split_arguments
+from ..autodiff.arguments import (
+    check_callable,
+    divided,
+    holding_static,
+    is_array,
+    split_arguments,
+    which_differentiated,
+)
 from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
 from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
@@ -110,7 +117,8 @@ def summary(
     @functools.wraps(f)
     def count(*args: PyTree, **kwargs: PyTree) -> Summary:
         whole = lambda args, kwargs: f(*args, **kwargs)
-        of_arrays, arrays = holding_static(whole, (args, kwargs), keep=_is_typed)
+        differentiated = which_differentiated(f, argnums, args)
+        of_arrays, arrays = holding_static(whole, (args, kwargs), _is_typed, differentiated)
         types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(_typed, arrays))
 
         def pullback_of(args: PyTree, kwargs: PyTree) -> PyTree:

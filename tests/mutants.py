@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant("inspection/precision.py", "key=lambda r: (-r.weight, r.index))", "key=lambda r: (r.weight, r.index))", "inspection/test_precision.py"),
     Mutant("inspection/shadow.py", "(relative(e - s, s), relative(x - e, s), relative(x - s, s))", "(relative(x - e, s), relative(e - s, s), relative(x - s, s))", "inspection/test_precision.py"),
     Mutant("inspection/widened.py", "        if not eqn.outvars:  # it prints, or writes, and has done so on the program's own numbers\n            return []\n", "", "inspection/test_following.py"),
-    Mutant("inspection/difference.py", "finite = np.isfinite(x) & np.isfinite(y)", "finite = np.isfinite(x) | np.isfinite(y)", "inspection/test_difference.py"),
+    Mutant("inspection/distance.py", "finite = np.isfinite(x) & np.isfinite(y)", "finite = np.isfinite(x) | np.isfinite(y)", "inspection/test_difference.py"),
     Mutant("inspection/named.py", "found[name][twin] = jax.tree.map(jnp.add, found[name][twin], value)", "found[name][twin] = value", "inspection/test_named.py"),
     Mutant("inspection/outline.py", "elif c.norm * FACTOR < typical_cotangent and np.prod(c.shape):", "elif c.norm * FACTOR > typical_cotangent and np.prod(c.shape):", "inspection/test_pages.py"),
     Mutant("inspection/rows.py", "== [str(line)]", "== [str(line + 1)]", "inspection/test_storage.py"),

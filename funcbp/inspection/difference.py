@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import html
-import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..autodiff.arguments import check_callable
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..jaxpr.types import P, PyTree, Value
-from ..rules.traits import Digits, traits_of
+from .distance import apart, apart_in, cancelled, coarsest_of, cotangents_of, numbers_of, rms, unit_of
 from .ledger import Trace, trace
+from .matching import Links, aligned, matched_by_name
 from .rows import NO_DERIVATIVE, Row
 from .statistics import statistics
 
@@ -62,219 +60,6 @@ class Match(NamedTuple):
         return self.cotangent is not None and self.cotangent > self.noise_back
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _numbers(x: Value) -> np.ndarray | None:
-    """An array as float64 or complex128; None of random keys."""
-    if x is None or (hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)):
-        return None
-    x = np.asarray(x)
-    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
-
-
-def _rms(x: np.ndarray, axes: tuple[int, ...] | None = None) -> Any:
-    with np.errstate(all="ignore"):
-        return np.sqrt(np.mean(np.abs(x) ** 2, axis=axes)) if x.size else np.zeros(())
-
-
-def _apart(x: Value, y: Value, loops: int = 0) -> np.ndarray | None:
-    """The relative difference, one for each step of the loops; None where a side has no numbers."""
-    floats = [jax.dtypes.issubdtype(v.dtype, np.inexact) for v in (x, y) if v is not None]
-    x, y = _numbers(x), _numbers(y)
-    if x is None or y is None:
-        return None
-    if x.shape != y.shape:
-        return np.full((1,) * loops, np.inf)
-    finite = np.isfinite(x) & np.isfinite(y)
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
-    axes = tuple(range(loops, x.ndim))
-    if not any(floats):
-        return np.mean(x != y, axis=axes) if x.size else np.zeros(x.shape[:loops])
-    x, y = np.where(finite, x, 0), np.where(finite, y, 0)
-    wrong, size = _rms(x - y, axes), np.maximum(_rms(x, axes), _rms(y, axes))
-    apart = np.where(wrong == 0, 0.0, wrong / np.where(size > 0, size, 1.0))
-    return np.where(np.all(finite | same, axis=axes), apart, np.inf)
-
-
-def _apart_in(a: Sequence[Value], b: Sequence[Value], loops: int) -> np.ndarray | None:
-    """The largest of the relative differences of several outputs, one for each step; None where there are none."""
-    found = [d for d in map(functools.partial(_apart, loops=loops), a, b) if d is not None]
-    return functools.reduce(np.maximum, found) if found and len(a) == len(b) else None
-
-
-def _cotangents(row: Row) -> list[Value]:
-    """The cotangents of the outputs, zeros where they are zero; none where there is no derivative."""
-    if row.kind == NO_DERIVATIVE:
-        return []
-    return [np.zeros_like(v) if c is None else c for v, c in itertools.zip_longest(row.values, row.cotangents)]
-
-
-def _coarsest(rows: Sequence[Row]) -> dict[int, float]:
-    """One ulp of 1 in the coarsest type until each row, by the row."""
-    coarsest = itertools.accumulate((_unit(*r.values) for r in rows), max)
-    return {id(r): unit for r, unit in zip(rows, coarsest, strict=True)}
-
-
-def _unit(*arrays: Value) -> float:
-    """One ulp of 1 in the coarsest of these types."""
-    floats = [x.dtype for x in map(_typed, arrays) if jax.dtypes.issubdtype(x.dtype, np.inexact)]
-    return max((float(jnp.finfo(t).eps) for t in floats), default=0.0)
-
-
-def _typed(x: Value) -> Value:
-    return np.zeros((), bool) if x is None else x if hasattr(x, "dtype") else np.asarray(x)
-
-
-def _cancelled(row: Row, operands: Sequence[Row]) -> float:
-    """How much larger the terms of a sum are than what they add up to."""
-    out, known = _numbers(row.value), [x for x in (_numbers(o.value) for o in operands) if x is not None and x.size]
-    how = traits_of(row.primitive).digits
-    if how not in (Digits.PAIR, Digits.SUM) or not known or out is None or not np.any(out):
-        return 1.0
-    sizes = [float(_rms(x)) for x in known]
-    terms = math.prod(x.size for x in known) / out.size
-    size = max(sizes) if how is Digits.PAIR else math.prod(sizes) * max(1.0, terms ** (0.5 / len(known)))
-    return max(1.0, size / float(_rms(out))) if np.isfinite(size) else 1.0
-
-
-class Links:
-    """Which rows of a trace make what others take."""
-
-    def __init__(self, rows: Sequence[Row]):
-        self.makers = {(r.program, slot): r for r in rows for slot in r.outputs if slot is not None}
-        self.takers: dict[int, list[Row]] = {}
-        for r in rows:
-            for maker in self.operands(r):
-                self.takers.setdefault(id(maker), []).append(r)
-
-    def operands(self, row: Row) -> list[Row]:
-        found = (self.makers.get((row.program, slot)) for slot in row.inputs if slot is not None)
-        return [r for r in found if r is not None]
-
-    def consumers(self, row: Row) -> list[Row]:
-        return list(self.takers.get(id(row), ()))
-
-
-# --- matching ---------------------------------------------------------------------------------------------------------
-
-
-def _aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Links]) -> list[tuple[Row, Row]]:
-    """Match the rows of two traces: in order, by name, then by operation and value, by scope, operation and shape, and
-    by operation and shape; at last those that have the same value in another order.
-    """
-    keys: Sequence[Callable[[Row], Hashable]] = (
-        lambda r: (r.name, np.shape(r.value)) if r.name else None,
-        lambda r: None if r.name else (r.primitive, np.shape(r.value), _about(r)),
-        lambda r: (r.primitive, np.shape(r.value), r.scope, r.depth),
-        lambda r: (r.primitive, np.shape(r.value)),
-    )
-    pairs = list(_in_order(range(len(a)), range(len(b)), a, b, keys))
-    same = lambda x, y: _agree(a[x], b[y], ulps)
-    apart = [(i, j) for i, j in pairs if not a[i].name and not same(i, j)]
-    wrong = set(apart)
-    pairs = [p for p in pairs if p not in wrong]
-    left, right = ({p[k] for p in pairs} for k in (0, 1))
-    there: dict[Hashable, list[int]] = {}
-    for j in range(len(b)):
-        if j not in right and not b[j].name:
-            there.setdefault(keys[1](b[j]), []).append(j)
-    for i in range(len(a)):
-        same_size = [] if i in left or a[i].name or _about(a[i]) is None else there.get(keys[1](a[i]), [])
-        j = next((j for j in same_size if same(i, j)), -1)
-        if j >= 0:
-            same_size.remove(j)
-            pairs.append((i, j))
-    left, right = ({p[k] for p in pairs} for k in (0, 1))
-    partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *apart)}
-
-    def alike(i: int, j: int) -> bool:
-        """Whether two equations whose values differ are one, as one of their operands is, or both their neighbours."""
-        before, others = (side.operands(row) for side, row in zip(links, (a[i], b[j]), strict=True))
-        if before and others:
-            return a[i].primitive == "output" or any(partners.get(id(x)) == id(y) for x in before for y in others)
-        if not (0 < i < len(a) - 1 and 0 < j < len(b) - 1):
-            return False
-        return all(partners.get(id(a[i + d])) == id(b[j + d]) for d in (-1, 1))
-
-    pairs += [(i, j) for i, j in apart if i not in left and j not in right and alike(i, j)]
-    return [(a[i], b[j]) for i, j in sorted(pairs)]
-
-
-def _about(row: Row) -> Hashable:
-    """The size and the mean of a value to five digits; None where many values might have them, such as constants."""
-    x = _numbers(row.value)
-    if x is None or x.size == 1:
-        return None
-    size = float(_rms(x))
-    return f"{size:.4e} {np.mean(x):.4e}" if size not in (0, 1) and np.isfinite(size) else None
-
-
-def _by_name(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Match what bears the same name, the first with the first, in the order of the first side."""
-    there: dict[str, list[Row]] = {}
-    for r in b:
-        there.setdefault(r.name, []).append(r)
-    return [(r, there[r.name].pop(0)) for r in a if there.get(r.name)]
-
-
-def _in_order(
-    left: Sequence[int],
-    right: Sequence[int],
-    a: Sequence[Row],
-    b: Sequence[Row],
-    keys: Sequence[Callable[[Row], Hashable]],
-) -> Iterator[tuple[int, int]]:
-    """Match what has the same key, in order, and what is between by the next key."""
-    if not keys or not left or not right:
-        return
-    key, *rest = keys
-    ours, theirs = ([key(rows[i]) for i in of] for rows, of in ((a, left), (b, right)))
-    i = j = 0
-    for k, m in (*_common(ours, theirs), (len(left), len(right))):
-        yield from _in_order(left[i:k], right[j:m], a, b, rest)
-        if k < len(left):
-            yield left[k], right[m]
-        i, j = k + 1, m + 1
-
-
-def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """A longest common subsequence of two sequences of keys, None being like nothing: the places in both.
-
-    A row of the table of lengths is one integer, whose bit is 0 where the length grows (H. Hyyrö, "Bit-parallel
-    LCS-length computation revisited", 2004).
-    """
-    where: dict[Hashable, int] = {}
-    for j, key in enumerate(b):
-        if key is not None:
-            where[key] = where.get(key, 0) | 1 << j
-    row = every = (1 << len(b)) - 1
-    table = []
-    for key in a:
-        same = row & where.get(key, 0)
-        row = ((row + same) | (row - same)) & every
-        table.append(row)
-    grows = lambda i, j: not table[i] >> j & 1
-    found, i, j = [], len(a), len(b)
-    while i and j:
-        if not grows(i - 1, j - 1):
-            j -= 1
-            continue
-        i -= 1
-        if not i or not grows(i - 1, j - 1):
-            j -= 1
-            found.append((i, j))
-    return found[::-1]
-
-
-def _agree(a: Row, b: Row, ulps: float) -> bool:
-    apart = _apart(a.value, b.value)
-    return apart is None or float(apart) <= max(ulps * _unit(a.value, b.value), 0.0)
-
-
-# --- what is returned -------------------------------------------------------------------------------------------------
-
-
 class Difference:
     """What `diff` returns: where two runs part, going forward and going back. It is true if they do.
 
@@ -290,14 +75,14 @@ class Difference:
         rows = [[*side.inputs, *side.rows, *_output(side)] for side in (a, b)]
         self._named_only = by_name
         self._links = [Links(side) for side in rows]
-        coarsest = [_coarsest(side) for side in rows]
+        coarsest = [coarsest_of(side) for side in rows]
         rows = [[r for r in side if r.name or not by_name] for side in rows]
         if by_name and not {r.name for r in rows[0]} & {r.name for r in rows[1]}:
             there = [listed(dict.fromkeys(r.name for r in side)) for side in rows]
             raise ValueError(f"No name is on both sides: on the first there are {there[0]}, on the second {there[1]}.")
-        gradients = [_numbers(r.cotangent) for side in (a, b) for r in side.inputs]
-        largest = max((float(_rms(g)) for g in gradients if g is not None), default=0.0)
-        pairs = _by_name(rows[0], rows[1]) if by_name else _aligned(rows[0], rows[1], ulps, self._links)
+        gradients = [numbers_of(r.cotangent) for side in (a, b) for r in side.inputs]
+        largest = max((float(rms(g)) for g in gradients if g is not None), default=0.0)
+        pairs = matched_by_name(rows[0], rows[1]) if by_name else aligned(rows[0], rows[1], ulps, self._links)
         whole = max((unit for side in coarsest for unit in side.values()), default=0.0)
         self.matches: list[Match] = []
         for i, (x, y) in enumerate(pairs):
@@ -315,14 +100,14 @@ class Difference:
     def _match(self, before: int, a: Row, b: Row, ulps: float, units: Sequence[float], largest: float) -> Match:
         loops = a.loops if a.loops == b.loops else 0
         grown = ulps * (1 + math.sqrt(before) / 8)  # rounding adds up
-        cancelled = max(_cancelled(row, links.operands(row)) for row, links in zip((a, b), self._links, strict=True))
-        noise = grown * cancelled * units[0] if _unit(*a.values, *b.values) else FLIPPED
+        lost = max(cancelled(row, links.operands(row)) for row, links in zip((a, b), self._links, strict=True))
+        noise = grown * lost * units[0] if unit_of(*a.values, *b.values) else FLIPPED
         noise_back = grown * units[1]
-        value, step = _largest(_apart_in(a.values, b.values, loops), noise, 0)
-        cotangent, step_back = _largest(_apart_in(_cotangents(a), _cotangents(b), loops), noise_back, -1)
-        gradient = _numbers(a.cotangent) if a.primitive == "input" else None
-        if gradient is not None and cotangent is not None and float(_rms(gradient)) < noise_back * largest:
-            cotangent = cotangent * float(_rms(gradient)) / largest  # zero but for rounding
+        value, step = _largest(apart_in(a.values, b.values, loops), noise, 0)
+        cotangent, step_back = _largest(apart_in(cotangents_of(a), cotangents_of(b), loops), noise_back, -1)
+        gradient = numbers_of(a.cotangent) if a.primitive == "input" else None
+        if gradient is not None and cotangent is not None and float(rms(gradient)) < noise_back * largest:
+            cotangent = cotangent * float(rms(gradient)) / largest  # zero but for rounding
         return Match(a, b, value, cotangent, noise, noise_back, step, step_back)
 
     def _carried(self, back: bool) -> dict[int, bool]:
@@ -403,10 +188,10 @@ class Difference:
         text = f"{size:.2g} of its size, and up to {noise:.2g} is rounding" if size != math.inf else "of another kind"
         name = "Going back, the cotangents part at the" if back else "The values part at the"
         lines = [f"{name} {what}{where}{when}: the difference is {text}."]
-        sides = [_cotangents(r) if back else r.values for r in (m.a, m.b)]
-        apart = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(_apart, *sides)]
+        sides = [cotangents_of(r) if back else r.values for r in (m.a, m.b)]
+        sizes = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(apart, *sides)]
         for side, arrays in zip(("first", "second"), sides, strict=True):
-            lines.append(f"  {side}: {statistics(arrays[int(np.argmax(apart))])}")
+            lines.append(f"  {side}: {statistics(arrays[int(np.argmax(sizes))])}")
         pairs = enumerate((m.a, m.b))
         around = [r for k, of in pairs for r in self._next(k, of, back) if not k or id(r) not in self._by_row]
         around = [] if self._named_only else around
@@ -443,12 +228,12 @@ def _output(side: Trace) -> list[Row]:
     return [Row("", "output", values=(value,), cotangents=(np.ones_like(value),), inputs=side.outputs)]
 
 
-def _largest(apart: np.ndarray | None, noise: float, which: int) -> tuple[float | None, tuple[int, ...]]:
+def _largest(found: np.ndarray | None, noise: float, which: int) -> tuple[float | None, tuple[int, ...]]:
     """The largest difference of all steps, and the first or last step that has one beyond noise."""
-    if apart is None:
+    if found is None:
         return None, ()
-    beyond = np.argwhere(apart > noise)
-    return float(np.max(apart, initial=0.0)), tuple(map(int, beyond[which])) if len(beyond) else ()
+    beyond = np.argwhere(found > noise)
+    return float(np.max(found, initial=0.0)), tuple(map(int, beyond[which])) if len(beyond) else ()
 
 
 def _as_trace(arrays: Mapping[str, Value] | Any) -> Trace:

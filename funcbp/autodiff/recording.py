@@ -13,7 +13,7 @@ entry is and which are left is the tape's (`tape.py`), functions with a derivati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import jax
@@ -83,6 +83,7 @@ class RecordingTrace(core.Trace):
         self.parent_trace, self.options = parent, options
         self.staging = isinstance(parent, DynamicJaxprTrace)
         self.tape = TapeWriter()
+        self.callers: list[Any] = []  # the tracebacks of the calls that are gone into
         self.marked = False  # whether any value has a feedback weight
         self._count = 0
         self._in_tangents = 0  # inside how many tangent rules, whose values are of no consequence
@@ -167,8 +168,15 @@ class RecordingTrace(core.Trace):
         return read_backward(operation)
 
     def inline(self, f: Callable[..., PyTree], operation: Operation, call: bool) -> Value:
-        with self.above(), jx.inside_call(operation.params) if call else nullcontext():
-            return f(*operation.operands)
+        if not call:
+            with self.above():
+                return f(*operation.operands)
+        self.callers.append(jx.current_source().traceback)
+        try:
+            with self.above(), jx.inside_call(operation.params):
+                return f(*operation.operands)
+        finally:
+            self.callers.pop()
 
     def along(self, tangent: Callable[..., Any], operation: Operation) -> Any:
         tangents = [
@@ -227,7 +235,7 @@ class RecordingTrace(core.Trace):
         saved, tree = self.tape.save_all((res, noted))
         what = name, rule, operation.params, operation.perturbed, tuple(operation.indices)
         outputs, types = tuple(map(self.index, outs)), tuple(map(core.typeof, operation.values))
-        self.tape.entries.append(Entry(*what, outputs, types, saved, tree, several, jx.current_source()))
+        self.tape.entries.append(Entry(*what, outputs, types, saved, tree, several, jx.current_source(self.callers)))
 
     # tangent rules
 

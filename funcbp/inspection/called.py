@@ -40,8 +40,7 @@ def called(rows: Sequence[Row]) -> list[tuple[tuple[str, str], ...]]:
     """Name the calls that each row is in, outermost first, each with what tells it from others of the same name.
 
     What is traced is none itself, nor is the body of a loop, and calls of one equation are left out. Those of one
-    function in another are numbered: block 0, block 1. Of a jitted function it is not known which call it was in, but
-    for jitted ones.
+    function in another are numbered: block 0, block 1.
     """
     chains = _chains(rows)
     numbers: dict[Any, dict[int, int]] = {}  # of the calls of one function in the same one

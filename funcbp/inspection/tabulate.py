@@ -97,6 +97,7 @@ def rows_of(
     call: Written = NOWHERE,
     wanted: Sequence[bool] | None = None,
     loops: int = 0,
+    functions: jx.Calls = (),
 ) -> Iterator[Row]:
     """The rows of a program.
 
@@ -108,6 +109,7 @@ def rows_of(
         call: the line of the equation around it, for those inside that have none.
         wanted: which of its outputs cotangents come from; all, if None.
         loops: how many loops are around it.
+        functions: the user's that the equation around it was written in.
     """
     active = tape.active([True] * len(tape.outputs) if wanted is None else wanted)
     used = _used(tape, active)
@@ -125,6 +127,7 @@ def rows_of(
         values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in entry.outputs)
         written, scope = _line(entry.source, call), _scope(jx.scope(entry.source))
+        calls = () if scope else jx.calls(entry.source, functions)
         yield Row(
             index=".".join(map(str, place)),
             primitive=entry.primitive,
@@ -132,7 +135,7 @@ def rows_of(
             rule=entry.rule.name if derivable else "",
             name=entry.params["name"] if entry.primitive == "name" else "",
             scope=scope,
-            calls=() if scope else jx.calls(entry.source),
+            calls=calls,
             **written._asdict(),
             values=values,
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
@@ -159,11 +162,12 @@ def rows_of(
         for i, inner in enumerate(tapes):
             asked = _wanted(entry, inner, [slot in active for slot in entry.outputs])
             if inside.kind is not jx.Kind.COND:
-                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked, more)
+                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked, more, calls)
             else:
                 chosen = np.asarray(index) == i
                 before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                yield from rows_of(backward, pullback, inner, seen, (*place, i), before & chosen, written, asked, more)
+                ran_here = before & chosen
+                yield from rows_of(backward, pullback, inner, seen, (*place, i), ran_here, written, asked, more, calls)
 
 
 def _arithmetic(

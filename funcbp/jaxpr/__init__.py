@@ -120,6 +120,7 @@ from .snapshots import snapshot_scan_p as snapshot_scan_p
 from .snapshots import snapshot_while_p as snapshot_while_p
 from .snapshots import unfinished_loop_p as unfinished_loop_p
 from .snapshots import with_snapshots as with_snapshots
+from .sources import Calls as Calls
 from .sources import Nearness as Nearness
 from .sources import called_through as called_through
 from .sources import calls as calls

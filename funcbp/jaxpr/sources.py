@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import itertools
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -106,17 +107,20 @@ class Source(NamedTuple):
     Attributes:
         traceback, name_stack: of the line.
         context: the mesh, the compute type and what else JAX's contexts say of an equation.
+        callers: the tracebacks of the calls around it that were gone into, outermost first: JAX cuts the traceback of
+            an equation off at a jitted function.
     """
 
     traceback: Any
     name_stack: Any
     context: Any
+    callers: tuple[Any, ...] = ()
 
 
-def current_source() -> Source:
+def current_source(callers: Sequence[Any] = ()) -> Source:
     """Where in the user's program the equation at hand was written."""
     info = source_info_util.current()
-    return Source(info.traceback, info.name_stack, core.JaxprEqnContext())
+    return Source(info.traceback, info.name_stack, core.JaxprEqnContext(), tuple(callers))
 
 
 @contextlib.contextmanager
@@ -217,11 +221,12 @@ def called_through(source: SourceInfo | Source) -> set[str]:
     return frames | set(re.findall(r"\w+", scope(source)))
 
 
+Calls = tuple[tuple[str, str], ...]
 _LOOKING = os.path.join(_PACKAGE, "inspection") + os.sep
 
 
 @functools.lru_cache(maxsize=256)
-def _calls(traceback: Any) -> tuple[tuple[tuple[str, str], ...], bool]:
+def _calls(traceback: Any) -> tuple[Calls, bool]:
     """The user's functions in a traceback, and whether it reaches to the one that is looked at."""
     found: list[tuple[str, str]] = []
     within = ""  # where in what has no name: a lambda, a comprehension
@@ -236,19 +241,22 @@ def _calls(traceback: Any) -> tuple[tuple[tuple[str, str], ...], bool]:
     return tuple(reversed(found)), False
 
 
-def calls(source: Any) -> tuple[tuple[str, str], ...]:
+def calls(source: Source, around: Calls = ()) -> Calls:
     """The user's functions that an equation was written in, from the one that is looked at inwards: the name of each,
     and what tells the place in it from others, or "".
+
+    Args:
+        source: of the equation.
+        around: the same of the loop, branch or other equation that it is inside of.
     """
-    if not source.traceback:
-        return ()
-    found, whole = _calls(source.traceback)
-    if whole or not found:
-        return found
-    # JAX cuts a traceback off at a jitted function; those around it are in the name scope
-    jitted = re.findall(r"jit\((\w+)\)", scope(source))
-    around = jitted[: len(jitted) - 1 - jitted[::-1].index(found[0][0])] if found[0][0] in jitted else []
-    return (("", ""), *((name, "") for name in around), *found)
+    chain: list[Calls] = []
+    for traceback in filter(None, (source.traceback, *reversed(source.callers))):
+        found, whole = _calls(traceback)
+        if found not in chain[-1:]:  # what JAX's own functions are made of is at the line of the call
+            chain.append(found)
+        if whole:
+            return tuple(itertools.chain.from_iterable(reversed(chain)))
+    return (*around, *itertools.chain.from_iterable(reversed(chain)))
 
 
 def inside_call(params: dict[str, Any]) -> Any:

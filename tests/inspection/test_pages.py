@@ -348,13 +348,13 @@ def dense(w, x):
     return jnp.tanh(x @ w)
 
 
-def block(w, x):
+def block(w, x, dense=dense):
     return x + dense(w, dense(w, x))
 
 
-def stacked(w, x):
+def stacked(w, x, dense=dense):
     for _ in range(2):
-        x = block(w, x)
+        x = block(w, x, dense)
     return dense(w, x)
 
 
@@ -376,12 +376,13 @@ CALLS = [
         (lambda w, x: jnp.sum(stacked(w, x)), ["stacked: 12", *CALLS]),
         (lambda w, x: jnp.sum(jax.vmap(lambda x: stacked(w, x))(x)), ["stacked: 12", *CALLS]),
         (lambda w, x: jnp.sum(jax.jit(stacked)(w, x)), ["stacked: 12", *CALLS]),
+        (lambda w, x: jnp.sum(stacked(w, x, jax.jit(dense))), ["stacked: 12", *CALLS]),
         (
             lambda w, x: jnp.sum(lax.scan(lambda x, _: (block(w, x), None), x, None, 3)[0]),
             ["inside scan: 5", "  dense 0: 2", "  dense 1: 2"],
         ),
     ],
-    ids=["plain", "mapped", "jitted", "loop"],
+    ids=["plain", "mapped", "jitted", "jitted inside", "loop"],
 )
 def test_without_scopes_functions_are_the_groups(f, expected):
     assert groups(f) == expected

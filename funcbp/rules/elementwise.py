@@ -29,8 +29,19 @@ from ..cotangents import Cotangent, Moves, Zero, is_differentiable, unbroadcast
 from ..jaxpr import aval_of, elementwise_primitive, like, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .contract import OUTPUT, TYPES
-from .kinds import ZeroOnRealsRule
-from .registry import def_bilinear, def_elementwise, def_linear, def_named, def_nondiff, def_rule, def_zero, enter, rule
+from .kinds import CastRule, ZeroOnRealsRule
+from .registry import (
+    def_bilinear,
+    def_elementwise,
+    def_linear,
+    def_named,
+    def_nondiff,
+    def_rule,
+    def_zero,
+    enter,
+    linear_rule,
+    rule,
+)
 from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Digits, Singularity, Traits, free, results
 
 
@@ -598,7 +609,12 @@ def convert_back(ct: jax.Array, x: Aval, weak_type: bool = False, **params: Any)
     return ct if weak_type == x.weak_type else like(ct, x)  # a weakly typed number that became a strongly typed one
 
 
-def_linear(primitives.convert_element_type_p, convert_back, Moves.STAYS, traits=STRUCTURAL.but(digits=Digits.CAST))
+cast = linear_rule(convert_back, name="convert_element_type")
+enter(
+    primitives.convert_element_type_p,
+    CastRule(cast.bwd, save=cast.save, moves=Moves.STAYS),
+    STRUCTURAL.but(digits=Digits.CAST, linear=(0,), moves=Moves.STAYS),
+)
 def_linear(
     primitives.reduce_precision_p,
     lambda ct, x, **params: lax.reduce_precision(ct, **params),

@@ -29,6 +29,7 @@ __all__ = [
     "AuthorsRule",
     "BodyRule",
     "CallRule",
+    "CastRule",
     "ControlRule",
     "Entry",
     "LinearRule",
@@ -245,6 +246,21 @@ class LinearRule(Rule):
             return super().backward(state, entry, res, ct)
         linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.moves)  # type: ignore[arg-type]
         return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CastRule(LinearRule):
+    """Makes another type of it. A cast to the type that is there, which JAX writes down where values are known, is no
+    equation; nor is that of a constant which only makes its type a strong one.
+    """
+
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
+        x, to = jx.type_of(operation.values[0]), operation.params
+        if x.dtype != to["new_dtype"] or to["sharding"] is not None:
+            return super().record(recorder, operation)
+        if x.weak_type == to["weak_type"]:
+            return operation.operands[0]
+        return super().record(recorder, operation) if operation.is_perturbed else recorder.run(operation)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -314,3 +314,11 @@ def test_the_graph_has_the_local_derivatives(small):
         assert edge in dot
     assert dot.count("->") == small.to_mermaid().count("-->") == 7
     assert small.to_mermaid().startswith("flowchart LR\n")
+
+
+def test_a_cast_that_changes_nothing_is_no_row():
+    def f(w, x):
+        return jnp.sum(jnp.asarray(w, jnp.float32) * x).astype(jnp.float16)
+
+    t = bp.trace(f)(jnp.ones(2, jnp.float32), jnp.ones(2, jnp.float32))
+    assert [r.primitive for r in t] == ["mul", "reduce_sum", "convert_element_type"]

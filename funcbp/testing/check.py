@@ -21,7 +21,7 @@ from ..jaxpr.types import PyTree, Value
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
 from .judge import Judgement, judge_leaf
-from .programs import blame, casts, program_of, spoiler
+from .programs import blame, casts, has_own_rule, has_own_rules, program_of, spoiler
 from .report import Finding, LeafReport, Report
 from .subject import StructureError, Subject, first_line, is_array, name_of
 from .witnesses import Setting, Witnesses, gather, or_none, random_cotangents
@@ -149,8 +149,14 @@ def _check(
         ]
         if any(spoiled):
             culprit = spoiler(wide, vjp, seed)
+        stopped = [leaf.verdict == "stopped gradient" for leaf in leaves]
+        if any(stopped) and w.frozen() is None and program is not None and has_own_rules(program):
+            wrong = spoiler(wide, vjp, seed, has_own_rule)  # JAX, by which these are right, has that rule, too
+            culprit = culprit or wrong
+            spoiled = [a or (b and bool(wrong)) for a, b in zip(spoiled, stopped, strict=True)]
         if culprit:
-            leaves = [replace(leaf, verdict="wrong") if s else leaf for leaf, s in zip(leaves, spoiled, strict=True)]
+            pairs = zip(leaves, spoiled, strict=True)
+            leaves = [replace(leaf, verdict="wrong", note="") if s else leaf for leaf, s in pairs]
         elif any(leaf.verdict == "wrong" for leaf in leaves):
             culprit = blame(wide, vjp, seed)
     unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
@@ -273,7 +279,7 @@ def _widen(subject: Subject, notes: list[str]) -> tuple[Subject, Program | None]
     """The subject in float64, or as it is where it cannot be run so; and its program."""
     try:
         wide = subject.wide()
-        if len(wide.out_values) != len(subject.out_values):
+        if len(wide.out_values) != len(subject.out_types):
             raise TypeError("it returns something else in float64")
     except Exception as error:
         notes.append(
@@ -353,7 +359,7 @@ def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafR
             full = pullback(wide.outputs.arrays(jnp.asarray(ct, wide.outputs.dtype), conjugate=True))
             return [full[i] for i in wide.float_ids]
 
-        return Subject(cotangents, wide.args, wide.kwargs, wide.argnums, False, wide.names, in_one=True)
+        return Subject(cotangents, wide.args, wide.kwargs, wide.argnums, False, wide.names)
 
     ours = gradient(setting.vjp)
     theirs = ours

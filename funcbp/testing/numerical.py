@@ -25,7 +25,7 @@ CHUNK = 2**20  # numbers evaluated at a time
 BATCHES = (2, 8, 64)  # directions evaluated at a time: few sizes, so that the function is compiled for few
 
 
-def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(f: Callable[..., Any], **options: Any) -> Any:
     """Compile what runs a few times only: most of the time of a check goes into compiling, so little is optimized."""
     lean = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(f, compiler_options=lean, **options)

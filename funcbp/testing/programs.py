@@ -22,7 +22,18 @@ from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, PyTree, Value
 from .numerical import Evaluator
 from .subject import Subject, first_line
 
-__all__ = ["Frozen", "blame", "casts", "draws_implicitly", "program_of", "spoiler", "stops_gradients"]
+__all__ = [
+    "Frozen",
+    "blame",
+    "casts",
+    "draws_implicitly",
+    "has_own_rule",
+    "has_own_rules",
+    "program_of",
+    "spoiler",
+    "stops_gradients",
+    "stops_in_loops",
+]
 
 DISAGREEMENT = 1e-6
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -87,6 +98,12 @@ def stops_gradients(program: jx.Program | AnyJaxpr) -> list[str]:
     """The lines that call `stop_gradient`."""
     found = (eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient")
     return list(dict.fromkeys(_line(eqn.source_info) for eqn in found))
+
+
+def stops_in_loops(program: jx.Program | AnyJaxpr) -> bool:
+    """Whether a gradient is stopped inside a loop or a branch, which `Frozen` does not hold still."""
+    stops = (o for o in jx.equations(program) if o.eqn.primitive.name == "stop_gradient")
+    return any(around.inside.kind & ~jx.CALLS for o in stops for around in o.around)
 
 
 def draws_implicitly(program: jx.Program | AnyJaxpr) -> bool:
@@ -171,16 +188,33 @@ def blame(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTre
     return "Each equation's own derivative is right: the fault is in how they are put together, or in a wrapper."
 
 
-def spoiler(subject: Subject, vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]], seed: int = 0) -> str:
+def spoiler(
+    subject: Subject,
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
+    seed: int = 0,
+    counts: Callable[[Equation, float], bool] = lambda equation, error: bool(np.isnan(error)),
+) -> str:
     """The equation whose own derivative is not finite where that of what it computes is; "" if there is none.
 
-    It tells a rule that returns nan from a function that has no finite derivative, or none that rules can find.
+    It tells a rule that returns nan from a function that has no finite derivative, or none that rules can find. Where
+    `has_own_rule` says which errors count, it tells somebody's wrong rule from a gradient that is stopped.
     """
     floats = subject.inputs.arrays(jnp.asarray(subject.point))
     with contextlib.suppress(Exception):
-        search = _Search(vjp, np.random.default_rng(seed), counts=np.isnan)
+        search = _Search(vjp, np.random.default_rng(seed), counts)
         return search.through(observe(_function(subject), *floats))
     return ""
+
+
+def has_own_rule(equation: Equation | jx.Occurrence, error: float = 0.0) -> bool:
+    """Whether it is a function with a derivative of its own, which JAX honours as well, and none of JAX's own."""
+    params = equation.params if isinstance(equation, Equation) else equation.eqn.params
+    return equation.inside.kind is jx.Kind.CUSTOM and not jx.own_name(jx.call_jaxpr(params))
+
+
+def has_own_rules(program: jx.Program | AnyJaxpr) -> bool:
+    """Whether there is such a function in a program."""
+    return any(has_own_rule(o) for e in jx.equations(program) for o in (e, *e.around))
 
 
 def _function(subject: Subject) -> Callable[..., Value]:
@@ -200,7 +234,7 @@ class _Search:
         self,
         vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
         rng: np.random.Generator,
-        counts: Callable[[float], bool] = lambda error: True,
+        counts: Callable[[Equation, float], bool] = lambda equation, error: True,
     ):
         self.vjp, self.rng, self.counts = vjp, rng, counts
         self.untold: dict[str, None] = {}
@@ -221,7 +255,7 @@ class _Search:
             wrong = _wrong_by(equation, self.vjp, self.rng)
             if wrong is None or (equation.inside.kind & HIDDEN and _has_own_rules(equation.inside.programs)):
                 self.untold[_named(equation)] = None
-            if wrong and self.counts(wrong):
+            if wrong and self.counts(equation, wrong):
                 how = "is not finite" if np.isnan(wrong) else f"is wrong, by {wrong:.2g} of its largest element"
                 return f"{_named(equation)}: its own derivative {how}."
         return ""

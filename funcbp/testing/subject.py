@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,8 +99,7 @@ class Subject:
         values: the arrays among the leaves of the chosen arguments.
         paths: where each is, such as `params/dense_0/kernel`.
         float_ids: which of them are floating-point.
-        out_values, out_types, out_float_ids: the same of the function's output.
-        value: its coordinates.
+        out_types, out_float_ids: the same of the function's output.
     """
 
     def __init__(
@@ -110,7 +110,6 @@ class Subject:
         argnums: Sequence[int],
         has_aux: bool,
         names: Sequence[str] | None = None,
-        in_one: bool = False,
     ):
         self.f, self.args, self.kwargs, self.has_aux = f, tuple(args), dict(kwargs), has_aux
         self.argnums, self.names = tuple(argnums), names or argument_names(f, len(args))
@@ -125,12 +124,9 @@ class Subject:
         self.float_ids = [i for i, t in enumerate(self.types) if is_differentiable(t)]
         self.inputs = Space([self.types[i] for i in self.float_ids])
         self.point = np.asarray(self.inputs.vector([self.values[i] for i in self.float_ids]))
-        self.out_tree: Any
-        self.out_values, self.out_tree = self._in_one() if in_one else self.outputs_of(self.chosen(self.values))
-        self.out_types = [jax.typeof(jnp.asarray(y)) for y in self.out_values]
+        self.out_types, self.out_tree = self._types()
         self.out_float_ids = [i for i, t in enumerate(self.out_types) if is_differentiable(t)]
         self.outputs = Space([self.out_types[i] for i in self.out_float_ids])
-        self.value = np.asarray(self.outputs.vector([self.out_values[i] for i in self.out_float_ids]), np.float64)
 
     def _path(self, keys: KeyPath) -> str:
         argument, inside = keys[0].idx, jax.tree_util.keystr(keys[1:], simple=True, separator="/")
@@ -142,23 +138,38 @@ class Subject:
     def wide(self) -> Subject:
         """The same function of the same numbers in float64, to be used with 64-bit types switched on."""
         args, kwargs = jax.tree.map(widened, (self.args, self.kwargs))
-        return Subject(self.f, args, kwargs, self.argnums, self.has_aux, self.names, in_one=True)
+        return Subject(self.f, args, kwargs, self.argnums, self.has_aux, self.names)
 
     # calling it
 
-    def _in_one(self) -> tuple[list[Any], Any]:
-        """The outputs, by one program instead of one for each operation, if the function can be traced."""
+    def _types(self) -> tuple[list[Aval], PyTreeDef]:
+        """The types of the outputs and their structure; running the function is put off, if it can be traced."""
         found = []
 
-        def traced(*values: Any) -> list[Any]:
+        def traced(*values: Any) -> list[Value]:
             outs, tree = self.outputs_of(self.chosen(values))
             found.append(tree)
             return outs
 
+        self._in_one = compiled(traced)
         try:
-            return list(compiled(traced)(*self.values)), found[-1]
+            return self._in_one.trace(*self.values).jaxpr.out_avals, found[-1]
         except Exception:  # as it is without: it may branch in Python on values
-            return self.outputs_of(self.chosen(self.values))
+            self.out_values, tree = self.outputs_of(self.chosen(self.values))
+            return [jax.typeof(jnp.asarray(y)) for y in self.out_values], tree
+
+    @functools.cached_property
+    def out_values(self) -> list[Value]:
+        """The outputs, by one program instead of one for each operation, if it can be compiled."""
+        try:
+            return list(self._in_one(*self.values))
+        except Exception:
+            return self.outputs_of(self.chosen(self.values))[0]
+
+    @functools.cached_property
+    def value(self) -> np.ndarray:
+        """The coordinates of the output."""
+        return np.asarray(self.outputs.vector([self.out_values[i] for i in self.out_float_ids]), np.float64)
 
     def chosen(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The chosen arguments with these arrays in them; what is no array is left out (None)."""

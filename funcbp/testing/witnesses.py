@@ -16,7 +16,7 @@ from .. import jaxpr as jx
 from ..jaxpr.types import PyTree, T
 from ..rules.cost import flops
 from .numerical import LEVELS, STEP, Evaluator, compiled
-from .programs import Frozen, draws_implicitly, stops_gradients
+from .programs import Frozen, draws_implicitly, stops_gradients, stops_in_loops
 from .subject import Subject, first_line
 
 __all__ = ["Setting", "Witnesses", "gather", "or_none", "random_cotangents"]
@@ -143,7 +143,9 @@ def gather(
 
     @functools.cache
     def frozen() -> Evaluator | None:
-        with contextlib.suppress(Exception):  # where it cannot be had, JAX says what is stopped
+        if program is None or stops_in_loops(program):  # then JAX says what is stopped
+            return None
+        with contextlib.suppress(Exception):
             still = Frozen(program, subject)
             return evaluate(still) if still.stopped else None
         return None

@@ -249,6 +249,14 @@ def test_stopped_gradients():
     assert not check(lambda x: x * lax.stop_gradient(jnp.sin(x)), X, vjp=wrong).ok
 
 
+@pytest.mark.parametrize("rule, ok", [(jnp.sin, True), (faulty, False)])
+def test_a_gradient_stopped_in_a_loop_excuses_no_wrong_rule(rule, ok):
+    f = lambda x: lax.scan(lambda c, _: (rule(c) * lax.stop_gradient(c), None), x, length=2)[0]
+    report = check(f, jnp.linspace(0.5, 0.6, 2))
+    assert report.ok is ok and ("custom_vjp rule of" in report.culprit) is not ok
+    assert report.worst.verdict == ("stopped gradient" if ok else "wrong")
+
+
 @pytest.mark.slow
 def test_casts_are_pointed_out_with_their_line():
     f = lambda x: jnp.sum(jnp.sin(x.astype(np.float32)))

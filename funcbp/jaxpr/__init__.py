@@ -78,6 +78,7 @@ from .mapped import stacked_spec as stacked_spec
 from .mapped import staged_map as staged_map
 from .mapped import unmentioned_axes as unmentioned_axes
 from .marks import feedback_p as feedback_p
+from .marks import has_marks as has_marks
 from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
 from .programs import in_avals as in_avals

@@ -9,6 +9,10 @@ from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps
 from jax.extend.core import Primitive
 
+from .interpreter import equations
+from .types import AnyJaxpr
+from .values import weakref_cache
+
 feedback_p = Primitive(
     "feedback"
 )  # for JAX the identity of its first operand; for our recording, see `autodiff/feedback.py`
@@ -33,3 +37,9 @@ def _feedback_batched(args: Sequence[jax.Array], dims: Sequence[int | None]) -> 
 
 
 batching.primitive_batchers[feedback_p] = _feedback_batched
+
+
+@weakref_cache
+def has_marks(jaxpr: AnyJaxpr) -> bool:
+    """Whether weights are marked in a program, or in one inside it."""
+    return any(o.eqn.primitive is feedback_p for o in equations(jaxpr))

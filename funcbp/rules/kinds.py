@@ -71,6 +71,12 @@ class Operation(NamedTuple):
         return tuple(i is not None for i in self.indices)
 
     @property
+    def marks_inside(self) -> bool:
+        """Whether weights are marked in the programs inside it."""
+        programs = jx.Inside.of(self.params, list(map(jx.type_of, self.values))).programs
+        return any(map(jx.has_marks, programs))
+
+    @property
     def is_perturbed(self) -> bool:
         return any(i is not None for i in self.indices)
 
@@ -424,7 +430,8 @@ class ControlRule(Rule):
             if program is not None:
                 return recorder.inline(program, operation, call=False)
         enters = recorder.observing and self.bwd is not None
-        if not operation.is_perturbed and not enters:
+        marked = operation.marks_inside and self.bwd is not None  # none may be lost in it
+        if not operation.is_perturbed and not enters and not marked:
             return recorder.passed(operation)
         if operation.feedback is not None and any(w is not None for w in operation.feedback) and self.mark_inside:
             operation = _marked_inside(operation, self.mark_inside)

@@ -246,6 +246,16 @@ def test_a_mark_that_leaves_a_branch_is_refused():
         bp.grad(f)(jnp.ones((1, 3)), W3)
 
 
+@pytest.mark.parametrize("around", [jax.jit, lambda f: lambda w: lax.cond(w[0, 0] < 9, f, lambda w: w, w)])
+def test_a_mark_of_frozen_weights_that_leaves_a_call_or_a_branch_is_refused(around):
+    marked = around(lambda w: bp.feedback(w, B3))
+    with pytest.raises(ValueError, match=r"comes out of the `(jit|pjit|cond)` at .*test_marks.py"):
+        bp.grad(lambda x, w: jnp.sum(x @ marked(w)))(jnp.ones((1, 3)), W3)
+    used = around(lambda w: jnp.ones((3, 3)) @ bp.feedback(w, B3))
+    got = bp.grad(lambda x, w: jnp.sum(x @ used(w)))(jnp.ones((1, 3)), W3)
+    np.testing.assert_allclose(got, np.full((1, 3), np.sum(W3)), rtol=1e-6)
+
+
 def test_activations_of_an_embedding_are_used_by_marked_weights():
     f = lambda e, w, i: jnp.sum((2.0 * bp.feedback(e, B3)[i] + 1.0) @ bp.feedback(w, B3))
     e_bar = bp.grad(f)(W3, W3, jnp.array([0, 0, 2]))

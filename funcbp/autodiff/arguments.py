@@ -298,11 +298,12 @@ def check_output(y: Any, holomorphic: bool, what: str) -> None:
 
 
 def checked_ct(ct: Value, aval: Aval) -> Value:
-    if not is_differentiable(aval):
-        if getattr(ct, "dtype", None) != jax.dtypes.float0 or np.shape(ct) != aval.shape:
+    if not is_differentiable(aval):  # nothing can come back from it, so as in JAX its own value may stand for a zero
+        number = isinstance(ct, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+        if not number or np.shape(ct) != aval.shape:
             kind = f"{type(ct).__name__} {ct!r}" if not hasattr(ct, "dtype") else f"{ct.dtype}{list(np.shape(ct))}"
             raise ValueError(
-                f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} has that shape and dtype float0, "
+                f"The cotangent of an output of type {aval.dtype}{list(aval.shape)} is an array of that shape, best "
                 f"np.zeros({aval.shape}, jax.dtypes.float0), and is {kind}."
             )
         return Zero

@@ -33,27 +33,40 @@ class TookTooLong(BaseException):
     """Is raised in a test that is still running after its time, and is no error that the test could expect."""
 
 
-def note_reverse_mode() -> list[str]:
-    """Return a list that grows by the caller's place each time that JAX's own reverse mode runs."""
+def note_reverse_mode(module: Any) -> list[str]:
+    """Return a list that grows by the caller's place each time that JAX's own reverse mode runs.
+
+    `jax.vjp` and what is built on it counts, whoever calls it; `jax.linearize` and `jax.linear_transpose`, which no
+    function of ours stands for, where this module itself calls them.
+    """
     ran: list[str] = []
-    linearize = ad.linearize
+    linearize, transpose = ad.linearize, ad.backward_pass3
+    ours = os.path.dirname(module.__file__) + os.sep
 
     def noting(*args: Any, is_vjp: bool = False, **kwargs: Any) -> Any:
-        if is_vjp:
-            ran.append(_caller())
+        note(is_vjp)
         return linearize(*args, is_vjp=is_vjp, **kwargs)
 
-    ad.linearize = noting
+    def noting_transpose(*args: Any, **kwargs: Any) -> Any:
+        note(False)
+        return transpose(*args, **kwargs)
+
+    def note(whoever: bool) -> None:
+        file, line = _caller()
+        if whoever or file.startswith(ours):
+            ran.append(f"{os.path.basename(file)}:{line}")
+
+    ad.linearize, ad.backward_pass3 = noting, noting_transpose
     return ran
 
 
-def _caller() -> str:
+def _caller() -> tuple[str, int]:
     """The nearest line outside of JAX."""
     jax_files = os.path.dirname(jax.__file__)
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((jax_files, __file__)):
         frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 def put_in_place(module: Any, calls: collections.Counter[str]) -> None:
@@ -94,6 +107,7 @@ class Plugin:
         per_test: how many of a test's parametrisations to run; 0 for all.
         seconds: how long the processor may work on one test.
         minutes: how long on all of them; what is left then is not run.
+        source: a copy of JAX's repository, for the modules of `jax._src` that its wheel leaves out.
     """
 
     def __init__(
@@ -104,12 +118,15 @@ class Plugin:
         per_test: int = 0,
         seconds: float = 60,
         minutes: float = 60,
+        source: str | None = None,
     ) -> None:
         self.calls: collections.Counter[str] = collections.Counter()
         self.records, self.only, self.per_test, self.seconds = records, only, per_test, seconds
         self.end = time.process_time() + 60 * minutes
+        if source is not None:
+            jax._src.__path__.append(os.path.join(source, "jax", "_src"))
         put_in_place(importlib.import_module(module), self.calls)
-        self.ran = [] if module == "jax" else note_reverse_mode()
+        self.ran = [] if module == "jax" else note_reverse_mode(importlib.import_module(module))
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         rows = collections.defaultdict(list)

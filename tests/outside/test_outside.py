@@ -27,33 +27,42 @@ import jax, pytest
 def test_grad(): assert jax.grad(lambda x: x**2)(3.0) == 6.0
 @pytest.mark.parametrize("x", [2.0, 3.0])
 def test_vjp(x): assert jax.vjp(lambda x: x**2, x)[1](1.0)[0] == 2 * x
+def test_jacrev(): assert jax.jacrev(lambda x: x**2)(3.0) == 6.0
 def test_that_fails_on_jax(): assert jax.grad(lambda x: x**2)(3.0) == 7.0
 def test_without_reverse_mode(): assert jax.jvp(lambda x: x**2, (3.0,), (1.0,))[1] == 6.0
 """
 WRONG = """
 from funcbp import *
+from jax import vjp
 import funcbp
 def grad(f): return lambda x: 1.01 * funcbp.grad(f)(x)
 """
 
 
 def test_who_runs_the_reverse_mode_of_jax_is_noted(monkeypatch):
-    monkeypatch.setattr(ad, "linearize", ad.linearize)  # is put back after the test
-    ran = note_reverse_mode()
+    for name in "linearize", "backward_pass3":
+        monkeypatch.setattr(ad, name, getattr(ad, name))  # is put back after the test
+    ran = note_reverse_mode(bp)
     assert (bp.grad(jnp.sin)(0.0), ran) == (1.0, [])
+    assert jax.linear_transpose(jnp.negative, 0.0)(1.0) == (-1.0,)  # theirs, and not called by funcbp
+    assert ran == []
     assert jax.grad(jnp.sin)(0.0) == 1.0
+    assert [where.split(":")[0] for where in ran] == ["test_outside.py"]
+    ran = note_reverse_mode(sys.modules[__name__])  # what a module calls itself
+    assert jax.linear_transpose(jnp.negative, 0.0)(1.0) == (-1.0,)
     assert [where.split(":")[0] for where in ran] == ["test_outside.py"]
 
 
 @pytest.mark.slow
-def test_a_wrong_derivative_fails_their_tests(tmp_path, monkeypatch):
+def test_a_wrong_derivative_and_one_of_jax_fail_their_tests(tmp_path, monkeypatch):
     (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
     (tmp_path / "wrong.py").write_text(WRONG)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     row = suite("theirs", "1.0", tmp_path, [tmp_path / "test_theirs.py"], "wrong", per_test=1)
-    assert row[:5] == ("theirs", "1.0", 2, 1, 2)
-    assert list(row.failures) == ["test_theirs.py::test_grad"]
-    assert row.kinds() == "1 AssertionError"
+    assert row[:5] == ("theirs", "1.0", 3, 1, 3)
+    assert [name.split("::")[1].split("[")[0] for name in row.failures] == ["test_grad", "test_vjp"]
+    assert row.kinds() == "1 AssertionError, 1 Failed"
+    assert "first from test_theirs.py:5." in row.details()
 
 
 def test_a_row_of_the_table_counts_failures_by_kind():

@@ -21,7 +21,7 @@ from jax.sharding import AxisType
 
 import funcbp as bp
 
-MESHES = {"line": ((8,), ("i",)), "grid": ((4, 2), ("i", "j"))}
+MESHES = {"line": ((8,), ("data",)), "grid": ((4, 2), ("data", "model"))}
 ROUND = [(k, (k + 1) % 8) for k in range(8)]
 
 
@@ -62,41 +62,47 @@ def body(name: str, *shapes: tuple[int, ...], mesh: str = "line", checks: Any = 
 # --- how networks are trained on many devices -------------------------------------------------------------------------
 
 
-@body("data parallel", (4, 6), (6, 3), (16, 4), in_specs=(P(), P(), P("i")), out_specs=P())
+@body("data parallel", (4, 6), (6, 3), (16, 4), in_specs=(P(), P(), P("data")), out_specs=P())
 def data_parallel(w, v, x):
-    return lax.pmean(jnp.mean((jnp.tanh(x @ w) @ v) ** 2), "i")
+    return lax.pmean(jnp.mean((jnp.tanh(x @ w) @ v) ** 2), "data")
 
 
-@body("synchronised batch norm", (4, 6), (16, 4), in_specs=(P(), P("i")), out_specs=P("i"))
+@body("synchronised batch norm", (4, 6), (16, 4), in_specs=(P(), P("data")), out_specs=P("data"))
 def batch_norm(w, x):
     h = x @ w
-    centred = h - lax.pmean(jnp.mean(h, 0), "i")[None]
-    return jnp.tanh(centred * lax.rsqrt(lax.pmean(jnp.mean(centred**2, 0), "i") + 1e-3)[None])
+    centred = h - lax.pmean(jnp.mean(h, 0), "data")[None]
+    return jnp.tanh(centred * lax.rsqrt(lax.pmean(jnp.mean(centred**2, 0), "data") + 1e-3)[None])
 
 
-@body("fully sharded", (8, 6), (8, 3), (16, 8), in_specs=P("i"), out_specs=P("i"))
+@body("fully sharded", (8, 6), (8, 3), (16, 8), in_specs=P("data"), out_specs=P("data"))
 def fully_sharded(w, v, x):
-    w, v = (lax.all_gather(p, "i", tiled=True) for p in (w, v))
+    w, v = (lax.all_gather(p, "data", tiled=True) for p in (w, v))
     return jnp.tanh(x @ w) @ v[:6]
 
 
 @body(
-    "tensor parallel", (4, 8), (8, 3), (16, 4), mesh="grid", in_specs=(P(None, "j"), P("j"), P("i")), out_specs=P("i")
+    "tensor parallel",
+    (4, 8),
+    (8, 3),
+    (16, 4),
+    mesh="grid",
+    in_specs=(P(None, "model"), P("model"), P("data")),
+    out_specs=P("data"),
 )
 def tensor_parallel(w, v, x):
-    return lax.psum(jnp.tanh(x @ w) @ v, "j")
+    return lax.psum(jnp.tanh(x @ w) @ v, "model")
 
 
-@body("pipeline", (8, 4, 4), (3, 4), in_specs=(P("i"), P()), out_specs=P("i"))
+@body("pipeline", (8, 4, 4), (3, 4), in_specs=(P("data"), P()), out_specs=P("data"))
 def pipeline(w, x):
     def tick(h, t):
-        h = jnp.tanh(jnp.where(lax.axis_index("i") == 0, x[t % 3], h) @ w[0])
-        return lax.ppermute(h, "i", ROUND), h
+        h = jnp.tanh(jnp.where(lax.axis_index("data") == 0, x[t % 3], h) @ w[0])
+        return lax.ppermute(h, "data", ROUND), h
 
     return lax.scan(tick, 0 * w[0, 0], jnp.arange(10))[1][7:]
 
 
-@body("ring attention", (16, 4), (16, 4), (16, 4), in_specs=P("i"), out_specs=P("i"))
+@body("ring attention", (16, 4), (16, 4), (16, 4), in_specs=P("data"), out_specs=P("data"))
 def ring_attention(q, k, v):
     def step(carry, _):
         largest, total, out, k, v = carry
@@ -104,80 +110,88 @@ def ring_attention(q, k, v):
         new = jnp.maximum(largest, lax.stop_gradient(jnp.max(s, 1)))
         p, old = jnp.exp(s - new[:, None]), jnp.exp(largest - new)
         carry = new, total * old + jnp.sum(p, 1), out * old[:, None] + p @ v
-        return (*carry, *(lax.ppermute(y, "i", ROUND) for y in (k, v))), None
+        return (*carry, *(lax.ppermute(y, "data", ROUND) for y in (k, v))), None
 
     zero = 0 * lax.stop_gradient(q)
     (_, total, out, *_), _ = lax.scan(step, (zero[:, 0] - 30.0, zero[:, 0], zero, k, v), length=8)
     return out / total[:, None]
 
 
-@body("expert routing", (8, 4, 5), (64, 4), (4, 8), in_specs=(P("i"), P("i"), P()), out_specs=P("i"))
+@body("expert routing", (8, 4, 5), (64, 4), (4, 8), in_specs=(P("data"), P("data"), P()), out_specs=P("data"))
 def expert_routing(w, x, router):
     sent = jnp.einsum("te,td->etd", jax.nn.softmax(x @ router), x)
-    there = lax.all_to_all(sent, "i", 0, 0)
-    return jnp.sum(lax.all_to_all(jnp.tanh(there @ w[0]), "i", 0, 0), 0)
+    there = lax.all_to_all(sent, "data", 0, 0)
+    return jnp.sum(lax.all_to_all(jnp.tanh(there @ w[0]), "data", 0, 0), 0)
 
 
 # --- collectives, specs, and programs inside programs -----------------------------------------------------------------
 
 
-@body("collectives of every kind", (8, 8), in_specs=P("i"), out_specs=P("i"))
+@body("collectives of every kind", (8, 8), in_specs=P("data"), out_specs=P("data"))
 def every_kind(x):
-    y = lax.psum_scatter(jnp.sin(lax.all_gather(x[0], "i", axis=1)), "i", scatter_dimension=0)
-    y = lax.pshuffle(y, "i", [3, 2, 1, 0, 7, 6, 5, 4]) * lax.psum(y, "i")
-    y = y + lax.all_to_all(x[0], "i", 0, 0, tiled=True) * lax.ppermute(y, "i", [(0, 3), (5, 1)])
-    return jnp.exp(y / 9 - lax.pmax(lax.stop_gradient(y), "i") / 9)[None]
+    y = lax.psum_scatter(jnp.sin(lax.all_gather(x[0], "data", axis=1)), "data", scatter_dimension=0)
+    y = lax.pshuffle(y, "data", [3, 2, 1, 0, 7, 6, 5, 4]) * lax.psum(y, "data")
+    y = y + lax.all_to_all(x[0], "data", 0, 0, tiled=True) * lax.ppermute(y, "data", [(0, 3), (5, 1)])
+    return jnp.exp(y / 9 - lax.pmax(lax.stop_gradient(y), "data") / 9)[None]
 
 
-@body("numbers are saved, and leave", (8, 4), (4,), (4,), in_specs=(P("i"), P(), P()), out_specs=(P(), P("i")))
+@body("numbers are saved, and leave", (8, 4), (4,), (4,), in_specs=(P("data"), P(), P()), out_specs=(P(), P("data")))
 def numbers(x, a, b):
     s = jnp.sin(jnp.sum(x * a[None]))
-    return lax.psum(s * jnp.exp(b), "i"), (s**3 * b)[None]
+    return lax.psum(s * jnp.exp(b), "data"), (s**3 * b)[None]
 
 
-@body("loops, branches and regions", (8, 4), (4, 4), in_specs=(P("i"), P()), out_specs=P("i"))
+@body("loops, branches and regions", (8, 4), (4, 4), in_specs=(P("data"), P()), out_specs=P("data"))
 def programs_inside(x, w):
-    x = jax.checkpoint(lambda x, w: jnp.sin(lax.psum(x @ w, "i")) * x)(x, w)
+    x = jax.checkpoint(lambda x, w: jnp.sin(lax.psum(x @ w, "data")) * x)(x, w)
     x = lax.cond(w[0, 0] < 9, lambda x, w: jnp.tanh(x @ w), lambda x, w: x * 1.0, x, w)
     return lax.fori_loop(0, 2, lambda _, x: jax.jit(jnp.cos)(x @ w), x)
 
 
-@body("sums over groups", (8, 4), checks=[False], in_specs=P("i"), out_specs=P("i"))
+@body("sums over groups", (8, 4), checks=[False], in_specs=P("data"), out_specs=P("data"))
 def groups(x):
-    return x * lax.psum(x**2, "i", axis_index_groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
+    return x * lax.psum(x**2, "data", axis_index_groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
-@body("only one axis is mapped", (8, 4), (2, 4), mesh="grid", axis_names={"i"}, in_specs=(P("i"), P()), out_specs=P())
+@body(
+    "only one axis is mapped",
+    (8, 4),
+    (2, 4),
+    mesh="grid",
+    axis_names={"data"},
+    in_specs=(P("data"), P()),
+    out_specs=P(),
+)
 def partial_axes(x, w):
-    return lax.psum(jnp.tanh(x @ w.T), "i")
+    return lax.psum(jnp.tanh(x @ w.T), "data")
 
 
 @program("closed over", (16, 4), (4,))
 def closed_over(mesh):
     def loss(x, w):
-        f = lambda x: lax.psum(x * jnp.sin(w)[None], "i")
-        return jnp.sum(jax.shard_map(f, mesh=mesh, in_specs=P("i"), out_specs=P())(x) ** 2)
+        f = lambda x: lax.psum(x * jnp.sin(w)[None], "data")
+        return jnp.sum(jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P())(x) ** 2)
 
     return loss
 
 
 @program("in scan and jit", (8, 4), (4,))
 def in_scan(mesh):
-    f = lambda x, w: x * lax.pmean(jnp.sin(x @ w), "i")[:, None]
-    f = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i")))
+    f = lambda x, w: x * lax.pmean(jnp.sin(x @ w), "data")[:, None]
+    f = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")))
     return lambda x, w: jnp.sum(lax.scan(lambda x, _: (f(x, w), None), x, length=3)[0] ** 2)
 
 
 @program("examples over another axis", (3, 8, 4), mesh="grid")
 def spmd_axis(mesh):
-    f = jax.shard_map(lambda x: x * lax.psum(jnp.sin(x), "i"), mesh=mesh, in_specs=P("i"), out_specs=P("i"))
-    return lambda x: jnp.sum(jax.vmap(f, spmd_axis_name="j")(jnp.concatenate([x, x[:1]])) ** 2)
+    f = jax.shard_map(lambda x: x * lax.psum(jnp.sin(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    return lambda x: jnp.sum(jax.vmap(f, spmd_axis_name="model")(jnp.concatenate([x, x[:1]])) ** 2)
 
 
 @program("second order", (8, 4), (4,))
 def second_order(mesh):
-    f = lambda x, w: lax.pmean(jnp.sum(jnp.tanh(x * w[None])), "i")
-    f = jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P())
+    f = lambda x, w: lax.pmean(jnp.sum(jnp.tanh(x * w[None])), "data")
+    f = jax.shard_map(f, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
     return lambda x, w: jax.jvp(functools.partial(f, x), (w,), (w**2,))[1]
 
 
@@ -211,19 +225,23 @@ def main() -> None:
 def inside() -> dict[str, Callable[[Any], Any]]:
     """Gradients that each device takes, and gradients through the older way of mapping; by the module that does."""
     mesh = jax.make_mesh(*MESHES["line"], axis_types=(AxisType.Auto,))
-    how = dict(mesh=mesh, in_specs=(P("i"), P()), out_specs=(P("i"), P()))
-    loss = lambda x, w: jnp.sum(jnp.sin(x * lax.pmean(w * jnp.sum(x), "i")) ** 2)
+    how = dict(mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P()))
+    loss = lambda x, w: jnp.sum(jnp.sin(x * lax.pmean(w * jnp.sum(x), "data")) ** 2)
     both = lambda t: lambda x, w: t.grad(loss, (0, 1))(x, w)
-    means = lambda t: lambda x, w: lax.pmean(both(t)(x, w), "i")
-    over = dict(axis_name="i", in_axes=(0, None))
+    means = lambda t: lambda x, w: lax.pmean(both(t)(x, w), "data")
+    over = dict(axis_name="data", in_axes=(0, None))
 
     def in_a_map(x: Any, w: Any) -> Any:
         """Its own derivative JAX cannot compile: what is saved inside varies over the outer map's axis, too."""
-        half = lambda x: jnp.sin(x) * lax.psum(x, "j")
-        half = jax.shard_map(half, in_specs=P("j"), out_specs=P("j"), axis_names={"j"})
+        half = lambda x: jnp.sin(x) * lax.psum(x, "model")
+        half = jax.shard_map(half, in_specs=P("model"), out_specs=P("model"), axis_names={"model"})
         grid = jax.make_mesh(*MESHES["grid"], axis_types=(AxisType.Auto,) * 2)
         whole = jax.shard_map(
-            lambda x, w: half(x * w[None]), mesh=grid, in_specs=(P("i"), P()), out_specs=P("i"), axis_names={"i"}
+            lambda x, w: half(x * w[None]),
+            mesh=grid,
+            in_specs=(P("data"), P()),
+            out_specs=P("data"),
+            axis_names={"data"},
         )
         with jax.set_mesh(grid):
             return jax.jit(bp.grad(lambda x, w: jnp.sum(whole(x, w) ** 2), (0, 1)))(x, w)

@@ -64,12 +64,12 @@ def test_values_on_eight_devices():
 
 ONE = jnp.ones(8, jnp.int32)
 RULES = {
-    "ragged_all_to_all": lambda x: lax.ragged_all_to_all(x, 2 * x, ONE - 1, ONE, ONE - 1, ONE, axis_name="i"),
-    "all_gather, the same everywhere": lambda x: lax.all_gather(x, "i", axis=1, to="invarying", tiled=True),
-    "all_gather, reduced": lambda x: lax.pcast(lax.all_gather(x, "i", to="reduced"), "i", to="varying"),
-    "unreduced": lambda x: parallel.unreduced_psum(lax.pcast(x, "i", to="unreduced"), "i"),
-    "unreduced, scattered": lambda x: parallel.unreduced_psum_scatter(lax.pcast(x, "i", to="unreduced"), "i"),
-    "reduced": lambda x: lax.pcast(lax.pcast(lax.psum(x, "i"), "i", to="reduced"), "i", to="varying"),
+    "ragged_all_to_all": lambda x: lax.ragged_all_to_all(x, 2 * x, ONE - 1, ONE, ONE - 1, ONE, axis_name="data"),
+    "all_gather, the same everywhere": lambda x: lax.all_gather(x, "data", axis=1, to="invarying", tiled=True),
+    "all_gather, reduced": lambda x: lax.pcast(lax.all_gather(x, "data", to="reduced"), "data", to="varying"),
+    "unreduced": lambda x: parallel.unreduced_psum(lax.pcast(x, "data", to="unreduced"), "data"),
+    "unreduced, scattered": lambda x: parallel.unreduced_psum_scatter(lax.pcast(x, "data", to="unreduced"), "data"),
+    "reduced": lambda x: lax.pcast(lax.pcast(lax.psum(x, "data"), "data", to="reduced"), "data", to="varying"),
 }
 
 
@@ -77,11 +77,11 @@ RULES = {
 def test_types_and_communication_of_rules(name):
     """Of those that the programs do not have."""
     mesh = meshed(kind=AxisType.Explicit)
-    x = jax.ShapeDtypeStruct((64, 4), jnp.float32, sharding=jax.NamedSharding(mesh, P("i")))
+    x = jax.ShapeDtypeStruct((64, 4), jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
 
     def of(t):
         f = lambda x: t.grad(lambda x: jnp.sum(jnp.sin(RULES[name](x))))(x)
-        program = jax.make_jaxpr(jax.shard_map(f, in_specs=P("i"), out_specs=P("i")))(x)
+        program = jax.make_jaxpr(jax.shard_map(f, in_specs=P("data"), out_specs=P("data")))(x)
         (body,) = jx.inside_of(program.eqns[-1]).programs
         return communication(body), [v.aval for v in body.outvars]
 
@@ -90,22 +90,26 @@ def test_types_and_communication_of_rules(name):
 
 
 reshard, einsum = jax.sharding.reshard, jnp.einsum
-inner = lambda f, **how: jax.sharding.auto_axes(f, out_sharding=P("i"), **how)
+inner = lambda f, **how: jax.sharding.auto_axes(f, out_sharding=P("data"), **how)
 EXPLICIT = {
-    "an embedding": (lambda w, x: w.at[lax.iota(int, 8)].get(out_sharding=P("i")), P(), P("i")),
-    "axes left to the compiler": (lambda w, x: inner(lambda x: x * jnp.sin(x) + x**2)(x), P(), P("i")),
-    "axes given back": (lambda w, x: inner(jax.sharding.explicit_axes(jnp.sin, in_sharding=P("i")))(x), P(), P("i")),
-    "an unreduced product": (
-        lambda w, x: reshard(einsum("ij,jk->ik", x, w, out_sharding=P(unreduced={"i"})), P("i")),
-        P("i"),
-        P(None, "i"),
+    "an embedding": (lambda w, x: w.at[lax.iota(int, 8)].get(out_sharding=P("data")), P(), P("data")),
+    "axes left to the compiler": (lambda w, x: inner(lambda x: x * jnp.sin(x) + x**2)(x), P(), P("data")),
+    "axes given back": (
+        lambda w, x: inner(jax.sharding.explicit_axes(jnp.sin, in_sharding=P("data")))(x),
+        P(),
+        P("data"),
     ),
-    "a reduced weight, twice": (lambda w, x: jnp.sin(x @ w) + x @ w, P(reduced={"i"}), P("i")),
-    "a reduced weight in a region": (jax.checkpoint(lambda w, x: jnp.sin(x @ w)), P(reduced={"i"}), P("i")),
+    "an unreduced product": (
+        lambda w, x: reshard(einsum("ij,jk->ik", x, w, out_sharding=P(unreduced={"data"})), P("data")),
+        P("data"),
+        P(None, "data"),
+    ),
+    "a reduced weight, twice": (lambda w, x: jnp.sin(x @ w) + x @ w, P(reduced={"data"}), P("data")),
+    "a reduced weight in a region": (jax.checkpoint(lambda w, x: jnp.sin(x @ w)), P(reduced={"data"}), P("data")),
     "a reduced weight in a map": (
-        jax.shard_map(lambda w, x: jnp.sin(x @ lax.pcast(w, "i", to="varying")), out_specs=P("i")),
-        P(reduced={"i"}),
-        P("i"),
+        jax.shard_map(lambda w, x: jnp.sin(x @ lax.pcast(w, "data", to="varying")), out_specs=P("data")),
+        P(reduced={"data"}),
+        P("data"),
     ),
 }
 
@@ -126,19 +130,19 @@ def test_types_over_an_explicit_mesh(name):
 def test_a_broadcast_over_a_named_axis(computed):
     """JAX's own rule is for numbers alone."""
     x, c = np.arange(4.0).reshape(4, 1) * np.ones(3), np.arange(12.0).reshape(4, 3)
-    f = lambda x, c, source: jnp.sum(c * jnp.sin(lax.pbroadcast(x, "i", source if computed else 2)))
-    got = jax.vmap(bp.grad(f), in_axes=(0, 0, None), axis_name="i")(x, c, 2)
+    f = lambda x, c, source: jnp.sum(c * jnp.sin(lax.pbroadcast(x, "data", source if computed else 2)))
+    got = jax.vmap(bp.grad(f), in_axes=(0, 0, None), axis_name="data")(x, c, 2)
     assert np.allclose(got, np.where(np.arange(4)[:, None] == 2, np.cos(x) * c.sum(0), 0), rtol=1e-14)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-ONE_DEVICE = dict(in_specs=P("i"), out_specs=P("i"))
+ONE_DEVICE = dict(in_specs=P("data"), out_specs=P("data"))
 
 
 @pytest.mark.parametrize("collective", [lax.pmax, lax.pmin])
 def test_what_has_no_derivative_is_refused_by_name(collective):
-    f = jax.shard_map(lambda x: x / collective(x, "i"), mesh=meshed(), **ONE_DEVICE)
+    f = jax.shard_map(lambda x: x / collective(x, "data"), mesh=meshed(), **ONE_DEVICE)
     with pytest.raises(bp.MissingRuleError, match=rf"`{collective.__name__}` at .*test_mapped.* JAX's .* none either"):
         jax.eval_shape(bp.grad(lambda x: jnp.sum(f(x))), jnp.arange(8.0))
 
@@ -147,16 +151,16 @@ def test_a_cotangent_that_differs_where_its_primal_is_the_same_is_refused():
     """It would be off by what the other devices have to say."""
     rules = {
         lax.sin_p: bp.rule(
-            lambda x, ct, perturbed, **_: [lax.axis_index("i").astype(ct.dtype) * ct], save=bp.rules.NOTHING
+            lambda x, ct, perturbed, **_: [lax.axis_index("data").astype(ct.dtype) * ct], save=bp.rules.NOTHING
         )
     }
-    f = lambda x, w: jnp.sum(lax.pcast(jnp.sin(w), "i", to="varying") * x)
+    f = lambda x, w: jnp.sum(lax.pcast(jnp.sin(w), "data", to="varying") * x)
     local = lambda x, w: bp.Backward(rules=rules).grad(f, 1)(x, w)
-    mapped = jax.shard_map(local, mesh=meshed(), in_specs=(P("i"), P()), out_specs=P())
-    with pytest.raises(TypeError, match=r"another one on each device along 'i'.*psum"):
+    mapped = jax.shard_map(local, mesh=meshed(), in_specs=(P("data"), P()), out_specs=P())
+    with pytest.raises(TypeError, match=r"another one on each device along 'data'.*psum"):
         jax.eval_shape(mapped, jnp.ones(8), jnp.ones(1))
 
-    seeded = lambda x: bp.vjp(lambda w: lax.psum(w * x, "i"), x)[1](x)
+    seeded = lambda x: bp.vjp(lambda w: lax.psum(w * x, "data"), x)[1](x)
     with pytest.raises(ValueError, match=r"must vary over the mesh axes that the output varies over"):
         jax.eval_shape(jax.shard_map(seeded, mesh=meshed(), **ONE_DEVICE), jnp.ones(8))
 
@@ -167,9 +171,9 @@ def test_a_cotangent_that_differs_where_its_primal_is_the_same_is_refused():
 @jax.jit
 def mapped_loss(x, w):
     """A loss with a name and a weight in a map, over the one device that there is."""
-    f = lambda x, w: lax.pmean(jnp.sum(bp.name(x @ w, "net") ** 2), "i")
-    mesh = jax.make_mesh((1,), ("i",), (AxisType.Auto,))
-    return jax.shard_map(f, mesh=mesh, in_specs=(P("i"), P()), out_specs=P())(x, w)
+    f = lambda x, w: lax.pmean(jnp.sum(bp.name(x @ w, "net") ** 2), "data")
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    return jax.shard_map(f, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())(x, w)
 
 
 def test_edits_feedback_weights_and_rules_reach_into_maps():

@@ -82,7 +82,12 @@ def stacked_spec(aval: Aval, params: dict[str, Any]) -> PartitionSpec:
     mesh, newly = params["mesh"], params["newly_manual_axes"]
     spec = aval.nospec(mesh, params["check_vma"], shard_map._all_newly_manual_mesh_names(mesh, newly))
     # inside of another map it still varies over the axes of that one
-    return spec.update(partitions=[tuple(a for a in axes if a in newly) for axes in spec.partitions])
+    return spec.update(partitions=[tuple(a for a in axes_of(part) if a in newly) for part in spec.partitions])
+
+
+def axes_of(part: Any) -> tuple[Hashable, ...]:
+    """The axes of a mesh that one entry of a spec names: several, or one, which stands there by itself, or none."""
+    return () if part is None else part if isinstance(part, tuple) else (part,)
 
 
 def stackable(x: Value) -> Value:

@@ -33,40 +33,27 @@ class TookTooLong(BaseException):
     """Is raised in a test that is still running after its time, and is no error that the test could expect."""
 
 
-def note_reverse_mode(module: Any) -> list[str]:
-    """Return a list that grows by the caller's place each time that JAX's own reverse mode runs.
-
-    `jax.vjp` and what is built on it counts, whoever calls it; `jax.linearize` and `jax.linear_transpose`, which no
-    function of ours stands for, where this module itself calls them.
-    """
+def note_reverse_mode() -> list[str]:
+    """Return a list that grows by the caller's place each time that JAX's own reverse mode runs."""
     ran: list[str] = []
-    linearize, transpose = ad.linearize, ad.backward_pass3
-    ours = os.path.dirname(module.__file__) + os.sep
+    linearize = ad.linearize
 
     def noting(*args: Any, is_vjp: bool = False, **kwargs: Any) -> Any:
-        note(is_vjp)
+        if is_vjp:
+            ran.append(_caller())
         return linearize(*args, is_vjp=is_vjp, **kwargs)
 
-    def noting_transpose(*args: Any, **kwargs: Any) -> Any:
-        note(False)
-        return transpose(*args, **kwargs)
-
-    def note(whoever: bool) -> None:
-        file, line = _caller()
-        if whoever or file.startswith(ours):
-            ran.append(f"{os.path.basename(file)}:{line}")
-
-    ad.linearize, ad.backward_pass3 = noting, noting_transpose
+    ad.linearize = noting
     return ran
 
 
-def _caller() -> tuple[str, int]:
+def _caller() -> str:
     """The nearest line outside of JAX."""
     jax_files = os.path.dirname(jax.__file__)
-    frame = sys._getframe(3)
+    frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((jax_files, __file__)):
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def put_in_place(module: Any, calls: collections.Counter[str]) -> None:
@@ -126,7 +113,7 @@ class Plugin:
         if source is not None:
             jax._src.__path__.append(os.path.join(source, "jax", "_src"))
         put_in_place(importlib.import_module(module), self.calls)
-        self.ran = [] if module == "jax" else note_reverse_mode(importlib.import_module(module))
+        self.ran = [] if module == "jax" else note_reverse_mode()
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         rows = collections.defaultdict(list)

@@ -40,16 +40,10 @@ def grad(f): return lambda x: 1.01 * funcbp.grad(f)(x)
 
 
 def test_who_runs_the_reverse_mode_of_jax_is_noted(monkeypatch):
-    for name in "linearize", "backward_pass3":
-        monkeypatch.setattr(ad, name, getattr(ad, name))  # is put back after the test
-    ran = note_reverse_mode(bp)
+    monkeypatch.setattr(ad, "linearize", ad.linearize)  # is put back after the test
+    ran = note_reverse_mode()
     assert (bp.grad(jnp.sin)(0.0), ran) == (1.0, [])
-    assert jax.linear_transpose(jnp.negative, 0.0)(1.0) == (-1.0,)  # theirs, and not called by funcbp
-    assert ran == []
     assert jax.grad(jnp.sin)(0.0) == 1.0
-    assert [where.split(":")[0] for where in ran] == ["test_outside.py"]
-    ran = note_reverse_mode(sys.modules[__name__])  # what a module calls itself
-    assert jax.linear_transpose(jnp.negative, 0.0)(1.0) == (-1.0,)
     assert [where.split(":")[0] for where in ran] == ["test_outside.py"]
 
 

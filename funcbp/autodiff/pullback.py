@@ -93,7 +93,7 @@ class Pullback:
     def saved(self) -> list[Value]:
         """What the forward pass saved, in the order of the tape's indices."""
         primals, rest = jax.tree.leaves(self.args_res, is_leaf=_is_absent), iter(self.opaque_residuals)
-        saved = [next(rest) if i is None else primals[i] for i in self.program.of_primals]
+        saved = [next(rest) if i is None else jx.as_array(primals[i]) for i in self.program.of_primals]
         if any(map(_is_absent, saved)):
             raise ValueError(
                 "The pullback lacks primals that were not saveable_args. Put them back, with a list of the trees of "

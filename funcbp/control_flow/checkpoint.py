@@ -8,10 +8,19 @@ from typing import Any
 
 from ..autodiff.passes import passes_of
 from ..cotangents import Cotangent
-from ..jaxpr import bind_remat, is_planned, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
+from ..jaxpr import (
+    Program,
+    bind_remat,
+    is_planned,
+    is_saved,
+    offload_of,
+    primitives,
+    remat_of_marked,
+    run_behind_barrier,
+)
 from ..jaxpr.types import PyTree, Value
 from ..remat.cut import permitted
-from ..remat.plan import plan_of_call
+from ..remat.plan import Residuals, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
 from ..rules.registry import def_control
@@ -38,12 +47,20 @@ def remat_fwd(
 
 
 def remat_bwd(
-    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+    state: State, res: Residuals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
 ) -> list[Cotangent]:
     """Recompute what was not saved, behind a barrier that XLA does not undo, and go back."""
     if is_planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)
-    return call_back(state, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
+
+    def run(program: Program, args: Sequence[Value]) -> list[Value]:
+        behind = params["prevent_cse"]
+        if isinstance(behind, tuple):  # said of each operand; what was saved, and the cotangents, are never found again
+            inputs = [behind[i] for i in res.plan.available_inputs]
+            behind = (*inputs, *[True] * (len(args) - len(inputs)))
+        return bind_remat(program, args, dict(params, prevent_cse=behind), differentiated=True)
+
+    return call_back(state, res, ct, run)
 
 
 def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:

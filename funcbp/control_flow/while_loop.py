@@ -27,10 +27,11 @@ def while_fwd(
 
 def while_message(where: str) -> str:
     return (
-        f"Reverse-mode differentiation does not work through {where}: the number of its steps is not known when it is "
-        "traced, so its steps cannot be kept. Use funcbp.while_loop with max_steps=..., which stores a few snapshots; "
-        "jax.lax.scan, or jax.lax.fori_loop with bounds that are Python integers; or define its derivative with "
-        "jax.custom_vjp (for a fixed point, by the implicit function theorem)."
+        "Reverse-mode differentiation does not work for lax.while_loop, nor for lax.fori_loop with traced bounds. The "
+        f"number of steps of {where} is not known when it is traced, so they cannot be kept. Use funcbp.while_loop "
+        "with max_steps=..., which stores a few snapshots; jax.lax.scan, or jax.lax.fori_loop with bounds that are "
+        "Python integers; or define its derivative with jax.custom_vjp (for a fixed point, by the implicit function "
+        "theorem)."
     )
 
 

@@ -32,7 +32,7 @@ def is_differentiable(x: Value | Aval) -> bool:
     if jx.is_high(x):
         tangent = jx.aval_of(x).to_tangent_aval()
         return jx.is_high(tangent) or is_inexact(tangent.dtype)
-    return is_inexact(x.dtype)
+    return not isinstance(x, bool) and is_inexact(x.dtype)
 
 
 @functools.cache
@@ -41,9 +41,11 @@ def is_inexact(dtype: DTypeLike) -> bool:
     return jax.dtypes.issubdtype(dtype, np.inexact)
 
 
-def float0_zeros(x: Value | Aval) -> np.ndarray:
+def float0_zeros(x: Value | Aval) -> np.ndarray | jax.Array:
     """Make what JAX returns as the cotangent of an integer: zeros of the type that has no bits."""
-    return np.zeros(np.shape(x), jax.dtypes.float0)
+    if all(isinstance(n, int) for n in np.shape(x)):
+        return np.zeros(np.shape(x), jax.dtypes.float0)
+    return lax.broadcast(np.zeros((), jax.dtypes.float0), np.shape(x))  # sizes that `jax.export` leaves open
 
 
 def unbroadcast(ct: jax.Array, x: Value | Aval) -> jax.Array:

@@ -282,7 +282,10 @@ def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, A
 
 def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its feedback weight."""
-    return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)))
+    behind = params["prevent_cse"]
+    if isinstance(behind, tuple):
+        behind = tuple(b for b, w in zip(behind, which, strict=True) for _ in range(2 if w else 1))
+    return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)), prevent_cse=behind)
 
 
 def bind_cond(
@@ -348,6 +351,8 @@ def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], di
     if _meets_high(program):
         return program(*args)
     new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
+    if isinstance(new["prevent_cse"], tuple):  # said of each operand, but of constants, which are not recomputed
+        new["prevent_cse"] = (*[False] * len(program.consts), *new["prevent_cse"])
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
 
 

@@ -314,10 +314,14 @@ def cotangent_sharding(x: Value | Aval) -> jax.sharding.NamedSharding | None:
 
 
 def permuted_sharding(x: Value | Aval, axes: Sequence[int]) -> jax.sharding.NamedSharding | None:
-    """The sharding of the cotangent of x with its axes in another order, or None where no mesh is set."""
+    """The sharding of the cotangent of x with its axes in another order, or None where no mesh is set.
+
+    A value that was made under no mesh is the same on all devices of the one that is set.
+    """
     sharding = cotangent_sharding(x)
     if sharding is None:
-        return None
+        mesh = get_abstract_mesh()
+        return None if mesh.empty else jax.sharding.NamedSharding(mesh, jax.P(*(None for _ in axes)))
     spec = sharding.spec
     return sharding.update(spec=spec.update(partitions=tuple(spec.partitions[i] for i in axes)))
 

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from ..cotangents import ABSORB, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
+from .elementwise import is_complex
 from .registry import def_bilinear, def_rule
 from .traits import CONTRACTION, Digits
 
@@ -55,6 +56,8 @@ def dot_general_left(
         preferred_element_type=preferred_element_type,
         out_sharding=permuted_sharding(x, axes),
     )
+    if is_complex(product) and not is_complex(x):
+        product = lax.real(product)
     x_bar = product if axes == sorted(axes) else lax.transpose(product, np.argsort(axes).tolist())
     return x_bar if x_bar.dtype == x.dtype else lax.convert_element_type(x_bar, x.dtype)
 

@@ -66,7 +66,9 @@ def jax_files(repo: str, files: list[str], module: str, **options: Any) -> Itera
     """Run files of the tests in a copy of JAX's repository, each in a process of its own, as JAX does."""
     root = Path(repo).resolve()
     for name in files or JAX_FILES:
-        yield suite(name, importlib.metadata.version("jax"), root, [root / "tests" / name], module, source=str(root), **options)
+        yield suite(
+            name, importlib.metadata.version("jax"), root, [root / "tests" / name], module, source=str(root), **options
+        )
 
 
 def suite(

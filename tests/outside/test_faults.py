@@ -1,0 +1,97 @@
+"""What suites that nobody here wrote have found: one right value for each kind of fault."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import P, export, lax
+from jax._src.lax import eval_jaxpr
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
+
+import funcbp as bp
+
+X = np.array([0.5, -1.0, 2.0])
+
+
+@pytest.mark.parametrize("behind", [(False, True), (True, False), (False, False), True], ids=str)
+def test_operands_of_a_region_kept_from_the_compilers_eyes(behind):
+    """`jax.checkpoint(prevent_cse=)` says it of each operand; constants and cotangents come beside them."""
+    layer = jax.checkpoint(lambda w, x: jnp.sin(x @ w + jnp.arange(3.0)), prevent_cse=behind)
+    loss = lambda w, x: jnp.sum(layer(w, layer(w, x)) ** 2)
+    w = np.outer(X, X) / 3
+    barriers = lambda f: re.findall(r"optimization_barrier ([^:]*):", jax.jit(f).lower(w, X).as_text())
+    counts = [[b.count("%") for b in barriers(t.grad(loss, (0, 1)))] for t in (bp, jax)]
+    assert counts[0] == counts[1]
+    for f in loss, lambda w, x: jnp.sum(bp.grad(loss, 1)(w, x) ** 2):
+        np.testing.assert_allclose(bp.grad(f)(w, X), jax.grad(f)(w, X), rtol=1e-12)
+    marked = bp.grad(lambda x: jnp.sum(layer(bp.feedback(jnp.asarray(w), 2 * w), x)))(jnp.asarray(X))
+    np.testing.assert_allclose(marked, np.cos(X @ w + np.arange(3.0)) @ (2 * w).T, rtol=1e-12)
+
+
+def test_booleans_that_are_python_objects():
+    f = lambda p: lax.cond(p, lambda: 1.0, lambda: 2.0)
+    value, ct = bp.value_and_grad(f, allow_int=True)(True)
+    assert (value, ct.dtype, ct.shape) == (1.0, jax.dtypes.float0, ())
+    assert bp.vjp(lambda p, x: jnp.where(p, x**2, x), True, 3.0)[1](1.0)[1] == 6.0
+
+
+def test_numbers_put_back_into_a_pullback():
+    @jax.jit
+    def back(pullback):
+        pullback.args_res = [2.0, 3.0]
+        return pullback(1.0)
+
+    pullback = bp.vjp(lambda x, y: x * y, 2.0, 3.0)[1]
+    pullback.args_res = [None, None]
+    assert back(pullback) == (3.0, 2.0)
+
+
+def test_a_product_of_a_real_and_a_complex_matrix_gives_no_warning():
+    y = X + 1j * X[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = bp.grad(lambda x: lax.dot(x, y).real)(jnp.asarray(X))
+    np.testing.assert_allclose(got, y.real)
+    assert got.dtype == X.dtype
+
+
+def test_a_program_run_by_the_primitive_that_runs_one():
+    program = jax.make_jaxpr(lambda x: [x**3])(X)
+    name = "call_jaxpr" if hasattr(eval_jaxpr, "remat") else "jaxpr"
+    cube = lambda x: eval_jaxpr.eval_jaxpr_p.bind(x, **{name: program})[0]
+    for f in cube, jax.jit(cube):
+        np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(f(x)))(X), 3 * X**2)
+
+
+def test_cotangents_of_integers_whose_number_is_left_open():
+    f = lambda i, x: bp.vjp(lambda i, x: (2 * i, x**2), i, x)
+    back = lambda i, x, ct: f(i, x)[1]((np.int32(0) * i, ct))
+    n = export.symbolic_shape("n")
+    types = [jax.ShapeDtypeStruct(n, d) for d in (np.int32, np.float32, np.float32)]
+    program = export.export(jax.jit(back))(*types)
+    x, i = X.astype(np.float32), np.arange(3, dtype=np.int32)
+    of_i, of_x = program.call(i, x, x)
+    assert of_i.dtype == jax.dtypes.float0 and of_i.shape == (3,)
+    np.testing.assert_allclose(of_x, 2 * x**2)
+
+
+def test_a_weight_that_knows_of_no_mesh():
+    """Its cotangent is a product over a divided axis, and is the same on all devices."""
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    x = jax.ShapeDtypeStruct((32, 8), np.float64, sharding=jax.NamedSharding(mesh, P("data")))
+    with use_abstract_mesh(mesh):
+        (ours,), (theirs,) = (
+            jax.make_jaxpr(t.grad(lambda w, x: jnp.sum(lax.dot(x, w))))(np.ones((8, 4)), x).out_avals for t in (bp, jax)
+        )
+    assert ours == theirs
+
+
+def test_the_message_about_while_loops_has_what_people_look_for():
+    f = lambda x: lax.while_loop(lambda y: y < 3, jnp.exp, x)
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work for lax.while_loop"):
+        bp.grad(f)(0.1)

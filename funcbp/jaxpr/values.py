@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -104,20 +105,24 @@ def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding, memory."""
     if is_high(aval):
         return aval.vspace_zero()
-    zero = ad_util.zeros_like_aval(aval)
+    with mesh_of(aval):
+        zero = ad_util.zeros_like_aval(aval)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
 
 
 def add(a: Value, b: Value) -> Value:
-    """Add two values of one type in the context of their mesh, which within `auto_axes` is another one than around."""
+    """Add two values of one type in the context of their mesh."""
     if is_high(a):
         return core.typeof(a).vspace_add(a, b)
-    mesh, around = core.typeof(a).sharding.mesh, get_abstract_mesh()
-    if mesh.empty or around.empty or mesh == around:
+    with mesh_of(core.typeof(a)):
         return lax.add(a, b)
-    with use_abstract_mesh(mesh):
-        return lax.add(a, b)
+
+
+def mesh_of(aval: Aval) -> AbstractContextManager[object]:
+    """Enter the context of a type's mesh: within `auto_axes`, or of what a map closes over, it is not that around."""
+    sharding, around = sharding_of(aval), get_abstract_mesh()
+    return nullcontext() if sharding is None or around.empty else use_abstract_mesh(sharding.mesh)
 
 
 def as_array(x: Value) -> Value:

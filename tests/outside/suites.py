@@ -103,6 +103,8 @@ def pytest(root: Path, files: list[Path], tests: str = "", **settings: Any) -> d
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         }
+        if settings.get("source") is not None:
+            environment["PYTHONSAFEPATH"] = "1"  # the JAX that is installed, not the one in the copy
         options = ["-q", "-p", "swap_reverse_mode", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(root)]
         options += ["-k", tests, "--continue-on-collection-errors"]
         command = [sys.executable, "-m", "pytest", *options, *map(str, files)]

@@ -96,6 +96,21 @@ def test_a_weight_that_knows_of_no_mesh():
     assert ours == theirs
 
 
+def test_a_map_closes_over_what_it_does_not_use():
+    """Its zero cotangent has the type that it has outside of the map."""
+    x = jnp.arange(4.0)
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+
+    @jax.jit
+    def f(w, x):
+        w = lax.with_sharding_constraint(w, jax.NamedSharding(mesh, P()))
+        both = lambda x: bp.value_and_grad(lambda w, x: jnp.sum(x**2))(w, x)
+        return jax.shard_map(both, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False)(x)
+
+    value, ct = f(jax.device_put(x, jax.NamedSharding(mesh, P())), x)
+    assert value == 14.0 and not ct.any() and ct.shape == (4,)
+
+
 def test_the_message_about_while_loops_has_what_people_look_for():
     f = lambda x: lax.while_loop(lambda y: y < 3, jnp.exp, x)
     with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):

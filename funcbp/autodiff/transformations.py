@@ -383,7 +383,7 @@ class Backward:
                 check_input(x, holomorphic, allow_int, "grad")
             value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             check_scalar(value, holomorphic)
-            grads = pullback(jnp.ones_like(value))
+            grads = pullback(jx.ones_as_cotangent(value))
             grads = grads[0] if isinstance(indices, int) else tuple(grads)
             return ((value, aux[0]), grads) if has_aux else (value, grads)
 
@@ -457,6 +457,7 @@ class Backward:
                     else jnp.zeros((sizes[i], *z.shape), z.dtype)
                     for j, z in enumerate(leaves)
                 ]
+                basis = [jx.pvary(b, tuple(jx.varying(jx.type_of(z)))) for b, z in zip(basis, leaves, strict=True)]
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(functools.partial(_block, y), cts, tuple(chosen)))
             rows = [r[0] if isinstance(indices, int) else tuple(r) for r in rows]

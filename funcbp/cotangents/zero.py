@@ -37,7 +37,9 @@ def is_differentiable(x: Value | Aval) -> bool:
 
 @functools.cache
 def is_inexact(dtype: DTypeLike) -> bool:
-    """Tell whether this is a real or complex floating-point dtype."""
+    """Tell whether this is a real or complex floating-point dtype, or one of somebody's own that has tangents."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        return jx.tangent_dtype(dtype) != jax.dtypes.float0
     return jax.dtypes.issubdtype(dtype, np.inexact)
 
 
@@ -61,6 +63,10 @@ def unbroadcast(ct: jax.Array, x: Value | Aval) -> jax.Array:
         >>> unbroadcast(jnp.ones((3, 2)), jnp.zeros((1, 2)))
         Array([[3., 3.]], dtype=float32)
     """
+    sharding = jx.cotangent_sharding(x)
+    if sharding is not None and sharding != jx.sharding_of(ct) and x.shape:  # over an explicit mesh
+        axes = [i for i, (n, m) in enumerate(zip(ct.shape, x.shape, strict=True)) if n != m]
+        return lax.reshape(lax.reduce_sum(ct, axes) if axes else ct, x.shape, out_sharding=sharding)
     if ct.shape == x.shape:
         return ct
     if not x.shape:

@@ -51,7 +51,7 @@ def gradient_observed(
         check_input(x, False, True, "grad")
     value, pullback, *aux = backward.vjp(partial, *chosen, has_aux=has_aux)
     check_scalar(value, False)
-    grads, seen = pullback.observed(jnp.ones_like(value))
+    grads, seen = pullback.observed(jx.ones_as_cotangent(value))
     grads = grads[0] if isinstance(indices_of(argnums), int) else tuple(grads)
     return ((value, aux[0]) if has_aux else value), grads, pullback.tape, seen
 

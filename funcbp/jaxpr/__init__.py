@@ -158,6 +158,7 @@ from .values import is_high as is_high
 from .values import is_number as is_number
 from .values import is_value as is_value
 from .values import like as like
+from .values import ones_as_cotangent as ones_as_cotangent
 from .values import packs as packs
 from .values import permuted_sharding as permuted_sharding
 from .values import perturbed_mark as perturbed_mark
@@ -170,6 +171,7 @@ from .values import shown_type as shown_type
 from .values import split_list as split_list
 from .values import strong as strong
 from .values import takes as takes
+from .values import tangent_dtype as tangent_dtype
 from .values import tangent_value as tangent_value
 from .values import to_space as to_space
 from .values import to_strong as to_strong

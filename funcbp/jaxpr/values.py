@@ -44,6 +44,7 @@ def primitive(name: str) -> Primitive | Any:
 
 type_of = core.typeof
 pvary = core.pvary
+tangent_dtype = core.primal_dtype_to_tangent_dtype
 
 
 def varying(aval: Aval) -> frozenset[str]:
@@ -76,7 +77,7 @@ def low_types(aval: Aval) -> list[Aval]:
 
 def bytes_of_type(aval: Aval) -> int:
     """How many bytes a value of this type has; none, if it is no array and is not made of arrays."""
-    return sum(t.size * t.dtype.itemsize for t in low_types(aval) if hasattr(t, "dtype"))
+    return sum(t.size * t.dtype.itemsize for t in map(core.physical_aval, low_types(aval)) if hasattr(t, "dtype"))
 
 
 def shown_type(aval: Aval) -> str:
@@ -115,6 +116,8 @@ def add(a: Value, b: Value) -> Value:
     """Add two values of one type in the context of their mesh."""
     if is_high(a):
         return core.typeof(a).vspace_add(a, b)
+    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.extended):  # of a dtype whose author says what a sum is
+        return ad_util.add_jaxvals(a, b)
     with mesh_of(core.typeof(a)):
         return lax.add(a, b)
 
@@ -311,6 +314,12 @@ def sharding_of(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(aval_of(x), "sharding", None)
     return None if sharding is None or sharding.mesh.empty else sharding
+
+
+def ones_as_cotangent(x: Value) -> jax.Array:
+    """The cotangent of a value that is one everywhere, of the type that cotangents of it have."""
+    sharding = cotangent_sharding(x)
+    return jnp.ones_like(x) if sharding is None else lax.full_like(x, 1, shape=np.shape(x), sharding=sharding)
 
 
 def cotangent_sharding(x: Value | Aval) -> jax.sharding.NamedSharding | None:

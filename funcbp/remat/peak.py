@@ -94,7 +94,9 @@ def facts_of(eqn: Any) -> Facts:
 
 def _size(v: Any) -> int:
     shape, dtype = getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None)
-    return math.prod(shape) * dtype.itemsize if shape is not None and dtype is not None else 0
+    if shape is None or not hasattr(dtype, "itemsize"):  # no array, or of a dtype of somebody's own
+        return jx.bytes_of_type(v.aval)
+    return math.prod(shape) * dtype.itemsize
 
 
 def _turns_over(product: Any) -> bool:

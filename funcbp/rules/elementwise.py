@@ -615,6 +615,8 @@ enter(
     CastRule(cast.bwd, save=cast.save, moves=Moves.STAYS),
     STRUCTURAL.but(digits=Digits.CAST, linear=(0,), moves=Moves.STAYS),
 )
+for p in map(primitive, ("to_edtype_p", "from_edtype_p")):  # a dtype whose author says what its tangents and sums are
+    def_linear(p, lambda ct, x, **_: lax.convert_element_type(ct, x.dtype), Moves.STAYS, traits=STRUCTURAL)
 def_linear(
     primitives.reduce_precision_p,
     lambda ct, x, **params: lax.reduce_precision(ct, **params),

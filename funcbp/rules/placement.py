@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero
-from ..jaxpr import bind_device_put, cotangent_sharding, feedback_p, primitive, primitives, to_space
+from ..jaxpr import bind_device_put, feedback_p, permuted_sharding, primitive, primitives, to_space
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule
@@ -43,6 +43,12 @@ def shard_alike_bwd(types: Sequence[Aval], ct: Sequence[jax.Array | Any], pertur
     return list(ct) if Zero in ct else primitive("shard_alike_p").bind(*ct)
 
 
+def reshard_back(ct: jax.Array, x: Aval, **_: Any) -> jax.Array:
+    """The identity; the cotangent is laid out as the primal was, one that knew of no mesh the same on all devices."""
+    sharding = permuted_sharding(x, range(len(x.shape)))
+    return ct if sharding is None else jax.sharding.reshard(ct, sharding)
+
+
 # Where a value lies is a question of the whole program: none of these is done again, and the marks stay where they are.
 PLACED, MARK = Traits(flops=free), STRUCTURAL.but(mark=True)
 
@@ -55,9 +61,7 @@ def_linear(
     traits=PLACED,
 )
 def_linear(primitive("layout_constraint_p"), lambda ct, x, **_: ct, Moves.ALL, traits=PLACED)
-def_linear(
-    primitive("reshard_p"), lambda ct, x, **_: jax.sharding.reshard(ct, cotangent_sharding(x)), Moves.ALL, traits=PLACED
-)
+def_linear(primitive("reshard_p"), reshard_back, Moves.ALL, traits=PLACED)
 def_linear(primitive("xla_metadata_value_p"), lambda ct, x, **_: ct, Moves.STAYS, traits=PLACED)
 def_rule(primitive("shard_alike_p"), shard_alike_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero, instantiate
-from ..jaxpr import cotangent_sharding, primitive, primitives
+from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
@@ -28,7 +28,8 @@ def broadcast_back(
     """z[..b..] = x[..1..]:  x̄ sums z̄ over the axes that x does not have, or has with size 1."""
     new = [i for i in range(len(shape)) if i not in broadcast_dimensions]
     grown = [d for d, n in zip(broadcast_dimensions, x.shape, strict=True) if n != shape[d]]
-    ct = lax.reduce_sum(ct, new + grown)
+    rest = [i for i, d in enumerate(broadcast_dimensions) if d not in grown]
+    ct = lax.reduce_sum(ct, new + grown, out_sharding=permuted_sharding(x, rest))
     kept = [i for i, d in enumerate(broadcast_dimensions) if d in grown]
     return lax.expand_dims(ct, kept)
 

@@ -12,7 +12,7 @@ REFERENCES = "accum_grad_in_ref run_state masked_load masked_swap get_global"
 BOXES = "box_get box_set new_box new_log log_extend log_read"
 INTERNAL = """
     call_hi_primitive_linearized
-    custom_lin remat_opt stage tie dce_sink to_edtype from_edtype call relayout
+    custom_lin remat_opt stage tie dce_sink call relayout
     with_memory_space_constraint
 """
 

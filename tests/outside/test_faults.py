@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import P, export, lax
+from jax._src import core, dtypes
 from jax._src.lax import eval_jaxpr
 from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
@@ -94,6 +96,88 @@ def test_a_weight_that_knows_of_no_mesh():
             jax.make_jaxpr(t.grad(lambda w, x: jnp.sum(lax.dot(x, w))))(np.ones((8, 4)), x).out_avals for t in (bp, jax)
         )
     assert ours == theirs
+
+
+def largest_dtype():
+    """A dtype of numbers of which two cotangents give the larger one: how 8-bit libraries keep their scales."""
+
+    class Rules:
+        allow_conversion = True
+        tangent_dtype = staticmethod(lambda dtype: dtype)
+        physical_element_aval = staticmethod(lambda dtype: core.ShapedArray((), np.float32))
+        replicate_trailing_dims = staticmethod(lambda ctx, x, aval: x)
+        logical_sharding = staticmethod(lambda aval, sharding: sharding)
+        physical_sharding = staticmethod(lambda aval, sharding: sharding)
+        zero = staticmethod(lambda dtype: lax.convert_element_type(np.float32(0), dtype))
+        add = staticmethod(lambda dtype, x, y: lax.convert_element_type(jnp.maximum(*map(number, (x, y))), dtype))
+
+    @dataclasses.dataclass(frozen=True)
+    class Largest(dtypes.ExtendedDType):
+        name = "largest"
+        type = jax.dtypes.extended
+        _rules = Rules
+
+    number = lambda x: lax.convert_element_type(x, np.float32)
+    return Largest()
+
+
+def test_a_dtype_whose_author_says_what_a_sum_is():
+    dtype = largest_dtype()
+
+    @jax.custom_vjp
+    def keep(x, scale):
+        return x
+
+    keep.defvjp(lambda x, scale: (x, x), lambda x, ct: (ct, lax.convert_element_type(jnp.abs(x), dtype)))
+
+    def f(x, scale):
+        scale = lax.convert_element_type(scale, dtype)
+        x = keep(keep(x, scale) * np.float32(0.5), scale)
+        return lax.scan(lambda c, _: (keep(c, scale) * np.float32(3), None), x, None, length=2)[0]
+
+    for t in jax, bp:  # outside of programs arrays of a dtype of one's own take more than these rules
+        assert jax.jit(t.grad(f, (0, 1)))(np.float32(-2), np.float32(0)) == (4.5, 3.0)  # the values: -2, -1, -1, -3
+
+
+def explicit(spec):
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    return mesh, jax.ShapeDtypeStruct((8,), np.float64, sharding=jax.NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P(reduced={"data"})], ids=str)
+def test_cotangents_over_an_explicit_mesh_have_the_types_that_theirs_have(spec):
+    """Also the one that a gradient begins with; of what is reduced, the parts of the devices are summed."""
+    mesh, x = explicit(spec)
+    divided = explicit(P("data"))[1]
+    scattered = lambda x: lax.broadcast_in_dim(x, (2, 8), (1,), out_sharding=P("data", None))
+    fs = [lambda x, y: jnp.sum(x), lambda x, y: jnp.sum(x * 2.0)]
+    fs += [lambda x, y: jnp.sum(x + y)] if spec == P() else [lambda x, y: jnp.sum(scattered(x))] if spec.reduced else []
+    with use_abstract_mesh(mesh):
+        for f in fs:
+            ours, theirs = (jax.make_jaxpr(t.grad(f, (0, 1)))(x, divided).out_avals for t in (bp, jax))
+            assert ours == theirs
+
+
+def test_units_of_a_jacobian_inside_a_map():
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    f = lambda t: jax.shard_map(t.jacrev(jnp.sin), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    ours, theirs = (jax.make_jaxpr(f(t))(np.ones(8)).out_avals for t in (bp, jax))
+    assert ours == theirs
+
+
+def test_a_forward_rule_that_is_an_object():
+    """Or one that closes over a number which has a name that JAX's checks use."""
+
+    class Forward:
+        def __call__(self, x):
+            return x**2, x
+
+    num_errs = 1
+    for forward in Forward(), lambda x: (x ** (1 + num_errs), x):
+        f = jax.custom_vjp(lambda x: x**2)
+        f.defvjp(forward, lambda x, ct: (3 * x * ct,))
+        for g in f, jax.jit(f):
+            assert bp.grad(g)(2.0) == 6.0
 
 
 def test_a_map_closes_over_what_it_does_not_use():

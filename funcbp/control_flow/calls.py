@@ -109,7 +109,7 @@ def metadata_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[
 
 
 def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
-if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:  # newer JAX
+if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:
     def_control(xla_metadata_call_p, metadata_fwd, metadata_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, *map(primitive, ("composite_p", "custom_vmap_p", "eval_jaxpr_p"))):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)

@@ -35,7 +35,7 @@ from .values import (
 )
 
 compute_on_p = primitive("compute_on_p")
-xla_metadata_call_p = primitive("xla_metadata_call_p")  # of newer JAX
+xla_metadata_call_p = primitive("xla_metadata_call_p")
 
 
 def constrained(params: dict[str, Any]) -> ClosedJaxpr:

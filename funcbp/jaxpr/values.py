@@ -37,7 +37,7 @@ def primitive(name: str) -> Primitive | Any:
     """The primitive of this name (`tanh_p`), or None where this JAX has no such primitive."""
     if hasattr(primitives, name):
         return getattr(primitives, name)
-    modules = (f"jax._src.{place}" for place in _PLACES)
+    modules = [*(f"jax._src.{place}" for place in _PLACES), "jax.experimental.scheduling_groups"]
     found = (importlib.import_module(m) for m in modules if importlib.util.find_spec(m))
     return next((getattr(m, name) for m in found if hasattr(m, name)), None)
 

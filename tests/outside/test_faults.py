@@ -13,6 +13,7 @@ import pytest
 from jax import P, export, lax
 from jax._src import core, dtypes
 from jax._src.lax import eval_jaxpr
+from jax.experimental import scheduling_groups
 from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
 import funcbp as bp
@@ -163,6 +164,14 @@ def test_units_of_a_jacobian_inside_a_map():
     f = lambda t: jax.shard_map(t.jacrev(jnp.sin), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     ours, theirs = (jax.make_jaxpr(f(t))(np.ones(8)).out_avals for t in (bp, jax))
     assert ours == theirs
+
+
+def test_a_call_that_tells_the_compiler_of_itself():
+    """`jax.experimental.scheduling_groups`, in loops and regions too."""
+    f = scheduling_groups.scheduling_group(name="a")(lambda x: jnp.sin(x) * x)
+    once = np.cos(X) * X + np.sin(X)
+    for g in f, jax.jit(f), jax.checkpoint(f), lambda x: lax.scan(lambda c, _: (f(c), None), x, None, length=1)[0]:
+        np.testing.assert_allclose(bp.vjp(g, X)[1](np.ones(3))[0], once, rtol=1e-12)
 
 
 def test_a_forward_rule_that_is_an_object():

@@ -457,7 +457,7 @@ class Backward:
                     else jnp.zeros((sizes[i], *z.shape), z.dtype)
                     for j, z in enumerate(leaves)
                 ]
-                basis = [jx.pvary(b, tuple(jx.varying(jx.type_of(z)))) for b, z in zip(basis, leaves, strict=True)]
+                basis = list(map(jx.laid_out_as, basis, leaves))
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(functools.partial(_block, y), cts, tuple(chosen)))
             rows = [r[0] if isinstance(indices, int) else tuple(r) for r in rows]

@@ -195,4 +195,6 @@ def weak_as(ct: Cotangent, aval: Aval) -> Cotangent:
 
 def instantiate(ct: Cotangent, aval: Aval) -> jax.Array:
     """Make the cotangent an array: `Zero` becomes zeros of this type, and products are contracted."""
-    return jx.zeros(jx.strong(aval)) if ct is Zero else materialize(ct)
+    if ct is not Zero:
+        return materialize(ct)
+    return jx.zeros(jx.strong(aval if jx.is_high(aval) else jx.cotangent_type(aval)))

@@ -157,6 +157,7 @@ from .values import instantiated_tangent as instantiated_tangent
 from .values import is_high as is_high
 from .values import is_number as is_number
 from .values import is_value as is_value
+from .values import laid_out_as as laid_out_as
 from .values import like as like
 from .values import ones_as_cotangent as ones_as_cotangent
 from .values import packs as packs

@@ -89,7 +89,7 @@ def takes(aval: Aval, ct: Aval) -> bool:
     """Whether this may be the type of a cotangent of a value of type `aval`."""
     if is_high(aval):
         return bool(core.typematch(aval.to_ct_aval(), ct))
-    return not is_high(ct) and bool(ct.shape == aval.shape and ct.dtype == aval.dtype)
+    return not is_high(ct) and bool(ct.shape == aval.shape and ct.dtype == cotangent_type(aval).dtype)
 
 
 def concrete(x: Any) -> Any:
@@ -199,7 +199,7 @@ def instantiated_tangent(tangent: Value) -> Value:
 
 def cotangent_type(aval: Aval) -> Aval:
     """The type of the cotangent: of a sum over devices that has not been taken (unreduced), what is the same on all of
-    them because of it (reduced), and the other way round.
+    them because of it (reduced), and the other way round; of a dtype of somebody's own, what its author says.
     """
     if is_high(aval):
         return aval.to_ct_aval()
@@ -207,7 +207,7 @@ def cotangent_type(aval: Aval) -> Aval:
         return aval
     spec, of_devices = aval.sharding.spec, aval.mat
     sums = spec.unreduced or spec.reduced or of_devices.unreduced or of_devices.reduced
-    return aval.to_ct_aval() if sums else aval
+    return aval.to_ct_aval() if sums or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) else aval
 
 
 def type_of_struct(struct: jax.ShapeDtypeStruct) -> Aval:
@@ -320,6 +320,15 @@ def ones_as_cotangent(x: Value) -> jax.Array:
     """The cotangent of a value that is one everywhere, of the type that cotangents of it have."""
     sharding = cotangent_sharding(x)
     return jnp.ones_like(x) if sharding is None else lax.full_like(x, 1, shape=np.shape(x), sharding=sharding)
+
+
+def laid_out_as(stack: jax.Array, x: Value) -> jax.Array:
+    """Lay a stack of cotangents of x out over the devices as these are: each row as x."""
+    sharding = cotangent_sharding(x)
+    if sharding is not None and any(sharding.spec.partitions):
+        spec = sharding.spec.update(partitions=(None, *sharding.spec.partitions))
+        stack = jax.sharding.reshard(stack, sharding.update(spec=spec))
+    return pvary(stack, tuple(varying(type_of(x)) - varying(type_of(stack))))
 
 
 def cotangent_sharding(x: Value | Aval) -> jax.sharding.NamedSharding | None:

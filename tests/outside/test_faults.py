@@ -152,6 +152,7 @@ def test_cotangents_over_an_explicit_mesh_have_the_types_that_theirs_have(spec):
     divided = explicit(P("data"))[1]
     scattered = lambda x: lax.broadcast_in_dim(x, (2, 8), (1,), out_sharding=P("data", None))
     fs = [lambda x, y: jnp.sum(x), lambda x, y: jnp.sum(x * 2.0)]
+    fs += [lambda x, y: jnp.sum(lax.cond(y.sum() > 0, lambda: x, lambda: jnp.zeros_like(x)))]
     fs += [lambda x, y: jnp.sum(x + y)] if spec == P() else [lambda x, y: jnp.sum(scattered(x))] if spec.reduced else []
     with use_abstract_mesh(mesh):
         for f in fs:
@@ -164,6 +165,11 @@ def test_units_of_a_jacobian_inside_a_map():
     f = lambda t: jax.shard_map(t.jacrev(jnp.sin), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     ours, theirs = (jax.make_jaxpr(f(t))(np.ones(8)).out_avals for t in (bp, jax))
     assert ours == theirs
+    mesh, x = explicit(P("data"))
+    f = lambda t: t.jacrev(lambda x: 2 * jnp.sin(x))
+    with use_abstract_mesh(mesh):
+        ours, theirs = (jax.make_jaxpr(f(t))(x).out_avals for t in (bp, jax))
+    assert [(t.shape, t.dtype) for t in ours] == [(t.shape, t.dtype) for t in theirs]
 
 
 def test_a_call_that_tells_the_compiler_of_itself():

@@ -125,7 +125,7 @@ def add(a: Value, b: Value) -> Value:
 def mesh_of(aval: Aval) -> AbstractContextManager[object]:
     """Enter the context of a type's mesh: within `auto_axes`, or of what a map closes over, it is not that around."""
     sharding, around = sharding_of(aval), get_abstract_mesh()
-    return nullcontext() if sharding is None or around.empty else use_abstract_mesh(sharding.mesh)
+    return nullcontext() if sharding is None or around.empty else use_abstract_mesh(aval.sharding.mesh)
 
 
 def as_array(x: Value) -> Value:

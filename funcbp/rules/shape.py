@@ -112,7 +112,11 @@ def squeeze_back(ct: jax.Array, x: Aval, *, dimensions: Sequence[int]) -> jax.Ar
 def tile_back(ct: jax.Array, x: Aval, *, reps: Sequence[int], **_: Any) -> jax.Array:
     """z = x repeated along its axes:  x̄ is the sum over the repetitions."""
     shape = [k for n, r in zip(x.shape, reps, strict=True) for k in (r, n)]
-    return lax.reduce_sum(lax.reshape(ct, shape), range(0, 2 * len(x.shape), 2))
+    sharding = cotangent_sharding(x)
+    if sharding is not None:  # each axis of x in its place, behind one of its repetitions that is not divided
+        apart = (s for own in sharding.spec.partitions for s in (None, own))
+        sharding = sharding.update(spec=sharding.spec.update(partitions=tuple(apart)))
+    return lax.reduce_sum(lax.reshape(ct, shape, out_sharding=sharding), range(0, 2 * len(x.shape), 2))
 
 
 def stack_bwd(

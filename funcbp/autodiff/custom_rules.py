@@ -59,8 +59,9 @@ def record_custom_jvp(
     """
     has_cells = any(cell_of(trace, t) is not None for t in tracers)
     operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
+    unchanged = operation._replace(params=dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
     if not operation.is_perturbed and not has_cells:
-        return _passed(trace, operation, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
+        return _passed(trace, operation, unchanged)
     if not operation.is_perturbed or trace.in_tangent_rule:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
@@ -75,11 +76,10 @@ def record_custom_jvp(
             operands = [c or t for c, t in zip(cells, tracers, strict=True)]
             return jx.run_custom_jvp(fun, jvp, operands, [c is not None for c in cells])
     if rule is not None:
-        return _by_another_rule(trace, rule, fun, operation)
+        return _by_another_rule(trace, rule, where, operation, unchanged)
     named = NAMED.get(jx.own_name(fun))
     if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
-        with trace.below():
-            outs = fun.call_wrapped(*values)
+        outs = trace.run(unchanged)
         with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
             slopes = [named(values, [t if trace.mine(t) else None for t in tracers])]
         return trace.carried(where, operation, outs, slopes)
@@ -111,13 +111,15 @@ def record_custom_vjp(
     if not operation.is_perturbed and has_cells:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
+    subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
+    unchanged = operation._replace(params=subfuns)
     if not operation.is_perturbed:
-        subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
-        return _passed(trace, operation, subfuns)
-    if (rule := trace.options.rules.get(jx.written_where(fun))) is not None:
+        return _passed(trace, operation, unchanged)
+    where = jx.written_where(fun)
+    if (rule := trace.options.rules.get(where)) is not None:
         if has_cells:
             raise jx.UnfollowedReferenceError("into a `jax.custom_vjp` function whose rule was replaced")
-        return _by_another_rule(trace, rule, fun, operation)
+        return _by_another_rule(trace, rule, where, operation, unchanged)
     values, feedback = operation.values, operation.feedback
     operands = [shown(trace, t) for t in tracers]
     if feedback:
@@ -154,26 +156,31 @@ def _is_floating(aval: Any) -> bool:
     return not jx.is_high(aval) and np.issubdtype(aval.dtype, np.floating)
 
 
-def _passed(trace: CallRecorder, operation: Operation, subfuns: dict[str, Any]) -> list[Any]:
+def _passed(trace: CallRecorder, operation: Operation, unchanged: Operation) -> list[Any]:
     """Run a call that no perturbed value enters."""
-    outs = trace.run(operation._replace(params=subfuns))
+    outs = trace.run(unchanged)
     trace.look_at(operation, outs)
     return outs
 
 
-def _by_another_rule(trace: CallRecorder, rule: Rule, fun: WrappedFun, operation: Operation) -> list[Value]:
-    """Record a function with a derivative of its own by the rule that an option gives it instead."""
+def _by_another_rule(
+    trace: CallRecorder, rule: Rule, where: str, operation: Operation, unchanged: Operation
+) -> list[Value]:
+    """Record a function with a derivative of its own by the rule that an option gives it instead.
+
+    It is run as the call that it is, so that whoever differentiates the result again meets its derivative, not its body.
+    """
     values = operation.values
-    with trace.below():
-        outs, kept = fun.call_wrapped(*values), None
-        if rule.fwd is not None:
+    outs, kept = trace.run(unchanged), None
+    if rule.fwd is not None:
+        with trace.below():
             out, kept = rule.fwd(*values)
-            outs = list(out) if len(outs) > 1 else [out]
+        outs = list(out) if len(outs) > 1 else [out]
     several = len(outs) > 1
     if rule.fwd is None or rule.save is not None:
         of = values, kept if rule.fwd is not None else outs if several else outs[0]
         kept = (rule.save or INPUTS)(*of, operation.perturbed, {})
-    return _write(trace, rule, operation, jx.written_where(fun).partition(" at ")[0], outs, kept, several)
+    return _write(trace, rule, operation, where.partition(" at ")[0], outs, kept, several)
 
 
 def _write(

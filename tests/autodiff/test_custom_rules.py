@@ -166,3 +166,20 @@ def test_a_cotangent_of_another_precision_gets_that_of_its_primal():
     f.defvjp(lambda x: (x, None), lambda res, ct: (ct.astype(jnp.complex64) * 1j,))
     with pytest.raises(TypeError, match=r"its cotangent for primal 0 is complex64\[2\], and the primal is bfloat16"):
         bp.grad(lambda x: jnp.sum(f(x)))(x)  # JAX returns a complex gradient
+
+
+def test_what_replaces_a_derivative_is_there_at_second_order():
+    """What comes out of a function whose derivative an option or a formula of ours gives is differentiated by that, too."""
+    by_value = lambda f, x: bp.grad(lambda x: bp.grad(lambda x: f(x) ** 2)(x))(x)  # (f²)'' = 2 f'² + 2 f f''
+    x = 1.3
+    tie = lambda x: jnp.logaddexp(x, 2 * x - 1.0)  # at 1: f' = 3/2, f'' = 1/4
+    np.testing.assert_allclose(by_value(tie, 1.0), 2 * 1.5**2 + 2 * (1 + np.log(2)) / 4, rtol=1e-12)
+    np.testing.assert_allclose(jax.jvp(bp.grad(lambda x: tie(x) ** 2), (1.0,), (1.0,))[1], by_value(tie, 1.0), rtol=1e-12)
+    with_jvp, with_bwd = jax.custom_jvp(jnp.abs), jax.custom_vjp(jnp.abs)
+    with_jvp.defjvp(lambda primals, tangents: (with_jvp(*primals), jnp.cos(primals[0]) * tangents[0]))
+    with_bwd.defvjp(lambda x: (with_bwd(x), x), lambda x, ct: (jnp.cos(x) * ct,))
+    for f in (with_jvp, with_bwd):
+        sine = bp.Backward(rules={f: bp.rule(lambda res, ct, perturbed: [ct * jnp.sin(res[0])], save=bp.rules.INPUTS)})
+        once = sine.grad(lambda x, f=f: f(x) ** 2)  # 2 f(x) sin x
+        for twice, slope in ((sine.grad, np.sin(x)), (bp.grad, np.cos(x)), (jax.grad, np.cos(x))):
+            np.testing.assert_allclose(twice(once)(x), 2 * slope * np.sin(x) + 2 * x * np.cos(x), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Random well-typed programs, and whether their gradients equal `jax.vjp`'s, in float64.
+"""Random well-typed programs, and whether their gradients equal `jax.vjp`'s, in float64, once and twice.
 
 A few hundred run with the tests. The long run goes by chunks of a hundred programs, the chunk's number being its seed.
 It writes a line per chunk, and goes on where the log ends:
@@ -43,6 +43,13 @@ def with_bwd(x, y):
 
 with_bwd.defvjp(lambda x, y: (x * y, (x, y)), lambda res, ct: (ct * res[1] * 2, ct * jnp.tanh(res[0])))
 
+
+def root(x):
+    """The root of z + z³ / 3 = x, by JAX's `custom_root`."""
+    newton = lambda _, z: lax.fori_loop(0, 20, lambda _, z: z - (z + z**3 / 3 - x) / (1 + z * z), z)
+    return lax.custom_root(lambda z: z + z**3 / 3 - x, x * 0, newton, lambda g, y: y / g(jnp.ones_like(y)))
+
+
 UNARY = {
     "tanh": jnp.tanh,
     "sin": jnp.sin,
@@ -64,6 +71,15 @@ UNARY = {
     "integer": lambda x: x * (3 * x).astype(int).astype(x.dtype),
     "narrow": lambda x: x.astype(jnp.float32).astype(x.dtype),
     "complex": lambda x: jnp.abs(lax.complex(1 + x * x, x)),
+    "logaddexp": lambda x: jnp.logaddexp(x, lax.rev(x, range(x.ndim))),
+    "attached": bp.Backward().attach(lambda x: x * jnp.tanh(x)),
+    "root": root,
+    "switch": lambda x: lax.switch(jnp.sum(x).astype(int), [jnp.sin, jnp.cos, lambda x: x * jnp.sum(x)], x),
+    "fori": lambda x: lax.fori_loop(0, 3, lambda i, c: jnp.sin(c) * x + i, x),
+    "jax's gradient": lambda x: jax.grad(lambda x: jnp.sum(jnp.sin(x) ** 2))(x),
+    "jax's jvp": lambda x: jax.jvp(lambda y: jnp.sin(y) * x, (x,), (x * x,))[1],
+    "fft": lambda x: jnp.abs(jnp.fft.fft(x.reshape(-1))).reshape(x.shape) if x.size else x,
+    "solve": lambda x: jnp.linalg.solve(jnp.eye(x.size) * 9 + jnp.outer(x, x), x.reshape(-1)).reshape(x.shape),
     "barrier": lambda x: lax.optimization_barrier((x, 2 * x))[1],
 }
 BINARY = {
@@ -84,6 +100,7 @@ WRAPPERS = {
     "remat": jax.checkpoint,
     "remat dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_saveable),
     "jit of remat": lambda f: jax.jit(jax.checkpoint(f)),
+    "remat of jit": lambda f: jax.checkpoint(jax.jit(f)),
 }
 
 
@@ -225,19 +242,46 @@ def program(steps):
     return f
 
 
+def twice(vjp, again):
+    """`vjp`, but that its pullback also has the derivative of its own cotangents along themselves, by `again`."""
+
+    def vjp_and_more(f, *inputs):
+        outs, pullback = vjp(f, *inputs)
+
+        def pulled(ct):
+            back = lambda *xs: vjp(f, *xs)[1](ct)
+            return *pullback(ct), *again(back, inputs, pullback(ct))
+
+        return outs, pulled
+
+    return vjp_and_more
+
+
+def in_reverse(vjp):
+    return lambda back, inputs, along: vjp(back, *inputs)[1](along)
+
+
+def in_forward_mode(back, inputs, along):
+    return jax.jvp(back, inputs, along)[1]
+
+
 def opened(f, *args):
     """Called with concrete values, loops unrolled and branches taken by Python."""
     with jax.disable_jit():
         return f(*args)
 
 
+# how a program is run, how the witness is, and what is asked of a `vjp`
 WAYS = {
-    "traced": interpreted,
-    "eager, opened": opened,
-    "eager": lambda f, *args: f(*args),
-    "compiled": lambda f, *args: jax.jit(f)(*args),
+    "traced": (interpreted, interpreted, lambda vjp: vjp),
+    "traced, twice": (interpreted, interpreted, lambda vjp: twice(vjp, in_reverse(vjp))),
+    "traced, jvp of": (interpreted, interpreted, lambda vjp: twice(vjp, in_forward_mode)),
+    "eager, opened": (opened, opened, lambda vjp: vjp),
+    "eager": (lambda f, *args: f(*args), opened, lambda vjp: vjp),
+    "compiled": (lambda f, *args: jax.jit(f)(*args), opened, lambda vjp: vjp),
 }
-CHEAP = ["traced"] * 15 + ["eager, opened"]  # the others compile a program, which takes a hundred times as long
+# the others compile a program, which takes a hundred times as long
+CHEAP = ["traced"] * 13 + ["traced, twice", "traced, jvp of", "eager, opened"]
 
 
 def check_program(steps, numbers, way):
@@ -256,8 +300,9 @@ def check_program(steps, numbers, way):
 
         return outputs_and_cotangents
 
-    got_outs, got = WAYS[way](by(bp.vjp), numbers, *inputs)
-    want_outs, want = (interpreted if way == "traced" else opened)(by(jax.vjp), numbers, *inputs)
+    run_ours, run_theirs, asked = WAYS[way]
+    got_outs, got = run_ours(by(asked(bp.vjp)), numbers, *inputs)
+    want_outs, want = run_theirs(by(asked(jax.vjp)), numbers, *inputs)
     size = max(1.0, *(float(np.max(np.abs(w))) for w in want))
     for g, w in zip((*got, *got_outs), (*want, *want_outs), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-10 * size)

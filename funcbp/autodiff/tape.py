@@ -84,6 +84,15 @@ class Tape(NamedTuple):
                 active |= {i for i, b in zip(entry.inputs, back, strict=True) if b and i is not None}
         return active
 
+    @property
+    def saved_by_several(self) -> set[int]:
+        """Which saved arrays are residuals of entries with several outputs.
+
+        Which of these a rule reads may depend on which of the outputs' cotangents are zero.
+        """
+        several = [e for e in self.entries if sum(o is not None for o in e.outputs) > 1]
+        return {r.at for entry in several for r in entry.res if type(r) is SavedIndex}
+
     def reached(self, outputs: Sequence[bool]) -> list[bool]:
         """Tell which inputs a cotangent of these outputs can come back to."""
         active = self.active(outputs)

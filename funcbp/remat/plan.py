@@ -212,10 +212,10 @@ class Plan:
         return self._backward[key]
 
     def _needed(self, backward: Program) -> list[Var]:
-        """List the candidates that a backward program reads, each once, without constants."""
-        used = backward.pruned()[1]
+        """List the candidates that a backward program reads, or may read where cotangents are zero, without constants."""
+        read = {i for i, used in enumerate(backward.pruned()[1]) if used} | self.passes.tape.saved_by_several
         constants = set(self.passes.forward.constvars)
-        needed = (v for v, u in zip(self.passes.candidates, used, strict=False) if u and not jx.is_literal(v))
+        needed = (v for i, v in enumerate(self.passes.candidates) if i in read and not jx.is_literal(v))
         return [v for v in dict.fromkeys(needed) if v not in constants]
 
     def _join(self, backward: Program) -> Program:

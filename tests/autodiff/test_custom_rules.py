@@ -174,7 +174,9 @@ def test_what_replaces_a_derivative_is_there_at_second_order():
     x = 1.3
     tie = lambda x: jnp.logaddexp(x, 2 * x - 1.0)  # at 1: f' = 3/2, f'' = 1/4
     np.testing.assert_allclose(by_value(tie, 1.0), 2 * 1.5**2 + 2 * (1 + np.log(2)) / 4, rtol=1e-12)
-    np.testing.assert_allclose(jax.jvp(bp.grad(lambda x: tie(x) ** 2), (1.0,), (1.0,))[1], by_value(tie, 1.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.jvp(bp.grad(lambda x: tie(x) ** 2), (1.0,), (1.0,))[1], by_value(tie, 1.0), rtol=1e-12
+    )
     with_jvp, with_bwd = jax.custom_jvp(jnp.abs), jax.custom_vjp(jnp.abs)
     with_jvp.defjvp(lambda primals, tangents: (with_jvp(*primals), jnp.cos(primals[0]) * tangents[0]))
     with_bwd.defvjp(lambda x: (with_bwd(x), x), lambda x, ct: (jnp.cos(x) * ct,))
@@ -183,3 +185,25 @@ def test_what_replaces_a_derivative_is_there_at_second_order():
         once = sine.grad(lambda x, f=f: f(x) ** 2)  # 2 f(x) sin x
         for twice, slope in ((sine.grad, np.sin(x)), (bp.grad, np.cos(x)), (jax.grad, np.cos(x))):
             np.testing.assert_allclose(twice(once)(x), 2 * slope * np.sin(x) + 2 * x * np.cos(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        jax.jit,
+        jax.checkpoint,
+        lambda f: lambda x: lax.cond(x > 0, f, f, x),
+        lambda f: lambda x: lax.scan(lambda c, _: f(c), x, length=1),
+    ],
+    ids=["jit", "checkpoint", "cond", "scan"],
+)
+def test_a_backward_rule_may_read_something_else_where_a_cotangent_is_zero(run):
+    """What a program inside keeps is decided before it is known which of its outputs' cotangents are zero."""
+    f = jax.custom_vjp(lambda x: (x, -x))
+
+    def bwd(res, ct):
+        of_zero = isinstance(ct[1], jax.custom_derivatives.SymbolicZero)
+        return (ct[0] * res,) if of_zero else (ct[0] + ct[1],)
+
+    f.defvjp(lambda x: ((x.value, -x.value), 3 * x.value), bwd, symbolic_zeros=True)
+    assert bp.grad(lambda x: run(f)(x)[0])(2.0) == 6.0

@@ -168,7 +168,7 @@ def _by_another_rule(
 ) -> list[Value]:
     """Record a function with a derivative of its own by the rule that an option gives it instead.
 
-    It is run as the call that it is, so that whoever differentiates the result again meets its derivative, not its body.
+    It is run as the call that it is: whoever differentiates the result again meets its derivative, not its body.
     """
     values = operation.values
     outs, kept = trace.run(unchanged), None

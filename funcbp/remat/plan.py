@@ -212,7 +212,7 @@ class Plan:
         return self._backward[key]
 
     def _needed(self, backward: Program) -> list[Var]:
-        """List the candidates that a backward program reads, or may read where cotangents are zero, without constants."""
+        """List the candidates that a backward program reads, or one for other zeros may read, without constants."""
         read = {i for i, used in enumerate(backward.pruned()[1]) if used} | self.passes.tape.saved_by_several
         constants = set(self.passes.forward.constvars)
         needed = (v for i, v in enumerate(self.passes.candidates) if i in read and not jx.is_literal(v))

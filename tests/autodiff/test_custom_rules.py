@@ -169,7 +169,7 @@ def test_a_cotangent_of_another_precision_gets_that_of_its_primal():
 
 
 def test_what_replaces_a_derivative_is_there_at_second_order():
-    """What comes out of a function whose derivative an option or a formula of ours gives is differentiated by that, too."""
+    """A function whose derivative an option or a formula of ours replaces has that one at the next order, too."""
     by_value = lambda f, x: bp.grad(lambda x: bp.grad(lambda x: f(x) ** 2)(x))(x)  # (f²)'' = 2 f'² + 2 f f''
     x = 1.3
     tie = lambda x: jnp.logaddexp(x, 2 * x - 1.0)  # at 1: f' = 3/2, f'' = 1/4

@@ -9,7 +9,6 @@ from typing import Any
 from ..autodiff.passes import passes_of
 from ..cotangents import Cotangent
 from ..jaxpr import (
-    Program,
     bind_remat,
     is_planned,
     is_saved,
@@ -52,15 +51,9 @@ def remat_bwd(
     """Recompute what was not saved, behind a barrier that XLA does not undo, and go back."""
     if is_planned(params["policy"]):
         return call_back(state, res, ct, run_behind_barrier)
-
-    def run(program: Program, args: Sequence[Value]) -> list[Value]:
-        behind = params["prevent_cse"]
-        if isinstance(behind, tuple):  # said of each operand; what was saved, and the cotangents, are never found again
-            inputs = [behind[i] for i in res.plan.available_inputs]
-            behind = (*inputs, *[True] * (len(args) - len(inputs)))
-        return bind_remat(program, args, dict(params, prevent_cse=behind), differentiated=True)
-
-    return call_back(state, res, ct, run)
+    if isinstance(waits := params["prevent_cse"], tuple):
+        params["prevent_cse"] = tuple(waits[i] for i in res.plan.available_inputs)
+    return call_back(state, res, ct, lambda program, args: bind_remat(program, args, params, differentiated=True))
 
 
 def remat_marked(params: dict[str, Any], which: Sequence[bool]) -> tuple[Sequence[bool], dict[str, Any]]:

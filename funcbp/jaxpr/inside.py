@@ -15,6 +15,7 @@ from jax._src.interpreters import partial_eval
 from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
+from .barrier import barrier_p
 from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, in_avals, trace
@@ -282,10 +283,10 @@ def cond_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, A
 
 def remat_of_marked(params: dict[str, Any], which: Sequence[bool]) -> dict[str, Any]:
     """The parameters of a `jax.checkpoint` region with one more operand after each of `which`, its feedback weight."""
-    behind = params["prevent_cse"]
-    if isinstance(behind, tuple):
-        behind = tuple(b for b, w in zip(behind, which, strict=True) for _ in range(2 if w else 1))
-    return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)), prevent_cse=behind)
+    waits = params["prevent_cse"]
+    if isinstance(waits, tuple):
+        waits = tuple(x for w, marked in zip(waits, which, strict=True) for x in [w] * (2 if marked else 1))
+    return dict(params, jaxpr=marked_body(params["jaxpr"], tuple(which)), prevent_cse=waits)
 
 
 def bind_cond(
@@ -346,13 +347,16 @@ def bind_device_put(ct: Value, params: dict[str, Any], i: int) -> Value:
 def bind_remat(program: Program, args: Sequence[Any], params: dict[str, Any], differentiated: bool) -> list[Any]:
     """Run a program inside `jax.checkpoint`'s primitive, so that XLA does not undo the recomputation.
 
-    That primitive neither takes nor returns values of types that somebody defines; with some, the program runs bare.
+    That primitive neither takes nor returns values of types that somebody defines. A program with some runs by itself,
+    behind a barrier where it is run again. If `prevent_cse` says which operands wait at the barrier, it is of the first
+    ones; the others wait, and constants do not.
     """
+    waits = params["prevent_cse"]
+    if isinstance(waits, tuple):
+        waits = (*[False] * len(program.consts), *waits[: len(args)], *[True] * (len(args) - len(waits)))
     if _meets_high(program):
-        return program(*args)
-    new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated)
-    if isinstance(new["prevent_cse"], tuple):  # said of each operand, but of constants, which are not recomputed
-        new["prevent_cse"] = (*[False] * len(program.consts), *new["prevent_cse"])
+        return program(*(barrier_p.bind(*args) if differentiated and waits else args))
+    new = dict(params, jaxpr=program.jaxpr, differentiated=differentiated, prevent_cse=waits)
     return list(primitives.remat_p.bind(*program.consts, *args, **new))
 
 
@@ -367,7 +371,7 @@ def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
     There the program is put into a branch that is always taken, which XLA cannot know: it looks at the arguments.
     """
     if _meets_high(program):
-        return program(*args)
+        return program(*barrier_p.bind(*args))
     floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
     if jax.default_backend() != "cpu" or not floats:
         return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero
-from ..jaxpr import bind_device_put, feedback_p, permuted_sharding, primitive, primitives, to_space
+from ..jaxpr import barrier_p, bind_device_put, feedback_p, is_high, permuted_sharding, primitive, primitives, to_space
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule
@@ -22,7 +22,9 @@ def barrier_bwd(
     """The identity, behind a barrier; so are the cotangents that exist and are asked for."""
     wanted = [p and c is not Zero for c, p in zip(ct, perturbed, strict=True)]
     exist = [c for c, w in zip(ct, wanted, strict=True) if w]
-    behind = iter(lax.optimization_barrier(exist) if exist else ())
+    behind = iter(
+        barrier_p.bind(*exist) if any(map(is_high, exist)) else lax.optimization_barrier(exist) if exist else ()
+    )
     return [next(behind) if w else Zero for w in wanted]
 
 
@@ -65,4 +67,5 @@ def_linear(primitive("reshard_p"), reshard_back, Moves.ALL, traits=PLACED)
 def_linear(primitive("xla_metadata_value_p"), lambda ct, x, **_: ct, Moves.STAYS, traits=PLACED)
 def_rule(primitive("shard_alike_p"), shard_alike_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitive("optimization_barrier_p"), barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
+def_rule(barrier_p, barrier_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))
 def_rule(primitives.device_put_p, device_put_bwd, save=TYPES, traits=PLACED.but(moves=Moves.STAYS))

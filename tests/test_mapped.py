@@ -192,3 +192,17 @@ def test_what_looks_sees_a_map():
     assert "inside shard_map" in str(trace) and np.allclose(trace["net"].cotangent, 2 * x @ w)
     _, _, named = bp.cotangents(mapped_loss)(x, w)
     assert np.allclose(named["net"], 2 * x @ w)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_what_one_device_keeps_is_its_own_on_an_axis_of_any_name(check_vma):
+    """A number that is kept is the device's own; taken for that of all, second derivatives were averaged over them."""
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    mapped = jax.shard_map(jnp.sin, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
+    scalars = jax.shard_map(
+        lambda x: jnp.sin(x[0])[None], mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma
+    )
+    for f in (mapped, scalars):
+        traced = jax.make_jaxpr(bp.grad(lambda x, f=f: jnp.sum(f(x))))(jnp.ones(1))
+        forward, backward = (eqn.params for eqn in traced.eqns if eqn.primitive.name == "shard_map")
+        assert set(forward["out_specs"]) == set(backward["in_specs"]) == {P("data")}

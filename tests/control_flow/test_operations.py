@@ -394,3 +394,16 @@ def test_loops_may_carry_and_go_along_values_of_types_that_people_define():
     x = np.array(X)
     of_carry = [5 * 2 * x[1], 2 * x[0]]  # the last pair is (x₀, 2 x₁), and its first goes back 5 times
     np.testing.assert_allclose(bp.grad(f)(X), of_carry + (5 + 2) * x**2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("prevent_cse", [True, False])
+def test_values_of_types_that_people_define_wait_at_the_barrier_of_a_checkpointed_function(prevent_cse):
+    """Where the region is run again, the compiler finds nothing of it already computed."""
+    region = jax.checkpoint(lambda t: jnp.sin(jnp.sin(numbers(t))), prevent_cse=prevent_cse)
+    text = jax.jit(bp.grad(lambda x: jnp.sum(region(rounded(x))))).lower(X).as_text()
+    waiting = [line for line in text.splitlines() if "optimization_barrier" in line]
+    assert ["i64" in line for line in waiting] == [True] * prevent_cse
+    x = np.round(np.asarray(X), 1)
+    np.testing.assert_allclose(
+        jax.jit(bp.grad(lambda x: jnp.sum(region(rounded(x)))))(X), np.cos(np.sin(x)) * np.cos(x), rtol=1e-12
+    )

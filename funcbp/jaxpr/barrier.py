@@ -16,10 +16,6 @@ from .values import is_high
 __all__ = ["barrier_p"]
 
 
-def _is_high(*avals: Aval) -> bool:
-    return any(map(is_high, avals))
-
-
 def _to_low(*values: Value) -> list[Value]:
     """Let the arrays through JAX's barrier, all of them together."""
     types = [core.typeof(x) for x in values]
@@ -32,10 +28,17 @@ def _batched(args: Sequence[Value], dims: Sequence[int | None]) -> tuple[list[Va
     return barrier_p.bind(*args), dims
 
 
-barrier_p = Primitive("barrier")
-barrier_p.multiple_results = True
-barrier_p.is_high = _is_high
-barrier_p.to_lojax = _to_low
+class _Barrier(Primitive):
+    multiple_results = True
+
+    def is_high(self, *avals: Aval, **params: object) -> bool:
+        return any(map(is_high, avals))
+
+    def to_lojax(self, *values: Value, **params: object) -> list[Value]:
+        return _to_low(*values)
+
+
+barrier_p = _Barrier("barrier")
 barrier_p.def_impl(_to_low)
 barrier_p.def_abstract_eval(lambda *avals: list(avals))
 primitive_jvps[barrier_p] = lambda primals, tangents: (barrier_p.bind(*primals), list(tangents))

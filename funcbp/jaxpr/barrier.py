@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jax import lax
 from jax._src import core
-from jax._src.interpreters import batching
+from jax._src.interpreters import batching, mlir
 from jax._src.interpreters.ad import primitive_jvps
 from jax.extend.core import Primitive
 
@@ -40,6 +40,7 @@ class _Barrier(Primitive):
 
 barrier_p = _Barrier("barrier")
 barrier_p.def_impl(_to_low)
+mlir.register_lowering(barrier_p, mlir.lower_fun(_to_low, multiple_results=True))
 barrier_p.def_abstract_eval(lambda *avals: list(avals))
 primitive_jvps[barrier_p] = lambda primals, tangents: (barrier_p.bind(*primals), list(tangents))
 batching.primitive_batchers[barrier_p] = _batched

@@ -22,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import primitives
 
+from funcbp.jaxpr import barrier_p
 from funcbp.rules.elementwise import logistic_slope, one_minus_square
 
 
@@ -547,6 +548,7 @@ row(
 )
 row("psum", lambda x: jax.vmap(lambda y: y - jax.lax.pmean(y * y, "i"), axis_name="i")(x), x23, label="of a vmap")
 row("optimization_barrier", lambda x, y: lax.optimization_barrier((x, y))[0], x23, y23)
+row("barrier", lambda x, y: barrier_p.bind(x, y * y), x23, y23)  # for arrays the same
 row("device_put", lambda x: jax.device_put(x * 2, jax.devices()[0]), x23)
 row(
     "ragged_dot_general",

@@ -15,6 +15,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # most of a test's time is compilation
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # and of that of the commands that tests start
 
 # Cheaper compiling for the CPU. JAX 0.10 spends most of that time in XLA's fusion emitters, which can be left out, and
 # in a new MLIR context for each program; later JAX has no other emitters, and reuses a context ten times by itself.

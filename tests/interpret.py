@@ -27,7 +27,7 @@ class NumPy(jx.Visitor):
 
     def equation(self, eqn, args):
         name, params = eqn.primitive.name, eqn.params
-        if name in NUMPY:
+        if name in NUMPY and not any(map(is_key, args)):
             with np.errstate(all="ignore"):
                 outs = NUMPY[name](*map(np.asarray, args), **params)
         else:
@@ -38,10 +38,15 @@ class NumPy(jx.Visitor):
         return outs
 
     def row(self, x, i):
-        return np.asarray(x)[i]
+        return x[i] if is_key(x) else np.asarray(x)[i]
 
     def stack(self, rows, aval):
         return np.stack(rows) if rows else np.zeros(aval.shape, aval.dtype)
+
+
+def is_key(x):
+    """Whether NumPy cannot hold it."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 # --- operations by NumPy ----------------------------------------------------------------------------------------------

@@ -297,9 +297,9 @@ def gradient_is_right(loss: Callable[..., Any], params: Any, batch: tuple[Any, .
     It is compared a little away from the initial parameters: there biases are 0, where a rectifier has its kink.
     """
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
     print(f"Checking the backward pass on {len(batch[0])} examples, in float64: largest relative difference")
-    report = check(loss, params, *batch, argnums=0, seed=seed)
+    report = check(jax.jit(loss), params, *batch, argnums=0, seed=seed)  # compiled, as it is learned with
     width = max(len(leaf.path) for leaf in report.leaves)
     print(f"  {'':{width}}  {'':16}  {'to jax.grad':>12}  {'to finite differences':>21}  {'± their error':>13}")
     for leaf in report.leaves:

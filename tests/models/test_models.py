@@ -10,6 +10,7 @@ import pytest
 
 import funcbp as bp
 
+from ..interpret import interpreted
 from .zoo import ARCHITECTURES, FAMILIES
 
 # The largest difference allowed, relative to the leaf's largest element. Measured: 14 ulps, in both precisions.
@@ -36,8 +37,18 @@ def model(family, architecture, precision, promotion):
 
 
 def both(run):
-    """`run(api, ...)` with funcbp and with JAX, in one compiled program."""
-    return jax.jit(lambda *args: (run(bp, *args), run(jax, *args)))
+    """`run(api, ...)` with funcbp and with JAX."""
+    return lambda *args: (run(bp, *args), run(jax, *args))
+
+
+def compiled(run):
+    """Both in one compiled program."""
+    return jax.jit(both(run))
+
+
+def traced(run):
+    """Both in one program, whose operations are run one by one: the same equations, and nothing is compiled."""
+    return functools.partial(interpreted, both(run))
 
 
 def batches(model):
@@ -48,11 +59,11 @@ def batches(model):
 def eager(model):
     """Ours called plainly, one operation at a time."""
     args = (model.params, *model.problem.data(1))
-    return bp.value_and_grad(model.loss)(*args), jax.jit(jax.value_and_grad(model.loss))(*args)
+    return bp.value_and_grad(model.loss)(*args), interpreted(jax.value_and_grad(model.loss), *args)
 
 
 def jit(model):
-    return both(lambda api, *args: api.value_and_grad(model.loss)(*args))(model.params, *model.problem.data(1))
+    return compiled(lambda api, *args: api.value_and_grad(model.loss)(*args))(model.params, *model.problem.data(1))
 
 
 def pullback(model):
@@ -61,7 +72,7 @@ def pullback(model):
     f, primals = model.apply, (model.params, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         f, primals = lambda params: model.apply(params, x), (model.params,)
-    (out, ours), (expected_out, theirs) = both(lambda api, *primals: api.vjp(f, *primals))(*primals)
+    (out, ours), (expected_out, theirs) = compiled(lambda api, *primals: api.vjp(f, *primals))(*primals)
     ct = jax.random.normal(jax.random.key(2), out.shape)
     cts, expected_cts = jax.jit(lambda ours, theirs, ct: (ours(ct), theirs(ct)))(ours, theirs, ct)
     return (out, cts), (expected_out, expected_cts)
@@ -70,14 +81,14 @@ def pullback(model):
 def vmap(model):
     """One gradient for each of three batches."""
     gradients = lambda api, *args: jax.vmap(api.value_and_grad(model.loss), (None, 0, 0))(*args)
-    return both(gradients)(model.params, *batches(model))
+    return traced(gradients)(model.params, *batches(model))
 
 
 def vmap_params(model):
     """One gradient for each of two sets of parameters."""
     two = jax.tree.map(lambda p: jnp.stack([p, p * p.dtype.type(0.5)]), model.params)
     gradients = lambda api, *args: jax.vmap(api.value_and_grad(model.loss), (0, None, None))(*args)
-    return both(gradients)(two, *model.problem.data(1))
+    return compiled(gradients)(two, *model.problem.data(1))
 
 
 def scan(model):
@@ -90,7 +101,7 @@ def scan(model):
 
         return jax.lax.scan(step, params, batches)
 
-    return both(train)(model.params, batches(model))
+    return traced(train)(model.params, batches(model))
 
 
 # each in one precision: what depends on it (the rules' constants, casts) is in every way of running the same model

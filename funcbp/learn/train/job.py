@@ -149,9 +149,9 @@ def prepare(folder: Path) -> Path:
 def judge(job: Job, params: PyTree, dataset: data.Dataset) -> Result:
     """Try the network on the test set, and print how it did."""
     x, y = jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)
-    output = np.asarray(jax.jit(job.net.apply)(params, x))
-    loss, score = (float(v) for v in (job.task.loss(params, x, y), job.task.score(params, x, y)))
-    record = {"test_loss": loss, f"test_{score_key(job.task.score_name)}": score}
+    tried = jax.jit(lambda *args: (job.net.apply(*args[:2]), job.task.loss(*args), job.task.score(*args)))
+    output, loss, score = (np.asarray(v) for v in tried(params, x, y))
+    record = {"test_loss": float(loss), f"test_{score_key(job.task.score_name)}": float(score)}
     if job.rebuilds:
         print(f"Test R² {score:.4f} of the inputs, loss {loss:.4f}")
         if dataset.image_shape:

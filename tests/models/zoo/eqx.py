@@ -18,15 +18,20 @@ from .problem import (
     VECTORS,
     VOCABULARY,
     Model,
-    default_float,
+    drawn,
 )
 
 
-def model(module, problem, call=None):
-    """An Equinox module as a pure function of its parameters, applied to each example (or as `call` says)."""
+def model(make, problem, call=None):
+    """An Equinox module, made from a key, as a pure function of its parameters.
+
+    It is applied to each example; where `call` is given, `make` makes a state too, and `call` is handed the two.
+    """
+    made = drawn(eqx.filter_eval_shape(make, jax.random.key(0)))
+    module, *state = made if call else (made,)
     params, static = eqx.partition(module, eqx.is_inexact_array)
     call = call or (lambda module, x: jax.vmap(module)(x))
-    return Model(lambda params, x: call(eqx.combine(params, static), x), default_float(params), problem)
+    return Model(lambda params, x: call(eqx.combine(params, static), x, *state), params, problem)
 
 
 def channels_first(x):
@@ -34,25 +39,28 @@ def channels_first(x):
 
 
 def mlp():
-    return model(eqx.nn.MLP(6, CLASSES, 8, 2, key=jax.random.key(0)), VECTORS)
+    return model(lambda key: eqx.nn.MLP(6, CLASSES, 8, 2, key=key), VECTORS)
 
 
 def lenet():
-    keys = jax.random.split(jax.random.key(1), 4)
-    layers = [
-        eqx.nn.Lambda(channels_first),
-        eqx.nn.Conv2d(1, 4, 3, padding=1, key=keys[0]),
-        eqx.nn.Lambda(jax.nn.relu),
-        eqx.nn.MaxPool2d(2, 2),
-        eqx.nn.Conv2d(4, 6, 3, padding=1, key=keys[1]),
-        eqx.nn.Lambda(eqx.nn.PReLU()),
-        eqx.nn.AvgPool2d(2, 2),
-        eqx.nn.Lambda(jnp.ravel),
-        eqx.nn.Linear(24, 8, key=keys[2]),
-        eqx.nn.Lambda(jax.nn.tanh),
-        eqx.nn.Linear(8, CLASSES, key=keys[3]),
-    ]
-    return model(eqx.nn.Sequential(layers), IMAGES)
+    def lenet(key):
+        keys = jax.random.split(key, 4)
+        layers = [
+            eqx.nn.Lambda(channels_first),
+            eqx.nn.Conv2d(1, 4, 3, padding=1, key=keys[0]),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.MaxPool2d(2, 2),
+            eqx.nn.Conv2d(4, 6, 3, padding=1, key=keys[1]),
+            eqx.nn.Lambda(eqx.nn.PReLU()),
+            eqx.nn.AvgPool2d(2, 2),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(24, 8, key=keys[2]),
+            eqx.nn.Lambda(jax.nn.tanh),
+            eqx.nn.Linear(8, CLASSES, key=keys[3]),
+        ]
+        return eqx.nn.Sequential(layers)
+
+    return model(lenet, IMAGES)
 
 
 def resnet():
@@ -80,13 +88,11 @@ def resnet():
             y = jax.nn.relu(y + self.shortcut(x))
             return self.dense(jnp.mean(y, (1, 2))), state
 
-    block, state = eqx.nn.make_with_state(Block)(jax.random.key(2))
-
-    def call(block, x):
+    def call(block, x, state):
         out, _ = jax.vmap(block, in_axes=(0, None), out_axes=(0, None), axis_name="batch")(x, state)
         return out
 
-    return model(block, FEATURES, call)
+    return model(eqx.nn.make_with_state(Block), FEATURES, call)
 
 
 def lstm():
@@ -104,8 +110,7 @@ def lstm():
             _, hs = lax.scan(step, (zeros, zeros), xs)
             return jax.vmap(self.read_out)(hs)
 
-    cell, read_out = jax.random.split(jax.random.key(3))
-    return model(Series(eqx.nn.LSTMCell(4, 6, key=cell), eqx.nn.Linear(6, 2, key=read_out)), SERIES)
+    return model(lambda key: Series(eqx.nn.LSTMCell(4, 6, key=key), eqx.nn.Linear(6, 2, key=key)), SERIES)
 
 
 def transformer():
@@ -137,13 +142,12 @@ def transformer():
             x = self.block(jax.vmap(self.embedding)(tokens))
             return x @ self.embedding.weight.T
 
-    return model(Language(jax.random.key(4)), TOKENS)
+    return model(Language, TOKENS)
 
 
 def autoencoder():
-    encoder, decoder = jax.random.split(jax.random.key(5))
-    layers = [
-        eqx.nn.MLP(8, 3, 5, 1, activation=jax.nn.silu, key=encoder),
-        eqx.nn.MLP(3, 8, 5, 1, activation=jax.nn.leaky_relu, key=decoder),
-    ]
-    return model(eqx.nn.Sequential(layers), CODES)
+    def code(key):
+        encoder = eqx.nn.MLP(8, 3, 5, 1, activation=jax.nn.silu, key=key)
+        return eqx.nn.Sequential([encoder, eqx.nn.MLP(3, 8, 5, 1, activation=jax.nn.leaky_relu, key=key)])
+
+    return model(code, CODES)

@@ -14,15 +14,15 @@ from .problem import (
     VECTORS,
     VOCABULARY,
     Model,
-    default_float,
+    drawn,
 )
 
 
 def model(f, problem):
-    """A Haiku function as a pure function of its parameters; the state stays as it was initialised."""
+    """A Haiku function as a pure function of its parameters; the state stays as it was drawn."""
     x, _ = problem.data(0)
     transformed = hk.transform_with_state(f)
-    params, state = default_float(transformed.init(jax.random.key(0), x))
+    params, state = drawn(jax.eval_shape(transformed.init, jax.random.key(0), x))
     return Model(lambda params, x: transformed.apply(params, state, jax.random.key(1), x)[0], params, problem)
 
 

@@ -14,14 +14,14 @@ from .problem import (
     VECTORS,
     VOCABULARY,
     Model,
-    default_float,
+    drawn,
 )
 
 
 def model(module, problem, **apply_options):
-    """A Linen module as a pure function of its parameters; other collections stay as they were initialised."""
+    """A Linen module as a pure function of its parameters; other collections stay as they were drawn."""
     x, _ = problem.data(0)
-    variables = default_float(module.init(jax.random.key(0), x))
+    variables = drawn(jax.eval_shape(module.init, jax.random.key(0), x))
     params = variables.pop("params")
 
     def apply(params, x):

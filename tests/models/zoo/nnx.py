@@ -14,24 +14,29 @@ from .problem import (
     VECTORS,
     VOCABULARY,
     Model,
-    default_float,
+    drawn,
 )
 
 
-def model(module, problem):
-    """An NNX module as a pure function of its parameters: merged, called, and thrown away."""
+def model(make, problem):
+    """An NNX module, made from its `Rngs`, as a pure function of its parameters: merged, called, and thrown away."""
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, params, rest = nnx.split(module, nnx.Param, ...)
+    rest = drawn(rest)
 
     def apply(params, x):
-        return nnx.merge(graph, params, default_float(rest))(x)
+        fresh = jax.tree.map(lambda a: a, rest)  # variables of this call: those of another trace may not be written to
+        return nnx.merge(graph, params, fresh)(x)
 
-    return Model(apply, default_float(params), problem)
+    return Model(apply, drawn(params), problem)
 
 
 def mlp():
-    rngs = nnx.Rngs(0)
-    layers = [nnx.Linear(6, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 5, rngs=rngs), nnx.softplus]
-    return model(nnx.Sequential(*layers, nnx.Linear(5, CLASSES, rngs=rngs)), VECTORS)
+    def mlp(rngs):
+        layers = [nnx.Linear(6, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 5, rngs=rngs), nnx.softplus]
+        return nnx.Sequential(*layers, nnx.Linear(5, CLASSES, rngs=rngs))
+
+    return model(mlp, VECTORS)
 
 
 def lenet():
@@ -47,7 +52,7 @@ def lenet():
             x = nnx.max_pool(nnx.tanh(self.conv_1(x)), (2, 2), strides=(2, 2))
             return self.dense_1(nnx.relu(self.dense_0(x.reshape(len(x), -1))))
 
-    return model(LeNet(nnx.Rngs(0)), IMAGES)
+    return model(LeNet, IMAGES)
 
 
 def resnet():
@@ -65,7 +70,7 @@ def resnet():
             y = nnx.relu(self.norm_1(self.conv_1(y)) + self.shortcut(x))
             return self.dense(y.mean((1, 2)))
 
-    return model(Block(nnx.Rngs(0)), FEATURES)
+    return model(Block, FEATURES)
 
 
 def lstm():
@@ -77,7 +82,7 @@ def lstm():
         def __call__(self, x):
             return self.read_out(self.rnn(x))
 
-    return model(Series(nnx.Rngs(0)), SERIES)
+    return model(Series, SERIES)
 
 
 def transformer():
@@ -98,11 +103,13 @@ def transformer():
             x = x + self.down(nnx.gelu(self.up(self.norm_1(x))))
             return self.embedding.attend(x)
 
-    return model(Language(nnx.Rngs(0)), TOKENS)
+    return model(Language, TOKENS)
 
 
 def autoencoder():
-    rngs = nnx.Rngs(0)
-    encoder = [nnx.Conv(2, 3, (3, 3), strides=2, rngs=rngs), nnx.sigmoid]
-    decoder = [nnx.ConvTranspose(3, 4, (3, 3), strides=(2, 2), rngs=rngs), jax.nn.mish]
-    return model(nnx.Sequential(*encoder, *decoder, nnx.Conv(4, 2, (3, 3), rngs=rngs)), PICTURES)
+    def code(rngs):
+        encoder = [nnx.Conv(2, 3, (3, 3), strides=2, rngs=rngs), nnx.sigmoid]
+        decoder = [nnx.ConvTranspose(3, 4, (3, 3), strides=(2, 2), rngs=rngs), jax.nn.mish]
+        return nnx.Sequential(*encoder, *decoder, nnx.Conv(4, 2, (3, 3), rngs=rngs))
+
+    return model(code, PICTURES)

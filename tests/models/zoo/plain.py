@@ -1,29 +1,26 @@
 """The models in plain JAX: parameters are nested dicts, layers are functions."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .problem import CLASSES, CODES, FEATURES, IMAGES, SERIES, TOKENS, VECTORS, VOCABULARY, Model
+from .problem import CLASSES, CODES, FEATURES, IMAGES, SERIES, TOKENS, VECTORS, VOCABULARY, Model, drawn
+
+struct = lambda *shape: jax.ShapeDtypeStruct(shape, float)
 
 
-def dense_params(key, n_in, n_out):
-    kernel, bias = jax.random.split(key)
-    return {"kernel": jax.random.normal(kernel, (n_in, n_out)) / n_in**0.5, "bias": jax.random.normal(bias, (n_out,))}
+def dense_params(n_in, n_out):
+    return {"kernel": struct(n_in, n_out), "bias": struct(n_out)}
 
 
-def conv_params(key, size, n_in, n_out):
-    kernel, bias = jax.random.split(key)
-    scale = (size * size * n_in) ** -0.5
-    return {
-        "kernel": scale * jax.random.normal(kernel, (size, size, n_in, n_out)),
-        "bias": 0.1 * jax.random.normal(bias, (n_out,)),
-    }
+def conv_params(size, n_in, n_out):
+    return {"kernel": struct(size, size, n_in, n_out), "bias": struct(n_out)}
 
 
-def norm_params(key, n):
-    scale, bias = jax.random.split(key)
-    return {"scale": 1 + 0.1 * jax.random.normal(scale, (n,)), "bias": 0.1 * jax.random.normal(bias, (n,))}
+def norm_params(n):
+    return {"scale": struct(n), "bias": struct(n)}
 
 
 def along_last(v, x):
@@ -52,25 +49,23 @@ def normalise(p, x, axes):
 
 
 def mlp():
-    keys = jax.random.split(jax.random.key(0), 3)
     sizes = [6, 8, 5, CLASSES]
-    params = [dense_params(k, i, o) for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+    params = [dense_params(i, o) for i, o in itertools.pairwise(sizes)]
 
     def apply(params, x):
         for layer in params[:-1]:
             x = jax.nn.relu(dense(layer, x))
         return dense(params[-1], x)
 
-    return Model(apply, params, VECTORS)
+    return Model(apply, drawn(params), VECTORS)
 
 
 def lenet():
-    keys = jax.random.split(jax.random.key(1), 4)
     params = {
-        "conv_0": conv_params(keys[0], 3, 1, 4),
-        "conv_1": conv_params(keys[1], 3, 4, 6),
-        "dense_0": dense_params(keys[2], 24, 8),
-        "dense_1": dense_params(keys[3], 8, CLASSES),
+        "conv_0": conv_params(3, 1, 4),
+        "conv_1": conv_params(3, 4, 6),
+        "dense_0": dense_params(24, 8),
+        "dense_1": dense_params(8, CLASSES),
     }
 
     def apply(params, x):
@@ -79,18 +74,17 @@ def lenet():
         x = jnp.tanh(dense(params["dense_0"], x.reshape(len(x), -1)))
         return dense(params["dense_1"], x)
 
-    return Model(apply, params, IMAGES)
+    return Model(apply, drawn(params), IMAGES)
 
 
 def resnet():
-    keys = jax.random.split(jax.random.key(2), 6)
     params = {
-        "conv_0": conv_params(keys[0], 3, 3, 5),
-        "norm_0": norm_params(keys[1], 5),
-        "conv_1": conv_params(keys[2], 3, 5, 5),
-        "norm_1": norm_params(keys[3], 5),
-        "shortcut": conv_params(keys[4], 1, 3, 5),
-        "dense": dense_params(keys[5], 5, CLASSES),
+        "conv_0": conv_params(3, 3, 5),
+        "norm_0": norm_params(5),
+        "conv_1": conv_params(3, 5, 5),
+        "norm_1": norm_params(5),
+        "shortcut": conv_params(1, 3, 5),
+        "dense": dense_params(5, CLASSES),
     }
 
     def apply(params, x):
@@ -100,12 +94,11 @@ def resnet():
         y = y + jax.nn.relu(y)
         return dense(params["dense"], jnp.mean(y, (1, 2)))
 
-    return Model(apply, params, FEATURES)
+    return Model(apply, drawn(params), FEATURES)
 
 
 def lstm():
-    cell, read_out = jax.random.split(jax.random.key(3))
-    params = {"cell": dense_params(cell, 4 + 6, 4 * 6), "read_out": dense_params(read_out, 6, 2)}
+    params = {"cell": dense_params(4 + 6, 4 * 6), "read_out": dense_params(6, 2)}
 
     def apply(params, xs):
         def step(carry, x):
@@ -119,28 +112,22 @@ def lstm():
         _, hs = lax.scan(step, (zeros, zeros), xs.swapaxes(0, 1))
         return dense(params["read_out"], hs.swapaxes(0, 1))
 
-    return Model(apply, params, SERIES)
+    return Model(apply, drawn(params), SERIES)
 
 
 def transformer():
     d, heads = 8, 2
 
-    def block_params(key):
-        keys = jax.random.split(key, 6)
-        return {
-            "norm_0": norm_params(keys[0], d),
-            "qkv": dense_params(keys[1], d, 3 * d),
-            "out": dense_params(keys[2], d, d),
-            "norm_1": norm_params(keys[3], d),
-            "up": dense_params(keys[4], d, 2 * d),
-            "down": dense_params(keys[5], 2 * d, d),
-        }
-
-    blocks, table = jax.random.split(jax.random.key(4))
-    params = {
-        "embedding": jax.random.normal(table, (VOCABULARY, d)),
-        "blocks": jax.vmap(block_params)(jax.random.split(blocks, 2)),
+    shapes = {
+        "norm_0": norm_params(d),
+        "qkv": dense_params(d, 3 * d),
+        "out": dense_params(d, d),
+        "norm_1": norm_params(d),
+        "up": dense_params(d, 2 * d),
+        "down": dense_params(2 * d, d),
     }
+    blocks = [drawn(shapes, seed) for seed in (1, 2)]
+    params = {"embedding": struct(VOCABULARY, d), "blocks": jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)}
 
     def attention(p, x):
         split = lambda a: a.reshape(*a.shape[:2], heads, d // heads).swapaxes(1, 2)
@@ -159,14 +146,13 @@ def transformer():
         x, _ = lax.scan(block, params["embedding"][tokens], params["blocks"])
         return x @ params["embedding"].T
 
-    return Model(apply, params, TOKENS)
+    return Model(apply, drawn(params), TOKENS)
 
 
 def autoencoder():
-    keys = jax.random.split(jax.random.key(5), 4)
     params = {
-        "encoder": [dense_params(keys[0], 8, 5), dense_params(keys[1], 5, 3)],
-        "decoder": [dense_params(keys[2], 3, 5), dense_params(keys[3], 5, 8)],
+        "encoder": [dense_params(8, 5), dense_params(5, 3)],
+        "decoder": [dense_params(3, 5), dense_params(5, 8)],
     }
 
     def apply(params, x):
@@ -175,4 +161,4 @@ def autoencoder():
         hidden, out = params["decoder"]
         return dense(out, jax.nn.softplus(dense(hidden, x)))
 
-    return Model(apply, params, CODES)
+    return Model(apply, drawn(params), CODES)

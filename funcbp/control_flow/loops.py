@@ -115,7 +115,7 @@ def while_loop(
 
     def plain(init: PyTree) -> PyTree:
         goes_on = lambda c: (c[0] < max_steps) & cond_fun(c[1])
-        return lax.while_loop(goes_on, lambda c: (c[0] + 1, body_fun(c[1])), (np.int32(0), init))
+        return lax.while_loop(goes_on, lambda c: (c[0] + np.int32(1), body_fun(c[1])), (np.int32(0), init))
 
     count, last = _with_snapshots(plain, (init_val,), snapshots=snapshots, max_steps=max_steps)
     taken = jx.concrete(count)

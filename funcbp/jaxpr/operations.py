@@ -32,7 +32,7 @@ __all__ = [
     "stands_for",
 ]
 
-BASE: Any = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive
+BASE: Any = getattr(hijax, "HiPrim" if hasattr(hijax, "HiPrim") else "VJPHiPrimitive")
 
 
 def _gives(operation: Any, method: str) -> bool:

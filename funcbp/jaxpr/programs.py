@@ -212,7 +212,7 @@ def out_avals(jaxpr: AnyJaxpr) -> list[Aval]:
 
 def close(jaxpr: Any) -> ClosedJaxpr:
     """The same with its constants, of which an open jaxpr has none."""
-    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
+    return jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
 
 
 def bind_eqn(eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:

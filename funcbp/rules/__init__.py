@@ -1,7 +1,19 @@
 """The rules of backpropagation: one per operation, one file per family. See `contract.py` for what a rule is."""
 
 from ..cotangents import Moves, Zero, unbroadcast
-from . import collectives, contraction, elementwise, indexing, linalg, placement, reduction, shape, sorting, unsupported
+from . import (
+    collectives,
+    contraction,
+    elementwise,
+    indexing,
+    linalg,
+    placement,
+    reduction,
+    shape,
+    sorting,
+    special,
+    unsupported,
+)
 from .contract import INPUTS, NOTHING, OUTPUT, TYPES, MissingRuleError
 from .elementwise import tanh_from_input
 from .kinds import Rule
@@ -66,6 +78,7 @@ __all__ = [
     "rule",
     "shape",
     "sorting",
+    "special",
     "tanh_from_input",
     "traits_of",
     "unbroadcast",

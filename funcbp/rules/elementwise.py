@@ -42,7 +42,7 @@ from .registry import (
     linear_rule,
     rule,
 )
-from .traits import DEAR, ELEMENTWISE, STRUCTURAL, Digits, Singularity, Traits, free, results
+from .traits import ELEMENTWISE, STRUCTURAL, Digits, Singularity, Traits, free, results
 
 
 def is_complex(x: Value | Aval) -> bool:
@@ -467,111 +467,6 @@ def atan2_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cot
 
 
 def_rule(primitives.atan2_p, atan2_bwd, traits=QUOTIENT)
-
-# --- special functions ------------------------------------------------------------------------------------------------
-
-TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
-
-
-def exp_of_minus_square(x: jax.Array) -> jax.Array:
-    """e^(-x²) without the rounding of x²: with x = h + l, h short enough that h² is exact, e^(-h²) e^(-l (x + h))."""
-    kind = jnp.finfo(x.dtype)
-    bound = lax.full_like(x, 1 + np.sqrt(-np.log(float(kind.smallest_subnormal))))  # beyond it the result is 0
-    x = lax.clamp(lax.neg(bound), x, bound)
-    high = lax.stop_gradient(lax.reduce_precision(x, kind.nexp, kind.nmant // 2))
-    return lax.mul(lax.exp(lax.neg(lax.square(high))), lax.exp(lax.neg(lax.mul(x - high, x + high))))
-
-
-def erf_slope(x: jax.Array, **_: Any) -> jax.Array:
-    """z = erf x:  dz/dx = 2/√π e^(-x²)."""
-    return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), exp_of_minus_square(x))
-
-
-def erf_inv_slope(z: jax.Array, **_: Any) -> jax.Array:
-    """z = erf⁻¹ x:  dz/dx = √π/2 e^(z²)."""
-    return lax.mul(lax.full_like(z, ROOT_PI_OVER_TWO), lax.exp(lax.square(z)))
-
-
-def bessel_i1e_slope(x: jax.Array, z: jax.Array, **_: Any) -> jax.Array:
-    """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
-    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
-    safe = where(tiny, 1, x)
-    slope = lax.bessel_i0e(safe) - z * (lax.sign(safe) + lax.reciprocal(safe))
-    return where(tiny, 0.5, slope)
-
-
-def igamma_slope(a: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
-    """z = P(a, x):  dz/dx = e^-x x^(a-1) / Γ(a)."""
-    one = lax.full_like(a, 1)
-    return lax.exp(lax.neg(x) + (a - one) * lax.log(x) - lax.lgamma(a))
-
-
-def betainc_slope(a: jax.Array, b: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
-    """z = I_x(a, b):  dz/dx = x^(a-1) (1-x)^(b-1) / B(a, b)."""
-    one = lax.full_like(x, 1)
-    log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
-    return lax.exp((b - one) * lax.log1p(lax.neg(x)) + (a - one) * lax.log(x) - log_beta)
-
-
-def _no_derivative(what: str) -> Callable[..., Any]:
-    def raise_(*_: Any, **params: Any) -> Any:
-        raise NotImplementedError(f"The derivative of {what} has no closed form that JAX or funcbp implements.")
-
-    return raise_
-
-
-def_elementwise(primitives.erf_p, erf_slope, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
-def_elementwise(primitives.erfc_p, lambda x, **_: lax.neg(erf_slope(x)))
-def_elementwise(primitives.erf_inv_p, erf_inv_slope, save=OUTPUT, traits=EDGE)
-POLES = DEAR.but(singular=Singularity.EDGE)
-def_elementwise(primitives.lgamma_p, lambda x, **_: lax.digamma(x), traits=POLES)
-def_elementwise(primitives.digamma_p, lambda x, **_: lax.polygamma(lax.full_like(x, 1), x), traits=POLES)
-def_elementwise(
-    primitives.polygamma_p,
-    _no_derivative("polygamma with respect to its order"),
-    lambda m, x, **_: lax.polygamma(lax.add(m, lax.full_like(m, 1)), x),
-    traits=POLES,
-)
-def_elementwise(
-    primitives.zeta_p,
-    _no_derivative("zeta with respect to its exponent"),
-    lambda s, q, **_: lax.neg(s) * lax.zeta(s + lax.full_like(s, 1), q),
-    traits=POLES,
-)
-def_elementwise(primitives.igamma_p, lambda a, x, **_: lax.igamma_grad_a(a, x), igamma_slope, traits=DEAR)
-def_elementwise(
-    primitives.igammac_p,
-    lambda a, x, **_: lax.neg(lax.igamma_grad_a(a, x)),
-    lambda a, x, **_: lax.neg(igamma_slope(a, x)),
-    traits=DEAR,
-)
-def_elementwise(
-    primitives.bessel_i0e_p,
-    lambda x, z, **_: lax.bessel_i1e(x) - lax.sign(x) * z,
-    save=lambda p, z, *_: (*p, z),
-    traits=DEAR,
-)
-def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z), traits=DEAR)
-def_elementwise(
-    primitives.regularized_incomplete_beta_p,
-    _no_derivative("the incomplete beta function with respect to a"),
-    _no_derivative("the incomplete beta function with respect to b"),
-    betainc_slope,
-    traits=DEAR,
-)
-
-
-def random_gamma_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, log_space: bool) -> list[Cotangent]:
-    """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z."""
-    a, z = res
-    if log_space:
-        tiny = lax.full_like(z, jnp.finfo(z.dtype).tiny)
-        sample = lax.max(lax.exp(z), tiny)
-        return [None, ct * lax.random_gamma_grad(a, sample) / sample]
-    return [None, ct * lax.random_gamma_grad(a, z)]
-
-
-def_rule(primitives.random_gamma_p, random_gamma_bwd, save=lambda primals, z, *_: (primals[1], z))
 
 # --- complex numbers --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ called wrong if it is none of these.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,8 +332,8 @@ def _kinks(
     # at a step the slope of one side is the step's height divided by h
     heights = np.stack([np.abs(t.right - t.left) * s for t, s in zip(tries, relative, strict=False)])
     steady = np.all(np.abs(heights - heights[0]) <= 0.1 * heights[0], 0) & (heights[0] > size)
-    sides = np.stack([side for t in tries for side in (t.right, t.left)])
-    kink |= steady & (got >= np.fmin.reduce(sides)) & (got <= np.fmax.reduce(sides))
+    sides = [side for t in tries for side in (t.right, t.left)]
+    kink |= steady & (got >= functools.reduce(np.fmin, sides)) & (got <= functools.reduce(np.fmax, sides))
     return kink, edge
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from .dataset import DataError, Dataset, Input, split
 from .idx import is_idx, read_mnist
-from .tables import SUFFIXES, as_targets, encode, load_table, read_table, summary_of
+from .reading import SUFFIXES, load_table
+from .tables import as_targets, encode, read_table, summary_of
 from .unfold import check_unfolded
 
 X_NAMES = ("x", "data", "images", "image", "inputs", "input", "features", "imgs")

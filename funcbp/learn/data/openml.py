@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from .dataset import DataError, Dataset
-from .tables import Table, of_table
+from .reading import Table
+from .tables import of_table
 
 PREFIX = "openml:"
 

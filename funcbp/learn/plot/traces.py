@@ -109,7 +109,7 @@ def histograms(trace: Trace, ax: Axes | None = None, of: str = "cotangent", bins
     edges = np.linspace(-edge, edge, bins + 1)
     for i, a in enumerate(arrays):
         counts, _ = np.histogram(np.clip(a, -edge, edge), edges)
-        height = counts / max(1, counts.max())
+        height = counts / np.maximum(1, np.max(counts))
         base = len(rows) - 1 - i
         color = COTANGENT if of == "cotangent" else VALUE
         ax.stairs(base + 0.9 * height, edges, baseline=base, fill=True, color=color, alpha=0.75)

@@ -63,7 +63,7 @@ def run(quick: bool, seed: int) -> Iterator[Comparison | Picture]:
         for scale, dashes in SCALES.items():
             values = singular_values(initializer, width, scale, seed)
             means = values.mean(1)
-            ours = f"{means.mean():.3f} ({means.min():.3f} to {means.max():.3f})"
+            ours = f"{means.mean():.3f} ({np.min(means):.3f} to {np.max(means):.3f})"
             yield Comparison(f"{name}, inputs N(0, {scale:g}²)", reference, SECONDARY, ours, f"{LAYERS} layers", note)
             label = f"{name}, inputs {scale:g}: mean {means.mean():.2f}"
             ax.hist(values.ravel(), 40, density=True, histtype="step", linestyle=dashes, label=label)

@@ -20,7 +20,7 @@ from .. import data, nets, ops, plot, train
 from ..data.dataset import scaled
 from ..data.files import is_readable, refuse_options
 from ..data.openml import PREFIX
-from ..data.tables import SUFFIXES
+from ..data.reading import SUFFIXES
 from ..request import RequestError
 
 if TYPE_CHECKING:

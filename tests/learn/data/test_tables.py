@@ -183,7 +183,7 @@ def written(tmp_path, content):
     ],
 )
 def test_names_of_columns_are_told_from_data(tmp_path, content, named):
-    from funcbp.learn.data.tables import load_table
+    from funcbp.learn.data.reading import load_table
 
     assert load_table(written(tmp_path, content)).named == named
 

@@ -1,0 +1,204 @@
+"""Tables in files, read by pandas: what is decided here is the separator, and whether the first line holds names."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .dataset import DataError
+from .unfold import check_unfolded, unfolded
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pandas import DataFrame
+
+TARGET_NAMES = ("target", "label", "labels", "class", "y", "species", "survived", "outcome", "diagnosis")
+TEXT = (".csv", ".tsv", ".data", ".txt")
+SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
+SEPARATORS = {"\t": "\t", ";": ";", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
+
+
+class Table(NamedTuple):
+    """A table, and where in its file each row is.
+
+    Attributes:
+        frame: a data frame of pandas, whose columns are called as the file calls them, or `column 1` and so on.
+        named: whether the file names its columns.
+        where: what to call a row, `line 7`.
+        notes: what was noticed as it was read.
+    """
+
+    frame: DataFrame
+    named: bool
+    where: Callable[[int], str]
+    notes: tuple[str, ...]
+
+
+def load_table(path: Path) -> Table:
+    """The table in a file, by its extension.
+
+    Raises:
+        DataError: it is not what its name says.
+        ImportError: pandas is not installed.
+        OSError: the file cannot be read.
+    """
+    suffix = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    content = unfolded(path)
+    pandas = import_pandas()
+    if suffix in TEXT:
+        return _text_table(path, content, pandas)
+    check_unfolded(path, content, suffix)
+    read = {
+        ".parquet": pandas.read_parquet,
+        ".xlsx": lambda file: pandas.read_excel(file, sheet_name=None),
+        ".json": pandas.read_json,
+        ".jsonl": lambda file: pandas.read_json(file, lines=True),
+    }[suffix]
+    try:
+        frame = read(io.BytesIO(content))
+    except ImportError as error:
+        raise ImportError(f'{path} needs another library ({error}): pip install "funcbp[data]".') from error
+    except Exception as error:  # every format has its own words
+        raise DataError(f"{path} is not a table in {suffix[1:]} format ({_first_line(error)}).") from error
+    notes: tuple[str, ...] = ()
+    if isinstance(frame, dict):
+        name, *others = frame
+        notes = (f"Left out the sheets {', '.join(others)}",) if others else ()
+        frame = frame[name]
+    frame.columns = [str(name) for name in frame.columns]
+    if not len(frame):
+        raise DataError(f"{path} is empty.")
+    return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + 1}", notes)
+
+
+def import_pandas() -> Any:
+    """pandas, or an error that says how to have it."""
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise ImportError('Tables are read by pandas, which is not installed: pip install "funcbp[data]".') from error
+
+
+def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
+    text, encoding = _decoded(path, content)
+    separator = _separator(text)
+    lines, first, below = _scan(path, text, separator)
+    decimal = "," if separator != "," and _has_decimal_commas(text, separator) else "."
+    named = _is_header(first, below, decimal)
+    if len(lines) == named:
+        raise DataError(f"{path} has names of columns, and no line below them.")
+    frame = pandas.read_csv(
+        io.StringIO(text),
+        sep=SEPARATORS[separator],
+        header=0 if named else None,
+        decimal=decimal,
+        na_values=["?"],
+        skipinitialspace=True,
+        index_col=False,
+        low_memory=False,
+    )
+    places = lines[named:]
+    exact = len(frame) == len(places)  # pandas and the scan agree on what a line is
+    if exact:
+        whole = ~frame.isna().all(axis=1).to_numpy()
+        frame, places = frame[whole].reset_index(drop=True), [p for p, w in zip(places, whole, strict=True) if w]
+    if not len(frame):
+        raise DataError(f"{path} is empty.")
+    frame.columns = [str(n).strip() if named else f"column {i + 1}" for i, n in enumerate(frame.columns)]
+    words = {"\t": "tabs", ";": "semicolons", " ": "blanks"}
+    how = [f"{words[separator]} between cells"] if separator != "," and len(first) > 1 else []
+    how += ["commas in decimals"] if decimal == "," else []
+    how += [f"the encoding {encoding}"] if encoding != "utf-8" else []
+    notes = (f"Read with {' and '.join(how)}",) if how else ()
+    return Table(frame, named, lambda i: f"line {places[i]}" if exact else f"row {i + 1}", notes)
+
+
+def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+    tried = [e for mark, e in marks.items() if content.startswith(mark)] or ["utf-8", "cp1252", "latin-1"]
+    if b"\0" in content[:4096] and "utf-16" not in tried:
+        raise DataError(f"{path} is not a text file.")
+    for encoding in tried:
+        try:
+            text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError:
+            continue
+        if not text.strip(" \t\n;,"):
+            raise DataError(f"{path} is empty.")
+        return text, "utf-8" if encoding == "utf-8-sig" else encoding
+    raise DataError(f"{path} is not a text file in {tried[0]}, as it says it is.")
+
+
+def _separator(text: str) -> str:
+    """The first of the separators that divides the first lines into equally many cells; else the commonest."""
+    sample = [line.strip(" ") for line in text.split("\n", 60)[:60] if line.strip()]
+    counts = {}
+    for separator in SEPARATORS:
+        rows = csv.reader(sample, delimiter=separator, skipinitialspace=True)
+        try:
+            counts[separator] = [len(row) for row in rows]
+        except csv.Error:
+            counts[separator] = [1]
+    for separator, lengths in counts.items():
+        if len(set(lengths)) == 1 and lengths[0] > 1:
+            return separator
+    return max(counts, key=lambda separator: (sum(n > 1 for n in counts[separator]), separator != " "))
+
+
+def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], list[list[str]]]:
+    """The numbers of the lines that hold something, the first of them, and what is below it; raise if one is ragged."""
+    lines: list[int] = []
+    below: list[list[str]] = []
+    first: list[str] = []
+    source = (line.strip(" \n") + "\n" for line in io.StringIO(text)) if separator == " " else io.StringIO(text)
+    reader = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
+    before = 0
+    try:
+        for row in reader:
+            begins, before = before + 1, reader.line_num
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue
+            if first and len(row) != len(first):
+                raise DataError(f"{path}, line {begins}: {len(row)} values, where line {lines[0]} has {len(first)}.")
+            lines.append(begins)
+            if not first:
+                first = [cell.strip() for cell in row]
+            elif len(below) < 1000:
+                below.append([cell.strip() for cell in row])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: this is not CSV ({error}).") from error
+    return lines, first, below
+
+
+def _has_decimal_commas(text: str, separator: str) -> bool:
+    cell = r"(?:^|{0})[ ]*-?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?={0}|$)".format("[ ]" if separator == " " else separator)
+    head = text[:20000]
+    return bool(re.search(cell % ",", head, re.M)) and not re.search(cell % r"\.", head, re.M)
+
+
+def _is_header(first: list[str], below: list[list[str]], decimal: str) -> bool:
+    """Whether the first line holds names: one of a target, or text above a number, or text that never comes again."""
+    if any(cell.lower() in TARGET_NAMES for cell in first):
+        return True
+    text = [bool(cell) and not _is_number(cell, decimal) for cell in first]
+    if below and any(t and _is_number(cell, decimal) for t, cell in zip(text, below[0], strict=True)):
+        return True
+    return all(text) and not any(cell == row[i] for row in below for i, cell in enumerate(first))
+
+
+def _is_number(cell: str, decimal: str = ".") -> bool:
+    try:
+        float(cell.replace(decimal, "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

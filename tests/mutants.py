@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant("cotangents/products.py", "total = array if total is Zero else jx.add(total, array)", "total = array", "autodiff/test_transformations.py"),
     Mutant("cotangents/accumulate.py", "self._of[index] = _sum(self._of[index], ct) if index in self._of else ct", "self._of[index] = ct", "autodiff/test_transformations.py"),
-    Mutant("cotangents/zero.py", "if n != m]", "if n == m]", "rules/test_helpers.py"),
+    Mutant("cotangents/zero.py", "\n    axes = [i for i, (n, m) in enumerate(zip(ct.shape, x.shape, strict=True)) if n != m]", "\n    axes = [i for i, (n, m) in enumerate(zip(ct.shape, x.shape, strict=True)) if n == m]", "rules/test_helpers.py"),
     Mutant("rules/special.py", "return lax.mul(lax.full_like(x, TWO_OVER_ROOT_PI), exp_of_minus_square(x))", "return lax.mul(lax.full_like(x, ROOT_PI_OVER_TWO), exp_of_minus_square(x))", "rules/test_rules.py -k erf"),
     Mutant("rules/elementwise.py", "lax.neg(unbroadcast(ct, y)) if perturbed[1] else Zero,", "unbroadcast(ct, y) if perturbed[1] else Zero,", "rules/test_rules.py -k sub"),
     Mutant("rules/contraction.py", "exchanged = (y_contract, x_contract), (y_batch, x_batch)", "exchanged = (x_contract, y_contract), (y_batch, x_batch)", "rules/test_rules.py -k dot_general"),

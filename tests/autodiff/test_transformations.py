@@ -446,7 +446,7 @@ def unbounded(x):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_while_names_the_line_and_the_remedy(wrap):
-    with pytest.raises(bp.MissingRuleError, match=r"through `while` at .*test_transformations.py:\d+.*lax\.scan") as e:
+    with pytest.raises(bp.MissingRuleError, match=r"`while` at .*test_transformations.py:\d+.*lax\.scan") as e:
         bp.grad(wrap(unbounded))(x23)
     assert "unbounded" in str(e.value)
 
@@ -468,7 +468,7 @@ AROUND_AN_UNBOUNDED_LOOP = {
 @pytest.mark.parametrize("f", AROUND_AN_UNBOUNDED_LOOP.values(), ids=AROUND_AN_UNBOUNDED_LOOP)
 def test_a_loop_inside_of_what_is_not_needed_is_fine(f):
     assert_same(bp.grad(lambda x: (f(x), x.sum())[1])(x23), jnp.ones((2, 3)))
-    with pytest.raises(bp.MissingRuleError, match=r"through `while` at .*test_transformations.py:\d+.*\(unbounded\)"):
+    with pytest.raises(bp.MissingRuleError, match=r"`while` at .*test_transformations.py:\d+.*\(unbounded\)"):
         bp.grad(f)(x23)
 
 

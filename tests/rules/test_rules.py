@@ -248,8 +248,12 @@ def test_every_ruled_primitive_has_a_row():
     # a mesh: tests/test_sharding.py; a weight: tests/autodiff/test_marks.py; loops: tests/control_flow/test_revolve.py;
     # maps and collectives: tests/test_mapped.py; calls, and what is said to the compiler:
     # tests/control_flow/test_other_calls.py;
-    # jax.experimental.sparse: test_sparse.py; operations written as classes: tests/control_flow/test_operations.py
+    # jax.experimental.sparse: test_sparse.py; operations written as classes: tests/control_flow/test_operations.py;
+    # people's own dtypes, and `eval_jaxpr`: tests/outside/test_faults.py
     elsewhere = {
+        "eval_jaxpr",
+        "to_edtype",
+        "from_edtype",
         "linear_call",
         "compute_on",
         "xla_metadata_call",

@@ -108,7 +108,10 @@ def test_a_run_that_is_over_writes_again(capsys):
     text = wrote("--length", "30")
     assert wrote("--length", "30") == text != wrote("--length", "30", "--seed", "1") and text.startswith("ab")
     assert main(["sample", "run", "--prompt", ""]) == 2 and "--prompt is empty" in capsys.readouterr().err
-    assert main(["sample", "poems"]) == 2 and "poems is not the folder of a run on text" in capsys.readouterr().err
+    assert (
+        main(["sample", "poems"]) == 2
+        and "poems is not the folder of a run of `funcbp train text`" in capsys.readouterr().err
+    )
     train.save_params("run/params.npz", {"embedding": params["embedding"]})
     assert main(["sample", "run"]) == 2 and "does not hold the parameters of" in capsys.readouterr().err
     Path("run/params.npz").write_bytes(b"PK")

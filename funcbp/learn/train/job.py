@@ -22,6 +22,7 @@ from ..data.files import is_readable, refuse_options
 from ..data.openml import PREFIX
 from ..data.reading import SUFFIXES
 from ..request import RequestError
+from .results import read_description
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,13 +253,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         RequestError: it is not there, or not whole.
     """
-    path = folder / RUN
-    if not path.exists():
-        raise RequestError(
-            f"{folder} is not the folder of a run: there is no {RUN} in it, which `funcbp train` writes."
-        )
-    try:
-        run = Run(**json.loads(path.read_text(encoding="utf-8")))
+
+    def described(content: dict[str, Any]) -> Run:
+        run = Run(**content)
         scaling = lambda pair: pair and data.Scaling(*(np.asarray(part, float) for part in pair))
         columns = run.columns and tuple(data.Input(n, tuple(values) if values else None) for n, values in run.columns)
         return run._replace(
@@ -268,8 +265,8 @@ def read_run(folder: Path) -> Run:
             inputs=scaling(run.inputs),
             targets=scaling(run.targets),
         )
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"{path} is damaged: it is not what `funcbp train` wrote.") from error
+
+    return read_description(folder / RUN, "funcbp train", described)
 
 
 def predict(folder: Path, source: Path) -> tuple[list[str], list[list[object]]]:

@@ -14,7 +14,7 @@ import numpy as np
 from ...jaxpr.types import PyTree
 from .. import data, nets
 from ..request import RequestError
-from .results import leaf_paths, load_params, save_params, write_atomically
+from .results import leaf_paths, load_params, read_description, save_params, write_atomically
 
 ABOUT, PARAMS = "text.json", "params.npz"
 
@@ -63,20 +63,15 @@ def read_language_run(folder: Path) -> LanguageRun:
     Raises:
         RequestError: it is not there, or not whole.
     """
-    path = folder / ABOUT
-    if not path.exists():
-        raise RequestError(
-            f"{folder} is not the folder of a run on text: there is no {ABOUT} in it, which `funcbp train text` writes."
-        )
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+
+    def described(about: dict[str, Any]) -> LanguageRun:
         net = nets.transformer(**about["network"])
         tokens = data.Tokens(about["tokens"], tuple(piece.encode("latin-1") for piece in about["pieces"]))
-        run = LanguageRun(net, None, tokens, int(about["context"]), np.array(about["prompt"], np.int32))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path} is damaged: it is not what `funcbp train text` wrote.") from error
+        return LanguageRun(net, None, tokens, int(about["context"]), np.array(about["prompt"], np.int32))
+
+    run = read_description(folder / ABOUT, "funcbp train text", described)
     params = load_params(folder / PARAMS)
-    wanted = jax.eval_shape(net.init, jax.random.key(0), jnp.asarray(run.prompt))
+    wanted = jax.eval_shape(run.net.init, jax.random.key(0), jnp.asarray(run.prompt))
     shapes = [{name: leaf.shape for name, leaf in leaf_paths(tree).items()} for tree in (wanted, params)]
     if shapes[0] != shapes[1]:
         raise RequestError(f"{folder / PARAMS} does not hold the parameters of the network that {ABOUT} describes.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from ...jaxpr.types import PyTree
 from ..request import RequestError
 from .records import json_line
+
+T = TypeVar("T")
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
@@ -78,6 +81,20 @@ def _flush(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_description(path: Path, command: str, build: Callable[[Any], T]) -> T:
+    """Read what a command has written of its run as JSON, and build from it what it describes.
+
+    Raises:
+        RequestError: it is not there, or not whole.
+    """
+    if not path.exists():
+        raise RequestError(f"{path.parent} is not the folder of a run of `{command}`: there is no {path.name} in it.")
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path} is damaged: it is not what `{command}` wrote.") from error
 
 
 def _umask() -> int:

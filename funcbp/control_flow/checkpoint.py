@@ -8,15 +8,7 @@ from typing import Any
 
 from ..autodiff.passes import passes_of
 from ..cotangents import Cotangent
-from ..jaxpr import (
-    bind_remat,
-    is_planned,
-    is_saved,
-    offload_of,
-    primitives,
-    remat_of_marked,
-    run_behind_barrier,
-)
+from ..jaxpr import bind_remat, is_planned, is_saved, offload_of, primitives, remat_of_marked, run_behind_barrier
 from ..jaxpr.types import PyTree, Value
 from ..remat.cut import permitted
 from ..remat.plan import Residuals, plan_of_call

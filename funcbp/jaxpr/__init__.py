@@ -59,6 +59,7 @@ from .interpreter import cond_branches as cond_branches
 from .interpreter import equations as equations
 from .interpreter import inner as inner
 from .interpreter import inside_of as inside_of
+from .interpreter import programs_inside as programs_inside
 from .interpreter import programs_of as programs_of
 from .interpreter import run as run
 from .interpreter import scan_parts as scan_parts

@@ -56,19 +56,28 @@ class Inside(NamedTuple):
 
         Primitives are told apart by their parameters, so that one of which nobody here has heard is known, too.
         """
-        if "branches" in params:
-            return cls(Kind.COND, cond_branches(params))
-        if "cond_jaxpr" in params:
-            return cls(Kind.WHILE, (while_condition(params), while_parts(params)[0]))
-        parts = (p if isinstance(p, tuple) else (p,) for p in params.values())
-        programs = tuple([v for part in parts for v in part if hasattr(v, "eqns")])
+        programs = programs_inside(params)
         return cls(_kind(params, programs, types), programs) if programs else NOTHING_INSIDE
 
 
 NOTHING_INSIDE = Inside(Kind(0), ())
 
 
+def programs_inside(params: dict[str, Any]) -> tuple[AnyJaxpr, ...]:
+    """The programs among these parameters of an operation; of what kind it is, only `Inside.of` asks."""
+    if "branches" in params:
+        return cond_branches(params)
+    if "cond_jaxpr" in params:
+        return while_condition(params), while_parts(params)[0]
+    parts = (p if isinstance(p, tuple) else (p,) for p in params.values())
+    return tuple([v for part in parts for v in part if hasattr(v, "eqns")])
+
+
 def _kind(params: dict[str, Any], programs: Sequence[AnyJaxpr], types: Sequence[Aval]) -> Kind:
+    if "branches" in params:
+        return Kind.COND
+    if "cond_jaxpr" in params:
+        return Kind.WHILE
     if "length" in params:
         return Kind.SCAN
     if "in_specs" in params:

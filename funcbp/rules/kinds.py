@@ -73,8 +73,7 @@ class Operation(NamedTuple):
     @property
     def marks_inside(self) -> bool:
         """Whether weights are marked in the programs inside it."""
-        programs = jx.Inside.of(self.params, list(map(jx.type_of, self.values))).programs
-        return any(map(jx.has_marks, programs))
+        return any(map(jx.has_marks, jx.programs_inside(self.params)))
 
     @property
     def is_perturbed(self) -> bool:
@@ -430,9 +429,8 @@ class ControlRule(Rule):
             if program is not None:
                 return recorder.inline(program, operation, call=False)
         enters = recorder.observing and self.bwd is not None
-        marked = operation.marks_inside and self.bwd is not None  # none may be lost in it
-        if not operation.is_perturbed and not enters and not marked:
-            return recorder.passed(operation)
+        if not (operation.is_perturbed or enters or (self.bwd is not None and operation.marks_inside)):
+            return recorder.passed(operation)  # no mark may be lost in it
         if operation.feedback is not None and any(w is not None for w in operation.feedback) and self.mark_inside:
             operation = _marked_inside(operation, self.mark_inside)
         # a boolean's cotangent does not go through programs inside programs

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ class Browser:
         self.call("Page.enable")
         self.call("Runtime.enable")
         self.call("Network.enable")
-        self.call("Performance.enable", timeDomain="threadTicks")
 
     def _message(self) -> dict[str, Any]:
         found = bytearray()
@@ -91,19 +91,13 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", found))
         return found["result"].get("value")
 
-    @property
-    def seconds(self) -> float:
-        """What the page has taken of the processor so far, waiting for others not counted."""
-        metrics = self.call("Performance.getMetrics")["metrics"]
-        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
-
-    def work(self, script: str) -> dict[str, int]:
-        """Run an expression, and count how often each of the page's functions ran meanwhile, or a block in it the most
-        often: work that takes as long as it takes, on a busy machine too.
+    def work(self, act: Callable[[], object]) -> dict[str, int]:
+        """Act, and count how often each of the page's functions ran meanwhile, or a block in it the most often: work
+        that takes as long as it takes, on a busy machine too. What the browser forgot of it is not counted.
         """
         self.call("Profiler.enable")
         self.call("Profiler.startPreciseCoverage", callCount=True, detailed=True)
-        self.run(script)
+        act()
         scripts = self.call("Profiler.takePreciseCoverage")["result"]
         self.call("Profiler.stopPreciseCoverage")
         found: dict[str, int] = {}

@@ -25,6 +25,7 @@ from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
 from . import storage
 from .named import by_name, entry_at, gradient_observed
+from .render.table import short_type
 from .rows import chosen
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
@@ -258,7 +259,7 @@ class Precision:
             table.append((
                 "←" if r.backward else "→",
                 f"name {r.name}" if r.name else title,
-                f"{r.dtype}{list(r.shape)}",
+                short_type(f"{r.dtype}{list(r.shape)}"),
                 f"{r.bits:.1f}",
                 *forms,
                 ", ".join(f"{n} {what}" for n, what in counts if n),

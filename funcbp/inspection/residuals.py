@@ -34,6 +34,7 @@ from ..remat.price import price
 from ..remat.regions import in_regions
 from ..rules.cost import is_cheap
 from .live import Live, live_bytes
+from .render.table import short_type
 
 __all__ = ["Residual", "Residuals", "residuals"]
 
@@ -117,15 +118,17 @@ class Residuals:
         return f"{self.name}: {self.total:,} bytes kept, {self.recomputed:,} recomputed   ({self.policy})"
 
     def __str__(self) -> str:
-        rows = [_HEAD, *map(_row, self.values)]
+        """A line for each value; reasons and what is around a value are said once, below, each by its number."""
+        notes: dict[str, str] = {}
+        note = lambda text: text and notes.setdefault(text, str(len(notes) + 1))
+        rows = [_HEAD, *((*cells, note(why), note(inside)) for *cells, why, inside in map(_row, self.values))]
+        shown = [i for i in range(len(_HEAD)) if _HEAD[i] not in _OF_LOOPS or any(v.steps > 1 for v in self.values)]
         widths = [max(len(r[i]) for r in rows) for i in range(len(_HEAD))]
         lines = [self._title()]
         for r in rows:
-            cells = (
-                c.rjust(w) if i in _NUMBERS else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
-            )
+            cells = (r[i].rjust(widths[i]) if i in _NUMBERS else r[i].ljust(widths[i]) for i in shown)
             lines.append("  " + "  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {number}: {text}" for text, number in notes.items())])
 
     __repr__ = __str__
 
@@ -137,22 +140,23 @@ class Residuals:
         return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
 
 
-_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "why", "wanted by", "line", "inside")
+_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "wanted by", "line", "why", "inside")
 _NUMBERS = (2, 3, 4, 5)
+_OF_LOOPS = ("steps", "total")
 
 
 def _row(v: Residual) -> tuple[str, ...]:
-    kind = f"{v.dtype}[{','.join(map(str, v.shape))}]"
+    kind = short_type(f"{v.dtype}[{','.join(map(str, v.shape))}]")
     rules = list(dict.fromkeys(w.split(" ")[0] for w in v.wanted))
     again = "-" if v.again is None else f"{v.again:,.0f}"
     numbers = (f"{v.bytes:,}", again, f"{v.steps:,}", f"{v.total:,}")
     inside = " > ".join(map(_short, v.inside))
-    return (v.name, kind, *numbers, v.fate, v.why, ", ".join(rules) or "-", _short(v.line) or "-", inside)
+    return (v.name, kind, *numbers, v.fate, ", ".join(rules) or "-", _short(v.line) or "-", v.why, inside)
 
 
 def _short(line: str) -> str:
     """A line without its folders, its column and its function."""
-    return re.sub(r"(?:\S*/)?([^\s/]+:\d+)(?::\d+)?(?: \(.*\))?$", r"\1", line)
+    return re.sub(r"(?:\S*/)?([^\s/:]+:\d+)(?::\d+)?(?: \(.*\))?$", r"\1", line)
 
 
 def residuals(
@@ -417,7 +421,7 @@ def _why(fate: str, eqn: JaxprEqn | None, kind: str, dear: str) -> str:
     if fate == RECOMPUTED:
         return f"{dear} is run again to save it" if dear else "cheap to make of what is kept"
     if kind == "outside":
-        return "outside loops all that is read is kept"
+        return "outside loops, whatever is read is kept"
     if eqn is None:
         return "the state before the step"
     return "narrower than what it is made of" if is_cheap(eqn) else f"{eqn.primitive.name} is not run again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
 from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
 from ..rules.cost import flops
+from .render.table import short_type
 
 __all__ = ["Operation", "Summary", "summary"]
 
@@ -68,8 +70,8 @@ class Summary:
     def __str__(self) -> str:
         table = [("operation", "result", "times", "FLOPs forward", "backward", "line")]
         for o in self.operations:
-            place = o.line.rpartition("/")[2]
-            table.append((o.name, o.shape, f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", place))
+            place = re.sub(r"(:\d+):\d+", r"\1", o.line.rpartition("/")[2])  # without its column
+            table.append((o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", place))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         totals = (

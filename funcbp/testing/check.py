@@ -21,7 +21,7 @@ from ..jaxpr.types import PyTree, Value
 from ..rules.fallback import BorrowedRuleWarning
 from . import consistency
 from .judge import Judgement, judge_leaf
-from .programs import blame, casts, has_own_rule, has_own_rules, program_of, spoiler
+from .programs import blame, casts, draws_random_numbers, has_own_rule, has_own_rules, program_of, spoiler
 from .report import Finding, LeafReport, Report
 from .subject import StructureError, Subject, first_line, is_array, name_of
 from .witnesses import Setting, Witnesses, gather, or_none, random_cotangents
@@ -29,6 +29,11 @@ from .witnesses import Setting, Witnesses, gather, or_none, random_cotangents
 __all__ = ["assert_gradients", "check"]
 
 TOLERANCE = 20.0
+FAR_OFF = 0.05  # of a leaf's largest element
+OTHER_DRAWS = (
+    "The function draws random numbers. In float64, in which it is checked, it draws others (a dropout has another mask), "
+    "so its errors in its own type are not known."
+)
 
 
 def check(
@@ -140,7 +145,11 @@ def _check(
         setting = Setting(vjp, samples, tolerance, rng, complex_step, resolution, notes)
         w = gather(wide, setting, random, program, wide)
         leaves = [_leaf_report(subject, i, judge_leaf(w, i), w, 1) for i in range(len(wide.inputs.types))]
-        leaves = [_with_own_error(leaf, i, w, subject, eager, jax_cts) for i, leaf in enumerate(leaves)]
+        own = [_with_own_error(leaf, i, w, subject, eager, jax_cts) for i, leaf in enumerate(leaves)]
+        if any(map(_both_far_off, own)) and program is not None and draws_random_numbers(program):
+            notes.append(OTHER_DRAWS)
+        else:
+            leaves = own
         if order == 2:
             leaves += _second_order(wide, setting, random[0])
         culprit = ""
@@ -340,10 +349,18 @@ def _with_own_error(
     own = consistency.in_ulps(eager[where], wanted, t.dtype)
     theirs = None if jax_cts is None else consistency.in_ulps(jax_cts[where], wanted, t.dtype)
     verdict, note, coarse = leaf.verdict, leaf.note, float(jnp.finfo(t.dtype).eps)
-    if verdict == "ok" and own * coarse > 0.05 and theirs is not None and own > 100 * max(theirs, 1.0):
+    if verdict == "ok" and own * coarse > FAR_OFF and theirs is not None and own > 100 * max(theirs, 1.0):
         verdict = "wrong"
         note = f"right in float64, and {own * coarse:.2g} of its largest element off in {t.dtype}; JAX's is not"
     return replace(leaf, own_ulps=own, jax_ulps=theirs, verdict=verdict, note=note)
+
+
+def _both_far_off(leaf: LeafReport) -> bool:
+    """Whether our derivative and JAX's, in the leaf's own dtype, are alike those of another function."""
+    own, jax_own, coarse = leaf.own_ulps, leaf.jax_ulps, float(jnp.finfo(leaf.dtype).eps)
+    if own is None or jax_own is None:
+        return False
+    return own * coarse > FAR_OFF and abs(own - jax_own) < coarse**0.5 * own
 
 
 # --- second order -----------------------------------------------------------------------------------------------------

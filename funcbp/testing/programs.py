@@ -27,6 +27,7 @@ __all__ = [
     "blame",
     "casts",
     "draws_implicitly",
+    "draws_random_numbers",
     "has_own_rule",
     "has_own_rules",
     "program_of",
@@ -104,6 +105,12 @@ def stops_in_loops(program: jx.Program | AnyJaxpr) -> bool:
     """Whether a gradient is stopped inside a loop or a branch, which `Frozen` does not hold still."""
     stops = (o for o in jx.equations(program) if o.eqn.primitive.name == "stop_gradient")
     return any(around.inside.kind & ~jx.CALLS for o in stops for around in o.around)
+
+
+def draws_random_numbers(program: jx.Program | AnyJaxpr) -> bool:
+    """Whether it draws random numbers: which ones, that depends on the precision they are drawn in."""
+    types = (jx.aval_of(v.aval) for eqn in equations(program) for v in eqn.invars)
+    return any(jax.dtypes.issubdtype(t.dtype, jax.dtypes.prng_key) for t in types if hasattr(t, "dtype"))
 
 
 def draws_implicitly(program: jx.Program | AnyJaxpr) -> bool:

@@ -245,7 +245,7 @@ def divided(f: Callable[..., PyTree], out: PyTree) -> tuple[PyTree, PyTree]:
     return out[0], out[1]
 
 
-def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
+def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str, arguments: PyTree = ()) -> None:
     if jx.is_reference(checked(x)):
         raise TypeError(
             f"{what} cannot return the derivative with respect to a mutable reference. Use vjp, and "
@@ -264,8 +264,15 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str) -> None:
     else:
         raise TypeError(
             f"{what} requires real- or complex-valued inputs (input dtype that is a sub-dtype of np.inexact), but got "
-            f"{dtype}. Convert integers to floating point, leave them out of argnums, or pass allow_int=True."
+            f"{dtype}{_leaf_named(x, arguments)}. Convert integers to floating point, leave them out of argnums (of a module, "
+            "split off its parameters and differentiate these), or pass allow_int=True."
         )
+
+
+def _leaf_named(x: Any, arguments: PyTree) -> str:
+    """Which leaf of its argument this is, if it is one among others."""
+    paths = (jx.path_name(path[1:]) for path, leaf in jax.tree.leaves_with_path(arguments) if leaf is x)
+    return f" at {path}" if (path := next(paths, "")) else ""
 
 
 def check_scalar(value: Value, holomorphic: bool) -> None:

@@ -380,7 +380,7 @@ class Backward:
         def value_and_gradient(*args: PyTree, **kwargs: PyTree) -> PyTree:
             partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
-                check_input(x, holomorphic, allow_int, "grad")
+                check_input(x, holomorphic, allow_int, "grad", chosen)
             value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             check_scalar(value, holomorphic)
             grads = pullback(jx.ones_as_cotangent(value))
@@ -443,7 +443,7 @@ class Backward:
         def jacobian(*args: PyTree, **kwargs: PyTree) -> PyTree:
             partial, chosen = split_arguments(fun, indices, args, kwargs)
             for x in jax.tree.leaves(chosen):
-                check_input(x, holomorphic, allow_int, "jacrev")
+                check_input(x, holomorphic, allow_int, "jacrev", chosen)
             value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             for y in jax.tree.leaves(value):
                 check_output(y, holomorphic, "jacrev")

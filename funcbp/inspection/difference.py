@@ -165,7 +165,7 @@ class Difference:
             grown = self.growth()
             few = grown[:: max(1, len(grown) // 5)]
             few = few if few[-1] == grown[-1] else [*few, grown[-1]]
-            lines.append("  It goes on: " + ", ".join(f"{title} {size:.2g}" for title, size in few) + ".")
+            lines.append("  From there it goes on: " + ", ".join(f"{title} {size:.2g}" for title, size in few) + ".")
         if self.cotangent is not None:
             lines += self._told(self.cotangent, back=True)
         if not self:
@@ -174,20 +174,22 @@ class Difference:
         lines.append(f"{len(self.matches)} equations, inputs and named values are on both sides.")
         for side, rows in (("first", self.only_a), ("second", self.only_b)):
             if rows:
-                said = ", ".join(f"{r.title} at {r.place}" if r.place else r.title for r in rows[:3])
-                lines.append(f"{len(rows)} are on the {side} alone: {said}{', ...' if len(rows) > 3 else ''}.")
+                lines.append(f"{len(rows)} {'is' if len(rows) == 1 else 'are'} on the {side} side alone:")
+                lines += [f"  {r.title} at {r.place}" if r.place else f"  {r.title}" for r in rows[:3]]
+                lines += ["  ..."] if len(rows) > 3 else []
         return "\n".join(lines)
 
     def _told(self, m: Match, back: bool) -> list[str]:
         what = f"value {m.a.name!r}" if m.a.name and m.a.primitive == "name" else f"`{m.a.primitive}`"
         what = f"argument {m.a.name!r}" if m.a.primitive == "input" else what
-        places = list(dict.fromkeys(", in ".join(filter(None, (r.line, r.library))) for r in (m.a, m.b) if r.line))
-        where = f" at {' and '.join(places)}" if places else ""
+        places = dict.fromkeys((r.line, r.library) for r in (m.a, m.b) if r.line)
         size, noise, step = (m.cotangent, m.noise_back, m.step_back) if back else (m.value, m.noise, m.step)
         when = f" in loop step {', '.join(map(str, step))}" if step else ""
         text = f"{size:.2g} of its size, and up to {noise:.2g} is rounding" if size != math.inf else "of another kind"
         name = "Going back, the cotangents part at the" if back else "The values part at the"
-        lines = [f"{name} {what}{where}{when}: the difference is {text}."]
+        lines = [f"{name} {what}{when}: the difference is {text}."]
+        for line, library in places:
+            lines += [f"  at {line}", *([f"  in {library}"] if library else [])]
         sides = [cotangents_of(r) if back else r.values for r in (m.a, m.b)]
         sizes = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(apart, *sides)]
         for side, arrays in zip(("first", "second"), sides, strict=True):

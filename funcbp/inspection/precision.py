@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
 from . import storage
 from .named import by_name, entry_at, gradient_observed
-from .render.table import short_type
+from .render.table import short_line, short_type
 from .rows import chosen
 from .shadow import Pair, Rounding, beside_shadow
 from .widened import Widened, is_float, widen
@@ -263,7 +262,7 @@ class Precision:
                 f"{r.bits:.1f}",
                 *forms,
                 ", ".join(f"{n} {what}" for n, what in counts if n),
-                ", in ".join(map(os.path.basename, filter(None, (r.line, r.library)))),
+                ", in ".join(map(short_line, filter(None, (r.line, r.library)))),
             ))  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]

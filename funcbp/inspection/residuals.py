@@ -6,7 +6,6 @@ import functools
 import html
 import inspect
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,7 +33,7 @@ from ..remat.price import price
 from ..remat.regions import in_regions
 from ..rules.cost import is_cheap
 from .live import Live, live_bytes
-from .render.table import short_type
+from .render.table import short_line, short_type
 
 __all__ = ["Residual", "Residuals", "residuals"]
 
@@ -150,13 +149,8 @@ def _row(v: Residual) -> tuple[str, ...]:
     rules = list(dict.fromkeys(w.split(" ")[0] for w in v.wanted))
     again = "-" if v.again is None else f"{v.again:,.0f}"
     numbers = (f"{v.bytes:,}", again, f"{v.steps:,}", f"{v.total:,}")
-    inside = " > ".join(map(_short, v.inside))
-    return (v.name, kind, *numbers, v.fate, ", ".join(rules) or "-", _short(v.line) or "-", v.why, inside)
-
-
-def _short(line: str) -> str:
-    """A line without its folders, its column and its function."""
-    return re.sub(r"(?:\S*/)?([^\s/:]+:\d+)(?::\d+)?(?: \(.*\))?$", r"\1", line)
+    inside = " > ".join(map(short_line, v.inside))
+    return (v.name, kind, *numbers, v.fate, ", ".join(rules) or "-", short_line(v.line) or "-", v.why, inside)
 
 
 def residuals(

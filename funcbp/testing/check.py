@@ -141,6 +141,8 @@ def _check(
 
     with double_precision():
         wide, program = _widen(subject, notes)
+    with double_precision(wide is not subject):
+        program = program_of(subject) if wide is subject else program
         resolution = _precision(wide, program, notes)
         setting = Setting(vjp, samples, tolerance, rng, complex_step, resolution, notes)
         w = gather(wide, setting, random, program, wide)
@@ -198,9 +200,12 @@ def assert_gradients(f: Callable[..., PyTree], *args: PyTree, **options: Any) ->
 
 
 @contextlib.contextmanager
-def double_precision() -> Iterator[None]:
-    """64-bit types on, so that the reference is in float64; mixing them with what `f` holds in float32 is allowed."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.debug_nans(False), jax.debug_infs(False):
+def double_precision(wide: bool = True) -> Iterator[None]:
+    """64-bit types on, so that the reference is in float64; mixing them with what `f` holds in float32 is allowed. They
+    are left as they are if not `wide`: for what cannot be run so.
+    """
+    types = jax.enable_x64(True) if wide else contextlib.nullcontext()
+    with types, jax.numpy_dtype_promotion("standard"), jax.debug_nans(False), jax.debug_infs(False):
         yield
 
 

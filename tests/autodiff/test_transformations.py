@@ -573,3 +573,8 @@ def test_a_rule_for_a_function_of_several_results():
         backward = bp.Backward(rules={both: rule})
         f = lambda x, y: (lambda product, total: product + 3 * total)(*both(x, y))
         assert backward.grad(f, (0, 1))(2.0, 5.0) == (50, 3)
+
+
+def test_a_leaf_that_has_no_derivative_is_named():
+    with pytest.raises(TypeError, match=r"got int32 at layer/count\. .* split off its parameters"):
+        bp.grad(lambda p: p["layer"]["w"] ** 2)({"layer": {"count": jnp.int32(1), "w": jnp.float32(2.0)}})

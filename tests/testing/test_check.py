@@ -309,6 +309,24 @@ def test_error_in_the_own_dtype_is_shown_beside_jax():
     assert r.own_ulps > 1e3 and r.jax_ulps < 10
 
 
+def test_a_dropout_has_another_mask_in_float64_and_that_is_no_error_in_float32():
+    def loss(x):
+        return jnp.sum(jnp.where(jax.random.uniform(jax.random.key(3), x.shape, x.dtype) < 0.5, jnp.tanh(x), 0) ** 2)
+
+    report = check(loss, jnp.linspace(0.1, 1, 32, dtype=np.float32))
+    assert report.ok and report.leaves[0].own_ulps is None and "draws random numbers" in str(report)
+
+
+def test_a_leaf_of_rounding_alone_says_nothing_of_the_distance_between_two_runs():
+    def loss(bias, x):  # which a normalisation takes out
+        y = jnp.tanh(x + bias)
+        z = x * 1.7 + bias
+        return jnp.sum((z - z.mean()) ** 2 / z.var()) * 0.1 + jnp.sum(y)
+
+    report = check(lambda b, x: loss(b, x) - jnp.sum(jnp.tanh(x + b)), jnp.float32(0.3), X.astype(np.float32))
+    assert report.ok and all("e+" not in f.result for f in report.consistency), report
+
+
 # --- the derivative against itself ------------------------------------------------------------------------------------
 
 
@@ -489,8 +507,9 @@ wrong = dataclasses.replace(rule, bwd=lambda *a, **k: [c * 1.001 for c in rule.b
 assert not check(f, w, jnp.ones(3), backward=bp.Backward(rules={jax.lax.tanh_p: wrong})).ok
 assert check(lambda x: x * 2, 0.3).ok and check(jnp.sin, np.array([0.1, 0.2])).ok
 stuck = lambda x: jax.lax.scan(lambda c, u: (c + u * u, c), jnp.zeros((), np.float32), x)[0]
-report = check(stuck, jnp.ones(3))
-assert report.ok and any("cannot be run in float64" in n for n in report.notes), report
+counted = lambda x, n: jnp.sum(x**2) * jax.lax.cond(x[0] > 0, lambda: n + 1, lambda: jnp.int32(n))  # as a layer counts
+for report in (check(stuck, jnp.ones(3)), check(counted, jnp.ones(3), jnp.asarray(3))):
+    assert report.ok and any("cannot be run in float64" in n for n in report.notes), report
 assert not jax.config.jax_enable_x64 and jnp.ones(1).dtype == np.float32
 print("fine")
 """

@@ -11,7 +11,7 @@ from ...jaxpr.types import Value
 from ..outline import Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
 
-__all__ = ["headline", "short_type", "summary", "table"]
+__all__ = ["headline", "short_line", "short_type", "summary", "table"]
 
 WIDTH = 100
 SUMMARY = 24  # lines, at most
@@ -50,7 +50,8 @@ def summary(whole: Outline) -> Iterator[str]:
 
 
 def _line(r: Row, whole: Outline) -> str:
-    title = r.name if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
+    width = COLUMNS[1][1]
+    title = _path(r.name, width) if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
     texts = (r.index, "  " * r.depth + title, short_type(r.shape))
     cells = " ".join(f"{_cut(text, width):<{width}}" for text, (_, width) in zip(texts, COLUMNS, strict=False))
     line = ":".join(r.place.split(" ")[0].split(":")[:2])
@@ -83,9 +84,19 @@ def short_type(shape: str) -> str:
     return SHORT.sub(letters, shape.replace(", ", ","))
 
 
+def short_line(line: str) -> str:
+    """A line without its folders, its column and its function."""
+    return re.sub(r"(?:\S*/)?([^\s/:]+:\d+)(?::\d+)?(?: \(.*\))?$", r"\1", line)
+
+
 def _norms(r: Row | None) -> str:
     v, c = (None, None) if r is None else (r.of_value, r.of_cotangent)
     return " ".join(f"{'' if s is None else f'{s.norm:.4g}':<9}" for s in (v, c))
+
+
+def _path(name: str, width: int) -> str:
+    """A leaf's path: where it is too long, its beginning and its end, which together tell which leaf it is."""
+    return name if len(name) <= width else name[: width // 3] + "…" + name[width // 3 + 1 - width :]
 
 
 def _cut(text: str, width: int) -> str:

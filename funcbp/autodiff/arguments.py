@@ -264,8 +264,8 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str, arguments
     else:
         raise TypeError(
             f"{what} requires real- or complex-valued inputs (input dtype that is a sub-dtype of np.inexact), but got "
-            f"{dtype}{_leaf_named(x, arguments)}. Convert integers to floating point, leave them out of argnums (of a module, "
-            "split off its parameters and differentiate these), or pass allow_int=True."
+            f"{dtype}{_leaf_named(x, arguments)}. Convert integers to floating point, leave them out of argnums (of a "
+            "module, split off its parameters and differentiate these), or pass allow_int=True."
         )
 
 

@@ -31,8 +31,8 @@ __all__ = ["assert_gradients", "check"]
 TOLERANCE = 20.0
 FAR_OFF = 0.05  # of a leaf's largest element
 OTHER_DRAWS = (
-    "The function draws random numbers. In float64, in which it is checked, it draws others (a dropout has another mask), "
-    "so its errors in its own type are not known."
+    "The function draws random numbers. In float64, in which it is checked, it draws others (a dropout has another "
+    "mask), so its errors in its own type are not known."
 )
 
 

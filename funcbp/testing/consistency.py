@@ -49,8 +49,8 @@ def in_ulps(got: ArrayLike, wanted: ArrayLike, dtype: DTypeLike) -> float:
 
 
 def _distance(a: Cotangents, b: Cotangents, floor: Sequence[float], precision: float) -> tuple[bool, float, bool, bool]:
-    """Whether two lists of arrays are equal bit by bit, their distance in ulps, whether that is close, and whether there
-    are arrays of which it says nothing, since they are zero but for rounding.
+    """Whether two lists of arrays are equal bit by bit, their distance in ulps, whether that is close, and whether
+    there are arrays of which it says nothing, since they are zero but for rounding.
 
     `floor`: for each, a difference that rounding may well make; `precision`: what the function computes in, if that is
     less than its inputs'.

@@ -83,7 +83,7 @@ def test_policies_differ_in_what_they_keep():
 def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
     text = str(report)
     assert text.splitlines()[0] == f"loss: {report.total:,} bytes kept, {report.recomputed:,} recomputed   (min_cut)"
-    first, head, *lines = text.splitlines()
+    _, head, *lines = text.splitlines()
     notes = {note: said for note, said in (line.strip().split(": ") for line in lines[len(report.values) :])}
     assert set(notes.values()) >= {v.why for v in report.values} and "steps" in head.split()  # each said once, below
     assert "/" not in next(line for line in lines if " tanh_bwd" in line)  # lines without their folders

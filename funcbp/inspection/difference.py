@@ -182,14 +182,15 @@ class Difference:
     def _told(self, m: Match, back: bool) -> list[str]:
         what = f"value {m.a.name!r}" if m.a.name and m.a.primitive == "name" else f"`{m.a.primitive}`"
         what = f"argument {m.a.name!r}" if m.a.primitive == "input" else what
-        places = dict.fromkeys((r.line, r.library) for r in (m.a, m.b) if r.line)
+        places, libraries = (
+            list(dict.fromkeys(filter(None, of))) for of in ((m.a.line, m.b.line), (m.a.library, m.b.library))
+        )
+        where = f" at {' and '.join(places)}" if places else ""
         size, noise, step = (m.cotangent, m.noise_back, m.step_back) if back else (m.value, m.noise, m.step)
         when = f" in loop step {', '.join(map(str, step))}" if step else ""
         text = f"{size:.2g} of its size, and up to {noise:.2g} is rounding" if size != math.inf else "of another kind"
         name = "Going back, the cotangents part at the" if back else "The values part at the"
-        lines = [f"{name} {what}{when}: the difference is {text}."]
-        for line, library in places:
-            lines += [f"  at {line}", *([f"  in {library}"] if library else [])]
+        lines = [f"{name} {what}{where}{when}: the difference is {text}.", *(f"  in {lib}" for lib in libraries)]
         sides = [cotangents_of(r) if back else r.values for r in (m.a, m.b)]
         sizes = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(apart, *sides)]
         for side, arrays in zip(("first", "second"), sides, strict=True):

@@ -126,6 +126,15 @@ def test_types_over_an_explicit_mesh(name):
     assert counts[0]["reshard"] == counts[1]["reshard"] and communication(ours) == communication(theirs)
 
 
+def test_a_sort_over_an_explicit_mesh():
+    """The rule of JAX 0.10.2 has a counter that is laid out otherwise, and fails."""
+    mesh = meshed(kind=AxisType.Explicit)
+    x = jax.ShapeDtypeStruct((8, 8), np.float64, sharding=jax.NamedSharding(mesh, P("data")))
+    with use_abstract_mesh(mesh):
+        program = jax.make_jaxpr(bp.grad(lambda x: jnp.sum(lax.sort(x, dimension=1) ** 2)))(x)
+    assert program.out_avals == program.in_avals
+
+
 @pytest.mark.parametrize("computed", [False, True] if hasattr(parallel, "pbroadcast_dynamic_p") else [False])
 def test_a_broadcast_over_a_named_axis(computed):
     """JAX's own rule is for numbers alone."""

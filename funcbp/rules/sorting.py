@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Cotangent, Zero
-from ..jaxpr import primitives, zeros
+from ..jaxpr import primitives, sharding_of, zeros
 from ..jaxpr.types import Aval, PyTree
 from .registry import def_rule
 from .traits import DEAR, free
@@ -33,8 +33,8 @@ def put_along(ct: jax.Array, places: jax.Array, axis: int, x: Aval) -> jax.Array
 
 def sort_fwd(*operands: jax.Array, dimension: int, is_stable: bool, num_keys: int) -> tuple[list[jax.Array], PyTree]:
     """Sort a counter along with the operands: it comes out as the permutation."""
-    shape = operands[0].shape
-    counter = lax.broadcasted_iota("int32", shape, dimension)
+    x = operands[0]
+    counter = lax.broadcasted_iota("int32", x.shape, dimension, out_sharding=sharding_of(x))
     *outs, places = lax.sort((*operands, counter), dimension=dimension, is_stable=is_stable, num_keys=num_keys)
     return outs, (places, tuple(jax.typeof(x) for x in operands))
 

@@ -414,7 +414,7 @@ def def_named(name: str, tangent: Callable[..., jax.Array]) -> None:
     NAMED[name] = tangent
 
 
-LATER = {"jax.experimental.sparse": ".sparse"}
+LATER = {"jax.experimental.sparse": ".sparse", "jax.experimental.multihost_utils": ".multihost"}
 
 
 def enter_later() -> None:

@@ -82,10 +82,18 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
         perturbed: which of these are differentiated.
 
     Raises:
-        ValueError: nothing that can be done fits: the message says what the smallest budget is.
+        ValueError: nothing that can be done fits: the message says what the smallest budget is. Or sizes are left open.
     """
+    line = jx.user_line(jx.current_source())
+    program, where = straight(f, types), line and f" at {line}"
+    if any(jx.closed_sizes(eqn) is not eqn for eqn in program.eqns):
+        raise ValueError(
+            f"{options.policy} is in bytes, and the gradient{where} is exported for sizes that are left open: how many "
+            "bytes it needs is not known. Export it for sizes that are numbers, or without a budget: "
+            'residuals="min_cut".'
+        )
     differentiated = [p and is_differentiable(t) for p, t in zip(perturbed, types, strict=True)]
-    search, budget = Search(straight(f, types), differentiated, options), options.policy
+    search, budget = Search(program, differentiated, options), options.policy
     limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
     for ladder in search.ladders(limit):
         if search.fit(ladder[-1]).peak <= limit:
@@ -93,9 +101,8 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     smallest = search.smallest()
     if smallest.peak <= limit:
         return smallest
-    where = jx.user_line(jx.current_source())
     raise ValueError(
-        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where and f' at {where}'} "
+        f"{budget} allows {limit:,} bytes beside arguments and results, and the gradient{where} "
         f"needs {smallest.peak:,} at the least, as predicted: {smallest.peak - limit:,} are missing. "
         f"The smallest budget is Budget(bytes={smallest.peak})."
     )

@@ -150,6 +150,8 @@ from .values import as_array as as_array
 from .values import as_residual as as_residual
 from .values import aval_of as aval_of
 from .values import bytes_of_type as bytes_of_type
+from .values import closed_size as closed_size
+from .values import closed_sizes as closed_sizes
 from .values import concrete as concrete
 from .values import cotangent_sharding as cotangent_sharding
 from .values import cotangent_type as cotangent_type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
 from jax.extend.core import primitives
 
-from .types import Aval, Primitive, T, Value
+from .types import Aval, JaxprEqn, Primitive, T, Value
 
 weakref_cache = util.weakref_lru_cache
 
@@ -77,7 +78,27 @@ def low_types(aval: Aval) -> list[Aval]:
 
 def bytes_of_type(aval: Aval) -> int:
     """How many bytes a value of this type has; none, if it is no array and is not made of arrays."""
-    return sum(t.size * t.dtype.itemsize for t in map(core.physical_aval, low_types(aval)) if hasattr(t, "dtype"))
+    types = (t for t in map(core.physical_aval, low_types(aval)) if hasattr(t, "dtype"))
+    return sum(math.prod(map(closed_size, t.shape)) * t.dtype.itemsize for t in types)
+
+
+OPEN_SIZE = 64  # how long an axis is taken to be, where it is reckoned what costs how much, that is left open
+
+
+def closed_size(n: Any) -> Any:
+    """A size to reckon with: in a program that is exported for any size of an axis, that has no number."""
+    return OPEN_SIZE if core.is_symbolic_dim(n) else n
+
+
+def closed_sizes(eqn: JaxprEqn) -> JaxprEqn:
+    """The equation with sizes to reckon with; itself, if none is left open."""
+    sizes = lambda v: getattr(v.aval, "shape", ())
+    if not any(map(core.is_symbolic_dim, (n for v in (*eqn.invars, *eqn.outvars) for n in sizes(v)))):
+        return eqn
+    closed = lambda v: core.Var(v.aval.update(shape=tuple(map(closed_size, sizes(v))))) if sizes(v) else v
+    number = lambda p: tuple(map(closed_size, p)) if type(p) is tuple else closed_size(p)
+    params = {name: number(p) for name, p in eqn.params.items()}
+    return eqn.replace(invars=list(map(closed, eqn.invars)), outvars=list(map(closed, eqn.outvars)), params=params)
 
 
 def shown_type(aval: Aval) -> str:

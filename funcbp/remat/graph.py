@@ -36,7 +36,7 @@ def bytes_of(variables: Iterable[Atom]) -> int:
 
 def kept_bytes(variables: Iterable[Atom]) -> int:
     """Count the bytes of these values together when they are saved, where masks are saved as bits."""
-    return sum(jx.aval_of(v.aval).size // 8 if jx.packs(v.aval) else bytes_of([v]) for v in variables)
+    return sum(bytes_of([v]) // (8 if jx.packs(v.aval) else 1) for v in variables)
 
 
 def read_for(program: Program, targets: Sequence[Atom], given: set[Var]) -> set[Var]:

@@ -96,7 +96,7 @@ def _size(v: Any) -> int:
     shape, dtype = getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None)
     if shape is None or dtype is None or not hasattr(dtype, "itemsize"):  # no array, or of a dtype of somebody's own
         return jx.bytes_of_type(v.aval)
-    return math.prod(shape) * dtype.itemsize
+    return math.prod(map(jx.closed_size, shape)) * dtype.itemsize
 
 
 def _turns_over(product: Any) -> bool:

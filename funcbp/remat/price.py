@@ -37,7 +37,7 @@ def price(eqn: JaxprEqn, machine: Machine) -> float | None:
 
 def _moved(eqn: JaxprEqn, machine: Machine, alone: bool) -> float | None:
     """Return the bytes that could be moved in the time of an equation; `alone` if it is fused with nothing."""
-    traits, inside = traits_of(eqn.primitive), inside_of(eqn)
+    traits, inside, eqn = traits_of(eqn.primitive), inside_of(eqn), jx.closed_sizes(eqn)
     if traits.flops is None and inside.programs:
         if inside.kind is jx.Kind.WHILE:
             return None  # how often it runs is not known

@@ -56,7 +56,7 @@ def _bytes(ct: Cotangent) -> tuple[int, int]:
     if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
         return 0, 0
     factors = [jx.bytes_of_type(jx.type_of(x)) for p in ct.products for x in (p.ct, p.other)]
-    return math.prod(ct.shape) * ct.dtype.itemsize, sum(factors)
+    return math.prod(map(jx.closed_size, ct.shape)) * ct.dtype.itemsize, sum(factors)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..jaxpr import inner, inside_of
+from ..jaxpr import closed_sizes, inner, inside_of
 from ..jaxpr.types import JaxprEqn
 from .traits import results, traits_of
 
@@ -37,7 +37,7 @@ def flops(eqn: JaxprEqn) -> float:
     operations 1 per element that comes out; moving, choosing and comparing numbers is free. Loops count as often as
     they run (a `while` once), and of branches the dearest.
     """
-    traits = traits_of(eqn.primitive)
+    traits, eqn = traits_of(eqn.primitive), closed_sizes(eqn)
     if traits.flops is not None:
         return traits.flops(eqn)
     if not (programs := inside_of(eqn).programs):

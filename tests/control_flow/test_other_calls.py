@@ -7,7 +7,7 @@ import pytest
 from jax import export, lax
 from jax._src import compute_on
 from jax._src.core import MemorySpace as Space
-from jax.experimental import checkify, xla_metadata
+from jax.experimental import checkify, multihost_utils, xla_metadata
 from jax.experimental.xla_metadata import set_xla_metadata
 
 import funcbp as bp
@@ -74,12 +74,22 @@ def test_a_call_with_metadata_stays_one_with_that_of_its_way_back(how):
 
 
 @pytest.mark.parametrize("residuals", ["min_cut", "needed", "inputs"])
-def test_loops_of_a_symbolic_length_are_exported(residuals):
-    (b,) = export.symbolic_shape("b")
-    f = lambda w, v: jnp.sum(lax.scan(lambda c, r: (jnp.tanh(c * w + r), c), jnp.ones(2), v)[1])
+def test_loops_of_a_symbolic_length_and_width_are_exported(residuals):
+    args = X, jnp.eye(2), jnp.ones((3, 2))
+
+    def f(w, m, v):
+        step = lambda c, r: (jnp.tanh(m @ jnp.where(c * w > 0, jnp.sin(c) * w + r, c)), c)
+        return jnp.sum(lax.scan(step, w * 0 + 1, v)[1])
+
     grad = bp.Backward(residuals=residuals).grad(f)
-    exported = export.export(jax.jit(grad))(jax.ShapeDtypeStruct((2,), X.dtype), jax.ShapeDtypeStruct((b, 2), X.dtype))
-    np.testing.assert_allclose(exported.call(X, jnp.ones((3, 2))), grad(X, jnp.ones((3, 2))), rtol=1e-12)
+    exported = export.export(jax.jit(grad))(*export.symbolic_args_specs(args, ["n", "n, n", "b, n"]))
+    np.testing.assert_allclose(exported.call(*args), grad(*args), rtol=1e-12)
+
+
+def test_a_budget_for_sizes_that_are_left_open_is_refused():
+    grad = bp.Backward(residuals=bp.Budget(fraction=0.5)).grad(lambda x: jnp.sum(jnp.sin(x) * x))
+    with pytest.raises(ValueError, match=r"in bytes.* exported for sizes that are left open"):
+        export.export(jax.jit(grad))(*export.symbolic_args_specs((X,), ["n"]))
 
 
 def test_checked_functions_keep_their_own_backward_rules():
@@ -119,3 +129,13 @@ def test_a_checkpointed_function_may_say_which_operands_wait_at_the_barrier():
         ours, theirs = (gradient(grad, prevent_cse) for grad in (bp.grad, jax.grad))
         assert waiting(ours) == waiting(theirs) == [2]
         np.testing.assert_allclose(ours(x, x), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_arrays_of_several_hosts(how):
+    """On one host, the whole is the part."""
+    where = jax.sharding.Mesh(jax.devices()[:1], ("host",)), jax.P("host")
+    whole = lambda x: multihost_utils.host_local_array_to_global_array(x, *where)
+    part = lambda x: multihost_utils.global_array_to_host_local_array(x, *where)
+    f = lambda x: jnp.sum(part(jnp.sin(whole(x))) ** 2)
+    np.testing.assert_allclose(WRAPS[how](bp.grad(f))(X[None])[0], np.sin(2 * X))

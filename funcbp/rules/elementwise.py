@@ -94,11 +94,15 @@ def div_save(primals: Sequence[jax.Array], outs: Value, perturbed: Sequence[bool
 
 
 def div_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
-    """z = x / y:  x̄ = z̄ / y,  ȳ = -z̄ x / y². Keeps x only where y is perturbed."""
+    """z = x / y:  x̄ = z̄ / y,  ȳ = -(z̄ / y) (x / y): y² is out of the range of float16 where y is above 256.
+
+    Keeps x only where y is perturbed.
+    """
     x_type, y, x = res
+    quotient = lax.div(ct, y)
     return [
-        unbroadcast(lax.div(ct, y), x_type) if perturbed[0] else Zero,
-        unbroadcast(lax.mul(lax.mul(lax.neg(ct), x), lax.integer_pow(y, -2)), y) if perturbed[1] else Zero,
+        unbroadcast(quotient, x_type) if perturbed[0] else Zero,
+        unbroadcast(lax.mul(lax.neg(quotient), lax.div(x, y)), y) if perturbed[1] else Zero,
     ]
 
 
@@ -184,10 +188,11 @@ def polynomial_save(
 
 
 def integer_pow_slope(x: jax.Array, *, y: int) -> jax.Array:
-    """z = x^n:  x̄ = z̄ n x^(n-1)."""
+    """z = x^n:  x̄ = z̄ n x^(n-1), and n (1/x)^(1-n) where n < 0: a power of x itself is out of range sooner."""
     if y in (0, 1):
         return lax.full(x.shape, y, x.dtype)
-    return lax.mul(lax.full_like(x, y), lax.integer_pow(x, y - 1))
+    power = lax.integer_pow(x, y - 1) if y > 0 else lax.integer_pow(lax.integer_pow(x, -1), 1 - y)
+    return lax.mul(lax.full_like(x, y), power)
 
 
 def integer_pow_save(

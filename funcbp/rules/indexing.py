@@ -142,8 +142,17 @@ def gather_bwd(
 def gather_left(
     ct: jax.Array, indices: jax.Array, x: Aval, *, dimension_numbers: lax.GatherDimensionNumbers, **how: Any
 ) -> jax.Array:
-    """x̄ is the product of z̄ with the one-hot code of the indices, computed as an adding write."""
-    return lax.scatter_add(zeros(x), indices, ct, scatter_numbers(dimension_numbers), **how)
+    """x̄ is the product of z̄ with the one-hot code of the indices, computed as an adding write.
+
+    In float32 at least: bfloat16 counts to 256 one by one, and no further. A sum over an axis is so computed, too.
+    """
+    numbers = scatter_numbers(dimension_numbers)
+    once = how.get("unique_indices") or math.prod(indices.shape[:-1]) <= 1
+    if once or not jax.dtypes.issubdtype(x.dtype, np.floating) or x.dtype.itemsize >= 4:
+        return lax.scatter_add(zeros(x), indices, ct, numbers, **how)
+    wide = lax.convert_element_type(ct, np.float32)
+    total = lax.scatter_add(zeros(aval_of(x).update(dtype=np.dtype(np.float32))), indices, wide, numbers, **how)
+    return lax.convert_element_type(total, x.dtype)
 
 
 def gather_factors(

@@ -95,13 +95,18 @@ def concatenate_bwd(
 def pad_bwd(
     types: Sequence[Aval], ct: jax.Array, perturbed: Sequence[bool], *, padding_config: Sequence[tuple[int, int, int]]
 ) -> list[Cotangent]:
-    """z = x with padding p around and between:  x̄ is z̄ where x went;  p̄ is the sum of the rest."""
+    """z = x with padding p around and between:  x̄ is z̄ where x went;  p̄ is the sum of the rest.
+
+    That is summed by itself: the difference of two sums would cancel, and be nan where x̄ is infinite.
+    """
     back = [(-low, -high, 0) for low, high, _ in padding_config]
     inner = lax.pad(ct, np.zeros((), ct.dtype), back)
     x_bar = lax.slice(inner, [0] * ct.ndim, inner.shape, [interior + 1 for *_, interior in padding_config])
-    axes = range(ct.ndim)
-    p_bar = lax.reduce_sum(ct, axes) - lax.reduce_sum(x_bar, axes) if perturbed[1] else Zero
-    return [x_bar if perturbed[0] else Zero, p_bar]
+    if not perturbed[1]:
+        return [x_bar, Zero]
+    is_x = lax.pad(lax.full_like(x_bar, True, np.bool_), np.array(False), padding_config)
+    rest = lax.select(is_x, lax.full_like(ct, 0), ct)
+    return [x_bar if perturbed[0] else Zero, lax.reduce_sum(rest, range(ct.ndim))]
 
 
 def squeeze_back(ct: jax.Array, x: Aval, *, dimensions: Sequence[int]) -> jax.Array:

@@ -48,17 +48,24 @@ def bessel_i1e_slope(x: jax.Array, z: jax.Array, **_: Any) -> jax.Array:
     return where(tiny, 0.5, slope)
 
 
+def times_log(m: jax.Array, log: Callable[[jax.Array], jax.Array], x: jax.Array, zero: float) -> jax.Array:
+    """m log(x), and 0 where m is 0 and so is `log`'s argument, which x = `zero` makes it: 0⁰ is 1."""
+    both = lax.bitwise_and(lax.eq(m, lax.full_like(m, 0)), lax.eq(x, lax.full_like(x, zero)))
+    return m * log(where(both, 1 - zero, x))
+
+
 def igamma_slope(a: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
     """z = P(a, x):  dz/dx = e^-x x^(a-1) / Γ(a)."""
-    one = lax.full_like(a, 1)
-    return lax.exp(lax.neg(x) + (a - one) * lax.log(x) - lax.lgamma(a))
+    power = times_log(a - lax.full_like(a, 1), lax.log, x, 0)
+    return lax.exp(lax.neg(x) + power - lax.lgamma(a))
 
 
 def betainc_slope(a: jax.Array, b: jax.Array, x: jax.Array, **_: Any) -> jax.Array:
     """z = I_x(a, b):  dz/dx = x^(a-1) (1-x)^(b-1) / B(a, b)."""
     one = lax.full_like(x, 1)
     log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
-    return lax.exp((b - one) * lax.log1p(lax.neg(x)) + (a - one) * lax.log(x) - log_beta)
+    left, right = times_log(a - one, lax.log, x, 0), times_log(b - one, lambda x: lax.log1p(lax.neg(x)), x, 1)
+    return lax.exp(right + left - log_beta)
 
 
 def _no_derivative(what: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero, instantiate
-from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives
+from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives, zeros
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
@@ -99,14 +99,18 @@ def pad_bwd(
 
     That is summed by itself: the difference of two sums would cancel, and be nan where x̄ is infinite.
     """
-    back = [(-low, -high, 0) for low, high, _ in padding_config]
-    inner = lax.pad(ct, np.zeros((), ct.dtype), back)
-    x_bar = lax.slice(inner, [0] * ct.ndim, inner.shape, [interior + 1 for *_, interior in padding_config])
-    if not perturbed[1]:
-        return [x_bar, Zero]
-    is_x = lax.pad(lax.full_like(x_bar, True, np.bool_), np.array(False), padding_config)
-    rest = lax.select(is_x, lax.full_like(ct, 0), ct)
-    return [x_bar if perturbed[0] else Zero, lax.reduce_sum(rest, range(ct.ndim))]
+    x, _ = types
+    x_bar: Cotangent = Zero
+    p_bar: Cotangent = Zero
+    if perturbed[0]:
+        back = [(-low, -high, 0) for low, high, _ in padding_config]
+        inner = lax.pad(ct, np.zeros((), ct.dtype), back)
+        x_bar = lax.slice(inner, [0] * ct.ndim, inner.shape, [interior + 1 for *_, interior in padding_config])
+    if perturbed[1]:
+        no_padding = zeros(x.update(dtype=np.dtype(bool), weak_type=False))
+        is_padding = lax.pad(no_padding, np.array(True), padding_config)
+        p_bar = lax.reduce_sum(lax.select(is_padding, ct, lax.full_like(ct, 0)), range(ct.ndim))
+    return [x_bar, p_bar]
 
 
 def squeeze_back(ct: jax.Array, x: Aval, *, dimensions: Sequence[int]) -> jax.Array:

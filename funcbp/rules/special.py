@@ -14,7 +14,7 @@ from ..cotangents import Cotangent
 from ..jaxpr import primitives
 from ..jaxpr.types import PyTree
 from .contract import OUTPUT
-from .elementwise import EDGE, where
+from .elementwise import EDGE, grown, where
 from .registry import def_elementwise, def_rule
 from .traits import DEAR, ELEMENTWISE, Singularity
 
@@ -51,7 +51,7 @@ def bessel_i1e_slope(x: jax.Array, z: jax.Array, **_: Any) -> jax.Array:
 def times_log(m: jax.Array, log: Callable[[jax.Array], jax.Array], x: jax.Array, zero: float) -> jax.Array:
     """m log(x), and 0 where m is 0 and so is `log`'s argument, which x = `zero` makes it: 0⁰ is 1."""
     both = lax.bitwise_and(lax.eq(m, lax.full_like(m, 0)), lax.eq(x, lax.full_like(x, zero)))
-    return m * log(where(both, 1 - zero, x))
+    return m * log(where(both, 1 - zero, grown(x, both.shape)))
 
 
 def igamma_slope(a: jax.Array, x: jax.Array, **_: Any) -> jax.Array:

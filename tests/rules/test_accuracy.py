@@ -150,6 +150,7 @@ EDGES = {  # a function, where, and its derivative there; JAX 0.12 has another n
     "padding beside what is large": (lambda p: jax.lax.pad(p * 0 + PADS[:1], p, [(0, 1, 0)]) @ PADS, PADS[1], 1),
     "gammainc": (lambda x: jax.scipy.special.gammainc(1.0, x), jnp.float32(0), 1),
     "gammaincc": (lambda x: jax.scipy.special.gammaincc(1.0, x), jnp.float32(0), -1),
+    "gammainc of several": (lambda x: jax.lax.igamma(jnp.float32([1, 1]), x).sum(), jnp.zeros(1, np.float32), 2),
     "betainc at 0": (lambda x: jax.scipy.special.betainc(1.0, 3.0, x), jnp.float32(0), 3),
     "betainc at 1": (lambda x: jax.scipy.special.betainc(2.0, 1.0, x), jnp.float32(1), 2),
     "a row read often": (lambda x: x[np.zeros(3000, int)].sum(dtype=np.float32), jnp.zeros(1, jnp.bfloat16), 3000),

@@ -282,7 +282,12 @@ def check_scalar(value: Value, holomorphic: bool) -> None:
     if jx.is_high(aval):
         raise TypeError(f"Gradient only defined for scalar-output functions. Output had type: {jx.shown_type(aval)}.")
     if aval.shape != ():
-        raise TypeError(f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}.")
+        number = "return its number, output.reshape(())" + (" or output[0]" if aval.ndim == 1 else "") + "; "
+        raise TypeError(
+            f"Gradient only defined for scalar-output functions. Output had shape: {aval.shape}. To have a gradient, "
+            f"{number if aval.size == 1 else ''}sum it, output.sum(); or take all of its derivatives, jacrev "
+            "(jax.jacobian)."
+        )
     check_output(value, holomorphic, "grad")
 
 

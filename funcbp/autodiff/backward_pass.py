@@ -45,7 +45,7 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: l
     """Return the cotangents of an entry's primals, by its rule."""
     rule, (res, noted) = entry.rule, entry.residuals(saved)
     try:
-        with jx.written_at(entry.source, rule.name):
+        with jx.written_at(entry.source, rule.name), jx.width_of([*entry.types, *ct]):
             ct = state.observe_and_edit(entry, noted, ct)
             if all(c is Zero for c in ct) and not rule.takes_zeros:
                 return [Zero] * len(entry.inputs)  # it was only looked at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from .arguments import checked_ct
 from .backward_pass import BackwardState, backward_pass
 from .tape import Tape
 
-__all__ = ["NotNeeded", "NotSaveable", "Program", "Pullback"]
+__all__ = ["Program", "Pullback"]
 
 
 class Program(NamedTuple):
@@ -39,18 +38,6 @@ class Program(NamedTuple):
     out_tree: PyTreeDef
     out_types: tuple[Aval, ...]
     of_primals: tuple[int | None, ...]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NotNeeded:
-    """What stands in `Pullback.args_res` for a primal that the pullback does not hold."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NotSaveable:
-    """What stands in `Pullback.args_res` for a primal that the pullback needs and was not to hold."""
 
 
 class Pullback:
@@ -83,7 +70,7 @@ class Pullback:
         leaf = {id(x): i for i, x in enumerate(primals)}
         of_primals = tuple(leaf.get(id(x)) for x in saved)
         held = [
-            NotNeeded() if i not in of_primals else x if keep else NotSaveable()
+            jx.NotNeeded() if i not in of_primals else x if keep else jx.NotSaveable()
             for i, (x, keep) in enumerate(zip(primals, saveable, strict=True))
         ]
         rest = [x for x, i in zip(saved, of_primals, strict=True) if i is None]
@@ -243,7 +230,7 @@ def mirrored(tree: PyTree, leaves: Sequence[Value]) -> PyTree:
 
 
 def _is_absent(x: object) -> bool:
-    return isinstance(x, (NotNeeded, NotSaveable))
+    return isinstance(x, (jx.NotNeeded, jx.NotSaveable))
 
 
 def _add_into(pullback: Pullback, accumulators: Sequence[PyTree], ct: PyTree) -> PyTree:

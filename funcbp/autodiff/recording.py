@@ -298,7 +298,8 @@ class RecordingTrace(core.Trace):
         if operation.is_perturbed or operation.feedback is not None or self.observing or operation.marks_inside:
             if self.options.inlines_calls and has_spike(operation):
                 return record_spikes(self, operation)
-            return lookup(self.options, primitive).record(self, operation)
+            with jx.width_of(operation.values):
+                return lookup(self.options, primitive).record(self, operation)
         return self.run(operation)
 
     def process_custom_jvp_call(

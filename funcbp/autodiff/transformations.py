@@ -451,12 +451,13 @@ class Backward:
             sizes = [y.size for y in leaves]
             rows = []
             for i, y in enumerate(leaves):  # the unit cotangents of one output leaf, zero for the others
-                basis = [
-                    jnp.eye(sizes[i], dtype=z.dtype).reshape(sizes[i], *z.shape)
-                    if j == i
-                    else jnp.zeros((sizes[i], *z.shape), z.dtype)
-                    for j, z in enumerate(leaves)
-                ]
+                with jx.width_of(leaves):
+                    basis = [
+                        jnp.eye(sizes[i], dtype=z.dtype).reshape(sizes[i], *z.shape)
+                        if j == i
+                        else jnp.zeros((sizes[i], *z.shape), z.dtype)
+                        for j, z in enumerate(leaves)
+                    ]
                 basis = list(map(jx.laid_out_as, basis, leaves))
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(functools.partial(_block, y), cts, tuple(chosen)))

@@ -144,6 +144,8 @@ from .sources import written_at as written_at
 from .sources import written_where as written_where
 from .types import Aval as Aval
 from .values import Bits as Bits
+from .values import NotNeeded as NotNeeded
+from .values import NotSaveable as NotSaveable
 from .values import Storage as Storage
 from .values import add as add
 from .values import as_array as as_array
@@ -184,6 +186,8 @@ from .values import type_of as type_of
 from .values import type_of_struct as type_of_struct
 from .values import varying as varying
 from .values import weakref_cache as weakref_cache
+from .values import width_of as width_of
 from .values import with_dtype as with_dtype
+from .values import zero_cotangent as zero_cotangent
 from .values import zero_tangent as zero_tangent
 from .values import zeros as zeros

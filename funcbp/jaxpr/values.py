@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, core, dispatch, dtypes, hijax, util
+from jax._src import ad_util, api, core, dispatch, dtypes, hijax, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
@@ -22,6 +23,16 @@ from jax.extend.core import primitives
 from .types import Aval, JaxprEqn, Primitive, T, Value
 
 weakref_cache = util.weakref_lru_cache
+NotNeeded = api.NotNeeded  # what stands in `Pullback.args_res` for a primal that the pullback does not hold
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotSaveable:
+    """What stands in `Pullback.args_res` for a primal that the pullback needs and was not to hold."""
+
+
+NotSaveable = getattr(api, "NotSaveable", NotSaveable)  # type: ignore[misc]
 
 
 float0 = jax.dtypes.float0
@@ -127,10 +138,15 @@ def zeros(aval: Aval) -> jax.Array:
     """An array of zeros of this type: shape, dtype, sharding, memory."""
     if is_high(aval):
         return aval.vspace_zero()
-    with mesh_of(aval):
+    with mesh_of(aval), width_of([aval]):
         zero = ad_util.zeros_like_aval(aval)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
+
+
+def zero_cotangent(aval: Aval) -> jax.Array:
+    """An array of zeros of the type that cotangents of values of this type have."""
+    return zeros(cotangent_type(aval))
 
 
 def add(a: Value, b: Value) -> Value:
@@ -141,6 +157,18 @@ def add(a: Value, b: Value) -> Value:
         return ad_util.add_jaxvals(a, b)
     with mesh_of(core.typeof(a)):
         return lax.add(a, b)
+
+
+def width_of(values: Iterable[Any]) -> AbstractContextManager[object]:
+    """Enter a context that knows of 64 bits, if one of these values, or of these types, has them.
+
+    They may have been switched on inside of a function (`jax.enable_x64`), and the context around knows of 32 only.
+    """
+    known = jax.config.jax_enable_x64 or not any(getattr(v, "dtype", None) in _WIDE for v in values)
+    return nullcontext() if known else jax.enable_x64(True)
+
+
+_WIDE = {np.dtype(np.float64), np.dtype(np.complex128)}
 
 
 def mesh_of(aval: Aval) -> AbstractContextManager[object]:
@@ -242,9 +270,9 @@ def strong(aval: Aval) -> Aval:
     return aval.update(weak_type=False) if isinstance(aval, core.ShapedArray) and aval.weak_type else aval
 
 
-def row(aval: Aval) -> Aval:
-    """The type of what is at one index of the first axis."""
-    return core.mapped_aval(aval.shape[0], 0, aval)
+def row(aval: Aval, axis: int = 0) -> Aval:
+    """The type of what is at one index of an axis."""
+    return core.mapped_aval(aval.shape[axis], axis, aval)
 
 
 def is_weak(aval: Aval) -> bool:
@@ -340,7 +368,8 @@ def sharding_of(x: Value | Aval) -> jax.sharding.NamedSharding | None:
 def ones_as_cotangent(x: Value) -> jax.Array:
     """The cotangent of a value that is one everywhere, of the type that cotangents of it have."""
     sharding = cotangent_sharding(x)
-    return jnp.ones_like(x) if sharding is None else lax.full_like(x, 1, shape=np.shape(x), sharding=sharding)
+    with width_of([x]):
+        return jnp.ones_like(x) if sharding is None else lax.full_like(x, 1, shape=np.shape(x), sharding=sharding)
 
 
 def laid_out_as(stack: jax.Array, x: Value) -> jax.Array:

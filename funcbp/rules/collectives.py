@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, is_differentiable
-from ..jaxpr import primitive, primitives, pvary, zeros
+from ..jaxpr import primitive, primitives, pvary, zero_cotangent
 from ..jaxpr.types import Aval, PyTree, Value
 from .reduction import spread
 from .registry import def_linear, def_rule
@@ -115,7 +115,7 @@ def ppermute_back(ct: jax.Array, x: Aval, *, axis_name: Hashable, perm: Sequence
 def pbroadcast_back(ct: jax.Array, x: Aval, *, axis_name: Hashable, source: int | jax.Array) -> jax.Array:
     """y = x of the source, on all devices:  x̄ = Σ ȳ on the source, and 0 on the others."""
     total = lax.psum(ct, axis_name)
-    return jnp.where(lax.axis_index(axis_name) == source, total, zeros(x))
+    return jnp.where(lax.axis_index(axis_name) == source, total, zero_cotangent(x))
 
 
 def pbroadcast_dynamic_bwd(
@@ -140,7 +140,7 @@ def ragged_all_to_all_bwd(
     arrived, left = exchanged(output_offsets), exchanged(input_offsets)
     back = primitives.ragged_all_to_all_p.bind(
         ct,
-        zeros(operand),
+        zero_cotangent(operand),
         arrived,
         recv_sizes,
         left,

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..cotangents import ABSORB, Cotangent, Factored, Moves, Product, Zero
-from ..jaxpr import aval_of, current_source, primitive, primitives, zeros
+from ..jaxpr import aval_of, current_source, primitive, primitives, zero_cotangent
 from ..jaxpr.types import Aval, Jaxpr, PyTree, Value
 from .contract import TYPES
 from .registry import def_rule
@@ -40,7 +40,7 @@ def keep_indices_of_updates(
 def dynamic_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = x[s : s + n]:  x̄ is z̄ written into zeros at s. Keeps s."""
     x, starts = res
-    return [lax.dynamic_update_slice(zeros(x), ct, starts), *(None for _ in starts)]
+    return [lax.dynamic_update_slice(zero_cotangent(x), ct, starts), *(None for _ in starts)]
 
 
 def dynamic_slice_factors(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
@@ -57,7 +57,7 @@ def dynamic_update_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[boo
     """z = x with u written at s:  x̄ = z̄ with zeros written at s,  ū = z̄[s : s + n]. Keeps s."""
     (_, u), starts = res
     return [
-        lax.dynamic_update_slice(ct, zeros(u), starts) if perturbed[0] else Zero,
+        lax.dynamic_update_slice(ct, zero_cotangent(u), starts) if perturbed[0] else Zero,
         lax.dynamic_slice(ct, starts, u.shape) if perturbed[1] else Zero,
         *(None for _ in starts),
     ]
@@ -149,9 +149,9 @@ def gather_left(
     numbers = scatter_numbers(dimension_numbers)
     once = how.get("unique_indices") or math.prod(indices.shape[:-1]) <= 1
     if once or not jax.dtypes.issubdtype(x.dtype, np.floating) or x.dtype.itemsize >= 4:
-        return lax.scatter_add(zeros(x), indices, ct, numbers, **how)
+        return lax.scatter_add(zero_cotangent(x), indices, ct, numbers, **how)
     wide = lax.convert_element_type(ct, np.float32)
-    total = lax.scatter_add(zeros(aval_of(x).update(dtype=np.dtype(np.float32))), indices, wide, numbers, **how)
+    total = lax.scatter_add(zero_cotangent(x.update(dtype=np.dtype(np.float32))), indices, wide, numbers, **how)
     return lax.convert_element_type(total, x.dtype)
 
 
@@ -328,7 +328,7 @@ def scatter_bwd(
     u_bar: Cotangent = Zero
     if perturbed[0]:
         if untouched is None:
-            x_bar = lax.scatter(ct, indices, zeros(u), dimension_numbers, **how)
+            x_bar = lax.scatter(ct, indices, zero_cotangent(u), dimension_numbers, **how)
         else:
             x_bar = lax.select(untouched, ct, lax.full_like(ct, 0))
     if perturbed[2]:

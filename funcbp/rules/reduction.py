@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent
-from ..jaxpr import cotangent_sharding, dilated, primitives, reducer
+from ..jaxpr import cotangent_sharding, dilated, primitives, reducer, sharding_of
 from ..jaxpr.types import Aval, JaxprEqn, Primitive, PyTree
 from .registry import def_body, def_linear, def_nondiff, def_rule
 from .traits import DEAR, REDUCTION, Digits, def_traits, free, operand, results
@@ -20,8 +20,13 @@ from .traits import DEAR, REDUCTION, Digits, def_traits, free, operand, results
 
 def spread(ct: jax.Array, x: Aval, axes: Sequence[int]) -> jax.Array:
     """The cotangent of a reduction, repeated along the axes that were reduced away."""
-    kept = tuple(i for i in range(len(x.shape)) if i not in axes)
-    return lax.broadcast_in_dim(ct, x.shape, kept, out_sharding=cotangent_sharding(x))
+    return repeated(ct, x.shape, axes, cotangent_sharding(x))
+
+
+def repeated(y: jax.Array, shape: Sequence[int], axes: Sequence[int], sharding: Any) -> jax.Array:
+    """What a reduction made, repeated along the axes that were reduced away, which lie over the devices like this."""
+    kept = tuple(i for i in range(len(shape)) if i not in axes)
+    return lax.broadcast_in_dim(y, shape, kept, out_sharding=sharding)
 
 
 def reduce_sum_back(ct: jax.Array, x: Aval, *, axes: Sequence[int], **_: Any) -> jax.Array:
@@ -34,7 +39,7 @@ def reduce_extremum_bwd(
 ) -> list[Cotangent]:
     """z = max x or min x:  x̄ = z̄ at the extremum, shared equally where several elements attain it."""
     x, z = res
-    here = lax.convert_element_type(lax.eq(x, spread(z, x, axes)), ct.dtype)
+    here = lax.convert_element_type(lax.eq(x, repeated(z, x.shape, axes, sharding_of(x))), ct.dtype)
     count = lax.reduce_sum(here, axes)
     return [lax.mul(here, spread(lax.div(ct, count), x, axes))]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero, instantiate
-from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives, zeros
+from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives, row, zeros
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule, def_zero
@@ -140,8 +140,7 @@ def unstack_bwd(
 ) -> list[Cotangent]:
     """z₁, z₂, … = the slices of x:  x̄ is their cotangents, stacked."""
     (x,) = types
-    part = x.update(shape=tuple(n for i, n in enumerate(x.shape) if i != axis))
-    return [lax.concatenate([lax.expand_dims(instantiate(c, part), (axis,)) for c in ct], axis)]
+    return [lax.concatenate([lax.expand_dims(instantiate(c, row(x, axis)), (axis,)) for c in ct], axis)]
 
 
 JOINED, PADDED = STRUCTURAL.but(moves=Moves.ALL), STRUCTURAL.but(moves=Moves.ONCE)

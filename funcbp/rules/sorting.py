@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Cotangent, Zero
-from ..jaxpr import primitives, sharding_of, zeros
+from ..jaxpr import primitives, sharding_of, zero_cotangent
 from ..jaxpr.types import Aval, PyTree
 from .registry import def_rule
 from .traits import DEAR, free
@@ -27,7 +27,7 @@ def put_along(ct: jax.Array, places: jax.Array, axis: int, x: Aval) -> jax.Array
     )
     places = lax.expand_dims(places, (places.ndim,))
     return lax.scatter_add(
-        zeros(x), places, ct, numbers, unique_indices=True, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        zero_cotangent(x), places, ct, numbers, unique_indices=True, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
     )
 
 

@@ -214,3 +214,68 @@ def test_the_message_about_while_loops_has_what_people_look_for():
     f = lambda x: lax.while_loop(lambda y: y < 3, jnp.exp, x)
     with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
         bp.grad(f)(0.1)
+
+
+def test_64_bits_that_are_switched_on_inside():
+    """Its rules run with 64 bits, though the caller has none: what they write would be cut to 32."""
+
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (square(x), x), lambda x, ct: (2 * x * ct,))
+
+    def body(c, _):
+        with jax.enable_x64(True):
+            d = jnp.exp(jnp.asarray(c, jnp.float64))
+            d = square(d) + lax.cond(d > 1, lambda d: d * jnp.linspace(0, 2, 3)[1:2].sum(), lambda d: d, d)
+        return lax.convert_element_type(jnp.sin(d), c.dtype), d
+
+    x, one, eps = np.float32(-1), jnp.ones(()), 1e-6
+    with jax.enable_x64(False):
+        f = lambda x: lax.reduce_sum(lax.scan(body, x, None, length=2)[1], (0,))
+        (ct,), jacobian = bp.vjp(f, x)[1](one), jax.jit(bp.jacrev(f))(x)
+        assert ct.dtype == jacobian.dtype == np.float32
+        assert bp.grad(lambda x: lax.convert_element_type(f(x), np.float32))(x) == ct == jacobian
+
+    def by_hand(x):
+        d = np.exp(x) + np.exp(x) ** 2
+        return d + np.exp(np.sin(d)) + np.exp(np.sin(d)) ** 2
+
+    np.testing.assert_allclose(ct, (by_hand(-1 + eps) - by_hand(-1 - eps)) / (2 * eps), rtol=1e-5)
+
+
+def test_zeros_among_cotangents_over_an_explicit_mesh():
+    """What is the same on all devices because it was summed has cotangents that were not, zeros among them."""
+    mesh, x = explicit(P(reduced={"data"}))
+    fs = [lambda x: x[jnp.array([1, 1, 3])], lambda x: jnp.max(x, axis=0), lambda x: jnp.split(x, 2)[0]]
+    fs += [lambda x: jnp.ones(3)]
+    with use_abstract_mesh(mesh):
+        for f in filter(runs_on(x), fs):
+            (ct,) = jax.make_jaxpr(gradient_of_sum(f))(x).out_avals
+            assert ct.sharding.spec.unreduced == {"data"} and not ct.sharding.spec.reduced
+
+
+def gradient_of_sum(f):
+    return bp.grad(lambda x: jnp.sum(f(x)))
+
+
+def runs_on(x):
+    """Whether this JAX runs a function of such an argument; 0.10.2 has not all of them."""
+
+    def runs(f):
+        try:
+            return jax.eval_shape(f, x) is not None
+        except (ValueError, jax.errors.JAXTypeError):
+            return False
+
+    return runs
+
+
+def test_sorting_and_unstacking_what_is_divided():
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    x = jax.ShapeDtypeStruct((4, 3), np.float64, sharding=jax.NamedSharding(mesh, P("data", None)))
+    with use_abstract_mesh(mesh):
+        for f in lambda x: jnp.sort(x, axis=1)[:, 0], lambda x: sum(jnp.unstack(x, axis=1)[1:]):
+            (ct,) = jax.make_jaxpr(gradient_of_sum(f))(x).out_avals
+            assert (ct.shape, ct.sharding) == (x.shape, x.sharding)

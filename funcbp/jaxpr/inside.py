@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, checkify, config, core, sharding_impls
+from jax._src import ad_util, api_util, checkify, config, core, sharding_impls
 from jax._src.interpreters import partial_eval
 from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
 from .barrier import barrier_p
-from .interpreter import Inside, Kind, Visitor, as_function, run, scan_parts
+from .interpreter import CALLS, Inside, Kind, Visitor, as_function, run, scan_parts
 from .marks import feedback_p
-from .programs import Program, in_avals, trace
+from .programs import Program, bind_eqn, in_avals, trace
 from .types import AnyJaxpr, ClosedJaxpr, JaxprEqn, PyTree, Value, Var, WrappedFun
 from .values import (
     Aval,
@@ -76,7 +76,27 @@ def bind_jit(
     new = dict(params, jaxpr=program.closed, donated_invars=given, keep_unused=False)
     new |= dict(in_shardings=(sharding_impls.UNSPECIFIED,) * len(args), in_layouts=(None,) * len(args))
     new |= dict(out_shardings=(sharding_impls.UNSPECIFIED,) * n, out_layouts=(None,) * n)
-    return list(primitives.jit_p.bind(*args, **new))
+    try:
+        return list(primitives.jit_p.bind(*args, **new))
+    except api_util.InternalFloatingPointError as error:  # as `jax.debug_nans` or `debug_infs` asks
+        run(program, args[len(program.consts) :], _Checked())
+        raise FloatingPointError(
+            f"invalid value ({error.ty}) encountered in the compiled {params['name']}, and in none of its operations "
+            "where they run one by one."
+        ) from None
+
+
+class _Checked(Visitor):
+    """Runs what is compiled operation by operation, so that the one that makes an invalid value says so."""
+
+    enters = CALLS
+
+    def __init__(self) -> None:
+        self.debugged = config.debug_nans.value, config.debug_infs.value
+
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
+        with jax.debug_nans(self.debugged[0]), jax.debug_infs(self.debugged[1]):
+            return bind_eqn(eqn, args)
 
 
 def bind_call(program: Program, args: Sequence[Value]) -> list[Value]:

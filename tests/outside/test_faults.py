@@ -279,3 +279,32 @@ def test_sorting_and_unstacking_what_is_divided():
         for f in lambda x: jnp.sort(x, axis=1)[:, 0], lambda x: sum(jnp.unstack(x, axis=1)[1:]):
             (ct,) = jax.make_jaxpr(gradient_of_sum(f))(x).out_avals
             assert (ct.shape, ct.sharding) == (x.shape, x.sharding)
+
+
+@pytest.mark.parametrize(
+    "within", [lambda f: f, jax.jit, lambda f: jax.jit(lambda x: jax.jit(f)(x) + 1)], ids=["plain", "jit", "twice"]
+)
+def test_the_operation_that_makes_a_nan_is_named(within):
+    """By the error that `jax.debug_nans` has, also where it is compiled."""
+    f = within(lambda x: jnp.sqrt(x) * x)
+    with jax.debug_nans(True):
+        assert bp.grad(f)(4.0) == 3.0
+        for bad in -1.0, 0.0:  # the value, and only its derivative
+            with pytest.raises(FloatingPointError, match=r"invalid value \((nan|inf)\) encountered in (sqrt|mul)"):
+                bp.grad(f)(bad)
+
+
+def test_a_rule_that_returns_another_dtype_than_its_primal_has():
+    """It is handed on, summed as its author says, to the rule that makes a number of it."""
+    dtype = largest_dtype()
+    scale, number = jax.custom_vjp(lambda x: x), jax.custom_vjp(lambda x: x)
+    scale.defvjp(lambda x: (x, None), lambda _, ct: (lax.convert_element_type(ct, dtype),))
+    number.defvjp(lambda x: (x, None), lambda _, ct: (lax.convert_element_type(ct, np.float32),))
+
+    @jax.jit
+    def f(x):
+        x = number(x)
+        return scale(x) + np.float32(2) * scale(x)
+
+    for t in jax, bp:
+        assert t.grad(f)(np.float32(3)) == 2.0  # the larger of 1 and 2

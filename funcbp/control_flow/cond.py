@@ -89,7 +89,7 @@ def cond_bwd(
     programs = [plan.backward(z, state.outer_names) for plan, z in zip(plans, own, strict=True)]
     args = [*operands, *kept, *(to_strong(materialize(c)) for c in ct if c is not Zero), *state.outer_cotangents]
     arg_types = tuple(jax.typeof(x) for x in args)
-    types = [strong(t) for t in plans[0].passes.in_types]
+    in_types = plans[0].passes.in_types
     results = [_in_branch(i, *tree.unflatten([v.aval for v in p.outvars])) for i, (p, tree) in enumerate(programs)]
     # a cotangent, or a thing found, that any branch has: with its type, for the others to fill with zeros
     reached = [any(c is not Zero for c in cs) for cs in zip(*(cts for cts, _ in results), strict=True)]
@@ -97,7 +97,7 @@ def cond_bwd(
     for _, found in results:
         for all_types, of_branch in zip(found_types, found, strict=True):
             all_types.update({k: v for k, v in of_branch.items() if k not in all_types})
-    wanted = [t if r else Zero for t, r in zip(types, reached, strict=True)], found_types
+    wanted = [strong(t) if r else Zero for t, r in zip(in_types, reached, strict=True)], found_types
     merged: Any = jax.tree.structure(wanted)
 
     def branch(
@@ -110,7 +110,7 @@ def cond_bwd(
             own_cts = [c for c, w in ((next(given), w) for z, w in zip(nonzero, which, strict=True) if z) if w]
             outs = program(*(where[i] for i in plan.available_inputs), *(slots[i] for i in place), *own_cts, *named)
             back, found = _in_branch(i, *tree.unflatten(outs))
-            full = [instantiate(c, t) for c, t, r in zip(back, types, reached, strict=True) if r]
+            full = [instantiate(c, t) for c, t, r in zip(back, in_types, reached, strict=True) if r]
             for all_types, of_branch in zip(found_types, found, strict=True):
                 fill = {k: of_branch.get(k, jax.tree.map(zeros, t)) for k, t in all_types.items()}
                 full += jax.tree.leaves(fill)

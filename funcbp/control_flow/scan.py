@@ -143,8 +143,8 @@ def backward_body(
     nonzero.
     """
     active = nonzero[:n_carry]
-    carry_types = [strong(t) for t in passes.in_types[n_consts : n_consts + n_carry]]
-    carries = [t for t, a in zip(carry_types, active, strict=True) if a]
+    carry_types = passes.in_types[n_consts : n_consts + n_carry]
+    carries = [strong(t) for t, a in zip(carry_types, active, strict=True) if a]
     ys = [strong(t) for t, z in zip(passes.out_types[n_carry:], nonzero[n_carry:], strict=True) if z]
     n = len(passes.candidates)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax.typing import ArrayLike
 
 from ..cotangents import Cotangent, Factored, Moves, Product, Zero, unbroadcast
@@ -95,7 +96,7 @@ def elementwise_rule(
         types, saved = res
         args = saved if isinstance(saved, tuple) else (saved,)
         return [
-            unbroadcast(ct * partial(*args, **params), x) if p and partial is not None else None
+            unbroadcast(_scaled(ct, partial(*args, **params)), x) if p and partial is not None else None
             for partial, p, x in zip(partials, perturbed, types, strict=True)
         ]
 
@@ -104,6 +105,14 @@ def elementwise_rule(
 
     bwd.__name__, keep.__name__ = f"{name}_bwd", getattr(save, "__name__", "save")
     return Rule(bwd, save=keep)
+
+
+def _scaled(ct: jax.Array, slope: ArrayLike) -> jax.Array:
+    """Multiply a cotangent by a slope, by no promotion where they are alike: with 64 bits, that of NumPy widens two weak
+    numbers of 32.
+    """
+    alike = isinstance(slope, jax.Array) and slope.dtype == ct.dtype and slope.shape == ct.shape
+    return lax.mul(ct, slope) if alike else ct * slope
 
 
 def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:

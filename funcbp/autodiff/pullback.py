@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from .arguments import checked_ct
 from .backward_pass import BackwardState, backward_pass
 from .tape import Tape
 
-__all__ = ["Program", "Pullback"]
+__all__ = ["NotNeeded", "NotSaveable", "Program", "Pullback"]
 
 
 class Program(NamedTuple):
@@ -38,6 +39,18 @@ class Program(NamedTuple):
     out_tree: PyTreeDef
     out_types: tuple[Aval, ...]
     of_primals: tuple[int | None, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotNeeded:
+    """What stands in `Pullback.args_res` for a primal that the pullback does not hold."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotSaveable:
+    """What stands in `Pullback.args_res` for a primal that the pullback needs and was not to hold."""
 
 
 class Pullback:
@@ -70,7 +83,7 @@ class Pullback:
         leaf = {id(x): i for i, x in enumerate(primals)}
         of_primals = tuple(leaf.get(id(x)) for x in saved)
         held = [
-            jx.NotNeeded() if i not in of_primals else x if keep else jx.NotSaveable()
+            NotNeeded() if i not in of_primals else x if keep else NotSaveable()
             for i, (x, keep) in enumerate(zip(primals, saveable, strict=True))
         ]
         rest = [x for x, i in zip(saved, of_primals, strict=True) if i is None]
@@ -230,7 +243,7 @@ def mirrored(tree: PyTree, leaves: Sequence[Value]) -> PyTree:
 
 
 def _is_absent(x: object) -> bool:
-    return isinstance(x, (jx.NotNeeded, jx.NotSaveable))
+    return isinstance(x, (NotNeeded, NotSaveable))
 
 
 def _add_into(pullback: Pullback, accumulators: Sequence[PyTree], ct: PyTree) -> PyTree:

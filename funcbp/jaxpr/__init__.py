@@ -144,8 +144,6 @@ from .sources import written_at as written_at
 from .sources import written_where as written_where
 from .types import Aval as Aval
 from .values import Bits as Bits
-from .values import NotNeeded as NotNeeded
-from .values import NotSaveable as NotSaveable
 from .values import Storage as Storage
 from .values import add as add
 from .values import as_array as as_array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import math
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import ad_util, api, core, dispatch, dtypes, hijax, util
+from jax._src import ad_util, config, core, dispatch, dtypes, hijax, util
 from jax._src.interpreters.ad import JVPTracer
 from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
@@ -23,16 +22,6 @@ from jax.extend.core import primitives
 from .types import Aval, JaxprEqn, Primitive, T, Value
 
 weakref_cache = util.weakref_lru_cache
-NotNeeded = api.NotNeeded  # what stands in `Pullback.args_res` for a primal that the pullback does not hold
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NotSaveable:
-    """What stands in `Pullback.args_res` for a primal that the pullback needs and was not to hold."""
-
-
-NotSaveable = getattr(api, "NotSaveable", NotSaveable)  # type: ignore[misc]
 
 
 float0 = jax.dtypes.float0
@@ -164,7 +153,7 @@ def width_of(values: Iterable[Any]) -> AbstractContextManager[object]:
 
     They may have been switched on inside of a function (`jax.enable_x64`), and the context around knows of 32 only.
     """
-    known = jax.config.jax_enable_x64 or not any(getattr(v, "dtype", None) in _WIDE for v in values)
+    known = config.enable_x64.value or not any(getattr(v, "dtype", None) in _WIDE for v in values)
     return nullcontext() if known else jax.enable_x64(True)
 
 

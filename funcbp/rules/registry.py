@@ -108,9 +108,7 @@ def elementwise_rule(
 
 
 def _scaled(ct: jax.Array, slope: ArrayLike) -> jax.Array:
-    """Multiply a cotangent by a slope, by no promotion where they are alike: with 64 bits, that of NumPy widens two weak
-    numbers of 32.
-    """
+    """Multiply a cotangent by a slope, without promotion where they are alike: with 64 bits, it may widen weak ones."""
     alike = isinstance(slope, jax.Array) and slope.dtype == ct.dtype and slope.shape == ct.shape
     return lax.mul(ct, slope) if alike else ct * slope
 

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.jaxpr import NotNeeded, NotSaveable
+from funcbp.autodiff.pullback import NotNeeded, NotSaveable
 
 TWO = lambda a, b: a * b
 X, Y = jnp.arange(3.0), jnp.ones(3)

@@ -90,7 +90,7 @@ def mentions_reverse_mode(item: pytest.Item) -> bool:
 def _definition(file: Path, test: str) -> str:
     """The text of a test, found by name: a decorator may have put a function of its own in its place."""
     name = re.sub(r"\d*(?:[\[(].*)?$", "", test)
-    found = re.search(rf"^( *)def {name}\(.*?(?=^\1\S|\Z)", file.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^( *)def {re.escape(name)}\(.*?(?=^\1\S|\Z)", file.read_text(), re.MULTILINE | re.DOTALL)
     return "" if found is None else found[0]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import Cotangent, Zero, is_differentiable
-from ..jaxpr.types import Primitive, PyTree, Value, WrappedFun
+from ..jaxpr.types import Primitive, PyTree, Value
 from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
@@ -44,12 +44,7 @@ class CallRecorder(Recorder, Protocol):
 
 
 def record_custom_jvp(
-    trace: CallRecorder,
-    primitive: Primitive,
-    fun: WrappedFun,
-    jvp: WrappedFun,
-    tracers: Sequence[Value],
-    symbolic_zeros: bool,
+    trace: CallRecorder, primitive: Primitive, tracers: Sequence[Value], params: dict[str, Any]
 ) -> list[Value]:
     """Record the function's own tangent rule, which is linear in the tangents; it is transposed with the rest.
 
@@ -57,9 +52,10 @@ def record_custom_jvp(
     rule being linear: what a linear entry keeps does not depend on it. So it carries its primal's value too. Inside a
     tangent rule nothing is differentiated any more: a function that is called on a tangent there runs its body.
     """
+    fun, jvp = params["subfuns"]
     has_cells = any(cell_of(trace, t) is not None for t in tracers)
     operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
-    unchanged = operation._replace(params=dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
+    unchanged = operation._replace(params=params)
     if not operation.is_perturbed and not has_cells:
         return _passed(trace, operation, unchanged)
     if not operation.is_perturbed or trace.in_tangent_rule:
@@ -85,7 +81,7 @@ def record_custom_jvp(
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
-            trace.tangent(t) if p else jx.zero_tangent(v, symbolic_zeros)
+            trace.tangent(t) if p else jx.zero_tangent(v, params["symbolic_zeros"])
             for t, v, p in zip(tracers, values, operation.perturbed, strict=True)
         ]
     feedback = operation.feedback or [None] * len(values)
@@ -96,23 +92,16 @@ def record_custom_jvp(
 
 
 def record_custom_vjp(
-    trace: CallRecorder,
-    primitive: Primitive,
-    fun: WrappedFun,
-    fwd: WrappedFun,
-    bwd: WrappedFun,
-    tracers: Sequence[Value],
-    out_trees: Any,
-    symbolic_zeros: bool,
+    trace: CallRecorder, primitive: Primitive, tracers: Sequence[Value], params: dict[str, Any]
 ) -> list[Value]:
     """Run the function's own `fwd` now; its own `bwd` is the entry's rule."""
+    fun, fwd, bwd = params["subfuns"]
     has_cells = any(cell_of(trace, t) is not None for t in tracers)
     operation = trace.operation(primitive, {}, [contents(trace, t) for t in tracers])
     if not operation.is_perturbed and has_cells:
         with trace.above():
             return list(fun.call_wrapped(*tracers))
-    subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
-    unchanged = operation._replace(params=subfuns)
+    unchanged = operation._replace(params=params)
     if not operation.is_perturbed:
         return _passed(trace, operation, unchanged)
     where = jx.written_where(fun)
@@ -129,7 +118,7 @@ def record_custom_vjp(
     with trace.above() if feedback or has_cells else trace.below():
         pairs = zip(operands, operation.perturbed, strict=True)
         res_and_outs = fwd.call_wrapped(*(x for pair in pairs for x in pair))
-    _, res_tree, forwarded = out_trees()
+    _, res_tree, forwarded = params["out_trees"]()
     n = res_tree.num_leaves - sum(i is not None for i in forwarded)
     own, first = iter(res_and_outs[:n]), jx.operands_before(fwd)
     res = [next(own) if i is None else operands[first + i] for i in forwarded]
@@ -145,7 +134,9 @@ def record_custom_vjp(
         res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool]
     ) -> tuple[list[Cotangent], dict[str, PyTree] | None]:
         """Call the backward rule that the user gave to `jax.custom_vjp`."""
-        return jx.custom_bwd(bwd, res, [None if c is Zero else c for c in ct], types, in_types, symbolic_zeros)
+        return jx.custom_bwd(
+            bwd, res, [None if c is Zero else c for c in ct], types, in_types, params["symbolic_zeros"]
+        )
 
     cotangents = lambda res, ct, perturbed: custom_vjp_bwd(res, ct, perturbed)[0]
     rule = LoggingRule(custom_vjp_bwd, factors=functools.partial(inline_bwd, cotangents, in_types))

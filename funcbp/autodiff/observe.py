@@ -10,7 +10,7 @@ from jax._src import core
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
 from ..jaxpr.sources import Source
-from ..jaxpr.types import Primitive, Value, WrappedFun
+from ..jaxpr.types import Primitive, Value
 from ..rules.options import Options
 from .recording import RecordingTrace
 
@@ -80,14 +80,20 @@ class ObservingTrace(RecordingTrace):
         self.equations.append(Equation(name, params, apply, tuple(values), perturbed, source))
         return [self.new(y) if is_differentiable(y) else y for y in outs]
 
-    def custom_call(self, primitive: Primitive, tracers: Sequence[Value], subfuns: dict[str, Any]) -> list[Value]:
+    def custom_call(
+        self,
+        record: Callable[..., list[Value]],
+        primitive: Primitive,
+        tracers: Sequence[Value],
+        params: dict[str, Any],
+    ) -> list[Value]:
         """Stage the call, so that it can be repeated with its rule; its outputs come from its body."""
         values, indices = self.unwrap(tracers)
         types = tuple(map(core.typeof, values))
 
         def staged(*xs: Value) -> list[Value]:
             with core.take_current_trace() as staging:
-                return primitive.bind_with_trace(staging, xs, types, subfuns)
+                return primitive.bind_with_trace(staging, xs, types, params)
 
         program = jx.trace(staged, types)
         (eqn,) = (e for e in program.eqns if e.primitive is primitive)
@@ -96,33 +102,6 @@ class ObservingTrace(RecordingTrace):
         if all(index is None for index in indices):
             return outs
         return self.observed(primitive.name, eqn.params, program, values, indices, outs)
-
-    def process_custom_jvp_call(
-        self,
-        primitive: Primitive,
-        fun: WrappedFun,
-        jvp: WrappedFun,
-        tracers: Sequence[Value],
-        /,
-        *,
-        symbolic_zeros: bool,
-    ) -> Value:
-        return self.custom_call(primitive, tracers, dict(subfuns=(fun, jvp), symbolic_zeros=symbolic_zeros))
-
-    def process_custom_vjp_call(
-        self,
-        primitive: Primitive,
-        fun: WrappedFun,
-        fwd: WrappedFun,
-        bwd: WrappedFun,
-        tracers: Sequence[Value],
-        /,
-        *,
-        out_trees: Any,
-        symbolic_zeros: bool,
-    ) -> Value:
-        subfuns = dict(subfuns=(fun, fwd, bwd), out_trees=out_trees, symbolic_zeros=symbolic_zeros)
-        return self.custom_call(primitive, tracers, subfuns)
 
 
 ENTERS = jx.Kind.JIT | jx.Kind.CALL | jx.Kind.REMAT

@@ -303,16 +303,9 @@ class RecordingTrace(core.Trace):
         return self.run(operation)
 
     def process_custom_jvp_call(
-        self,
-        primitive: Primitive,
-        fun: WrappedFun,
-        jvp: WrappedFun,
-        tracers: Sequence[Value],
-        /,
-        *,
-        symbolic_zeros: bool,
-    ) -> Value:
-        return record_custom_jvp(self, primitive, fun, jvp, tracers, symbolic_zeros)
+        self, primitive: Primitive, fun: WrappedFun, jvp: WrappedFun, tracers: Sequence[Value], /, **params: Any
+    ) -> list[Value]:
+        return self.custom_call(record_custom_jvp, primitive, tracers, dict(subfuns=(fun, jvp), **params))
 
     def process_custom_vjp_call(
         self,
@@ -322,11 +315,19 @@ class RecordingTrace(core.Trace):
         bwd: WrappedFun,
         tracers: Sequence[Value],
         /,
-        *,
-        out_trees: Any,
-        symbolic_zeros: bool,
-    ) -> Value:
-        return record_custom_vjp(self, primitive, fun, fwd, bwd, tracers, out_trees, symbolic_zeros)
+        **params: Any,
+    ) -> list[Value]:
+        return self.custom_call(record_custom_vjp, primitive, tracers, dict(subfuns=(fun, fwd, bwd), **params))
+
+    def custom_call(
+        self,
+        record: Callable[..., list[Value]],
+        primitive: Primitive,
+        tracers: Sequence[Value],
+        params: dict[str, Any],
+    ) -> list[Value]:
+        """Record a function with a derivative of its own."""
+        return record(self, primitive, tracers, params)
 
     def process_call(
         self, primitive: Primitive, f: WrappedFun, tracers: Sequence[Value], params: dict[str, Any], /

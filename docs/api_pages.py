@@ -46,6 +46,7 @@ def page(title: str, where: str, purpose: str) -> str:
         again = ["   :no-index:"] if where != "funcbp" and any(value is x for x in exports(funcbp).values()) else []
         if inspect.isclass(value):
             members = [] if hasattr(value, "_fields") else ["   :members:"]  # fields are said in the docstring
+            members += ["   :inherited-members:"] if value.__base__.__module__.startswith("funcbp") else []
             lines += [f".. autoclass:: {where}.{name}", *members, *again, ""]
         elif inspect.isroutine(value):
             lines += [f".. autofunction:: {where}.{name}", *again, ""]

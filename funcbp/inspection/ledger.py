@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from ..jaxpr.types import PyTree, Value
-from . import storage
 from .render import graph
 from .render.page import document, page
 from .render.play import play
 from .render.table import table
 from .rows import Row, chosen, within
+from .storage import Stored, to_columns
 from .tabulate import Everything, rows_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "trace"]
 
 
-class Trace:
+class Trace(Stored):
     """What `trace` returns: the two passes of one call, row by row.
 
     It prints as a table, and shows as a page in a notebook.
@@ -42,6 +42,9 @@ class Trace:
         rows: a row for each equation, in the order they ran; those of a loop once, with stacked values. Calls are
             opened; a function with a derivative of its own is one row.
     """
+
+    _what: ClassVar = "trace"
+    _parts: ClassVar = {"value": None, "inputs": Row, "rows": Row, "outputs": None}
 
     def __init__(self, value: Value, inputs: Sequence[Row], rows: Sequence[Row], outputs: Sequence[int | None]):
         self.value, self.inputs, self.rows, self.outputs = value, list(inputs), list(rows), tuple(outputs)
@@ -108,55 +111,6 @@ class Trace:
             inputs, rows = [], chosen(rows, line=line, operation=operation, kind=kind, scope=scope)
         return Trace(self.value, inputs, rows, self.outputs)
 
-    def save(self, path: str | Path) -> None:
-        """Write everything into an npz file, without pickle: to be looked at elsewhere, or compared with another run.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            TypeError: the auxiliary data has something else in it than arrays, numbers and strings in dicts, lists and
-                tuples.
-            OSError: the file cannot be written.
-
-        Example:
-            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
-            >>> path = pathlib.Path(tempfile.mkdtemp(), "run.npz")
-            >>> bp.trace(lambda x: jnp.sum(jnp.sin(x)))(jnp.ones(3)).save(path)
-            >>> [row.primitive for row in bp.Trace.load(path)]
-            ['sin', 'reduce_sum']
-        """
-        storage.save(self._parts, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read what `save` has written, by this version of funcbp or an older one; arrays come back as NumPy's.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            ValueError: it is no trace, is damaged, or was written by a newer version.
-            OSError: the file cannot be read.
-        """
-        return cls(**vars(storage.load(path, storage.TraceParts)))
-
-    def to_json(self) -> str:
-        """The whole trace as JSON: the rows' attributes by name, an array as its type, shape and list of numbers.
-
-        What is as by default in a row is left out. A nan or an infinity is written as a string.
-        """
-        return storage.to_json(self._parts)
-
-    @classmethod
-    def from_json(cls, text: str) -> Trace:
-        """Read what `to_json` has written; arrays come back as NumPy's, to the last bit.
-
-        Raises:
-            ValueError: it is something else, or was written by a newer version.
-        """
-        return cls(**vars(storage.from_json(text, storage.TraceParts)))
-
     def to_pandas(self) -> DataFrame:
         """The inputs and the equations as a `pandas.DataFrame`, a row each.
 
@@ -172,11 +126,7 @@ class Trace:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
-        return pandas.DataFrame(storage.to_columns([*self.inputs, *self.rows]))
-
-    @property
-    def _parts(self) -> storage.TraceParts:
-        return storage.TraceParts(self.value, self.inputs, self.rows, self.outputs)
+        return pandas.DataFrame(to_columns([*self.inputs, *self.rows]))
 
     def __str__(self) -> str:
         return table(self.value, self.inputs, self.rows)

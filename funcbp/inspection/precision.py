@@ -7,8 +7,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ from ..autodiff.transformations import Backward
 from ..cotangents import Cotangent
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
-from . import storage
 from .named import by_name, entry_at, gradient_observed
 from .render.table import short_line, short_type
 from .rows import chosen
 from .shadow import Pair, Rounding, beside_shadow
+from .storage import Stored
 from .widened import Widened, is_float, widen
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def sentence(row: Rounding) -> str:
 # --- what is returned -------------------------------------------------------------------------------------------------
 
 
-class Precision:
+class Precision(Stored):
     """What `precision` returns: what each equation of both passes does to the digits of its result.
 
     It prints as a table, worst first, and shows as a page in a notebook.
@@ -151,6 +150,9 @@ class Precision:
         value_error: the relative error of the value.
         gradient_errors: those of the gradient's leaves, by path.
     """
+
+    _what: ClassVar = "precision"
+    _parts: ClassVar = {"value": None, "rows": Rounding, "value_error": None, "gradient_errors": None}
 
     def __init__(self, value: PyTree, rows: Sequence[Rounding], value_error: float, gradient_errors: dict[str, float]):
         self.value, self.rows = value, list(rows)
@@ -185,50 +187,6 @@ class Precision:
         """
         rows = chosen(self.rows, line=line, operation=operation, scope=scope)
         return Precision(self.value, rows, self.value_error, self.gradient_errors)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything into an npz file, without pickle, as `Trace.save` does.
-
-        Raises:
-            TypeError: the value has something else in it than arrays, numbers and strings in dicts, lists and tuples.
-            OSError: the file cannot be written.
-
-        Example:
-            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
-            >>> path = pathlib.Path(tempfile.mkdtemp(), "errors.npz")
-            >>> found = bp.precision(lambda x: jnp.sum(1 - jnp.cos(x)))(jnp.float32(1e-3))
-            >>> found.save(path)
-            >>> bp.inspection.Precision.load(path).worst(1) == found.worst(1)
-            True
-        """
-        storage.save(self._parts, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Precision:
-        """Read what `save` has written, by this version of funcbp or an older one.
-
-        Raises:
-            ValueError: it is something else, damaged, or was written by a newer version.
-            OSError: the file cannot be read.
-        """
-        return cls(**vars(storage.load(path, storage.PrecisionParts)))
-
-    def to_json(self) -> str:
-        """Everything as JSON: the rows' attributes by name, those left out that are as by default."""
-        return storage.to_json(self._parts)
-
-    @classmethod
-    def from_json(cls, text: str) -> Precision:
-        """Read what `to_json` has written.
-
-        Raises:
-            ValueError: it is something else, or was written by a newer version.
-        """
-        return cls(**vars(storage.from_json(text, storage.PrecisionParts)))
-
-    @property
-    def _parts(self) -> storage.PrecisionParts:
-        return storage.PrecisionParts(self.value, self.rows, self.value_error, self.gradient_errors)
 
     @property
     def by_loss(self) -> list[Rounding]:

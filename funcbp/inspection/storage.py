@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +15,12 @@ import numpy as np
 
 from .._version import __version__
 from .rows import Row
-from .shadow import Rounding
 from .statistics import Statistics
 
-__all__ = ["PrecisionParts", "TraceParts", "from_json", "load", "save", "to_columns", "to_json"]
+__all__ = ["Stored", "to_columns"]
 
 FORMAT = 1
 PLAIN = (type(None), bool, int, str)  # what JSON has
-
-
-@dataclasses.dataclass(frozen=True)
-class TraceParts:
-    """What a trace consists of."""
-
-    what: ClassVar[str] = "trace"
-    value: Any
-    inputs: Sequence[Row]
-    rows: Sequence[Row]
-    outputs: Sequence[int | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class PrecisionParts:
-    """What the errors of a program consist of."""
-
-    what: ClassVar[str] = "precision"
-    value: Any
-    rows: Sequence[Rounding]
-    value_error: float
-    gradient_errors: dict[str, float]
-
-
-ROWS: dict[str, Mapping[str, type]] = {"trace": {"inputs": Row, "rows": Row}, "precision": {"rows": Rounding}}
 
 
 class ArrayType(NamedTuple):
@@ -56,24 +30,89 @@ class ArrayType(NamedTuple):
     shape: tuple[int, ...]
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------------
+class Stored:
+    """What can be written into a file or as JSON, and read again. A subclass says which of its attributes make it."""
 
+    _what: ClassVar[str]
+    _parts: ClassVar[Mapping[str, type | None]]  # the constructor's arguments; of what is a list of rows, their type
 
-def to_json(parts: Any) -> str:
-    """Write it as JSON: the numbers of an array in one list, nan and infinities as strings."""
-    return json.dumps(_written(parts, _numbers), allow_nan=False)
+    def save(self, path: str | Path) -> None:
+        """Write everything into an npz file, without pickle: to be looked at elsewhere, or compared with another run.
 
+        Args:
+            path: of the file.
 
-def from_json(text: str, kind: Any) -> Any:
-    """Read what `to_json` has written of parts of this kind.
+        Raises:
+            TypeError: the value, or its auxiliary data, has something else in it than arrays, numbers and strings in
+                dicts, lists and tuples.
+            OSError: the file cannot be written.
 
-    Raises:
-        ValueError: it is something else, or of a newer version.
-    """
-    try:
-        return _read(json.loads(text), _from_numbers, kind)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"This text is no {kind.what} that funcbp has written ({error!r}).") from error
+        Example:
+            >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "run.npz")
+            >>> bp.trace(lambda x: jnp.sum(jnp.sin(x)))(jnp.ones(3)).save(path)
+            >>> [row.primitive for row in bp.Trace.load(path)]
+            ['sin', 'reduce_sum']
+        """
+        arrays: list[Any] = []  # `about` is what JSON can say; the arrays are numbered
+
+        def numbered(x: np.ndarray) -> int:
+            # types that numpy does not know, such as bfloat16, as their bytes
+            arrays.append(x if x.dtype.isbuiltin == 1 else np.ascontiguousarray(x)[..., None].view(np.uint8))
+            return len(arrays) - 1
+
+        about = json.dumps(_written(self, numbered), allow_nan=False)
+        with open(path, "wb") as file:
+            np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` has written, by this version of funcbp or an older one; arrays come back as NumPy's.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: it is something else, is damaged, or was written by a newer version.
+            OSError: the file cannot be read.
+        """
+        with open(path, "rb") as raw:
+            try:
+                with np.load(raw, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+                about = json.loads(str(arrays["about"]))
+            except Exception as error:  # zip, zlib and numpy have many words for one thing
+                raise ValueError(
+                    f"{path} is no {cls._what} that funcbp has saved, or is damaged ({error!r})."
+                ) from error
+
+        def at(index: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+            x = arrays[str(index)]
+            return (x if dtype.isbuiltin == 1 else x.view(dtype)).reshape(shape)
+
+        try:
+            return _read(cls, about, at)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no {cls._what} that funcbp has saved, or is damaged ({error!r}).") from error
+
+    def to_json(self) -> str:
+        """Write everything as JSON: the rows' attributes by name, an array as its type, shape and list of numbers.
+
+        What is as by default in a row is left out. A nan or an infinity is written as a string.
+        """
+        return json.dumps(_written(self, _numbers), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` has written; arrays come back as NumPy's, to the last bit.
+
+        Raises:
+            ValueError: it is something else, or was written by a newer version.
+        """
+        try:
+            return _read(cls, json.loads(text), _from_numbers)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This text is no {cls._what} that funcbp has written ({error!r}).") from error
 
 
 def _numbers(x: np.ndarray) -> list[Any]:
@@ -93,81 +132,38 @@ def _from_numbers(numbers: list[Any], dtype: np.dtype, shape: Sequence[int]) -> 
     return np.array(numbers).astype(dtype).reshape(shape)
 
 
-# --- npz --------------------------------------------------------------------------------------------------------------
-
-
-def save(parts: Any, path: str | Path) -> None:
-    """Write it into an npz file: `about` is what JSON can say, the arrays are numbered."""
-    arrays: list[Any] = []
-
-    def numbered(x: np.ndarray) -> int:
-        # types that numpy does not know, such as bfloat16, as their bytes
-        arrays.append(x if x.dtype.isbuiltin == 1 else np.ascontiguousarray(x)[..., None].view(np.uint8))
-        return len(arrays) - 1
-
-    about = json.dumps(_written(parts, numbered), allow_nan=False)
-    with open(path, "wb") as file:
-        np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
-
-
-def load(path: str | Path, kind: Any) -> Any:
-    """Read what `save` has written of parts of this kind.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is something else, damaged, or of a newer version.
-    """
-    with open(path, "rb") as raw:
-        try:
-            with np.load(raw, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays["about"]))
-        except Exception as error:  # zip, zlib and numpy have many words for one thing
-            raise ValueError(f"{path} is no {kind.what} that funcbp has saved, or is damaged ({error!r}).") from error
-
-    def at(index: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
-        x = arrays[str(index)]
-        return (x if dtype.isbuiltin == 1 else x.view(dtype)).reshape(shape)
-
-    try:
-        return _read(about, at, kind)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {kind.what} that funcbp has saved, or is damaged ({error!r}).") from error
-
-
-# --- what both have in common -----------------------------------------------------------------------------------------
-
 Put = Callable[[np.ndarray], Any]
 Get = Callable[[Any, np.dtype, Sequence[int]], np.ndarray]
+S = TypeVar("S", bound=Stored)
 
 
-def _written(parts: Any, put: Put) -> dict[str, Any]:
-    about: dict[str, Any] = {"what": f"funcbp {parts.what}", "format": FORMAT}
+def _written(whole: Stored, put: Put) -> dict[str, Any]:
+    about: dict[str, Any] = {"what": f"funcbp {whole._what}", "format": FORMAT}
     about |= {"funcbp": __version__, "jax": jax.__version__}
-    for f in dataclasses.fields(parts):
-        x = getattr(parts, f.name)
-        if f.name in ROWS[parts.what]:
-            about[f.name] = [_row_written(r, put) for r in x]
+    for name, row in whole._parts.items():
+        x = getattr(whole, name)
+        if row is not None:
+            about[name] = [_row_written(r, put) for r in x]
         else:
-            about[f.name] = list(x) if isinstance(x, tuple) and f.name == "outputs" else _value_written(x, put)
+            about[name] = list(x) if isinstance(x, tuple) and name == "outputs" else _value_written(x, put)
     return about
 
 
-def _read(about: Any, get: Get, kind: Any) -> Any:
-    if about["what"] != f"funcbp {kind.what}":
-        raise ValueError(f"This is a {about['what']}, and no {kind.what}.")
+def _read(kind: type[S], about: Any, get: Get) -> S:
+    if about["what"] != f"funcbp {kind._what}":
+        raise ValueError(f"This is a {about['what']}, and no {kind._what}.")
     if about["format"] > FORMAT:
         raise ValueError(
-            f"This {kind.what} was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
+            f"This {kind._what} was written by funcbp {about['funcbp']} in format {about['format']}; this version, "
             f"{__version__}, reads {FORMAT}."
         )
     found: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
-        x, row = about[f.name], ROWS[kind.what].get(f.name)
+    for name, row in kind._parts.items():
+        x = about[name]
         if row is not None:
-            found[f.name] = [_row_read(r, get, row) for r in x]
+            found[name] = [_row_read(r, get, row) for r in x]
         else:
-            found[f.name] = tuple(x) if f.name == "outputs" else _value_read(x, get)
+            found[name] = tuple(x) if name == "outputs" else _value_read(x, get)
     return kind(**found)
 
 

@@ -418,4 +418,7 @@ def _why(fate: str, eqn: JaxprEqn | None, kind: str, dear: str) -> str:
         return "outside loops, whatever is read is kept"
     if eqn is None:
         return "the state before the step"
-    return "narrower than what it is made of" if is_cheap(eqn) else f"{eqn.primitive.name} is not run again"
+    if not is_cheap(eqn):
+        return f"{eqn.primitive.name} is not run again"
+    operands = {v for v in eqn.invars if not jx.is_literal(v)}
+    return "narrower than what it is made of" if bytes_of(eqn.outvars) < bytes_of(operands) else "the policy saves it"

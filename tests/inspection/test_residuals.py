@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -107,3 +108,18 @@ def test_the_peak_may_be_on_the_way_back():
     """One number of w is read; its cotangent is as large as w."""
     live = bp.residuals(lambda w: jnp.sin(w[0, 0]))(jnp.ones((64, 64))).live
     assert max(live.forward) < 64 * 64 * 8 <= live.peak
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepAll(bp.remat.Policy):
+    def choose(self, forward, needed, available, steps=1):
+        return [v for v in needed if v not in available]
+
+
+def test_what_is_kept_for_no_width_is_kept_because_the_policy_says_so():
+    """cos keeps its operand, of 8 numbers as what it is made of; log that sum, one number of 8."""
+    step = lambda c: jnp.log(jnp.sum(jnp.cos(c + 1.0))) * c
+    loop = lambda c: jnp.sum(jax.lax.scan(lambda c, _: (step(c), None), c, length=3)[0])
+    found = bp.residuals(loop, backward=bp.Backward(residuals=KeepAll()))(jnp.ones(8))
+    said = {v.name: v.why for v in found.values if v.fate == "kept"}
+    assert said["add"] == "the policy saves it" and said["reduce_sum"] == "narrower than what it is made of"

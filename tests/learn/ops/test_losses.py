@@ -334,3 +334,9 @@ def test_where_refuses_another_shape():
     ]:
         with pytest.raises(ValueError, match=r"where of the shape of its logits, \(2, 3\), .* and got \(1, 4\)"):
             loss(jnp.ones((2, 3)), target, where=jnp.ones(4, bool)[None])
+
+
+def test_a_wider_dead_zone_costs_its_width_for_each_error_outside():
+    """∂E/∂width = -width n, of n = 2 errors outside."""
+    y, t = jnp.array([0.95, 0.5, 0.2]), jnp.ones(3)
+    np.testing.assert_allclose(bp.grad(ops.dead_zone_error, argnums=2)(y, t, 0.125), -0.25, rtol=1e-6)

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+LARGEST = 1e150  # its square is a finite number
+
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message says what is wrong, where, and what to do."""
@@ -118,6 +120,11 @@ class Dataset:
         return self.y_train.shape[1] if self.classes is None else len(self.classes)
 
 
+def counted(n: int, noun: str) -> str:
+    """So many of something: `1 word`, `1,200 words`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def scaled(x: np.ndarray, scaling: Scaling, fills: bool) -> np.ndarray:
     """Inputs scaled; if missing ones are to be filled, the mean, which is 0, is put for nan."""
     return (np.nan_to_num(scaling(x), nan=0.0) if fills else scaling(x)).astype(np.float32)
@@ -169,9 +176,16 @@ def split(
         ((7, 2), (1, 2), (2, 2))
     """
     if len(x) < 10:
-        raise DataError(f"{name} has {len(x)} examples, and at least 10 are needed for training, validation and test.")
+        raise DataError(
+            f"{name} has {counted(len(x), 'example')}, and at least 10 are needed for training, validation and test."
+        )
     if np.all(y == y[:1]):
         raise DataError(f"{name} has the same target in every example, so there is nothing to learn.")
+    for a in (x, y, *(test or ())):
+        if a.dtype == np.float64 and np.any(large := np.abs(a) > LARGEST):
+            raise DataError(
+                f"{name} holds {a[large][0]:g}, too large to be squared and so to be scaled: use another unit."
+            )
     order = np.random.default_rng(seed).permutation(len(x))
     n_test = 0 if test else math.ceil(test_fraction * len(x))
     n_validation = math.ceil(validation_fraction * len(x))

@@ -17,6 +17,7 @@ from .unfold import check_unfolded
 
 X_NAMES = ("x", "data", "images", "image", "inputs", "input", "features", "imgs")
 Y_NAMES = ("y", "target", "targets", "labels", "label", "classes", "class")
+PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
 PARTS = {"train": "train", "training": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
 
 
@@ -60,6 +61,10 @@ def read(
         ('0', '1')
     """
     path = Path(path)
+    if path.suffix.lower() in PACKED and not is_readable(path):
+        raise DataError(f"{path} is packed in a way that is not read here: unpack it, and name the file in it.")
+    if path.suffix.lower() == ".xls":
+        raise DataError(f"{path} is a spreadsheet in Excel's old format: save it as .xlsx or .csv.")
     if not is_readable(path):
         raise DataError(
             f"{path} is none of {', '.join((*SUFFIXES, '.npz'))}, nor a folder with the four files of MNIST."

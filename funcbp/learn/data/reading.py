@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "species", "survived", "outcome", "diagnosis")
 TEXT = (".csv", ".tsv", ".data", ".txt")
 SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
-SEPARATORS = {"\t": "\t", ";": ";", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
+SEPARATORS = {"\t": "\t", ";": ";", "|": "|", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
 
 
 class Table(NamedTuple):
@@ -57,7 +57,7 @@ def load_table(path: Path) -> Table:
     read = {
         ".parquet": pandas.read_parquet,
         ".xlsx": lambda file: pandas.read_excel(file, sheet_name=None),
-        ".json": pandas.read_json,
+        ".json": lambda file: pandas.read_json(file, lines=_has_lines_of_records(content)),
         ".jsonl": lambda file: pandas.read_json(file, lines=True),
     }[suffix]
     try:
@@ -68,12 +68,17 @@ def load_table(path: Path) -> Table:
         raise DataError(f"{path} is not a table in {suffix[1:]} format ({_first_line(error)}).") from error
     notes: tuple[str, ...] = ()
     if isinstance(frame, dict):
-        name, *others = frame
+        name = next((name for name, sheet in frame.items() if len(sheet)), next(iter(frame)))
+        others = [other for other in frame if other != name]
         notes = (f"Left out the sheets {', '.join(others)}",) if others else ()
         frame = frame[name]
     frame.columns = [str(name) for name in frame.columns]
     if not len(frame):
         raise DataError(f"{path} is empty.")
+    if suffix == ".xlsx" and all(re.fullmatch(r"Unnamed: \d+", name) for name in frame.columns):
+        raise DataError(
+            f"{path} has nothing in its first row, where the columns' names should be: begin the table there."
+        )
     return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + 1}", notes)
 
 
@@ -87,12 +92,20 @@ def import_pandas() -> Any:
 
 def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
     text, encoding = _decoded(path, content)
-    separator = _separator(text)
+    if said := re.match(r"sep=(.)\n", text):  # as Excel is told
+        text = text[said.end() - 1 :]
+    separator = said[1] if said and said[1] in SEPARATORS else _separator(text)
     lines, first, below = _scan(path, text, separator)
     decimal = "," if separator != "," and _has_decimal_commas(text, separator) else "."
-    named = _is_header(first, below, decimal)
+    rows_named = bool(below) and len(below[0]) > len(first)  # as R writes them
+    if rows_named and len({row[0] for row in below}) < len(below):
+        raise DataError(
+            f"{path} names {len(first)} columns in line {lines[0]}, and each row has {len(below[0])} values."
+        )
+    named = rows_named or _is_header(first, below, decimal)
     if len(lines) == named:
         raise DataError(f"{path} has names of columns, and no line below them.")
+    _check_thousands(path, first, below, decimal, separator)
     frame = pandas.read_csv(
         io.StringIO(text),
         sep=SEPARATORS[separator],
@@ -100,7 +113,7 @@ def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
         decimal=decimal,
         na_values=["?"],
         skipinitialspace=True,
-        index_col=False,
+        index_col=0 if rows_named else False,
         low_memory=False,
     )
     places = lines[named:]
@@ -110,20 +123,24 @@ def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
         frame, places = frame[whole].reset_index(drop=True), [p for p, w in zip(places, whole, strict=True) if w]
     if not len(frame):
         raise DataError(f"{path} is empty.")
+    frame = frame.reset_index(drop=True)
     frame.columns = [str(n).strip() if named else f"column {i + 1}" for i, n in enumerate(frame.columns)]
-    words = {"\t": "tabs", ";": "semicolons", " ": "blanks"}
+    words = {"\t": "tabs", ";": "semicolons", "|": "bars", " ": "blanks"}
     how = [f"{words[separator]} between cells"] if separator != "," and len(first) > 1 else []
     how += ["commas in decimals"] if decimal == "," else []
     how += [f"the encoding {encoding}"] if encoding != "utf-8" else []
-    notes = (f"Read with {' and '.join(how)}",) if how else ()
-    return Table(frame, named, lambda i: f"line {places[i]}" if exact else f"row {i + 1}", notes)
+    notes = [f"Read with {' and '.join(how)}"] if how else []
+    notes += ["Left out the names of the rows"] if rows_named else []
+    return Table(frame, named, lambda i: f"line {places[i]}" if exact else f"row {i + 1}", tuple(notes))
 
 
 def _decoded(path: Path, content: bytes) -> tuple[str, str]:
-    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-    tried = [e for mark, e in marks.items() if content.startswith(mark)] or ["utf-8", "cp1252", "latin-1"]
-    if b"\0" in content[:4096] and "utf-16" not in tried:
-        raise DataError(f"{path} is not a text file.")
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+    tried = [e for mark, e in marks.items() if content.startswith(mark)][:1] or ["utf-8", "cp1252", "latin-1"]
+    if content.startswith(b"PK\3\4"):
+        raise DataError(f"{path} is not a text file but a zip archive: unpack it, or call it .xlsx if it is one.")
+    if b"\0" in content[:4096] and tried[0] not in ("utf-16", "utf-32"):
+        raise DataError(f"{path} is not a text file, or is one in UTF-16 that does not say so: save it in UTF-8.")
     for encoding in tried:
         try:
             text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
@@ -131,6 +148,8 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
             continue
         if not text.strip(" \t\n;,"):
             raise DataError(f"{path} is empty.")
+        if re.match(r"\s*<(!doctype|html)", text, re.I):
+            raise DataError(f"{path} is a web page and no table: download the file itself.")
         return text, "utf-8" if encoding == "utf-8-sig" else encoding
     raise DataError(f"{path} is not a text file in {tried[0]}, as it says it is.")
 
@@ -158,14 +177,19 @@ def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], 
     first: list[str] = []
     source = (line.strip(" \n") + "\n" for line in io.StringIO(text)) if separator == " " else io.StringIO(text)
     reader = csv.reader(source, delimiter=separator, skipinitialspace=True, strict=True)
-    before = 0
+    before, rows_named = 0, False
     try:
         for row in reader:
             begins, before = before + 1, reader.line_num
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
-            if first and len(row) != len(first):
-                raise DataError(f"{path}, line {begins}: {len(row)} values, where line {lines[0]} has {len(first)}.")
+            if len(lines) == 1 < len(first) and separator in " \t" and row[-1].strip():
+                rows_named = len(row) == len(first) + 1
+            if first and len(row) != len(first) + rows_named:
+                title = " If that is a title or a comment, remove it." if len(first) == 1 else ""
+                raise DataError(
+                    f"{path}, line {begins}: {len(row)} values, where line {lines[0]} has {len(first)}.{title}"
+                )
             lines.append(begins)
             if not first:
                 first = [cell.strip() for cell in row]
@@ -177,9 +201,31 @@ def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], 
 
 
 def _has_decimal_commas(text: str, separator: str) -> bool:
-    cell = r"(?:^|{0})[ ]*-?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?={0}|$)".format("[ ]" if separator == " " else separator)
+    between = "[ ]" if separator == " " else re.escape(separator)
+    cell = rf"(?:^|{between})[ ]*-?\d*%s\d+(?:[eE][+-]?\d+)?[ ]*(?={between}|$)"
     head = text[:20000]
     return bool(re.search(cell % ",", head, re.M)) and not re.search(cell % r"\.", head, re.M)
+
+
+def _check_thousands(path: Path, first: list[str], below: list[list[str]], decimal: str, separator: str) -> None:
+    """Raise if a column holds 900 and 1.000: what would be read as a decimal mark may be one between thousands."""
+    if separator == ",":
+        return
+    grouped = re.compile(rf"-?[1-9]\d{{0,2}}\{decimal}\d{{3}}")
+    for i, name in enumerate(first):
+        cells = [row[i] for row in below if len(row) == len(first) and row[i]]
+        groups = [cell for cell in cells if grouped.fullmatch(cell)]
+        rest = [cell for cell in cells if not grouped.fullmatch(cell)]
+        large = [cell for cell in rest if re.fullmatch(r"-?\d{3}", cell)]
+        if groups and large and all(re.fullmatch(r"-?\d{1,3}", cell) for cell in rest):
+            raise DataError(
+                f"{path}, column {name!r} holds {large[0]} and {groups[0]}, which may be "
+                f"{groups[0].replace(decimal, '')} or not: write thousands without a mark between them."
+            )
+
+
+def _has_lines_of_records(content: bytes) -> bool:
+    return content.lstrip().startswith(b"{") and re.search(rb"}\s*\n\s*{", content) is not None
 
 
 def _is_header(first: list[str], below: list[list[str]], decimal: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import DataError, Dataset, Input, split
+from .dataset import DataError, Dataset, Input, counted, split
 from .reading import TARGET_NAMES, Table, import_pandas, load_table
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def read_table(
 ) -> Dataset:
     """A data set from a table: `.csv`, `.tsv`, `.data` or `.txt`, these gzipped, `.parquet`, `.xlsx` or `.json`.
 
-    Separators (tab, semicolon, comma, blanks), decimal commas and encodings are found. Words among the inputs become a
-    0 or 1 for each of at most 20 values. Columns that count the lines, and empty ones, are left out. What was found and
-    decided is in `about`.
+    Separators (tab, semicolon, bar, comma, blanks), decimal commas and encodings are found. Words among the inputs
+    become a 0 or 1 for each of at most 20 values. Columns that count or name the lines, and empty ones, are left out.
+    What was found and decided is in `about`.
 
     Args:
         path: where the file is.
@@ -94,9 +94,16 @@ def of_table(
 ) -> Dataset:
     """The data set of a table that has been read; arguments as for `read_table`, and `path` says what to call it."""
     frame, notes = table.frame, list(table.notes)
-    for name in ignore:
-        frame = frame.drop(columns=_column(path, frame, name))
-    goal = _target(path, frame, target)
+    goal = None if target is None else _column(path, frame, target)  # whose number counts those that are ignored, too
+    for name in [_column(path, frame, name) for name in ignore]:
+        if name == goal:
+            raise DataError(f"{path}: {_shown(name)} is to be learned, and --ignore (ignore=) leaves it out.")
+        frame = frame.drop(columns=name, errors="ignore")
+    goal = goal or _target(path, frame)
+    if (copy := f"{goal}.1") in frame.columns:
+        raise DataError(
+            f"{path} has more than one {_shown(goal)}: leave out what would give it away by --ignore {copy} (ignore=)."
+        )
     left_out = {name: why for name in frame.columns if name != goal and (why := _useless(frame[name], name))}
     notes += [f"Left out {_shown(name)}: {why}" for name, why in left_out.items()]
     frame = frame.drop(columns=list(left_out))
@@ -109,7 +116,9 @@ def of_table(
     inputs = tuple(_input(path, table, frame[name]) for name in frame.columns if name != goal)
     x = encode(path, table, frame, inputs)
     about = [f"Target {_shown(goal)}: {summary_of(y, classes)}"]
-    listed = [f"{i.name!r}" + (f" ({len(i.values)} words)" if i.values else "") for i in inputs[:MOST_LISTED]]
+    listed = [
+        f"{i.name!r}" + (f" ({counted(len(i.values), 'word')})" if i.values else "") for i in inputs[:MOST_LISTED]
+    ]
     more = len(inputs) - len(listed)
     about.append("Inputs " + ", ".join(listed) + f", ... and {more:,} more" * (more > 0))
     return split(
@@ -152,9 +161,7 @@ def _column(path: Path, frame: DataFrame, wanted: str | int) -> str:
     raise DataError(f"{path} has no column {wanted!r}. {_listed(frame)}")
 
 
-def _target(path: Path, frame: DataFrame, target: str | int | None) -> str:
-    if target is not None:
-        return _column(path, frame, target)
+def _target(path: Path, frame: DataFrame) -> str:
     found = [name for name in frame.columns if name.lower() in TARGET_NAMES]
     if len(found) == 1:
         return found[0]
@@ -178,9 +185,7 @@ def _kind_of(column: Series) -> str:
     numbers = _as_numbers(values)
     if numbers is None:
         words = sorted(set(map(str, values)))
-        return f"{len(words):,} {'word' if len(words) == 1 else 'words'}: {', '.join(w[:20] for w in words[:3])}" + (
-            ", ..." * (len(words) > 3)
-        )
+        return f"{counted(len(words), 'word')}: {', '.join(w[:20] for w in words[:3])}" + (", ..." * (len(words) > 3))
     return f"numbers {numbers.min():.4g} to {numbers.max():.4g}"
 
 
@@ -211,6 +216,10 @@ def _useless(column: Series, name: str) -> str:
     counts = numbers is not None and np.isin(numbers[0], (0, 1)) and bool(np.all(np.diff(numbers) == 1))
     if counts and re.fullmatch(r"(unnamed: \d+|.*\bid|.*Id|.*_id|index|row|no\.?)", name, re.I):
         return "it counts the rows"
+    whole = numbers is None or bool(np.all(numbers == np.round(numbers)))
+    names = re.fullmatch(r"(?i:(.*[\W_])?(id|uuid|guid))|.*[a-z](Id|ID)", name)
+    if names and whole and column.astype(str).is_unique:
+        return "it names the rows, and each name is there once"
     return ""
 
 
@@ -244,6 +253,11 @@ def _input(path: Path, table: Table, column: Series) -> Input:
         return Input(str(column.name), None)
     where = f"{path}, {_shown(str(column.name))}"
     texts = values.astype(str)
+    if values.map(lambda value: isinstance(value, dict | list | np.ndarray)).any():
+        raise DataError(
+            f"{where} holds lists or records, such as {texts.iloc[0][:40]}, and an input is one number: give each of "
+            "them a column of its own, or leave this one out by --ignore (ignore=)."
+        )
     if _holds_dates(values):
         raise DataError(
             f"{where} holds dates, such as {texts.iloc[0]!r}, and these are no inputs: leave the column out by "
@@ -251,10 +265,13 @@ def _input(path: Path, table: Table, column: Series) -> Input:
         )
     numbers = import_pandas().to_numeric(texts, errors="coerce").notna()
     words = sorted({text.strip() for text in texts})
-    meant = texts.str.fullmatch(r"[-+\d.,:/'% €$]+") if len(words) > MOST_VALUES else numbers
+    meant = texts.str.fullmatch(r"[-+−()\d.,:/'% €$£]+") if len(words) > MOST_VALUES else numbers
     if meant.mean() >= 0.5:  # most of it is numbers, or written with the signs that are in numbers
         first = values[~numbers].index[0]
-        raise DataError(f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number.")
+        raise DataError(
+            f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number. "
+            "A number is digits and a point alone; where one is missing, leave the cell empty."
+        )
     if len(words) > MOST_VALUES:
         raise DataError(
             f"{where} holds {len(words):,} different words, and at most {MOST_VALUES} become inputs: leave the column "

@@ -79,7 +79,7 @@ def load(source: str, seed: int, **options: Any) -> data.Dataset:
         return data.load(source, seed)
     if source.startswith(PREFIX):
         return data.read_openml(source.removeprefix(PREFIX), seed, **options)
-    if is_readable(Path(source)):
+    if is_readable(Path(source)) or Path(source).exists():  # what is there is refused with a better reason
         return data.read(source, seed, **options)
     raise RequestError(
         f"There is no data set {source!r}; there are {', '.join(data.SETS)}, and files that end in "

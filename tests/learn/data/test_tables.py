@@ -42,6 +42,12 @@ def check(d, classes=("0", "1"), truth=LABEL):
     np.testing.assert_allclose(sorted((*row, t) for row, t in zip(x, y, strict=True)), want, atol=1e-5)
 
 
+def sheets(file, *frames):
+    with pandas.ExcelWriter(file) as book:
+        for i, frame in enumerate(frames):
+            frame.to_excel(book, sheet_name=f"sheet {i}", index=False)
+
+
 READ = {  # content, options, and how the file is called
     "commas": ("t.csv", text(A, B, LABEL, header="a,b,label"), {}),
     "words for classes": ("t.csv", text(A, B, KIND, header="a,b,kind"), {"target": "kind"}),
@@ -69,6 +75,16 @@ READ = {  # content, options, and how the file is called
     "records": ("t.json", FRAME.to_json(orient="records"), {}),
     "records, a line each": ("t.jsonl", FRAME.to_json(orient="records", lines=True), {}),
     "question marks, left out": ("t.csv", text(A, B, LABEL, header="a,b,label") + "?,1,0\n", {"missing": "drop"}),
+    "Excel's first line": ("t.csv", "sep=;\r\n" + text(comma(A), comma(B), LABEL, header="a;b;label", sep=";"), {}),
+    "bars": ("t.csv", text(A, B, LABEL, header="a|b|label", sep="|"), {}),
+    "R's names of the rows": ("t.txt", text([f'"{i}"' for i in range(40)], A, B, LABEL, header="a b y", sep=" "), {}),
+    "UTF-32": ("t.csv", text(A, B, LABEL, header="a,b,label").encode("utf-32"), {}),
+    "numbers of customers": ("t.csv", text(RNG.permutation(40) + 9000, A, B, LABEL, header="CustomerID,a,b,y"), {}),
+    "records, a line each, called .json": ("t.json", FRAME.to_json(orient="records", lines=True), {}),
+    "notes on the first sheet": ("t.xlsx", packed(lambda file: sheets(file, pandas.DataFrame(), FRAME)), {}),
+    "the target counted with what is ignored": (
+        "t.csv", text(KIND, A, B, LABEL, header="k,a,b,c"), {"ignore": ["k"], "target": 4}
+    ),
     "a column not wanted": ("t.csv", text(A, KIND, B, LABEL, header="a,kind,b,label"), {"ignore": ["Kind"]}),
 }  # fmt: skip
 
@@ -117,6 +133,16 @@ def said(tmp_path, content, name="table.csv", **options):
         ("y\n1\n0\n", {}, "one column, and needs inputs and a target"),
         ("1,2,0\n1,2,1\n", {"target": 3}, "table has 2 examples"),
         (b"\0\1\2binary\0", {}, "is not a text file"),
+        (b"PK\3\4 and more", {}, "not a text file but a zip archive: unpack it"),
+        ("<!DOCTYPE html><html>", {}, "is a web page and no table"),
+        ("# by hand\na,b,y\n1,2,0\n", {}, "line 1 has 1. If that is a title or a comment, remove it"),
+        ("a,b,y\n1,2,0,\n3,4,1,\n", {}, "line 2: 4 values, where line 1 has 3"),
+        ("a b y\n1 2 0 5\n1 3 1 6\n", {}, "names 3 columns in line 1, and each row has 4 values"),
+        ("a,y,y\n1,0,0\n2,1,1\n", {}, "more than one column 'y': leave out what would give it away by --ignore y.1"),
+        ("a,b,y\n1,2,0\n", {"target": "y", "ignore": ["y"]}, "is to be learned, and --ignore (ignore=) leaves it out"),
+        (text(["900", "1.100"] * 9, [0, 1] * 9, header="a;y", sep=";"), {}, "900 and 1.100, which may be 1100 or not"),
+        (text([f"{i}%" for i in range(30)], LABEL[:30], header="a,y"), {}, "'0%' is not a number. A number is"),
+        (text(A * 1e300, LABEL, header="a,y"), {}, "among its numbers, too large to be scaled"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_or_is_not_certain_is_said(tmp_path, content, options, message):
@@ -127,6 +153,20 @@ def test_what_cannot_be_read_or_is_not_certain_is_said(tmp_path, content, option
 def test_files_that_are_not_what_their_name_says(tmp_path, suffix):
     text = said(tmp_path, b"\x1f\x8bPK\3\4 junk" if "gz" in suffix else b"PK\3\4 junk", f"t.{suffix}")
     assert "is not a table in" in text or "is a gzip file that is truncated or damaged" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv.zip", b"PK", "is packed in a way that is not read here: unpack it"),
+        ("t.gz", b"PK", "is packed in a way that is not read here: unpack it"),
+        ("t.xls", b"\xd0\xcf", "a spreadsheet in Excel's old format: save it as .xlsx or .csv"),
+        ("t.json", '[{"a": [1, 2], "y": 0}, {"a": [3, 4], "y": 1}]', "holds lists or records, such as [1, 2]"),
+        ("t.xlsx", packed(lambda f: FRAME.to_excel(f, startrow=2, index=False)), "has nothing in its first row"),
+    ],
+)
+def test_what_other_kinds_of_files_hold(tmp_path, name, content, message):
+    assert message in said(tmp_path, content, name)
 
 
 def test_what_unfolds_to_too_much(tmp_path, monkeypatch):

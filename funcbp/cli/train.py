@@ -375,7 +375,9 @@ def _metrics(text: str) -> Path:
 def _mesh(text: str) -> dict[str, int]:
     sizes = {}
     for part in text.split(","):
-        name, _, size = part.partition("=")
+        name, given, size = part.partition("=")
+        if not given:
+            raise argparse.ArgumentTypeError(f"{name.strip()!r} has no size; say how many devices, as in data=4")
         sizes[name.strip()] = whole(1)(size.strip())
     return sizes
 

@@ -187,6 +187,13 @@ def test_a_file_of_ones_own_from_the_table_to_predictions(capsys, monkeypatch):
     Path("bad.csv").write_text("hair,weight\ncurly,1\n")
     assert "line 2, column 'hair': 'curly' is none of long, short." in refused(capsys, "predict", "run", "bad.csv")
     assert "new.csv is not the folder of a run" in refused(capsys, "predict", "new.csv", "new.csv")
+    for place in (".", "no/said.csv"):
+        assert f"funcbp: {place}: " in refused(capsys, "predict", "run", "new.csv", "--out", place)
+    for change in ({"activation": "none"}, {"classes": ["cat"]}):
+        Path("run/run.json").write_text(json.dumps({**run, **change}))
+        assert "run.json is damaged" in refused(capsys, "predict", "run", "new.csv")
+    Path("run/run.json").write_text(json.dumps({**run, "network": "mlp:3"}))
+    assert "params.npz holds other parameters than those of" in refused(capsys, "predict", "run", "new.csv")
     Path("run/run.json").write_text("{}")
     assert "run.json is damaged" in refused(capsys, "predict", "run", "new.csv")
 

@@ -64,7 +64,7 @@ def read_corpus(
     drawn = sorted(files, key=lambda f: (zlib.crc32(f.relative_to(root).as_posix().encode()), str(f)))
     texts, left_out = _read_all(drawn, limit, alone=root.is_file())
     if not texts:
-        raise DataError(f"None of the {len(files)} files in {root} is text in UTF-8 with something in it.")
+        raise DataError(f"{root} holds no text in UTF-8 with something in it.")
     parts = _by_file(texts, held_out) if len(texts) > 2 else _by_place("".join(texts), held_out)
     if min(map(len, parts)) < 1:
         raise DataError(f"{name} has {sum(map(len, texts))} characters, too little to learn from and to be judged by.")

@@ -183,9 +183,7 @@ def split(
         raise DataError(f"{name} has the same target in every example, so there is nothing to learn.")
     for a in (x, y, *(test or ())):
         if a.dtype == np.float64 and np.any(large := np.abs(a) > LARGEST):
-            raise DataError(
-                f"{name} holds {a[large][0]:g}, too large to be squared and so to be scaled: use another unit."
-            )
+            raise DataError(f"{name} has {a[large][0]:g} among its numbers, too large to be scaled: use another unit.")
     order = np.random.default_rng(seed).permutation(len(x))
     n_test = 0 if test else math.ceil(test_fraction * len(x))
     n_validation = math.ceil(validation_fraction * len(x))

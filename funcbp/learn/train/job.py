@@ -256,6 +256,8 @@ def read_run(folder: Path) -> Run:
 
     def described(content: dict[str, Any]) -> Run:
         run = Run(**content)
+        if run.activation not in ACTIVATIONS or (run.classes and len(run.classes) != run.n_outputs):
+            raise ValueError("no network for these classes, or none with that activation")
         scaling = lambda pair: pair and data.Scaling(*(np.asarray(part, float) for part in pair))
         columns = run.columns and tuple(data.Input(n, tuple(values) if values else None) for n, values in run.columns)
         return run._replace(
@@ -284,6 +286,9 @@ def predict(folder: Path, source: Path) -> tuple[list[str], list[list[object]]]:
         raise RequestError(f"{folder} holds an autoencoder, which gives back its input and predicts nothing.")
     x = data.read_inputs(source, run.columns, run.n_inputs, run.fills)
     params = train.load_params(folder / "params.npz")
+    made = jax.eval_shape(job.net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, run.n_inputs), jnp.float32))
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, made):
+        raise RequestError(f"{folder}: params.npz holds other parameters than those of the network in {RUN}.")
     output = jax.jit(job.net.apply)(params, jnp.asarray(scaled(x, run.inputs, run.fills)))
     if run.classes is None:
         assert run.targets is not None

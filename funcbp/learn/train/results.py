@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -41,6 +42,17 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], keep
         'whole'
     """
     path = Path(path)
+    try:
+        _write_beside(path, write, keep)
+    except OSError as error:  # of the file that was asked for, and not of the one beside it
+        error.filename, error.filename2 = str(path), None
+        raise
+    _flush(path.parent)
+
+
+def _write_beside(path: Path, write: Callable[[BinaryIO], object], keep: Path | None) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     handle, new = tempfile.mkstemp(dir=path.parent, prefix=unfinished(path))
     old = f"{new}.old"
     try:
@@ -58,7 +70,6 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], keep
         for left in (new, old):
             Path(left).unlink(missing_ok=True)
         raise
-    _flush(path.parent)
 
 
 def unfinished(path: Path) -> str:

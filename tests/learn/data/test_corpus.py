@@ -60,7 +60,7 @@ def test_pairs_in_the_order_of_their_number():
     [
         (lambda p: p / "no", "There is no file or folder"),
         (lambda p: p, "has no files in it"),
-        (lambda p: (p / "a.bin").write_bytes(b"\xff\0") and p, "None of the 1 files"),
+        (lambda p: (p / "a.bin").write_bytes(b"\xff\0") and p, "holds no text in UTF-8"),
         (lambda p: (p / "a.bin").write_bytes(b"ab\xff") and p / "a.bin", "byte 2 begins no character"),
         (lambda p: (p / "a.bin").write_bytes(b"ab\0") and p / "a.bin", "there is a zero byte"),
         (lambda p: (p / "a.txt").write_text("abc") and p / "a.txt", "has 3 characters, too little"),

@@ -140,7 +140,7 @@ axes[2].plot(time, by_adjoints(found)[1], label=["λ of the angle", "λ of the s
 for ax in axes:
     ax.set(xlabel="time, s")
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 keep(axes[0].figure, "pendulum")
 
 # %% [markdown]
@@ -208,5 +208,5 @@ for name in list(ways)[:2]:
     ax.plot(said[SEEN:], label=name)
     print(f"{name} stays within half a standard deviation for {int(np.argmax(off)) if off.any() else 60} steps")
 ax.set(xlabel="steps", ylabel="x - 0.9")
-ax.legend(frameon=False)
+ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 keep(ax.figure, "series")

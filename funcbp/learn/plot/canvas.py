@@ -45,6 +45,16 @@ def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1, projecti
     return figure.subplots(1, columns, subplot_kw={"projection": projection})
 
 
+MOST_INSIDE = 4  # lines of a legend, for which there is room among the curves
+
+
+def legend(ax: Axes, **options: Any) -> None:
+    """Say which line is which: among the curves where there is room, and beside them where the lines are many."""
+    if len(ax.get_legend_handles_labels()[0]) > MOST_INSIDE:
+        options = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), **options}
+    ax.legend(frameon=False, **options)
+
+
 def tidy(ax: Axes) -> Axes:
     """A light grid, and no frame above and on the right."""
     ax.grid(alpha=0.3)

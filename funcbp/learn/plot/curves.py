@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .canvas import COLOURS, TRAINING, VALIDATION, new_axes, tidy
+from .canvas import COLOURS, TRAINING, VALIDATION, legend, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def learning_curves(
     if all(value > 0 for r in records for value in (r["loss"], r["validation_loss"])):
         losses.set_yscale("log")
     losses.set(xlabel="epoch", ylabel="loss", title="Loss")
-    losses.legend(frameon=False)
+    legend(losses)
     values = np.array([r[f"validation_{score}"] for r in records], float)
     scores.plot(epochs, values, color=VALIDATION, marker=marker)
     last = f"{100 * values[-1]:.1f} %" if score == "accuracy" else f"{values[-1]:.3f}"
@@ -103,7 +103,7 @@ def curves(
     if log and positive:
         ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    ax.legend(frameon=False)
+    legend(ax)
     return tidy(ax).figure
 
 

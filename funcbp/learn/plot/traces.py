@@ -10,7 +10,7 @@ from ...inspection.ledger import Trace
 from ...inspection.render.graph import lines_of, nodes_and_edges, positions
 from ...inspection.rows import Row
 from ...rules.traits import traits_of
-from .canvas import new_axes
+from .canvas import legend, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def gradient_flow(trace: Trace, ax: Axes | None = None) -> Axes:
     ax.set_yscale("symlog", linthresh=max(1e-12, min((s for _, s, _ in sizes if s > 0), default=1e-12)))
     ax.set_xticks(at, [name for name, _, _ in sizes], rotation=60, ha="right")
     ax.grid(axis="y", alpha=0.3)
-    ax.legend()
+    legend(ax)
     return ax
 
 
@@ -142,11 +142,15 @@ def saturation(trace: Trace, ax: Axes | None = None) -> Axes:
     bounded = [r.of_value.saturated or 0.0 for r in rows]  # type: ignore[union-attr]
     zero = [r.of_value.zeros for r in rows]  # type: ignore[union-attr]
     at = np.arange(len(rows))[::-1]
-    ax.barh(at + 0.2, bounded, 0.38, color=COTANGENT, label="saturated (within 1 % of a bound)")
-    ax.barh(at - 0.2, zero, 0.38, color=VALUE, label="zero")
+    for shares, up, colour, label in (
+        (bounded, 0.2, COTANGENT, "saturated (within 1 % of a bound)"),
+        (zero, -0.2, VALUE, "zero"),
+    ):
+        bars = ax.barh(at + up, shares, 0.38, color=colour, label=label)
+        ax.bar_label(bars, [f"{100 * share:.0f} %" for share in shares], padding=3, fontsize=8)  # where there is no bar
     ax.set_yticks(at, [f"{r.index} {r.title}" for r in rows])
-    ax.set(xlim=(0, 1), xlabel="share of outputs", title="Saturation")
-    ax.legend()
+    ax.set(xlim=(0, 1.15), xticks=np.linspace(0, 1, 6), xlabel="share of outputs", title="Saturation")
+    legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=8)
     return ax
 
 

@@ -100,14 +100,21 @@ class Checkpoint:
     @property
     def previous(self) -> Path:
         """Where the checkpoint before the last one is."""
-        return self.path.with_name(self.path.name + ".previous")
+        return self._place.with_name(self._place.name + ".previous")
+
+    @property
+    def _place(self) -> Path:
+        """The file itself, where `path` is a link to it."""
+        return self.path.resolve() if self.path.is_symlink() else self.path
 
     def claim(self) -> contextlib.AbstractContextManager[None]:
         """Hold the file's lock.
 
         Raises:
-            CheckpointError: another training holds it, or there is no such folder.
+            CheckpointError: another training holds it, there is no such folder, or `path` is one.
         """
+        if self.path.is_dir():
+            raise CheckpointError(f"{self.path} is a folder, and a checkpoint is a file: name one in it.")
         return claimed(self.path)
 
     def exists(self) -> bool:
@@ -133,10 +140,10 @@ class Checkpoint:
         arrays |= {f"history/{name}": column for name, column in saved.history.items()}
         arrays["about"] = np.array(json.dumps(about))
         try:
-            for left in os.listdir(self.path.parent):
-                if left.startswith(unfinished(self.path)):  # by a process that was killed as it wrote
-                    self.path.with_name(left).unlink(missing_ok=True)
-            write_atomically(self.path, lambda file: np.savez(file, **arrays), keep=self.previous)
+            for left in os.listdir(self._place.parent):
+                if left.startswith(unfinished(self._place)):  # by a process that was killed as it wrote
+                    self._place.with_name(left).unlink(missing_ok=True)
+            write_atomically(self._place, lambda file: np.savez(file, **arrays), keep=self.previous)
         except OSError as error:
             raise CheckpointError(_not_written(self.path, error)) from error
 
@@ -183,7 +190,7 @@ class Checkpoint:
         for name, array in contents.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = array
-        if len({len(column) for column in parts["history"].values()}) > 1:
+        if len({column.shape[0] for column in parts["history"].values()}) > 1:
             raise ValueError("the columns of the history are not equally long")
         if any(column.dtype.kind not in "iuf" for column in parts["history"].values()):
             raise ValueError("the history holds something that is no number")
@@ -398,7 +405,8 @@ def claimed(path: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    lock = path.resolve().with_name(f".{path.name}.funcbp-lock")
+    place = path.resolve()
+    lock = place.with_name(f".{place.name}.funcbp-lock")
     mine = os.getpid(), lock
     if mine in _held:
         raise CheckpointError(_in_use(path))

@@ -86,7 +86,8 @@ def drive(
     if learner.placement:
         state = learner.placement.put(state)
     with sole_user(config.store):
-        checkpointer = Checkpointer(config.store, config.settings, (*learner.columns, "seconds"))
+        known = (*learner.columns, "seconds")
+        checkpointer = Checkpointer(config.store, config.settings, known, len(config.names))
         state, columns = checkpointer.begin(state, config.resume)
         past = _rows(_joined(columns))
         done, spent = len(past), past[-1]["seconds"] if past else 0.0
@@ -140,8 +141,8 @@ def drive(
 class Checkpointer:
     """The checkpoint: what to begin with, and when it is written."""
 
-    def __init__(self, store: Store | None, settings: Mapping[str, object], columns: tuple[str, ...]):
-        self.store, self.settings, self.columns = store, settings, columns
+    def __init__(self, store: Store | None, settings: Mapping[str, object], columns: tuple[str, ...], stops: int):
+        self.store, self.settings, self.columns, self.stops = store, settings, columns, stops
         self._saved, self._saved_at = -1, time.perf_counter()
 
     def begin(self, state: State, resume: bool | str) -> tuple[State, list[dict[str, np.ndarray]]]:
@@ -158,12 +159,25 @@ class Checkpointer:
         settings = {} if resume == "anyway" else self.settings
         saved = self.store.load(Saved(state, dict.fromkeys(self.columns, np.zeros(0)), settings))
         assert saved is not None
+        self._check(saved)
         self._saved = int(np.max(to_host(saved.state.epoch)))
         state = loop.own_copy(saved.state)
         # what diverged may be tried again, with a smaller learning rate
         diverged = (state.code == Status.DIVERGED) | (state.code == Status.DIVERGED_AT_ONCE)
         state = state._replace(code=jnp.where(diverged, Status.RUNNING, state.code))
         return state, [dict(saved.history)] if saved.history else []
+
+    def _check(self, saved: Saved) -> None:
+        """Raise if the state is none that training leads to, or the history is not its own: the file was edited."""
+        code, epoch, history = to_host(saved.state.code), to_host(saved.state.epoch), saved.history
+        ranks = [history[name].ndim == 1 + rank for name, rank in (("loss", code.ndim), ("seconds", 0)) if history]
+        rows = len(history["loss"]) if history and all(ranks) else 0
+        known = np.all((code >= 0) & (code < Status.STOPPED + self.stops)) and np.all(epoch >= 0)
+        if not (known and all(ranks) and (rows >= np.max(epoch) if code.ndim else rows == epoch)):
+            raise CheckpointError(
+                f"The checkpoint was changed by somebody, or is damaged: its state is of epoch {np.max(epoch)} with "
+                f"the code {np.max(code)}, which does not go with the {rows} rows of its history."
+            )
 
     def limit(self, count: int, done: int) -> int:
         """How many of the next epochs are before a checkpoint."""
@@ -242,11 +256,12 @@ def stream(items: Iterator[PyTree], updates: int, online: bool, placement: Place
     Nothing is read ahead of the epoch. Where the shape changes, and where the data end, an epoch is shorter.
 
     Raises:
-        ValueError: an item is None, or its structure is not that of the first one.
+        ValueError: an item is None, holds something that is no array of numbers, or is not built as the first one is.
     """
     lead = (lambda a: np.asarray(a)[None]) if online else np.asarray
     shape = lambda item: tuple((a.shape, a.dtype) for a in jax.tree.leaves(item))
-    for _, alike in itertools.groupby((jax.tree.map(lead, item) for item in _of_one_structure(items)), shape):
+    arrays = (jax.tree.map(lead, item) for item in _of_one_structure(items))
+    for _, alike in itertools.groupby(_numbers(arrays), shape):
         while chunk := list(itertools.islice(alike, updates)):
             stacked = jax.tree.map(lambda *parts: np.stack(parts), *chunk)
             if placement is None:
@@ -255,6 +270,19 @@ def stream(items: Iterator[PyTree], updates: int, online: bool, placement: Place
                 sharding = NamedSharding(placement.mesh, P(None, *batch_spec(placement.mesh)))
                 put = functools.partial(jax.make_array_from_process_local_data, sharding)
                 yield jax.tree.map(put, stacked)
+
+
+def _numbers(items: Iterator[PyTree]) -> Iterator[PyTree]:
+    for number, item in enumerate(items, 1):
+        for leaf in jax.tree.leaves(item):
+            if not leaf.ndim:
+                raise ValueError(
+                    f"Item {number} of the iterator holds {leaf!s} without a leading axis of examples. Lists of numbers "
+                    'are made arrays by numpy.asarray; of single examples learn with mode="online".'
+                )
+            if leaf.dtype.kind in "OSUMm":
+                raise ValueError(f"Item {number} of the iterator holds {leaf.flat[0]!r}, which is no number.")
+        yield item
 
 
 def _of_one_structure(items: Iterator[PyTree]) -> Iterator[PyTree]:
@@ -306,7 +334,7 @@ def kept_if_raised(save: Callable[[], object]) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C for the second time, and the end of the process, too
         if jax.process_count() == 1:  # the others do not know of it, and saving needs them
             try:
                 save()

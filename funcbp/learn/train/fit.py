@@ -123,7 +123,8 @@ def fit(
     The data are on the device, and an epoch is one compiled scan. Epochs follow each other in one compiled loop, with
     validation, stopping and the choice of the best parameters in it; it returns to Python about once a second, or when
     something is to be done there. Ctrl-C ends it after the running call, and what was reached is returned; pressed
-    twice, it is raised. While an epoch runs, the state before it is kept, to return to if learning diverges.
+    twice, it is raised, when the checkpoint is written. While an epoch runs, the state before it is kept, to return to
+    if learning diverges.
 
     Args:
         loss: `loss(params, batch) -> scalar`, the mean over the examples of a batch. If it has a parameter `key`, that
@@ -335,6 +336,12 @@ def check(learner: Learner, mode: str, data: PyTree, epochs: int, updates: int) 
         if learner.correct:
             raise ValueError("correct is of all training examples, and an iterator does not give them.")
         return
+    for leaf in jax.tree.leaves(data):
+        if hasattr(leaf, "__iter__") and not hasattr(leaf, "shape"):
+            raise ValueError(
+                f"data holds a {type(leaf).__name__}, which is no array. A loader of batches is given as an iterator, "
+                "iter(loader)."
+            )
     leaves = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
     lengths = sorted({shape[0] if shape else -1 for shape in leaves})
     if len(lengths) != 1 or lengths == [-1]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_truncated_and_foreign_files(tmp_path, written):
     assert refusal(path).endswith(f"The one before it is {path}.previous.")
     path.unlink()
     path.mkdir()
-    assert refusal(path) == f"{path} cannot be read: Is a directory."
+    assert refusal(path) == f"{path} is a folder, and a checkpoint is a file: name one in it."
 
 
 @pytest.mark.parametrize("change", ["left out", "another shape", "one more", "shorter history", "words in it"])
@@ -200,6 +201,26 @@ def test_whole_files_with_other_things_in_them(tmp_path, written, change):
         arrays["history/loss"] = arrays["history/loss"][1:]
     np.savez(path, **arrays)
     assert f"{path} is damaged, or is not a checkpoint" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("state/epoch", lambda a: a + 100),
+        ("state/epoch", lambda a: a - 5),
+        ("state/code", lambda a: a + 99),
+        ("state/code", lambda a: a - 3),
+        ("history/", lambda a: a[:0]),
+        ("history/", lambda a: a[:, None]),
+    ],
+    ids=["a later epoch", "an earlier one", "a rule that is not", "no rule at all", "no history", "a table"],
+)
+def test_what_was_edited_by_hand_does_not_go_with_the_rest(tmp_path, written, name, change):
+    path = tmp_path / "run.npz"
+    with np.load(_file(path, written)) as file:
+        arrays = {n: change(file[n]) if n.startswith(name) else file[n] for n in file.files}
+    np.savez(path, **arrays)
+    assert "The checkpoint was changed by somebody, or is damaged: its state is of epoch" in refusal(path)
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_matters(tmp_path, written):
@@ -340,6 +361,33 @@ def test_what_a_tracker_or_a_stream_raises_loses_nothing(tmp_path):
         path = tmp_path / "stream.npz"
         bp.fit(mean, jnp.zeros(()), items(), optimizer=optax.sgd(0.1), updates=3, checkpoint=path)
     assert contents(path)["state/epoch"] == 3  # the tenth item was never in a whole epoch
+
+
+@pytest.mark.parametrize(
+    "end", [lambda: (signal.raise_signal(2), signal.raise_signal(2)), lambda: sys.exit(3)], ids=["Ctrl-C", "exit"]
+)
+def test_what_ends_the_process_loses_nothing(tmp_path, end):
+    def items():
+        yield from [np.ones(3)] * 10
+        end()
+
+    path = tmp_path / "stream.npz"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        mean = lambda w, b: jnp.mean(b - w) ** 2
+        bp.fit(mean, jnp.zeros(()), items(), optimizer=optax.sgd(0.1), updates=3, checkpoint=path)
+    assert contents(path)["state/epoch"] == 3
+
+
+def test_a_link_stays_one(tmp_path):
+    path, place = tmp_path / "run.npz", tmp_path / "disk" / "large.npz"
+    place.parent.mkdir()
+    path.symlink_to(place)
+    state = {"w": jnp.zeros(2)}
+    for _ in range(2):
+        train.Checkpoint(path).save(train.Saved(state, {}, {}))
+    assert path.is_symlink() and {p.name for p in place.parent.iterdir()} == {"large.npz", "large.npz.previous"}
+    with train.Checkpoint(place).claim(), pytest.raises(train.CheckpointError, match="Another training is running"):
+        train.Checkpoint(path).claim().__enter__()
 
 
 # --- places that cannot be written to ---------------------------------------------------------------------------------

@@ -277,8 +277,8 @@ def _numbers(items: Iterator[PyTree]) -> Iterator[PyTree]:
         for leaf in jax.tree.leaves(item):
             if not leaf.ndim:
                 raise ValueError(
-                    f"Item {number} of the iterator holds {leaf!s} without a leading axis of examples. Lists of numbers "
-                    'are made arrays by numpy.asarray; of single examples learn with mode="online".'
+                    f"Item {number} of the iterator holds {leaf!s} without a leading axis of examples. Lists of "
+                    'numbers are made arrays by numpy.asarray; of single examples learn with mode="online".'
                 )
             if leaf.dtype.kind in "OSUMm":
                 raise ValueError(f"Item {number} of the iterator holds {leaf.flat[0]!r}, which is no number.")

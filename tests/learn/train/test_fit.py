@@ -483,6 +483,28 @@ def test_gradients_are_gathered_over_mini_batches():
         ),
     ],
 )
-def test_a_stream_of_other_things(second, message):
+def test_a_stream_that_changes(second, message):
     with pytest.raises(ValueError, match=message):
         bp.fit(lambda w, b: jnp.sum(w * b), jnp.array(0.0), iter([np.ones(2), second]), optimizer=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ([1.0, 2.0], r"Item 1 of the iterator holds 1.0 without a leading axis of examples. Lists of .* numpy.asarray"),
+        (np.array(["a", "b"]), r"Item 1 of the iterator holds .*'a'.*, which is no number"),
+    ],
+    ids=["a list", "words"],
+)
+def test_a_stream_of_what_is_no_batch(item, message):
+    with pytest.raises(ValueError, match=message):
+        bp.fit(lambda w, b: jnp.sum(w * b[0]), jnp.array(0.0), iter([item]), optimizer=optax.sgd(0.1))
+
+
+def test_a_loader_that_is_no_iterator():
+    class Loader:
+        def __iter__(self):
+            return iter([np.ones(2)])
+
+    with pytest.raises(ValueError, match=r"data holds a Loader, which is no array.*as an iterator, iter\(loader\)"):
+        bp.fit(lambda w, b: jnp.sum(w * b), jnp.array(0.0), Loader(), optimizer=optax.sgd(0.1))

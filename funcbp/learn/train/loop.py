@@ -27,6 +27,10 @@ from .layout import Placement
 from .stopping import EpochMetrics, Restart, StoppingRule
 
 MODES = ("online", "batch", "stochastic")
+OF_THE_OPTIMIZER = (
+    "This was raised by the optimizer, to which fit hands the gradient, its state and the parameters, and value, grad, "
+    "value_fn and batch by name. One that wants more, such as optax.lookahead, is for a loop of one's own."
+)
 RESTARTS = 0  # the number folded into the key for restarts; the epochs' numbers begin at 1
 
 
@@ -146,9 +150,13 @@ class Learner:
         carried = self.backward.attach(self.on_batch(batch, key))
         value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
         with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
-            return self.transformation.update(
-                grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
-            )
+            try:
+                return self.transformation.update(
+                    grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
+                )
+            except Exception as error:
+                error.add_note(OF_THE_OPTIMIZER)
+                raise
 
     @property
     def transformation(self) -> optax.GradientTransformationExtraArgs:

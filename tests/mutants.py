@@ -129,6 +129,13 @@ MUTANTS = [
     Mutant("learn/train/language.py", '("embedding", "attention_skip", "mlp_skip")', '("embedding", "mlp_skip")', "learn/train/test_language.py -k backward"),
     Mutant("learn/nets/transformer.py", "groups = heads if key_heads is None else key_heads", "groups = heads", "learn/nets/test_transformer.py"),
     Mutant("learn/ops/vocabulary.py", "delta = jnp.where(mine, expm1(-loss)[:, None],", "delta = jnp.where(mine, jnp.exp(-loss)[:, None],", "learn/ops/test_fused.py -k entropy"),
+    Mutant("learn/plot/curves.py", "np.nanpercentile(values, [10, 50, 90], axis=0)", "np.nanpercentile(values, [0, 50, 100], axis=0)", "learn/plot/test_curves.py"),
+    Mutant("learn/plot/traces.py", "(name, np.sqrt(np.mean(np.abs(c) ** 2)), np.max", "(name, np.mean(np.abs(c)), np.max", "learn/plot/test_traces.py"),
+    Mutant("learn/plot/traces.py", "bounded = [r.of_value.saturated or 0.0 for", "bounded = [r.of_value.zeros or 0.0 for", "learn/plot/test_traces.py"),
+    Mutant("learn/plot/traces.py", "[f\"{100 * share:.0f} %\" for", "[f\"{share:.0f} %\" for", "learn/plot/test_traces.py"),
+    Mutant("learn/plot/canvas.py", "[0]) > MOST_INSIDE:", "[0]) > 100:", "learn/plot/test_canvas.py"),
+    Mutant("learn/plot/judgement.py", "ax.text(j, i, str(count)", "ax.text(i, j, str(count)", "learn/plot/test_judgement.py"),
+    Mutant("learn/plot/images.py", "np.argsort(-np.sum(", "np.argsort(np.sum(", "learn/plot/test_images.py"),
     Mutant("cli/sample.py", "run.context, args.seed, args.temperature)", "run.context, 0, args.temperature)", "cli/test_train_text.py -k again"),
     Mutant("cli/parser.py", "c if c.isprintable() else", "c if c else", "cli/test_train.py -k terminal"),
 ]  # fmt: skip

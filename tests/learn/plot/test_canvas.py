@@ -7,7 +7,7 @@ import pytest
 
 from funcbp import plot
 
-from .figures import records
+from .figures import drawn, records
 
 
 def test_axes_that_are_given_are_drawn_on():
@@ -24,3 +24,11 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ImportError, match=r'not installed: pip install "funcbp\[plots\]"'):
         plot.weights(np.eye(2))
+
+
+@pytest.mark.parametrize("lines", [4, 5])
+def test_a_long_legend_lies_beside_the_curves(lines):
+    ax = plot.curves({f"run {i}": np.exp(-np.arange(9.0) / (i + 1)) for i in range(lines)}).axes[0]
+    drawn(ax.figure)
+    beside = ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+    assert beside == (lines > 4)

@@ -14,7 +14,8 @@ def test_predictions_and_confusion():
     assert ax.get_title() == "18 predictions"
     ax = drawn(plot.confusion([[3, 1], [0, 2]], ("no", "yes"))).axes[0]
     assert ax.get_title() == "1 of 6 misclassified"
-    assert [t.get_text() for t in ax.texts] == ["3", "1", "0", "2"]
+    said = [(*t.get_position(), t.get_text()) for t in ax.texts]  # predicted across, true down
+    assert said == [(0, 0, "3"), (1, 0, "1"), (0, 1, "0"), (1, 1, "2")]
     drawn(plot.confusion(np.eye(40, dtype=int), [str(i) for i in range(40)]))
 
 

@@ -52,6 +52,9 @@ class Facts(NamedTuple):
         turned: which operands are turned over first, in copies.
         clusters: whether it is compiled as one with what is elementwise around it, between stored values.
         over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
+        chooses: whether it chooses between its operands, which no cluster does.
+        moves: whether it reads numbers elsewhere than where it writes them, so that it cannot write over them.
+        wide: which operands have as many axes as its result, not counting those of length one; None where all have.
     """
 
     sizes: tuple[int, ...]
@@ -63,8 +66,12 @@ class Facts(NamedTuple):
     turned: tuple[int, ...]
     clusters: bool
     over: tuple[int, int]
+    chooses: bool = False
+    moves: bool = False
+    wide: tuple[int, ...] | None = None
 
 
+CONSTANT = 0  # the number of all constants
 FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), False, (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
 TWICE = (
@@ -89,7 +96,26 @@ def facts_of(eqn: Any) -> Facts:
     clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
     inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
-    return Facts(tuple(sizes), cheap and not reduces, cheap, dear, stays, inside, turned, clusters, over)
+    made_where_read = cheap or (traits.moves is not Moves.NOT and not nested)  # a lookup, too
+    return Facts(
+        sizes=tuple(sizes),
+        fuses=made_where_read and not reduces,
+        takes=made_where_read,
+        dear=dear,
+        alias=stays,
+        inside=inside,
+        turned=turned,
+        clusters=clusters,
+        over=over,
+        chooses=eqn.primitive is primitives.select_n_p,
+        moves=Moves.NOT < traits.moves < Moves.STAYS and eqn.primitive is not primitives.select_n_p and not stays,
+        wide=tuple(i for i, v in enumerate(eqn.invars) if _axes(v) >= max(map(_axes, eqn.outvars), default=0)),
+    )
+
+
+def _axes(v: Any) -> int:
+    """Count the axes of a value that are longer than one."""
+    return sum(n != 1 for n in getattr(v.aval, "shape", ()))
 
 
 def _size(v: Any) -> int:
@@ -135,6 +161,7 @@ class Op(NamedTuple):
     eqn: Any
     at: float
     over: Sequence[tuple[int | None, int]]
+    wide: tuple[int, ...]
 
 
 class Node(NamedTuple):
@@ -160,14 +187,18 @@ class Flow:
 
     Args:
         known: what is known of equations and of the programs inside them, to be shared between flows.
+        inside: as what the program runs that is inside another one; there the operands of convolutions are left as they
+            lie.
     """
 
-    def __init__(self, known: dict[Any, Any] | None = None):
+    def __init__(self, known: dict[Any, Any] | None = None, inside: Kind | None = None):
+        self.inside = inside
         self.ops: list[Op] = []
         self.count = 0
         self.positive: dict[int | None, int | None] = {}
         self.asks: dict[int | None, int | None] = {}
         self.factors: set[int | None] = set()
+        self.masks: set[int | None] = set()
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int | None, int], int] = {}
         self.spreads: set[int | None] = set()
@@ -232,13 +263,16 @@ class Flow:
             else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
         )
         self.made |= dict.fromkeys(makes, at)
-        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over)))
+        wide = read if facts.wide is None else tuple(r for i in facts.wide if (r := reads[i]))
+        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over), wide))
         return makes
 
     def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
         """Note what of an equation others ask for."""
         if eqn.primitive is primitives.broadcast_in_dim_p:
             self.spreads.add(makes[0])
+        if eqn.primitive is primitives.convert_element_type_p and eqn.invars[0].aval.dtype == bool:
+            self.masks.add(makes[0])
         if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
             self.factors.update(reads)
             self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
@@ -250,8 +284,11 @@ class Flow:
 
     def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
         """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
-        if facts.turned:
-            turn = lambda i, r: self._made(_size(eqn.invars[i]), [r])[0] if i in facts.turned and r else r
+        if eqn.primitive is primitives.mul_p and not self.masks.isdisjoint(reads):
+            facts = facts._replace(chooses=True)  # a number or zero, by a mask
+        if facts.turned and not (self.inside is not None and eqn.primitive is primitives.conv_general_dilated_p):
+            copy = FUSED._replace(moves=True)
+            turn = lambda i, r: self._made(_size(eqn.invars[i]), [r], copy)[0] if i in facts.turned and r else r
             reads = [turn(i, r) for i, r in enumerate(reads)]
         elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
             # a product with the reciprocal, which is spread once for all that is divided by it
@@ -301,7 +338,7 @@ class Flow:
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
         nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
         sizes |= state
-        most, node = _most(_in_order(nodes), sizes, kept, state)
+        most, node = _most(_in_order(nodes, self._inputs(ops, outs)), sizes, kept, state)
         return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
@@ -319,6 +356,21 @@ class Flow:
                 ops.append(op)
         return sorted(ops[::-1], key=lambda op: op.at)
 
+    def _inputs(self, ops: list[Op], outs: Sequence[int | None]) -> list[int]:
+        """Order what is read and not made here: the arguments of the whole program by their numbers, those of one inside
+        as they are come upon from its results, the operands of each operation in turn; and a constant after them.
+        """
+        maker = {v: op for op in ops for v in op.makes}
+        if self.inside is None:
+            return [*sorted({r for op in ops for r in op.reads if r not in maker}), CONSTANT]
+        met: dict[int, None] = {}
+        todo = [o for o in reversed(outs) if o]
+        while todo:
+            if (v := todo.pop()) not in met:
+                met[v] = None
+                todo += reversed(maker[v].reads) if v in maker else ()
+        return [*(v for v in met if v not in maker), CONSTANT]
+
     def _nodes(self, ops: list[Op], outs: set[int], stored: set[int]) -> tuple[list[Node], dict[int, int]]:
         """Fuse: list what runs as one, and the bytes of what is stored."""
         readers: dict[int, list[Op]] = {}
@@ -333,34 +385,31 @@ class Flow:
         stored = stored | demanded
         spread = self.spreads
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
+        elsewhere: dict[int, frozenset[int]] = {}  # and of that, what is read at another place than it is made for
         nodes, sizes = [], {}
         for op in ops:
             alone = not op.facts.fuses or op.makes[0] in within
             reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))
+            moved = reads if op.facts.moves else frozenset().union(*(elsewhere.get(r, ()) for r in op.reads))
             if op.facts.fuses:
                 v, by = op.makes[0], readers.get(op.makes[0], [])
                 kept = v in stored or (op.facts.dear and len(by) > 1)
-                large = [
-                    r
-                    for r in op.reads
-                    if r not in spread and (r not in maker or self._size_of(maker[r], r) >= op.facts.sizes[0])
-                ]
+                large = [r for r in op.wide if r not in spread]
                 if not kept or (
                     v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)
                 ):
-                    through[v] = reads
+                    through[v], elsewhere[v] = reads, moved
                 if not kept and v not in outs:
                     continue
             for v, size in zip(op.makes, op.facts.sizes, strict=True):
                 if v in readers or v in stored:
                     sizes[v] = 0 if v in outs and v not in apart else size
-            over = reads if op.facts.fuses else frozenset(r for r, _ in op.over if r)
+            reads = reads or (frozenset({CONSTANT}) if op.eqn is not None else reads)
+            over = reads - moved if op.facts.fuses else frozenset(r for r, _ in op.over if r)
+            if self.inside is Kind.CALL and not apart.isdisjoint(op.makes):
+                over = frozenset()  # a branch's result has the buffer that all branches write into
             nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
         return nodes, sizes
-
-    @staticmethod
-    def _size_of(op: Op, v: int) -> int:
-        return op.facts.sizes[op.makes.index(v)]
 
     def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
         """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
@@ -372,7 +421,7 @@ class Flow:
         def between(v: int) -> None:
             """Store what a cluster reads: what it alone reads is made within it."""
             op = maker.get(v)
-            if op is None or not op.facts.fuses or op.facts.dear or len(readers[v]) > 1:
+            if op is None or not op.facts.fuses or op.facts.dear or op.facts.chooses or len(readers[v]) > 1:
                 demanded.add(v)
             else:
                 within.add(v)
@@ -412,29 +461,31 @@ class Flow:
                 n_slices = len(jaxpr.invars) - n_consts - n_carry
             elif kind is Kind.WHILE and len(jaxpr.outvars) == len(eqn.outvars):
                 n_carry = len(jaxpr.outvars)
-            self.known[id(program), kind] = program, self._inside(jaxpr, n_slices, n_carry, kind is Kind.CALL)
+            self.known[id(program), kind] = program, self._inside(jaxpr, n_slices, n_carry, kind)
         return self.known[id(program), kind][1]
 
-    def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, whole: bool) -> int:
+    def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, kind: Kind) -> int:
         """Predict the peak of a program whose last inputs are slices, those before and its first results a state."""
-        flow = Flow(self.known)
+        flow = Flow(self.known, kind)
         args = [flow.new() for _ in jaxpr.invars]
         end = len(args) - n_slices
         state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
         for i in range(end, len(args)):
             (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
         outs = flow.call(jaxpr, args)
-        return flow.peak(outs, outs if whole else outs[:n_carry], state)
+        return flow.peak(outs, outs if kind is Kind.CALL else outs[:n_carry], state)
 
 
-def _in_order(nodes: list[Node]) -> list[Node]:
-    """Order nodes as XLA's scheduler for CPUs does: what is ready first runs first.
+def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:
+    """Order nodes as XLA's scheduler for CPUs does: what is ready first runs first, beginning with these inputs.
 
     Of those for which one value was the last that they waited for, what is elementwise comes first.
     """
     maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
+    maker |= {v: n for n, v in enumerate(inputs, len(nodes)) if v not in maker}
     waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
-    then: list[list[int]] = [[] for _ in nodes]
+    waits += [set() for _ in inputs]
+    then: list[list[int]] = [[] for _ in waits]
     for n, before in enumerate(waits):
         for b in before:
             then[b].append(n)
@@ -444,7 +495,7 @@ def _in_order(nodes: list[Node]) -> list[Node]:
             waits[m].discard(n)
             if not waits[m]:
                 order.append(m)
-    return [nodes[n] for n in order]
+    return [nodes[n] for n in order if n < len(nodes)]
 
 
 def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> tuple[int, Node | None]:

@@ -7,6 +7,7 @@ Arguments and results of the whole program are not counted: they have buffers of
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ class Facts(NamedTuple):
 
 
 CONSTANT = 0  # the number of all constants
+NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
 FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), False, (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
 TWICE = (
@@ -336,9 +338,12 @@ class Flow:
     ) -> tuple[int, float]:
         """Predict the peak; and find which operation runs then, by how many were written before it."""
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
-        nodes, sizes = self._nodes(ops, {o for o in outs if o}, kept)
+        nodes, sizes, own = self._nodes(ops, {o for o in outs if o}, kept)
+        nodes = _in_order(nodes, self._inputs(ops, outs))
         sizes |= state
-        most, node = _most(_in_order(nodes, self._inputs(ops, outs)), sizes, kept, state)
+        if self.inside in (None, Kind.COND):
+            sizes |= dict.fromkeys(_lent(nodes, sizes, kept, own), 0)
+        most, node = _most(nodes, sizes, kept, state)
         return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
@@ -371,22 +376,27 @@ class Flow:
                 todo += reversed(maker[v].reads) if v in maker else ()
         return [*(v for v in met if v not in maker), CONSTANT]
 
-    def _nodes(self, ops: list[Op], outs: set[int], stored: set[int]) -> tuple[list[Node], dict[int, int]]:
-        """Fuse: list what runs as one, and the bytes of what is stored."""
+    def _nodes(
+        self, ops: list[Op], outs: set[int], stored: set[int]
+    ) -> tuple[list[Node], dict[int, int], dict[int, int]]:
+        """Fuse: list what runs as one, the bytes of what is stored, and those of results that have buffers of their own."""
         readers: dict[int, list[Op]] = {}
         maker = {v: op for op in ops for v in op.makes}
         for op in ops:
             for r in set(op.reads):
                 readers.setdefault(r, []).append(op)
+        written: set[int] = set()
         for op in reversed(ops):  # where a loop's result is one of the program, the state is there from the beginning
-            outs |= {r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
+            before = {v: r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
+            outs |= {*before.values()}
+            written |= {*before}
         demanded, within = self._demanded(ops, maker, readers)
         apart = stored
         stored = stored | demanded
         spread = self.spreads
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
         elsewhere: dict[int, frozenset[int]] = {}  # and of that, what is read at another place than it is made for
-        nodes, sizes = [], {}
+        nodes, sizes, own = [], {}, {}
         for op in ops:
             alone = not op.facts.fuses or op.makes[0] in within
             reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))
@@ -402,14 +412,17 @@ class Flow:
                 if not kept and v not in outs:
                     continue
             for v, size in zip(op.makes, op.facts.sizes, strict=True):
-                if v in readers or v in stored:
-                    sizes[v] = 0 if v in outs and v not in apart else size
+                if v in outs and v not in apart:
+                    sizes[v] = 0
+                    own |= {v: size} if v not in written else {}
+                elif v in readers or v in stored:
+                    sizes[v] = size
             reads = reads or (frozenset({CONSTANT}) if op.eqn is not None else reads)
             over = reads - moved if op.facts.fuses else frozenset(r for r, _ in op.over if r)
-            if self.inside is Kind.CALL and not apart.isdisjoint(op.makes):
+            if self.inside is Kind.COND and not apart.isdisjoint(op.makes):
                 over = frozenset()  # a branch's result has the buffer that all branches write into
             nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
-        return nodes, sizes
+        return nodes, sizes, own
 
     def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
         """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
@@ -446,14 +459,21 @@ class Flow:
             return 0
         if kind is not Kind.COND:
             return max(self._inner(op.eqn, p, kind) for p in op.facts.inside.programs)
+        read = [v in sizes for v in op.makes]
+        stored = [sizes.get(v, 0) > 0 for v in op.makes]
         made = sum(sizes.get(v, 0) for v in op.makes)
-        elsewhere = sum(op.facts.sizes) - made  # results that have buffers of their own
-        inner = [(self._inner(None, p, kind), self._inner(None, p, Kind.CALL)) for p in op.facts.inside.programs]
-        return max(max(beside, whole - elsewhere) for beside, whole in inner) - made
+        return max(self._inner(None, p, kind, tuple(read), tuple(stored)) for p in op.facts.inside.programs) - made
 
-    def _inner(self, eqn: Any, program: Any, kind: Kind) -> int:
-        """Predict the peak of a program inside: of a branch beside its results (`COND`), or with them (`CALL`)."""
-        if (id(program), kind) not in self.known:
+    def _inner(
+        self, eqn: Any, program: Any, kind: Kind, read: tuple[bool, ...] = (), stored: tuple[bool, ...] = ()
+    ) -> int:
+        """Predict the peak of a program inside, of a branch with those of its results that are stored outside it.
+
+        Args:
+            read, stored: of the results of a branch, which are wanted at all, and which of these are stored outside;
+                the others are results of the whole program.
+        """
+        if (id(program), kind, read, stored) not in self.known:
             jaxpr = getattr(program, "jaxpr", program)
             n_slices = n_carry = 0
             if kind is Kind.SCAN:
@@ -461,19 +481,24 @@ class Flow:
                 n_slices = len(jaxpr.invars) - n_consts - n_carry
             elif kind is Kind.WHILE and len(jaxpr.outvars) == len(eqn.outvars):
                 n_carry = len(jaxpr.outvars)
-            self.known[id(program), kind] = program, self._inside(jaxpr, n_slices, n_carry, kind)
-        return self.known[id(program), kind][1]
+            if kind is not Kind.COND:
+                read, stored = (True,) * len(jaxpr.outvars), tuple(i < n_carry for i in range(len(jaxpr.outvars)))
+            peak = self._inside(jaxpr, n_slices, n_carry, kind, read, stored)
+            self.known[id(program), kind, read, stored] = program, peak
+        return self.known[id(program), kind, read, stored][1]
 
-    def _inside(self, jaxpr: Any, n_slices: int, n_carry: int, kind: Kind) -> int:
-        """Predict the peak of a program whose last inputs are slices, those before and its first results a state."""
+    def _inside(
+        self, jaxpr: Any, n_slices: int, n_carry: int, kind: Kind, read: Sequence[bool], stored: Sequence[bool]
+    ) -> int:
+        """Predict the peak of a program whose last inputs are slices, and those before and its first results a state."""
         flow = Flow(self.known, kind)
         args = [flow.new() for _ in jaxpr.invars]
         end = len(args) - n_slices
         state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
         for i in range(end, len(args)):
             (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
-        outs = flow.call(jaxpr, args)
-        return flow.peak(outs, outs if kind is Kind.CALL else outs[:n_carry], state)
+        outs = [o if r else None for o, r in zip(flow.call(jaxpr, args), read, strict=True)]
+        return flow.peak(outs, [o for o, s in zip(outs, stored, strict=True) if s], state)
 
 
 def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:
@@ -496,6 +521,26 @@ def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:
             if not waits[m]:
                 order.append(m)
     return [nodes[n] for n in order if n < len(nodes)]
+
+
+def _lent(nodes: list[Node], sizes: dict[int, int], kept: set[int], own: dict[int, int]) -> list[int]:
+    """Find what is put into buffers of results before these are written: the widest first, into the narrowest that holds it
+    and is free as long as it is needed.
+    """
+    made = {v: i for i, node in enumerate(nodes) for v in node.makes}
+    last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)}
+    buffers = sorted((size, [(made[v], len(nodes))]) for v, size in own.items() if v in made)
+    least = sum(sizes.values()) // NEGLIGIBLE
+    waiting = sorted((v for v in made if sizes.get(v, 0) > least and v not in kept), key=lambda v: (-sizes[v], made[v]))
+    lent = []
+    for v in waiting:
+        begin, end = made[v], last[v]
+        for size, taken in buffers[bisect.bisect_left(buffers, sizes[v], key=lambda b: b[0]) :]:
+            if all(end < a or b < begin for a, b in taken):
+                taken.append((begin, end))
+                lent.append(v)
+                break
+    return lent
 
 
 def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> tuple[int, Node | None]:

@@ -197,14 +197,10 @@ class Flow:
         self.inside = inside
         self.ops: list[Op] = []
         self.count = 0
-        self.positive: dict[int | None, int | None] = {}
-        self.asks: dict[int | None, int | None] = {}
-        self.factors: set[int | None] = set()
         self.masks: set[int | None] = set()
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int | None, int], int] = {}
         self.spreads: set[int | None] = set()
-        self.whole: set[int | None] = set()
         self.seen_otherwise: set[int | None] = set()
         self.known = {} if known is None else known
 
@@ -276,13 +272,7 @@ class Flow:
         if eqn.primitive is primitives.convert_element_type_p and eqn.invars[0].aval.dtype == bool:
             self.masks.add(makes[0])
         if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
-            self.factors.update(reads)
             self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
-        if len(eqn.invars) == 2 and is_literal(eqn.invars[1]) and eqn.invars[1].val == 0:
-            if eqn.primitive is primitives.max_p:
-                self.positive[reads[0]] = makes[0]
-            if eqn.primitive is primitives.gt_p and reads[0] in self.positive:
-                self.asks[makes[0]] = self.positive[reads[0]]
 
     def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
         """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
@@ -347,16 +337,10 @@ class Flow:
         return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
-        """List the operations that the results depend on.
-
-        Whether x > 0 is asked of max(x, 0) where a product keeps that, as XLA does: x need not wait.
-        """
+        """List the operations that the results depend on."""
         wanted, ops = {o for o in outs if o}, []
         for op in reversed(self.ops):
             if not wanted.isdisjoint(op.makes):
-                if (instead := self.asks.get(op.makes[0])) in self.factors:
-                    op = op._replace(reads=(instead,))
-                    self.whole.add(instead)
                 wanted.update(op.reads)
                 ops.append(op)
         return sorted(ops[::-1], key=lambda op: op.at)
@@ -405,9 +389,7 @@ class Flow:
                 v, by = op.makes[0], readers.get(op.makes[0], [])
                 kept = v in stored or (op.facts.dear and len(by) > 1)
                 large = [r for r in op.wide if r not in spread]
-                if not kept or (
-                    v not in self.whole and not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)
-                ):
+                if not kept or (not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)):
                     through[v], elsewhere[v] = reads, moved
                 if not kept and v not in outs:
                     continue

@@ -1,0 +1,60 @@
+"""The predicted peak of programs in which XLA does one thing each, beside what was compiled."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import funcbp as bp
+
+
+def struct(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def lends(w, x):
+    """Layers whose weights are wider than what they make: that waits in the buffers of the weights' gradients."""
+    for p in w:
+        x = jax.nn.relu(x @ p)
+    return jnp.sum(x**2)
+
+
+def normed(w, x):
+    """A choice that several sums read is stored once, and what is made of it reads it."""
+    for p in w:
+        c = x - x.mean(-1, keepdims=True)
+        x = jax.nn.relu(c * lax.rsqrt((c**2).mean(-1, keepdims=True) + 1e-5) @ p)
+    return jnp.sum(x**2)
+
+
+def convolved(w, x):
+    """Convolutions in a branch: their operands are not turned over, and they run in the order of its arguments."""
+    for k in w:
+        x = jax.nn.silu(lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    return jnp.sum(x**2)
+
+
+def read_out(w, x):
+    """Wide logits: a copy that is turned over is not written over what it copies, and a mask is made where it is read."""
+    logits = x @ w[0]
+    return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(jnp.arange(len(x)), logits.shape[1], dtype=x.dtype))
+
+
+PROGRAMS = {
+    "lends": (lends, [struct(200, 400), struct(400, 200), struct(200, 100)], struct(64, 200), True),
+    "normed": (normed, [struct(32, 32)] * 3, struct(256, 32), True),
+    "convolved": (convolved, [struct(3, 3, 4, 8), *[struct(3, 3, 8, 8)] * 2], struct(2, 16, 16, 4), True),
+    "read out": (read_out, [struct(16, 2048)], struct(64, 16), False),
+}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the model follows the CPU's buffers")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_predicted_peak_is_within_a_tenth(name):
+    f, w, x, outside_loops = PROGRAMS[name]
+    backward = bp.Backward(outside_loops=outside_loops)
+    compiled = jax.jit(backward.grad(f)).lower(w, x).compile()
+    predicted = bp.residuals(f, backward=backward)(w, x).peak
+    assert predicted == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.1)

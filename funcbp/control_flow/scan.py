@@ -32,7 +32,7 @@ from ..jaxpr import (
 )
 from ..jaxpr.types import Aval, PyTree, Value
 from ..remat import sinking
-from ..remat.hoisting import products_before
+from ..remat.hoisting import hoisted_products, products_before, replaced
 from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Policy
 from ..rules.kinds import State
@@ -208,7 +208,7 @@ def scan_bwd(
     program = passes.made(program, lambda: program.reordered(_order(inputs, (*constants, *carry, *along))))
     operands = pick(constants), pick(carry), pick(along)
     if body.block not in (1, params["length"]):
-        outs, later, to_xs, results = _run_blocks(res, program, body, operands, params)
+        outs, later, to_xs, results = _run_blocks(state, res, program, body, operands, params)
     else:
         outs, later, to_xs, results = _run_steps(program, body, operands, params)
     state.merge(results)
@@ -238,23 +238,32 @@ def _run_steps(
 
 
 def _run_blocks(
-    res: ScanResiduals, program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
+    state: State, res: ScanResiduals, program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
 ) -> tuple[list[Value], list[Cotangent], list[Cotangent], Any]:
-    """Run the backward body in blocks of steps, a loop in a loop, and add up what has waited in each block."""
+    """Run the backward body in blocks of steps, a loop in a loop, and add up what has waited in each block.
+
+    What is recomputed by a product of what was saved with a constant is contracted before a block's steps, all at once.
+    """
     constants, carry, along = operands
+    constants = [*program.consts, *constants]
     n = params["length"] // body.block
     of_block = dict(params, length=body.block, unroll=min(params["unroll"], body.block))
     along = [x.reshape(n, body.block, *x.shape[1:]) for x in along]
     totals = [zeros(strong(t)) for t, w in zip(res.const_types, body.waits, strict=True) if w]
+    when, stays = sinking.SINK.before(body.block), replaced(state.options)
+    divided = hoisted_products(program.jaxpr, len(constants), len(carry), when, stays)
+    hoisted, steps = divided or (None, Program(program.jaxpr))
 
     def block(*args: Value) -> Any:
         constants_, totals_, carry_, along_ = split_list(args, len(constants), len(totals), len(carry))
-        outs, later, to_xs, results = _run_steps(program, body, (constants_, carry_, along_), of_block)
+        if hoisted is not None:
+            along_ = [*along_, *jax.vmap(lambda *xs: hoisted(*constants_, *xs))(*along_)]
+        outs, later, to_xs, results = _run_steps(steps, body, (constants_, carry_, along_), of_block)
         terms = [to_strong(materialize(c)) for c in later if c is not Zero]
         return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
 
     types = [*map(type_of, (*constants, *totals, *carry)), *(row(type_of(x)) for x in along)]
-    how = program, params["reverse"], of_block["unroll"]  # one body may be gone over in several ways
+    how = program, stays, params["reverse"], of_block["unroll"]  # one body may be gone over in several ways
     blocks, tree = res.plan.passes.made(how, lambda: trace_tree(block, types, "blocks"))
     whole = dict(params, length=n, unroll=1)
     outs, stacks = bind_scan(blocks, constants, [*totals, *carry], along, whole, not params["reverse"])

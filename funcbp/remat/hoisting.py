@@ -16,7 +16,7 @@ from . import sinking
 from .graph import bytes_of
 from .sinking import Deferral
 
-__all__ = ["products_before"]
+__all__ = ["hoisted_products", "products_before", "replaced"]
 
 
 def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Value]] | None:
@@ -27,10 +27,11 @@ def products_before(options: Options, params: dict[str, Any]) -> Callable[..., l
     has a rule of the user's stays, as that may see each step: a clipped cotangent is another one for all steps at once.
     """
     body, n_consts, n_carry = jx.scan_parts(params)
-    stays = frozenset(getattr(p, "name", p) for p in options.rules)
-    how = n_consts, n_carry, sinking.HOIST if options.policy.sinks else sinking.NEVER, stays
     steps = params["length"]  # not a number in a program that is exported for any length
-    divided = None if isinstance(steps, int) and steps <= 1 else _divided(body, *how)
+    when = sinking.HOIST if options.policy.sinks else sinking.NEVER
+    if isinstance(steps, int) and steps <= 1:
+        return None
+    divided = hoisted_products(body, n_consts, n_carry, when, replaced(options))
     if divided is None:
         return None
     hoisted, rest = divided
@@ -44,8 +45,13 @@ def products_before(options: Options, params: dict[str, Any]) -> Callable[..., l
     return run
 
 
+def replaced(options: Options) -> frozenset[str]:
+    """Name the primitives that have a rule of the user's."""
+    return frozenset(getattr(p, "name", p) for p in options.rules)
+
+
 @jx.weakref_cache
-def _divided(
+def hoisted_products(
     body: AnyJaxpr, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program] | None:
     """Divide a body: (constants, x) -> products, and the rest, with those as inputs; None if none is hoisted."""

@@ -50,6 +50,12 @@ class Blocks:
             block = steps if summed >= MANY * stacked else 1
         return [w and block > 1 for w in waits], block
 
+    def before(self, block: int) -> Deferral:
+        """Say which products of what a block goes over are contracted before it: those of which all its steps take no
+        more bytes than the constant.
+        """
+        return Deferral(block, self.at_least)
+
 
 def _bytes(ct: Cotangent) -> tuple[int, int]:
     """Count the bytes of a cotangent and of its factors; none of what is not a sum of products that join into one."""

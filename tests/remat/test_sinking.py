@@ -66,6 +66,9 @@ class Waiting(sinking.Blocks):
         block = self.at_least or steps
         return (waits, block) if any(waits) and steps > 1 and steps % block == 0 else ([False] * len(cts), 1)
 
+    def before(self, block):
+        return sinking.Deferral(0.0, 0)
+
 
 @pytest.fixture(params=[0, 3], ids=["after the loop", "in blocks"])
 def waiting(request, monkeypatch):
@@ -179,3 +182,14 @@ def test_the_peak_counts_the_factors_of_one_block():
     w, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((256, 512), (100, 16, 128)))
     compiled = jax.jit(bp.grad(recurrent)).lower(w, xs).compile()
     assert bp.residuals(recurrent)(w, xs).peak == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.1)
+
+
+def test_what_a_block_recomputes_by_a_product_is_contracted_before_its_steps():
+    w, xs = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((256, 512), (500, 16, 128)))
+    gradient = bp.Backward(balance=1e9).grad(recurrent)  # a product costs nothing
+    *_, blocks = (e for e in jax.make_jaxpr(gradient)(w, xs).eqns if e.primitive.name == "scan")
+    (block,) = (p for p in jx.inside_of(blocks).programs)
+    shapes = lambda eqns: [e.outvars[0].aval.shape for e in eqns if e.primitive.name == "dot_general"]
+    (steps,) = (e for e in block.eqns if e.primitive.name == "scan")
+    assert shapes(block.eqns) == [(10, 16, 512), (512, 256)]  # the net inputs of all ten steps; the sum
+    assert shapes(jx.inner(steps)) == [(16, 256)]  # the cotangent that goes back

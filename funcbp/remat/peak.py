@@ -346,8 +346,8 @@ class Flow:
         return sorted(ops[::-1], key=lambda op: op.at)
 
     def _inputs(self, ops: list[Op], outs: Sequence[int | None]) -> list[int]:
-        """Order what is read and not made here: the arguments of the whole program by their numbers, those of one inside
-        as they are come upon from its results, the operands of each operation in turn; and a constant after them.
+        """Order what is read and not made here: the arguments of the whole program by their numbers, those of one
+        inside as they are come upon from its results, the operands of each operation in turn; a constant after them.
         """
         maker = {v: op for op in ops for v in op.makes}
         if self.inside is None:
@@ -363,7 +363,7 @@ class Flow:
     def _nodes(
         self, ops: list[Op], outs: set[int], stored: set[int]
     ) -> tuple[list[Node], dict[int, int], dict[int, int]]:
-        """Fuse: list what runs as one, the bytes of what is stored, and those of results that have buffers of their own."""
+        """Fuse: list what runs as one, the bytes of what is stored, and those of results with buffers of their own."""
         readers: dict[int, list[Op]] = {}
         maker = {v: op for op in ops for v in op.makes}
         for op in ops:
@@ -472,7 +472,7 @@ class Flow:
     def _inside(
         self, jaxpr: Any, n_slices: int, n_carry: int, kind: Kind, read: Sequence[bool], stored: Sequence[bool]
     ) -> int:
-        """Predict the peak of a program whose last inputs are slices, and those before and its first results a state."""
+        """Predict the peak of a program whose last inputs are slices, those before and its first results a state."""
         flow = Flow(self.known, kind)
         args = [flow.new() for _ in jaxpr.invars]
         end = len(args) - n_slices
@@ -506,8 +506,8 @@ def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:
 
 
 def _lent(nodes: list[Node], sizes: dict[int, int], kept: set[int], own: dict[int, int]) -> list[int]:
-    """Find what is put into buffers of results before these are written: the widest first, into the narrowest that holds it
-    and is free as long as it is needed.
+    """Find what is put into buffers of results before these are written: the widest first, into the narrowest that
+    holds it and is free as long as it is needed.
     """
     made = {v: i for i, node in enumerate(nodes) for v in node.makes}
     last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)}
@@ -517,7 +517,7 @@ def _lent(nodes: list[Node], sizes: dict[int, int], kept: set[int], own: dict[in
     lent = []
     for v in waiting:
         begin, end = made[v], last[v]
-        for size, taken in buffers[bisect.bisect_left(buffers, sizes[v], key=lambda b: b[0]) :]:
+        for _, taken in buffers[bisect.bisect_left(buffers, sizes[v], key=lambda b: b[0]) :]:
             if all(end < a or b < begin for a, b in taken):
                 taken.append((begin, end))
                 lent.append(v)

@@ -37,7 +37,7 @@ def convolved(w, x):
 
 
 def read_out(w, x):
-    """Wide logits: a copy that is turned over is not written over what it copies, and a mask is made where it is read."""
+    """Wide logits: a copy that is turned over is written over nothing, and a mask is made where it is read."""
     logits = x @ w[0]
     return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(jnp.arange(len(x)), logits.shape[1], dtype=x.dtype))
 

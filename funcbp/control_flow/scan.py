@@ -252,13 +252,13 @@ def _run_blocks(
     totals = [zeros(strong(t)) for t, w in zip(res.const_types, body.waits, strict=True) if w]
     when, stays = sinking.SINK.before(body.block), replaced(state.options)
     divided = hoisted_products(program.jaxpr, len(constants), len(carry), when, stays)
-    hoisted, steps = divided or (None, Program(program.jaxpr))
+    hoisted, each = divided or (None, Program(program.jaxpr))
 
     def block(*args: Value) -> Any:
         constants_, totals_, carry_, along_ = split_list(args, len(constants), len(totals), len(carry))
         if hoisted is not None:
             along_ = [*along_, *jax.vmap(lambda *xs: hoisted(*constants_, *xs))(*along_)]
-        outs, later, to_xs, results = _run_steps(steps, body, (constants_, carry_, along_), of_block)
+        outs, later, to_xs, results = _run_steps(each, body, (constants_, carry_, along_), of_block)
         terms = [to_strong(materialize(c)) for c in later if c is not Zero]
         return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
 

@@ -380,7 +380,9 @@ class Flow:
         spread = self.spreads
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
         elsewhere: dict[int, frozenset[int]] = {}  # and of that, what is read at another place than it is made for
-        nodes, sizes, own = [], {}, {}
+        nodes: list[Node] = []
+        sizes: dict[int, int] = {}
+        own: dict[int, int] = {}
         for op in ops:
             alone = not op.facts.fuses or op.makes[0] in within
             reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))

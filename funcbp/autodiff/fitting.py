@@ -96,8 +96,8 @@ def fitted(f: Callable[..., Sequence[Any]], types: Sequence[Any], perturbed: Seq
     search, budget = Search(program, differentiated, options), options.policy
     limit = int(budget.fraction * search.fit(Rung(1.0)).peak) if budget.bytes is None else budget.bytes
     for ladder in search.ladders(limit):
-        if search.fit(ladder[-1]).peak <= limit:
-            return search.first(ladder, limit)
+        if (fit := search.first(ladder, limit)) is not None:
+            return fit
     smallest = search.smallest()
     if smallest.peak <= limit:
         return smallest
@@ -180,13 +180,15 @@ class Search:
             points.update(plan.passes.made(("turning points", self.machine), find))
         return sorted(points)
 
-    def first(self, ladder: list[Rung], limit: float) -> Fit:
-        """Find the first rung of a ladder that fits, where the last one does.
+    def first(self, ladder: list[Rung], limit: float) -> Fit | None:
+        """Find the first rung of a ladder that fits; None if the last one does not.
 
         Of few, each is looked at; of many, as if each were smaller than the one before, where it is to be expected.
         """
         if ladder[-1].snapshots is not None:
             return self._most_snapshots(ladder, limit)
+        if self.fit(ladder[-1]).peak > limit:
+            return None
         if len(ladder) <= FEW:
             return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
         low, high = 0, len(ladder) - 1
@@ -197,18 +199,27 @@ class Search:
             low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle, high)
         return self.fit(ladder[high])
 
-    def _most_snapshots(self, ladder: list[Rung], limit: float) -> Fit:
-        """Find the first rung that fits of a ladder of snapshots: one more takes no more than each loop's state."""
+    def _most_snapshots(self, ladder: list[Rung], limit: float) -> Fit | None:
+        """Find the first rung that fits of a ladder of snapshots: one more takes no more than each loop's state.
+
+        It is looked for from where the states would be in the place of what the loops stack at most, as each rung that
+        is looked at has loops of its own to trace; if that does not fit, from the last rung.
+        """
         parts = ((eqn, *jx.scan_parts(eqn.params)[1:]) for eqn in self._loops())
-        state = sum(bytes_of(eqn.invars[n : n + n_carry]) for eqn, n, n_carry in parts)
-        taken, at = [rung.snapshots or 0 for rung in ladder], len(ladder) - 1
-        fit = self.fit(ladder[at])
+        state = max(sum(bytes_of(eqn.invars[n : n + n_carry]) for eqn, n, n_carry in parts), 1)
+        largest = self.fit(Rung(1.0))
+        entries = (entry for plan in largest.plans for entry in plan.passes.tape.entries if "length" in entry.params)
+        stacked = sum(entry.params["length"] * kept_bytes(p.saved) for entry in entries for p in entry.plans)
+        within = lambda room: next((i for i, rung in enumerate(ladder) if (rung.snapshots or 0) <= room), -1)
+        fit = self.fit(ladder[within((limit - largest.peak + stacked) // state)])
+        if fit.peak > limit and (fit := self.fit(ladder[-1])).peak > limit:
+            return None
         while True:
-            room = taken[at] + (limit - fit.peak) // max(state, 1)
-            more = next(i for i, n in enumerate(taken) if n <= room)
+            at = next(i for i, rung in enumerate(ladder) if self.fits.get(rung) is fit)
+            more = within((ladder[at].snapshots or 0) + (limit - fit.peak) // state)
             if more == at or (better := self.fit(ladder[more])).peak > limit:
                 return fit
-            fit, at = better, more
+            fit = better
 
 
 def _reruns(eqn: JaxprEqn) -> bool:

@@ -253,7 +253,6 @@ class LinearRule(Rule):
         return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class CastRule(LinearRule):
     """Makes another type of it. A cast to the type that is there, which JAX writes down where values are known, is no
     equation; nor is that of a constant which only makes its type a strong one.
@@ -268,7 +267,6 @@ class CastRule(LinearRule):
         return super().record(recorder, operation) if operation.is_perturbed else recorder.run(operation)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ZeroRule(Rule):
     """Differentiable, with derivative zero almost everywhere: nothing is recorded."""
 
@@ -278,7 +276,6 @@ class ZeroRule(Rule):
         return recorder.passed(operation)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ZeroOnRealsRule(ZeroRule):
     """Derivative zero almost everywhere on the real line; in the complex plane it is not, and the rule is as others."""
 
@@ -287,21 +284,18 @@ class ZeroOnRealsRule(ZeroRule):
         return Rule.record(self, recorder, operation) if in_plane else super().record(recorder, operation)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class NonDifferentiableRule(ZeroRule):
     """No output has a derivative: integers, booleans, keys."""
 
     how: ClassVar[str] = "non-differentiable"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class PassedRule(ZeroRule):
     """No derivative goes through it, and it was written down to be looked at."""
 
     local: ClassVar[bool] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class MissingRule(Rule):
     """Nobody has written it: an error, raised if the equation turns out to be between an input and the output."""
 
@@ -311,7 +305,6 @@ class MissingRule(Rule):
         return recorder.write(self, operation, recorder.run(operation), ())
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class TangentRule(Rule):
     """Written along a direction: `fwd(primals, tangents, **params) -> (outs, tangents of the outs)`.
 
@@ -357,7 +350,6 @@ def _unregistered(lacks: str, where: str) -> str:
     return f"funcbp has no derivative for {where}: its author registered no {lacks} rule ({where_to})."
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class SurrogateRule(Rule):
     """The output is a boolean, and has a cotangent all the same: a number, where the boolean becomes one."""
 
@@ -371,7 +363,6 @@ class SurrogateRule(Rule):
         return recorder.write(self, operation, outs, res, differentiable=[True])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class LoggingRule(Rule):
     """A function's own backward rule: `bwd` returns its cotangents and what it logs, a dict or None.
 

@@ -10,6 +10,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp import jaxpr as jx
+from funcbp.autodiff import fitting
 from funcbp.autodiff.fitting import Search, fitted
 from funcbp.remat.regions import straight
 
@@ -117,3 +118,13 @@ def test_where_plans_are_few_the_first_that_fits_is_taken(place):
         assert found.peak == next(p for p in peaks if p <= least)
     with pytest.raises(ValueError, match=rf"The smallest budget is Budget\(bytes={min(peaks)}\)"):
         fitted(lambda *a: [f(*a)], types, [True, True], budget(min(peaks) - 1))
+
+
+def test_snapshots_that_fit_at_the_first_look_are_looked_at_once(monkeypatch):
+    """Each look traces the loop's way back anew: there is one for the default, and one for what the budget has room for."""
+    looked_at = []
+    fit = fitting._fit
+    monkeypatch.setattr(fitting, "_fit", lambda *args: looked_at.append(args) or fit(*args))
+    long = lambda w, x: jnp.sum(lax.scan(lambda c, _: (step(w, c), None), x, None, 60)[0] ** 2)
+    found = bp.residuals(long, backward=bp.Backward(residuals=bp.Budget(fraction=0.6)))(W, X)
+    assert 0 < found.peak <= 0.6 * bp.residuals(long)(W, X).peak and len(looked_at) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -32,13 +33,26 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
             for i, x in zip(arrays, xs, strict=True):
                 full[i] = x
             args, kwargs = jax.tree.unflatten(tree, full)
-            return f(*args, **kwargs)
+            out = f(*args, **kwargs)
+            _refuse_changed(full, jax.tree.leaves((args, kwargs)), f)
+            return out
 
         operands = [leaves[i] for i in arrays]
         program, out_tree = jx.trace_tree(of_arrays, list(map(jax.typeof, operands)), "attached")
         return jax.tree.unflatten(out_tree, _carrier(program.closed, vjp)(*program.consts, *operands))
 
     return carrying
+
+
+def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable[..., Any]) -> None:
+    """Raise where a function has changed its arguments, which are copies here: what it wrote would be lost."""
+    if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+        name = getattr(f, "__name__", "The function")
+        raise ValueError(
+            f"{name} changes an argument in place, as batch normalisation changes its statistics and dropout its "
+            "counter. What is attached runs on copies, so the change would be lost. Pass the state as an argument and "
+            "return it beside the value (in Flax: nnx.split before, nnx.merge inside, nnx.state after, has_aux=True)."
+        )
 
 
 def _carrier(program: AnyJaxpr, vjp: Callable[..., tuple[PyTree, Pullback]]) -> Callable[..., list[Value]]:

@@ -120,3 +120,14 @@ def test_a_plan_in_a_loop_written_for_jax():
     np.testing.assert_allclose(*train_both, rtol=1e-6)
     kept = lambda g: sum(r.size for r in jax.tree.leaves(jax.vjp(lambda w: g(w, x), W)[1]))
     assert kept(planned) <= 2 * 8 + 2 < 3 * 8 <= kept(f)
+
+
+def test_what_is_written_into_an_argument_is_not_lost_in_silence():
+    """As a layer writes its statistics: the arguments are copies here, so the caller's would stay as they were."""
+
+    def counting(state, x):
+        state["seen"] = state["seen"] + 1
+        return jnp.sum(x**2)
+
+    with pytest.raises(ValueError, match="counting changes an argument in place"):
+        jax.grad(TEN.attach(counting), 1)({"seen": jnp.zeros(())}, X)

@@ -121,7 +121,7 @@ def test_where_plans_are_few_the_first_that_fits_is_taken(place):
 
 
 def test_snapshots_that_fit_at_the_first_look_are_looked_at_once(monkeypatch):
-    """Each look traces the loop's way back anew: there is one for the default, and one for what the budget has room for."""
+    """Each look traces the way back anew: there is one for the default, and one for what the budget has room for."""
     looked_at = []
     fit = fitting._fit
     monkeypatch.setattr(fitting, "_fit", lambda *args: looked_at.append(args) or fit(*args))

@@ -351,7 +351,7 @@ def test_a_real_ctrl_c():
         (["train", "--resume"], "--resume and --checkpoint-every need --checkpoint FILE."),
         (["train", "--mesh", "data=64"], "A mesh of data=64 has 64 devices, and there"),
         (["train", "--mesh", "model=1"], "A mesh has the axes data, fsdp, tensor, and not model."),
-        (["train", "--mesh", "data"], "--mesh: '' is not a whole number of at least 1"),
+        (["train", "--mesh", "data"], "--mesh: 'data' has no size; say how many devices, as in data=4."),
         (["train", "--layout", "fsdp"], "there is no mesh"),
         (["train", "--process", "0"], "need all of --coordinator HOST:PORT, --process I and --processes N."),
         (

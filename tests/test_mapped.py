@@ -135,6 +135,29 @@ def test_a_sort_over_an_explicit_mesh():
     assert program.out_avals == program.in_avals
 
 
+def test_a_mapped_gradient_of_a_lookup_is_divided_as_the_table_is():
+    """The lookup runs in a context without explicit axes: what comes out of it is divided in that of the table."""
+    mesh = meshed(kind=AxisType.Explicit)
+    tables, rows = (
+        jax.ShapeDtypeStruct((8, n), t, sharding=jax.NamedSharding(mesh, P("data")))
+        for n, t in ((16, np.float64), (4, np.int32))
+    )
+    mean = lambda table, rows: jnp.mean(table.at[rows].get(out_sharding=P(None)))
+    with use_abstract_mesh(mesh):
+        assert jax.make_jaxpr(jax.vmap(bp.grad(mean)))(tables, rows).out_avals == [jax.typeof(tables)]
+
+
+def test_numbers_that_know_of_no_mesh_go_into_automatic_axes_in_a_loop():
+    """(w³ x)' = 3 w² x = 24 at (2, 2)."""
+
+    def cubed(w, x):
+        model = jax.sharding.auto_axes(lambda c: w * c, out_sharding=P())
+        return lax.scan(lambda c, _: (model(c), None), x, None, length=3)[0]
+
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))):
+        assert jax.jit(bp.grad(cubed))(2.0, 2.0) == 24
+
+
 @pytest.mark.parametrize("computed", [False, True] if hasattr(parallel, "pbroadcast_dynamic_p") else [False])
 def test_a_broadcast_over_a_named_axis(computed):
     """JAX's own rule is for numbers alone."""

@@ -276,8 +276,11 @@ def to_strong(x: Any) -> Any:
 
 def like(x: Value, aval: Aval) -> Value:
     """The same numbers, weakly typed if a value of this type is."""
-    weak = is_weak(aval)
-    return x if is_weak(core.typeof(x)) == weak else lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
+    weak, own = is_weak(aval), core.typeof(x)
+    if is_weak(own) == weak:
+        return x
+    with mesh_of(own):
+        return lax_internal._convert_element_type(x, x.dtype, weak_type=weak)
 
 
 # --- how values are stored between the passes -------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from .workloads import Workload
 AGREEMENT = 1e-10  # in float64, relative to each leaf's largest element
 SAMPLE_SECONDS = 0.02  # a short program is called several times for one sample
 TRACES, COMPILES = 20, 4  # how often each side is traced and compiled; the best counts
-COMPILES_WRITTEN = 2  # the same for long programs
 APIS = (bp, jax)
 
 
@@ -119,7 +118,7 @@ def prepare(workload: Workload) -> tuple[list[Any], list[Cost]]:
 def written(workload: Workload, repeats: int) -> list[Written]:
     """Write the programs of ours and of JAX's down `repeats` times each with nothing cached; the best time counts.
 
-    Each is compiled twice, as the process's first compilation also starts the compiler.
+    They are compiled at most COMPILES times: compiling one program again takes up to a half more, or less.
     """
     spent: list[list[tuple[float, ...]]] = [[], []]
     sizes: list[Any] = [None, None]
@@ -132,10 +131,10 @@ def written(workload: Workload, repeats: int) -> list[Written]:
             at.append(time.process_time())
             lowered = traced.lower()
             at.append(time.process_time())
-            if turn < COMPILES_WRITTEN:
+            if turn < COMPILES:
                 lowered.compile()
             at.append(time.process_time())
-            spent[side].append((at[1] - at[0], at[2] - at[1], at[3] - at[2] if turn < COMPILES_WRITTEN else np.inf))
+            spent[side].append((at[1] - at[0], at[2] - at[1], at[3] - at[2] if turn < COMPILES else np.inf))
             sizes[side] = len(traced.jaxpr.eqns), equations_inside(traced.jaxpr), len(lowered.as_text())
     return [Written(*size, *map(min, zip(*times, strict=True))) for size, times in zip(sizes, spent, strict=True)]
 

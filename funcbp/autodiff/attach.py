@@ -45,8 +45,12 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
 
 
 def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable[..., Any]) -> None:
-    """Raise where a function has changed its arguments, which are copies here: what it wrote would be lost."""
-    if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+    """Raise where a function has written into its arguments, which are copies here: what it wrote would be lost.
+
+    What it only takes out of them, as `batch.pop("labels")`, is not lost.
+    """
+    known = {id(x) for x in before}
+    if any(id(x) not in known for x in after):
         name = getattr(f, "__name__", "The function")
         raise ValueError(
             f"{name} changes an argument in place, as batch normalisation changes its statistics and dropout its "

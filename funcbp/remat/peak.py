@@ -398,7 +398,8 @@ class Flow:
             for v, size in zip(op.makes, op.facts.sizes, strict=True):
                 if v in outs and v not in apart:
                     sizes[v] = 0
-                    own |= {v: size} if v not in written else {}
+                    if v not in written:
+                        own[v] = size
                 elif v in readers or v in stored:
                     sizes[v] = size
             reads = reads or (frozenset({CONSTANT}) if op.eqn is not None else reads)

@@ -54,7 +54,7 @@ def _line(r: Row, whole: Outline) -> str:
     title = _path(r.name, width) if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
     texts = (r.index, "  " * r.depth + title, short_type(r.shape))
     cells = " ".join(f"{_cut(text, width):<{width}}" for text, (_, width) in zip(texts, COLUMNS, strict=False))
-    line = ":".join(r.place.split(" ")[0].split(":")[:2])
+    line = short_line(r.place)
     width = COLUMNS[-1][1]
     line = line if len(line) <= width else "…" + line[1 - width :]
     said = ", ".join(_said(r, whole))

@@ -147,15 +147,30 @@ def test_a_mapped_gradient_of_a_lookup_is_divided_as_the_table_is():
         assert jax.make_jaxpr(jax.vmap(bp.grad(mean)))(tables, rows).out_avals == [jax.typeof(tables)]
 
 
-def test_numbers_that_know_of_no_mesh_go_into_automatic_axes_in_a_loop():
-    """(w³ x)' = 3 w² x = 24 at (2, 2)."""
+def once(w, x):
+    return jax.sharding.auto_axes(lambda c: w * c, out_sharding=P())(x)
 
-    def cubed(w, x):
-        model = jax.sharding.auto_axes(lambda c: w * c, out_sharding=P())
-        return lax.scan(lambda c, _: (model(c), None), x, None, length=3)[0]
 
+def cubed(w, x):
+    """w³ x, by a model that closes over w and runs in a context without explicit axes."""
+    return lax.scan(lambda c, _: (once(w, c), None), x, None, length=3)[0]
+
+
+AUTOMATIC = {  # at w = x = 2
+    "a loop": (bp.grad(cubed), 24),  # 3 w² x
+    "second order": (bp.grad(bp.grad(cubed)), 24),  # 6 w x
+    "a branch": (bp.grad(lambda w, x: lax.cond(x > 0, cubed, once, w, x)), 24),
+    "a region": (bp.grad(jax.checkpoint(cubed)), 24),
+    "a map": (lambda w, x: jnp.sum(jax.vmap(bp.grad(cubed), (None, 0))(w, x * jnp.arange(2.0))), 24),
+    "beside what is outside": (bp.grad(lambda w, x: once(w, x) + w * w), 6),  # x + 2 w: JAX fails
+}
+
+
+@pytest.mark.parametrize("name", AUTOMATIC)
+def test_numbers_that_know_of_no_mesh_go_into_automatic_axes(name):
+    f, right = AUTOMATIC[name]
     with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))):
-        assert jax.jit(bp.grad(cubed))(2.0, 2.0) == 24
+        assert jax.jit(f)(2.0, 2.0) == right
 
 
 @pytest.mark.parametrize("computed", [False, True] if hasattr(parallel, "pbroadcast_dynamic_p") else [False])

@@ -75,7 +75,7 @@ def _checked(rule: Rule, i: int, ct: Any, x: Any) -> Any:
             f"its cotangent for primal {i} is another one on each device along {listed(sorted(map(str, more)))}, where "
             "the primal is the same. What the devices say of it is to be summed: jax.lax.psum."
         )
-    return jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got)))
+    return jx.in_mesh_of(jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got))), x)
 
 
 Results = tuple[dict[str, jax.Array], dict[tuple[int, ...], PyTree], dict[str, PyTree]]

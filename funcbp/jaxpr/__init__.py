@@ -157,11 +157,13 @@ from .values import cotangent_sharding as cotangent_sharding
 from .values import cotangent_type as cotangent_type
 from .values import dilated as dilated
 from .values import float0 as float0
+from .values import in_mesh_of as in_mesh_of
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_high as is_high
 from .values import is_number as is_number
 from .values import is_value as is_value
 from .values import laid_out_as as laid_out_as
+from .values import laid_out_for as laid_out_for
 from .values import like as like
 from .values import ones_as_cotangent as ones_as_cotangent
 from .values import packs as packs

@@ -271,7 +271,7 @@ def is_weak(aval: Aval) -> bool:
 
 def to_strong(x: Any) -> Any:
     """The same numbers, not weakly typed."""
-    return lax.convert_element_type(x, x.dtype) if is_weak(core.typeof(x)) else x
+    return like(x, strong(core.typeof(x)))
 
 
 def like(x: Value, aval: Aval) -> Value:
@@ -376,6 +376,24 @@ def laid_out_as(stack: jax.Array, x: Value) -> jax.Array:
 def cotangent_sharding(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     """The sharding that the cotangent of a value of this type has, or None where no mesh is set."""
     return sharding_of(cotangent_type(aval_of(x)))
+
+
+def laid_out_for(ct: jax.Array, x: Value | Aval, concrete_mesh: Any = None) -> jax.Array:
+    """Lay a cotangent out as that of x, in the mesh of x, or in none if x knows of none."""
+    sharding = cotangent_sharding(x) or aval_of(x).sharding
+    with use_abstract_mesh(sharding.mesh.abstract_mesh):
+        return primitive("reshard_p").bind(ct, dst_sharding=sharding, concrete_mesh=concrete_mesh)
+
+
+def in_mesh_of(ct: jax.Array, x: Aval) -> jax.Array:
+    """A cotangent that was made in a mesh which is neither that of x nor that around, in the mesh of x.
+
+    Inside `jax.sharding.auto_axes`, where the mesh is another one, a function may use what it closes over.
+    """
+    own = sharding_of(ct)
+    if own is None or own.mesh in (aval_of(x).sharding.mesh, get_abstract_mesh()):
+        return ct
+    return laid_out_for(ct, x)
 
 
 def permuted_sharding(x: Value | Aval, axes: Sequence[int]) -> jax.sharding.NamedSharding | None:

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from ..cotangents import Cotangent, Moves, Zero
-from ..jaxpr import barrier_p, bind_device_put, cotangent_sharding, feedback_p, is_high, primitive, primitives, to_space
+from ..jaxpr import barrier_p, bind_device_put, feedback_p, is_high, laid_out_for, primitive, primitives, to_space
 from ..jaxpr.types import Aval
 from .contract import TYPES
 from .registry import def_linear, def_rule
@@ -47,9 +47,7 @@ def shard_alike_bwd(types: Sequence[Aval], ct: Sequence[jax.Array | Any], pertur
 
 def reshard_back(ct: jax.Array, x: Aval, *, concrete_mesh: Any, **_: Any) -> jax.Array:
     """The identity; the cotangent is laid out as the primal was, in its mesh, or in none if that knew of none."""
-    sharding = cotangent_sharding(x) or x.sharding
-    with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
-        return primitive("reshard_p").bind(ct, dst_sharding=sharding, concrete_mesh=concrete_mesh)
+    return laid_out_for(ct, x, concrete_mesh)
 
 
 # Where a value lies is a question of the whole program: none of these is done again, and the marks stay where they are.

@@ -14,9 +14,23 @@ from typing import Any
 
 import jax
 
-from . import accelerator, accuracy, curvature, fused, learning, memory, openbox, per_example, report, step, text
+from . import (
+    accelerator,
+    accuracy,
+    curvature,
+    fused,
+    imports,
+    learning,
+    memory,
+    openbox,
+    per_example,
+    report,
+    step,
+    text,
+)
 
 TABLES = {
+    "imports": imports.run,
     "step": step.run,
     "accelerator": accelerator.run,
     "program": step.programs,

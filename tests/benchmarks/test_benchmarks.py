@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, memory, openbox, report, step, workloads
+from benchmarks import imports, measure, memory, openbox, report, step, workloads
 
 TOYS = {
     "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
@@ -208,3 +208,10 @@ def test_the_open_box_has_its_rows():
     assert [row.name for row in table.rows] == [*openbox.ROWS, *openbox.LOOKS]
     assert all(cell.value > 0 for row in table.rows for cell in row.cells.values())
     assert openbox.run(2, only=["W4"], rows=toys, sizes=transformer).rows[0].name == "W4 all deltas as norms"
+
+
+@pytest.mark.slow(once=[])
+def test_what_the_import_adds():
+    (row,) = imports.run(pairs=1).rows
+    assert row.cells["time"].value > 0 and 50 < row.cells["modules"].value <= 120
+    assert imports.run(pairs=1, only=["W1"]).rows == []

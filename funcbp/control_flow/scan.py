@@ -32,7 +32,7 @@ from ..jaxpr import (
 )
 from ..jaxpr.types import Aval, PyTree, Value
 from ..remat import sinking
-from ..remat.hoisting import hoisted_products, products_before, replaced
+from ..remat.hoisting import handed_on, hoisted_products, products_before, replaced
 from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Policy
 from ..rules.kinds import State
@@ -210,7 +210,7 @@ def scan_bwd(
     if body.block not in (1, params["length"]):
         outs, later, to_xs, results = _run_blocks(state, res, program, body, operands, params)
     else:
-        outs, later, to_xs, results = _run_steps(program, body, operands, params)
+        outs, later, to_xs, results = _run_steps(state, program, body, operands, params)
     state.merge(results)
     totals, firsts = iter(outs[: len(sums)]), iter(outs[len(sums) :])
     cts = [
@@ -225,14 +225,25 @@ Operands = tuple[Sequence[Value], Sequence[Value], Sequence[Value]]  # of a scan
 
 
 def _run_steps(
-    program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
+    state: State, program: Program, body: BackwardBody, operands: Operands, params: dict[str, Any]
 ) -> tuple[list[Value], list[Cotangent], list[Cotangent], Any]:
-    """Run the backward body at each step.
+    """Run the backward body at each step; stacks of what it goes along are what it was given, and not written again.
 
     Returns:
         What it carries, the cotangents of constants that waited, those of xs, and what the backward pass found.
     """
-    outs, stacks = bind_scan(program, *operands, params, not params["reverse"])
+    constants, carry, along = operands
+    constants = [*program.consts, *constants]
+    divided = handed_on(program.jaxpr, len(constants), len(carry), replaced(state.options))
+    if divided is None:
+        outs, stacks = bind_scan(Program(program.jaxpr), constants, carry, along, params, not params["reverse"])
+    else:
+        handed, rest, apart, read = divided
+        given = iter(jax.vmap(lambda *xs: handed(*constants, *xs))(*along))
+        along = [x for x, r in zip(along, read, strict=True) if r]
+        outs, written = bind_scan(rest, constants, carry, along, params, not params["reverse"])
+        step = iter(written)
+        stacks = [next(given) if a else next(step) for a in apart]
     later, to_xs, results = body.tree.unflatten(stacks)
     return outs, [c if c is Zero else c.summed() for c in later], to_xs, results
 
@@ -258,7 +269,7 @@ def _run_blocks(
         constants_, totals_, carry_, along_ = split_list(args, len(constants), len(totals), len(carry))
         if hoisted is not None:
             along_ = [*along_, *jax.vmap(lambda *xs: hoisted(*constants_, *xs))(*along_)]
-        outs, later, to_xs, results = _run_steps(each, body, (constants_, carry_, along_), of_block)
+        outs, later, to_xs, results = _run_steps(state, each, body, (constants_, carry_, along_), of_block)
         terms = [to_strong(materialize(c)) for c in later if c is not Zero]
         return [add(a, b) for a, b in zip(totals_, terms, strict=True)], outs, to_xs, results
 

@@ -1,4 +1,6 @@
-"""Hoisting: products of what a loop goes over with its constants, contracted before the loop as one large product."""
+"""Hoisting: what does not follow from a loop's carry, made outside it for all steps at once: products with its
+constants, contracted before the loop, and what it would stack and has only been handed.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ import jax
 
 from .. import jaxpr as jx
 from ..jaxpr.types import AnyJaxpr, JaxprEqn, Value, Var
-from ..rules.cost import is_cheap
+from ..rules.cost import flops, is_cheap
 from ..rules.options import Options
 from ..rules.traits import traits_of
 from . import sinking
 from .graph import bytes_of
 from .sinking import Deferral
 
-__all__ = ["hoisted_products", "products_before", "replaced"]
+__all__ = ["handed_on", "hoisted_products", "products_before", "replaced"]
 
 
 def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Value]] | None:
@@ -65,6 +67,32 @@ def hoisted_products(
     return program.between([*consts, *xs], products), program.between([*program.invars, *products], program.outvars)
 
 
+@jx.weakref_cache
+def handed_on(
+    body: AnyJaxpr, n_consts: int, n_carry: int, stays: frozenset[str]
+) -> tuple[jx.Program, jx.Program, tuple[bool, ...], tuple[bool, ...]] | None:
+    """Divide a body whose stacks hold what it goes along, only moved: a step need not write what has been there before.
+
+    Returns:
+        (constants, x) -> those stacks; the rest of the body; which of the stacks they are; which parts of x the rest
+        reads. None where there is no such stack.
+    """
+    program = jx.Program(getattr(body, "jaxpr", body))
+    if program.jaxpr.effects:
+        return None
+    _, early = _early(program, n_consts, n_carry, stays, lambda eqn: is_cheap(eqn) and flops(eqn) == 0)
+    stacks = program.outvars[n_carry:]
+    apart = tuple(not jx.is_literal(v) and v in early for v in stacks)
+    if not any(apart):
+        return None
+    consts, xs = program.invars[:n_consts], program.invars[n_consts + n_carry :]
+    made = program.between([*consts, *xs], [v for v, a in zip(stacks, apart, strict=True) if a])
+    left = [v for v, a in zip(stacks, apart, strict=True) if not a]
+    keep = [True] * (n_consts + n_carry) + [False] * len(xs)
+    rest, read = program.with_outputs([*program.outvars[:n_carry], *left]).pruned(keep)
+    return made, rest, apart, tuple(read[n_consts + n_carry :])
+
+
 def _widths(body: AnyJaxpr) -> Iterator[int]:
     """Yield the bytes of the operands of products, of those in compiled calls too."""
     eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
@@ -73,22 +101,38 @@ def _widths(body: AnyJaxpr) -> Iterator[int]:
 
 def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[JaxprEqn]:
     """Find the products that should be hoisted."""
-    invariant = {*program.invars[:n_consts], *program.constvars}
-    early = set(program.invars[n_consts + n_carry :])
+    invariant, early = _early(program, n_consts, n_carry, stays)
     found = []
     for eqn in program.eqns:
         read = [v for v in eqn.invars if not jx.is_literal(v)]
-        replaced = eqn.primitive.name in stays
-        movable = is_cheap(eqn) and not replaced and not traits_of(eqn.primitive).mark
-        if movable and all(v in invariant for v in read):
-            invariant.update(eqn.outvars)
-        elif movable and all(v in invariant or v in early for v in read):
-            early.update(eqn.outvars)
-        elif eqn.primitive is jx.primitives.dot_general_p and not replaced and len(read) == 2:
+        if eqn.primitive is jx.primitives.dot_general_p and eqn.primitive.name not in stays and len(read) == 2:
             weights, inputs = ([v for v in read if v in these] for these in (invariant, early))
             if weights and inputs and when.pays(bytes_of(weights), bytes_of(_made(program, eqn, invariant))):
                 found.append(eqn)
     return found
+
+
+def _early(
+    program: jx.Program,
+    n_consts: int,
+    n_carry: int,
+    stays: frozenset[str],
+    movable: Callable[[JaxprEqn], bool] = is_cheap,
+) -> tuple[set[Var], set[Var]]:
+    """Collect what follows from a body's constants alone, and what from them and from what it goes along, by equations
+    that may be moved out of it.
+    """
+    invariant = {*program.invars[:n_consts], *program.constvars}
+    early = set(program.invars[n_consts + n_carry :])
+    for eqn in program.eqns:
+        if eqn.primitive.name in stays or traits_of(eqn.primitive).mark or not movable(eqn):
+            continue
+        read = {v for v in eqn.invars if not jx.is_literal(v)}
+        if read <= invariant:
+            invariant.update(eqn.outvars)
+        elif read <= invariant | early:
+            early.update(eqn.outvars)
+    return invariant, early
 
 
 def _made(program: jx.Program, product: JaxprEqn, invariant: set[Var]) -> list[Var]:

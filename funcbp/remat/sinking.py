@@ -13,7 +13,7 @@ from .machine import machine_here
 __all__ = ["HOIST", "NEVER", "SINK", "STEPWISE", "Blocks", "Deferral"]
 
 
-FEW, MANY = 4, 32  # as many times a step's factors must a sum have in bytes, for blocks to pay, and for stacks of all
+FEW, MANY = 4, 32  # as many times what a step holds must a sum have in bytes, for blocks to pay, and for stacks of all
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Blocks:
     K steps the factors x and δ of a block are stacked, and W̄ += X' Δ is one product of K times the rows: the sum is
     moved once in K steps. That pays where it is wider than its factors and too large for a core's cache.
 
-    K is the largest divisor of the number of steps for which a block's factors take no more bytes than the sums; that
-    may be all of them. Where no divisor of at least four is, as of a prime number, all steps wait if the sums are 32
-    times as wide as a step's factors, and otherwise each is summed at once.
+    K is the largest divisor of the number of steps for which what a block holds takes no more bytes than the sums; that
+    may be all of them. It holds its factors, and as many bytes as the δ once more: the products x W, which it may have
+    to recompute. Where no divisor of at least four is, as of a prime number, all steps wait if the sums are 32 times as
+    wide as what a step holds, and otherwise each is summed at once.
 
     Args:
-        times: how many times the bytes of the sums a block's factors may take.
+        times: how many times the bytes of the sums a block may hold.
         at_least: how many bytes a sum must have. It must also take as long to move as a product to launch.
     """
 
@@ -58,11 +59,13 @@ class Blocks:
 
 
 def _bytes(ct: Cotangent) -> tuple[int, int]:
-    """Count the bytes of a cotangent and of its factors; none of what is not a sum of products that join into one."""
+    """Count the bytes of a cotangent, and of what a step holds of it: its factors x and δ, and x W, as wide as δ; none
+    of what is not a sum of products that join into one.
+    """
     if type(ct) is not Factored or ct.rest is not Zero or not all(p.rule in ABSORB for p in ct.products):
         return 0, 0
-    factors = [jx.bytes_of_type(jx.type_of(x)) for p in ct.products for x in (p.ct, p.other)]
-    return math.prod(map(jx.closed_size, ct.shape)) * ct.dtype.itemsize, sum(factors)
+    held = [jx.bytes_of_type(jx.type_of(x)) for p in ct.products for x in (p.other, p.ct, p.ct)]
+    return math.prod(map(jx.closed_size, ct.shape)) * ct.dtype.itemsize, sum(held)
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,8 @@ class Flow:
             copy = FUSED._replace(moves=True)
             turn = lambda i, r: self._made(_size(eqn.invars[i]), [r], copy)[0] if i in facts.turned and r else r
             reads = [turn(i, r) for i, r in enumerate(reads)]
+        elif eqn.primitive is primitives.div_p and is_literal(eqn.invars[1]):
+            facts = facts._replace(dear=False)  # a product with the reciprocal
         elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
             # a product with the reciprocal, which is spread once for all that is divided by it
             key = reads[1], facts.sizes[0]
@@ -376,7 +378,8 @@ class Flow:
             written |= {*before}
         demanded, within = self._demanded(ops, maker, readers)
         apart = stored
-        stored = stored | demanded
+        once = self._once(ops, maker, readers)
+        stored = stored | demanded | once
         spread = self.spreads
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
         elsewhere: dict[int, frozenset[int]] = {}  # and of that, what is read at another place than it is made for
@@ -391,7 +394,7 @@ class Flow:
                 v, by = op.makes[0], readers.get(op.makes[0], [])
                 kept = v in stored or (op.facts.dear and len(by) > 1)
                 large = [r for r in op.wide if r not in spread]
-                if not kept or (not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise)):
+                if v not in once and (not kept or (not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise))):
                     through[v], elsewhere[v] = reads, moved
                 if not kept and v not in outs:
                     continue
@@ -436,6 +439,38 @@ class Flow:
                 for r in op.reads:
                     between(r)
         return demanded, within
+
+    def _once(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> set[int]:
+        """Collect what is not made anew by each of its readers, though it could be: what reads more than it makes, and
+        comes to a reader by way of a product or the like, too (XLA's `InstructionFusion::ComputeGloballyUnfusible`).
+        """
+        once: set[int] = set()
+        bits: dict[int, int] = {}  # of what several read and is made of several
+        follows: dict[int, int] = {}  # from which of them a value follows
+        apart: dict[int, int] = {}  # and from which by a way that is not fused
+        for op in ops:
+            reads = set(op.reads)
+            far = before = 0
+            for r in reads:
+                made = maker.get(r)
+                fuses = made is not None and made.facts.fuses and not (made.facts.dear and len(readers[r]) > 1)
+                way = 0 if fuses and r not in once and op.facts.takes else follows.get(r, 0)
+                far |= apart.get(r, 0) | way
+                # before a product, what is made a matrix is seen otherwise, and that is what reads it
+                before |= apart.get(r, 0) | (0 if fuses and r in self.seen_otherwise else way)
+            for r in reads:
+                if bits.get(r, 0) & before:
+                    once.add(r)
+                    far |= follows[r]
+            new = 0
+            for r in reads:
+                new |= follows.get(r, 0)
+            if op.facts.fuses and len(readers.get(op.makes[0], ())) > 1 and len({*op.wide} - self.spreads) > 1:
+                bits[op.makes[0]] = 1 << len(bits)
+                new |= bits[op.makes[0]]
+            follows |= dict.fromkeys(op.makes, new)
+            apart |= dict.fromkeys(op.makes, far)
+        return once
 
     def _scratch(self, op: Op, sizes: dict[int, int]) -> int:
         """Predict the bytes in use while an operation runs, beside its results."""

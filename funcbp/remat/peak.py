@@ -201,6 +201,7 @@ class Flow:
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int | None, int], int] = {}
         self.spreads: set[int | None] = set()
+        self.zeros: dict[int, int] = {}
         self.seen_otherwise: set[int | None] = set()
         self.known = {} if known is None else known
 
@@ -231,7 +232,11 @@ class Flow:
                 self._note(eqn, reads, outs)
                 facts, reads = self._as_compiled(eqn, facts, reads)
                 first, n = facts.over
-                self._write(facts, reads, made, eqn, zip(reads[first:], made[:n], strict=False))
+                over = [*zip(reads[first:], made[:n], strict=False)]
+                if facts.inside.kind is Kind.SCAN and self.inside is None:
+                    over += self._zeros(made[n:], facts.sizes[n:])
+                    reads = [*reads, *(z for z, _ in over[n:])]
+                self._write(facts, reads, made, eqn, over)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [*map(look, jaxpr.outvars)]
 
@@ -303,6 +308,12 @@ class Flow:
             reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
         return facts, reads
 
+    def _zeros(self, stacks: Sequence[int], sizes: Sequence[int]) -> list[tuple[int | None, int]]:
+        """Write the zeros that a loop's stacks are written over. They wait for nothing, and so are made first of all."""
+        zeros = [self._made(size, [], FUSED._replace(fuses=False, takes=False))[0] for size in sizes]
+        self.zeros.update(zip(zeros, stacks, strict=True))
+        return [*zip(zeros, stacks, strict=True)]
+
     def _made(self, size: int, reads: Sequence[int | None], facts: Facts = FUSED) -> Sequence[int]:
         """Write something of so many bytes that is made of this and is no equation."""
         return self._write(facts._replace(sizes=(size,)), reads, [self.new()], None)
@@ -343,7 +354,7 @@ class Flow:
         wanted, ops = {o for o in outs if o}, []
         for op in reversed(self.ops):
             if not wanted.isdisjoint(op.makes):
-                wanted.update(op.reads)
+                wanted.update(r for r in op.reads if r not in self.zeros or self.zeros[r] in wanted)
                 ops.append(op)
         return sorted(ops[::-1], key=lambda op: op.at)
 

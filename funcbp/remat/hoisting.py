@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
-from ..jaxpr.types import AnyJaxpr, JaxprEqn, Value, Var
+from ..jaxpr.types import AnyJaxpr, Jaxpr, JaxprEqn, Value, Var
 from ..rules.cost import flops, is_cheap
 from ..rules.options import Options
 from ..rules.traits import traits_of
@@ -69,7 +69,7 @@ def hoisted_products(
 
 @jx.weakref_cache
 def handed_on(
-    body: AnyJaxpr, n_consts: int, n_carry: int, stays: frozenset[str]
+    body: Jaxpr, n_consts: int, n_carry: int, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program, tuple[bool, ...], tuple[bool, ...]] | None:
     """Divide a body whose stacks hold what it goes along, only moved: a step need not write what has been there before.
 
@@ -77,7 +77,7 @@ def handed_on(
         (constants, x) -> those stacks; the rest of the body; which of the stacks they are; which parts of x the rest
         reads. None where there is no such stack.
     """
-    program = jx.Program(getattr(body, "jaxpr", body))
+    program = jx.Program(body)
     if program.jaxpr.effects:
         return None
     _, early = _early(program, n_consts, n_carry, stays, lambda eqn: is_cheap(eqn) and flops(eqn) == 0)

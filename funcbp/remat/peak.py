@@ -51,7 +51,6 @@ class Facts(NamedTuple):
         alias: whether its result is its operand, seen otherwise.
         inside: the programs inside it that are compiled as such, and how they run.
         turned: which operands are turned over first, in copies.
-        clusters: whether it is compiled as one with what is elementwise around it, between stored values.
         over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
         chooses: whether it chooses between its operands, which no cluster does.
         moves: whether it reads numbers elsewhere than where it writes them, so that it cannot write over them.
@@ -65,7 +64,6 @@ class Facts(NamedTuple):
     alias: bool
     inside: jx.Inside
     turned: tuple[int, ...]
-    clusters: bool
     over: tuple[int, int]
     chooses: bool = False
     moves: bool = False
@@ -74,7 +72,7 @@ class Facts(NamedTuple):
 
 CONSTANT = 0  # the number of all constants
 NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
-FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), False, (0, 0))
+FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
 TWICE = (
     "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
@@ -95,7 +93,6 @@ def facts_of(eqn: Any) -> Facts:
     stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes == read[:1]
     product = eqn.primitive is primitives.dot_general_p
     turned = (0,) if product and _turns_over(eqn) else _turned(eqn)
-    clusters = reduces or (product and bool(eqn.params["dimension_numbers"][1][0]))
     inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
     made_where_read = cheap or (traits.moves is not Moves.NOT and not nested)  # a lookup, too
@@ -107,7 +104,6 @@ def facts_of(eqn: Any) -> Facts:
         alias=stays,
         inside=inside,
         turned=turned,
-        clusters=clusters,
         over=over,
         chooses=eqn.primitive is primitives.select_n_p,
         moves=Moves.NOT < traits.moves < Moves.STAYS and eqn.primitive is not primitives.select_n_p and not stays,
@@ -309,7 +305,7 @@ class Flow:
         return facts, reads
 
     def _zeros(self, stacks: Sequence[int], sizes: Sequence[int]) -> list[tuple[int | None, int]]:
-        """Write the zeros that a loop's stacks are written over. They wait for nothing, and so are made first of all."""
+        """Write the zeros that a loop's stacks are written over: made first of all, as they wait for nothing."""
         zeros = [self._made(size, [], FUSED._replace(fuses=False, takes=False))[0] for size in sizes]
         self.zeros.update(zip(zeros, stacks, strict=True))
         return [*zip(zeros, stacks, strict=True)]
@@ -443,9 +439,7 @@ class Flow:
         for op in ops:
             if not op.facts.takes:
                 demanded.update(op.reads)
-            elif not op.facts.fuses or any(
-                r in maker and maker[r].facts.clusters and not maker[r].facts.takes for r in op.reads
-            ):
+            elif not op.facts.fuses:
                 within.add(op.makes[0])
                 for r in op.reads:
                     between(r)

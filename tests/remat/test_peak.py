@@ -42,11 +42,35 @@ def read_out(w, x):
     return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(jnp.arange(len(x)), logits.shape[1], dtype=x.dtype))
 
 
+def gated(w, x):
+    """A product of two that is read again on the way back, beyond other products, is stored."""
+    for a, b, c in w:
+        x = x + (jax.nn.silu(x @ a) * (x @ b)) @ c
+    return jnp.sum(x**2)
+
+
+def stacked(w, xs):
+    """Loops after each other: the stacks of all of them are there from the beginning of the program."""
+    for a in w:
+        _, xs = lax.scan(lambda h, x, a=a: (jnp.tanh(x @ a + h),) * 2, jnp.zeros_like(xs[0]), xs)
+    return jnp.sum(xs**2)
+
+
+def experts(w, x):
+    """A product of several at once is no cluster with what reads it."""
+    gate, a, b = w
+    y = jnp.einsum("etf,efd->etd", jax.nn.gelu(jnp.einsum("td,edf->etf", x, a)), b)
+    return jnp.sum(jnp.einsum("te,etd->td", x @ gate, y) ** 2)
+
+
 PROGRAMS = {
     "lends": (lends, [struct(200, 400), struct(400, 200), struct(200, 100)], struct(64, 200), True),
     "normed": (normed, [struct(32, 32)] * 3, struct(256, 32), True),
     "convolved": (convolved, [struct(3, 3, 4, 8), *[struct(3, 3, 8, 8)] * 2], struct(2, 16, 16, 4), True),
     "read out": (read_out, [struct(16, 2048)], struct(64, 16), False),
+    "gated": (gated, [(struct(32, 64), struct(32, 64), struct(64, 32))] * 3, struct(128, 32), False),
+    "stacked": (stacked, [struct(16, 16)] * 3, struct(50, 8, 16), False),
+    "experts": (experts, [struct(32, 4), struct(4, 32, 64), struct(4, 64, 32)], struct(128, 32), False),
 }
 
 

@@ -46,6 +46,7 @@ from .inside import solve_parts as solve_parts
 from .inside import stored as stored
 from .inside import transposed_solve as transposed_solve
 from .inside import while_of_marked as while_of_marked
+from .inside import with_outputs_checked as with_outputs_checked
 from .interpreter import CALLS as CALLS
 from .interpreter import CONTROL as CONTROL
 from .interpreter import NOTHING_INSIDE as NOTHING_INSIDE

@@ -99,6 +99,31 @@ class _Checked(Visitor):
             return bind_eqn(eqn, args)
 
 
+def with_outputs_checked(name: str, run: Callable[[], tuple[Value, PyTree, Sequence[bool]]]) -> tuple[Any, Any, Any]:
+    """Run what returns its outputs first: `jax.debug_infs` minds these, and not what is saved beside them.
+
+    A maximum begins from -inf and may save it, which is no fault of a program whose outputs are finite.
+    """
+    if not config.debug_infs.value:
+        return run()
+    found = FloatingPointError(f"invalid value (inf) encountered in {name}")
+    try:
+        outs, *rest = run()
+    except FloatingPointError as error:
+        found = error
+        with jax.debug_infs(False):  # JAX will not look at what it has compiled so, so that we do
+            outs, *rest = run()
+    if any(map(_has_inf, outs)):
+        raise found
+    return outs, *rest  # type: ignore[return-value]
+
+
+def _has_inf(x: Value) -> bool:
+    if isinstance(x, core.Tracer) or is_high(type_of(x)) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        return False
+    return bool(jnp.any(jnp.isinf(x)))
+
+
 def bind_call(program: Program, args: Sequence[Value]) -> list[Value]:
     """Run a program as a call, as if it were a jitted function, without tracing it again."""
     (like,) = jax.make_jaxpr(jax.jit(lambda x: [x]))(0).eqns

@@ -443,7 +443,10 @@ class ControlRule(Rule):
 
     def _run(self, recorder: Recorder, operation: Operation) -> tuple[Value, PyTree, Sequence[bool]]:
         try:
-            return self.fwd(recorder.options, operation.perturbed, *operation.values, **operation.params)  # type: ignore[misc]
+            return jx.with_outputs_checked(
+                operation.primitive.name,
+                lambda: self.fwd(recorder.options, operation.perturbed, *operation.values, **operation.params),  # type: ignore[misc]
+            )
         except MissingRuleError as error:
             line = jx.user_line(jx.current_source())
             if error.located or not line:

@@ -294,6 +294,18 @@ def test_the_operation_that_makes_a_nan_is_named(within):
                 bp.grad(f)(bad)
 
 
+@pytest.mark.parametrize("within", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_maximum_that_begins_from_minus_infinity_is_no_fault(within):
+    """What is saved may be infinite where `jax.debug_infs` is on; what comes out may not."""
+    x = np.array([1.0, 3.0, 2.0])
+    largest = lambda x: lax.scan(lambda c, x: (lax.max(c, x), None), np.float64(-np.inf), x)[0]
+    with jax.debug_infs(True):
+        for f in within(largest), within(lambda x: jnp.max(x, initial=-np.inf)):
+            np.testing.assert_array_equal(bp.grad(f)(x), [0.0, 1.0, 0.0])
+            with pytest.raises(FloatingPointError, match="inf"):
+                bp.grad(f)(x - np.inf)
+
+
 def test_a_rule_that_returns_another_dtype_than_its_primal_has():
     """It is handed on, summed as its author says, to the rule that makes a number of it."""
     dtype = largest_dtype()

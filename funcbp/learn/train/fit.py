@@ -20,6 +20,7 @@ from ...autodiff.transformations import Backward
 from ...inspection import find_nan
 from ...jaxpr.types import PyTree
 from . import fingerprint, loop
+from . import optimizer as optimizers
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive, stream
 from .layout import Layout, Placement, make_placement
@@ -132,7 +133,9 @@ def fit(
         params: a pytree of arrays; they are left as they are.
         data: the examples, a pytree of arrays with a common leading axis. Or an iterator, which may have no end: of
             examples, without the leading axis, for `"online"`; of batches for `"stochastic"`.
-        optimizer: an optax transformation. Those that need more get `value`, `grad`, `value_fn` and `batch`. With
+        optimizer: an optax transformation. Those that need more get `value`, `grad`, `value_fn`, `grad_fn`, `obj_fn`
+            and `batch`. Of `optax.lookahead`, `contrib.schedule_free` and `contrib.sam`, the parameters that are
+            judged, kept and returned are those meant to be used, and not those at which they learn. With
             `optax.apply_if_finite`, an update that is left out is no divergence, and its loss is not in the mean.
         mode: `"online"`: an update after every example, in the order given; `"batch"`: one after all examples;
             `"stochastic"`: one after every mini-batch, in a new random order each epoch. What remains when the batches
@@ -187,8 +190,7 @@ def fit(
     """
     loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     streams = hasattr(data, "__next__")
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
+    optimizer = optimizers.as_transformation(optimizer)
     rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
     learner = Learner(
@@ -235,9 +237,10 @@ def fit(
         HostConfig(epochs, progress, log, store_of(checkpoint), resume, settings, names),
     )
     state, (reason,) = out.state, out.reasons
+    last = learner.judged(state)
     return Fit(
-        state.params,
-        state.params if validation is None else state.kept,
+        last,
+        last if validation is None else state.kept,
         out.history,
         reason,
         int(state.epoch),
@@ -304,7 +307,7 @@ def programs_of(learner: Learner, params: PyTree, data: PyTree) -> dict[str, str
         return batch_of(jax.tree.map(lambda a: a[0], items))
 
     batch = jax.eval_shape(batch_of, data)
-    memory = jax.eval_shape(learner.transformation.init, params)
+    memory = jax.eval_shape(functools.partial(optimizers.init, learner.optimizer), params)
     loss = lambda params, batch: learner.on_batch(batch, key)(params)
     value = jax.eval_shape(loss, params, batch)
     return {

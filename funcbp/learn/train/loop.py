@@ -23,14 +23,11 @@ from jax import lax
 
 from ...autodiff.transformations import Backward
 from ...jaxpr.types import PyTree, T
+from . import optimizer as optimizers
 from .layout import Placement
 from .stopping import EpochMetrics, Restart, StoppingRule
 
 MODES = ("online", "batch", "stochastic")
-OF_THE_OPTIMIZER = (
-    "This was raised by the optimizer, to which fit hands the gradient, its state and the parameters, and value, grad, "
-    "value_fn and batch by name. One that wants more, such as optax.lookahead, is for a loop of one's own."
-)
 RESTARTS = 0  # the number folded into the key for restarts; the epochs' numbers begin at 1
 
 
@@ -99,7 +96,7 @@ class Learner:
         rules = [rule if isinstance(rule, StoppingRule) else rule(**named(rule, member)) for rule in self.rules]
         optimizer = self.optimizer
         if not isinstance(optimizer, optax.GradientTransformation):
-            optimizer = optimizer(**named(optimizer, member))
+            optimizer = optimizers.as_transformation(optimizer(**named(optimizer, member)))
         given = named(self.loss, member)
         loss = functools.partial(self.loss, **given) if given else self.loss
         return dataclasses.replace(self, loss=loss, optimizer=optimizer, rules=tuple(rules))
@@ -119,7 +116,7 @@ class Learner:
         rules = tuple(rule.init() for rule in (*self.rules, *([self.restart.when] if self.restart else [])))
         return State(
             params=params,
-            memory=self.transformation.init(params),
+            memory=optimizers.init(self.optimizer, params),
             key=key,
             epoch=number,
             code=number,
@@ -147,21 +144,23 @@ class Learner:
         self, grads: PyTree, memory: PyTree, params: PyTree, loss: jax.Array, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, PyTree]:
         """The optimiser's step, and its new state."""
-        carried = self.backward.attach(self.on_batch(batch, key))
-        value_fn = lambda params, batch=None: carried(params)  # optax's line searches hand it the extra arguments
-        with jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
-            try:
-                return self.transformation.update(
-                    grads, memory, params, value=loss, grad=grads, value_fn=value_fn, batch=batch
-                )
-            except Exception as error:
-                error.add_note(OF_THE_OPTIMIZER)
-                raise
+        loss_of = self.on_batch(batch, key)
+        carried = self.backward.attach(loss_of)
+        known = {
+            "value": loss,
+            "grad": grads,
+            # line searches hand this one what they have no use for, by name
+            "value_fn": lambda params, batch=None, grad_fn=None, obj_fn=None: carried(params),
+            "grad_fn": lambda params, number=None: self.backward.grad(loss_of)(params),  # sam counts its steps
+            "obj_fn": carried,
+            "batch": batch,
+        }
+        return optimizers.update(self.optimizer, grads, memory, params, known)
 
-    @property
-    def transformation(self) -> optax.GradientTransformationExtraArgs:
-        """The optimiser, which takes whatever else is known of an update."""
-        return optax.with_extra_args_support(self.optimizer)
+    def judged(self, state: State) -> PyTree:
+        """The parameters that the optimiser means to be used; where it diverged at once, those it had before."""
+        meant = optimizers.judged(state.params, state.memory)
+        return _where(state.code == Status.DIVERGED_AT_ONCE, state.params, meant)
 
     def batches(self, data: PyTree, key: jax.Array) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         """What an epoch scans over, and the batch that belongs to each item of it."""
@@ -195,7 +194,7 @@ class Learner:
             params, memory, number = carry
             *new, loss = self.update(params, memory, batch_of(item), jax.random.fold_in(key, number))
             if guarded:
-                good = is_finite(new[0] if tolerant(memory) else (new[0], loss))
+                good = is_finite(new[0] if optimizers.tolerant(memory) else (new[0], loss))
                 new, loss = _where(good, new, [params, memory]), jnp.where(good, loss, jnp.nan)
             return (*new, number + 1), loss
 
@@ -212,20 +211,20 @@ class Learner:
         What diverges stays as it was before that epoch. With others beside it, what has stopped stays as it was.
         """
         params, memory, losses = self.epoch(state, data)
-        lenient, number = tolerant(memory), state.epoch + 1
+        lenient, number = optimizers.tolerant(memory), state.epoch + 1
         loss = jnp.mean(losses, where=jnp.isfinite(losses)) if lenient else jnp.mean(losses)
-        row = {"loss": loss}
+        row, meant = {"loss": loss}, optimizers.judged(params, memory)
         if self.correct:
-            row["correct"] = jnp.mean(self.correct(params, data), dtype=jnp.result_type(float))
+            row["correct"] = jnp.mean(self.correct(meant, data), dtype=jnp.result_type(float))
         if self.validates:
-            row["validation_loss"] = self.loss(params, validation)
+            row["validation_loss"] = self.loss(meant, validation)
         for name, score in self.scores:
-            row[name] = score(params, validation)
+            row[name] = score(meant, validation)
         good = is_finite((params, row.get("validation_loss"), None if lenient else loss))
         running = jnp.asarray(True) if alone else state.code == Status.RUNNING
 
         new, gives_up = self._obey_rules(state, row)
-        new = self._keep(new._replace(params=params, memory=memory, epoch=number), state, row)
+        new = self._keep(new._replace(params=params, memory=memory, epoch=number), meant, state, row)
         new = _where(running & good, new, state)
         new = new._replace(code=jnp.where(running & ~good, Status.DIVERGED, new.code))
         if not self.validates and not lenient:
@@ -250,13 +249,13 @@ class Learner:
         gives_up = pairs[-1][1] if self.restart else jnp.asarray(False)
         return state._replace(rules=tuple(memory for memory, _ in pairs), code=code), gives_up
 
-    def _keep(self, new: State, state: State, row: Mapping[str, jax.Array]) -> State:
+    def _keep(self, new: State, meant: PyTree, state: State, row: Mapping[str, jax.Array]) -> State:
         """Which parameters are kept beside the new ones."""
         if not self.validates:
             return new._replace(kept=state.params)
         loss = row["validation_loss"].astype(state.best_loss.dtype)
         old = state.kept, state.best_loss, state.best_epoch
-        kept, loss, epoch = _where(loss < state.best_loss, (new.params, loss, new.epoch), old)
+        kept, loss, epoch = _where(loss < state.best_loss, (meant, loss, new.epoch), old)
         return new._replace(kept=kept, best_loss=loss, best_epoch=epoch)
 
     def _start_again(self, new: State, state: State, wanted: jax.Array) -> State:
@@ -350,12 +349,6 @@ def is_finite(tree: PyTree) -> jax.Array:
     """Whether all numbers in a pytree are finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.asarray(True))
-
-
-def tolerant(memory: PyTree) -> bool:
-    """Whether the optimiser leaves out updates that are not finite: then a loss that is not is no divergence."""
-    lenient = lambda state: isinstance(state, optax.ApplyIfFiniteState)
-    return any(map(lenient, jax.tree.leaves(memory, is_leaf=lenient)))
 
 
 def own_copy(tree: PyTree) -> PyTree:

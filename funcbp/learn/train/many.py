@@ -19,6 +19,7 @@ from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
 from ...autodiff.transformations import Backward
 from ...jaxpr.types import PyTree
 from . import fingerprint, loop
+from . import optimizer as optimizers
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive
 from .fit import Fit, check, programs_of, rules_of, scores_of, settings_of
@@ -94,6 +95,7 @@ def fit_many(
     """
     loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
+    optimizer = optimizers.as_transformation(optimizer)
     rules, names = rules_of(stop)
     keys, params = _members(params, key, over)
     _check_names(over, loss, optimizer, rules)
@@ -130,9 +132,10 @@ def fit_many(
         HostConfig(epochs, progress, None, store_of(checkpoint), resume, settings, names),
     )
     state = out.state
+    last = jax.vmap(learner.judged)(state)
     return Fit(
-        state.params,
-        state.params if validation is None else state.kept,
+        last,
+        last if validation is None else state.kept,
         out.history,
         out.reasons,
         np.asarray(state.epoch),

@@ -501,12 +501,6 @@ def test_a_stream_of_what_is_no_batch(item, message):
         bp.fit(lambda w, b: jnp.sum(w * b[0]), jnp.array(0.0), iter([item]), optimizer=optax.sgd(0.1))
 
 
-def test_an_optimizer_that_wants_other_parameters_is_named():
-    with pytest.raises(AttributeError) as error:
-        bp.fit(lambda w, b: jnp.sum(w * b), jnp.array(0.0), X, optimizer=optax.lookahead(optax.sgd(0.1), 3, 0.5))
-    assert "such as optax.lookahead" in error.value.__notes__[0]
-
-
 def test_a_loader_that_is_no_iterator():
     class Loader:
         def __iter__(self):

@@ -97,7 +97,7 @@ for name, (_, epochs) in runs.items():
 
 # %%
 numbers = np.geomspace(0.01, 10, 10)
-axes = plot.new_axes(10, 4, 2)
+axes = plot.new_axes(12, 4, 2)
 for name, rule in (("gradient descent: learning rate", optax.sgd), ("RPROP: first step", bp.optim.irprop_minus)):
     epochs = by_number(learn(rule, numbers), numbers)[1]
     solved = np.isfinite(epochs)
@@ -113,5 +113,5 @@ axes[1].set(xscale="log", ylabel=f"% learned in {EPOCHS} epochs", title="How man
 for ax in axes:
     ax.set_xlabel("learning rate, or first step")
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 keep(axes[0].figure, "choice")

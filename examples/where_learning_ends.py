@@ -167,6 +167,8 @@ axes = plot.new_axes(12, 3.6, 2)
 for ax, what, known in zip(axes, ("first", "second"), (first, second), strict=True):
     shares = {name: 100 * share for name, share in zip(SECOND, known, strict=True)}
     plot.curves(shares, ylabel=f"% right of the {what} task", log=False, ax=ax)
+axes[0].get_legend().remove()
+axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 keep(axes[0].figure, "forgetting")
 
 # %%

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from .parser import INTERRUPTED, positive, printable
 FAILED = 1
 CHECKED_EXAMPLES = 16
 SECONDS_WITHOUT_A_SIGN = 15  # from another process, until it is taken for dead
+SECONDS_TO_GATHER = 300  # until all processes have begun
 Make = Callable[[float], Any]
 
 # --- what there is to choose from, each with the number it takes if none is given -------------------------------------
@@ -420,10 +423,44 @@ def start_processes(args: argparse.Namespace) -> None:
         raise RequestError("Several processes need all of --coordinator HOST:PORT, --process I and --processes N.")
     if args.process >= args.processes:
         raise RequestError(f"--process counts from 0, so with --processes {args.processes} it is not {args.process}.")
+    check_address(args.coordinator)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        args.coordinator, args.processes, args.process, heartbeat_timeout_seconds=SECONDS_WITHOUT_A_SIGN
-    )
+    missing = "the others" if args.process == 0 else "the first one"
+    give_up = threading.Timer(SECONDS_TO_GATHER, _end_alone, (args.coordinator, missing))
+    give_up.daemon = True
+    give_up.start()
+    try:
+        jax.distributed.initialize(
+            args.coordinator,
+            args.processes,
+            args.process,
+            initialization_timeout=2 * SECONDS_TO_GATHER,  # at which JAX aborts, with a dump of its stack
+            heartbeat_timeout_seconds=SECONDS_WITHOUT_A_SIGN,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise RequestError(
+            f"The processes could not meet at {args.coordinator}: is the port taken by another program? "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        give_up.cancel()
+
+
+def check_address(address: str) -> None:
+    """Raise if an address is not HOST:PORT of a host that is known."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise RequestError(f"--coordinator is HOST:PORT, as in 10.0.0.1:9000, and was {address!r}.")
+    try:
+        socket.getaddrinfo(host.strip("[]"), port)
+    except OSError as error:
+        raise RequestError(f"The host of --coordinator {address} is not known ({error.strerror or error}).") from error
+
+
+def _end_alone(address: str, missing: str) -> None:
+    text = f"funcbp: Of the processes that should meet at {address}, {missing} did not come in {SECONDS_TO_GATHER} s."
+    print(text, file=sys.stderr, flush=True)
+    os._exit(FAILED)  # the call that waits for them cannot be interrupted
 
 
 @contextlib.contextmanager

@@ -352,7 +352,7 @@ def test_a_real_ctrl_c():
         (["train", "--mesh", "data=64"], "A mesh of data=64 has 64 devices, and there"),
         (["train", "--mesh", "model=1"], "A mesh has the axes data, fsdp, tensor, and not model."),
         (["train", "--mesh", "data"], "--mesh: 'data' has no size; say how many devices, as in data=4."),
-        (["train", "--layout", "fsdp"], "there is no mesh"),
+        (["train", "--coordinator", "here", "--process", "0", "--processes", "2"], "HOST:PORT, as in 10.0.0.1:9000"),
         (["train", "--process", "0"], "need all of --coordinator HOST:PORT, --process I and --processes N."),
         (
             ["train", "--coordinator", "localhost:1", "--process", "2", "--processes", "2"],

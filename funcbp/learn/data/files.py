@@ -18,6 +18,7 @@ from .unfold import check_unfolded
 X_NAMES = ("x", "data", "images", "image", "inputs", "input", "features", "imgs")
 Y_NAMES = ("y", "target", "targets", "labels", "label", "classes", "class")
 PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 PARTS = {"train": "train", "training": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
 
 
@@ -72,6 +73,11 @@ def read(
     of_tables = {"target": target, "missing": missing, "ignore": ignore or None}
     if path.is_dir() or is_idx(path):
         refuse_options(str(path), {**of_tables, "task": task})
+        if path.is_dir() and (picture := next((p for p in path.glob("*/*") if p.suffix.lower() in PICTURES), None)):
+            raise DataError(
+                f"{path} holds pictures, such as {picture.relative_to(path)}, and these are not read here: put them "
+                "into an npz file, as x of shape (examples, height, width, channels), with the folders' names as y."
+            )
         return read_mnist(path if path.is_dir() else path.parent, seed)
     if path.suffix.lower() == ".npz":
         refuse_options(str(path), of_tables)
@@ -202,6 +208,11 @@ def check_inputs(path: Path, x: np.ndarray, shape: tuple[int, ...]) -> None:
         raise DataError(
             f"{path}: inputs must be numbers of shape (examples, inputs), (examples, height, width) or "
             f"(examples, height, width, channels), and are {x.dtype}{list(x.shape)}."
+        )
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(
+            f"{path}: images of shape {list(shape)} have their channels first, as PyTorch has them, and here they are "
+            "last: numpy.moveaxis(x, 1, 3)."
         )
     if not np.all(np.isfinite(x)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])

@@ -75,11 +75,28 @@ def load_table(path: Path) -> Table:
     frame.columns = [str(name) for name in frame.columns]
     if not len(frame):
         raise DataError(f"{path} is empty.")
-    if suffix == ".xlsx" and all(re.fullmatch(r"Unnamed: \d+", name) for name in frame.columns):
+    if suffix == ".xlsx":
+        _check_names(path, frame)
+    if suffix == ".parquet" and any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()  # pandas has written a column as the rows' names
+        frame.columns = [str(name) for name in frame.columns]
+    above = 2 if suffix == ".xlsx" else 1  # as the spreadsheet counts, with the row of names
+    return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + above}", notes)
+
+
+def _check_names(path: Path, frame: DataFrame) -> None:
+    """Raise if the first row of a spreadsheet does not name its columns; the first may be without, as pandas writes."""
+    nameless = [bool(re.fullmatch(r"Unnamed: \d+", name)) for name in frame.columns]
+    if all(nameless):
         raise DataError(
             f"{path} has nothing in its first row, where the columns' names should be: begin the table there."
         )
-    return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + 1}", notes)
+    for i, name in enumerate(frame.columns[1:], 2):
+        if nameless[i - 1] and frame[name].notna().any():
+            raise DataError(
+                f"{path}, row 1, has no name for column {i}, which holds values. If that row is a title, remove it; if "
+                "cells are merged there, give each column a name of its own."
+            )
 
 
 def import_pandas() -> Any:
@@ -196,7 +213,14 @@ def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], 
             elif len(below) < 1000:
                 below.append([cell.strip() for cell in row])
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: this is not CSV ({error}).") from error
+        why = 'a " opens a cell and never closes it' if "end of data" in str(error) else str(error)
+        raise DataError(f"{path}, line {before + 1}: this is not CSV ({why}).") from error
+    full = [row for row in below[:20] if sum(map(bool, row)) > 1]
+    if len(first) > 1 and sum(map(bool, first)) == 1 and full:
+        raise DataError(
+            f"{path}, line {lines[0]}: one value, {next(filter(None, first))!r}, in {len(first)} columns. If that is a "
+            "title or a comment, remove it."
+        )
     return lines, first, below
 
 

@@ -7,7 +7,9 @@ certain is asked for, and what is decided is said. `reading.py` reads the file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,9 @@ MISSING = ("mean", "drop")
 FEW, MANY = 20, 100  # whole numbers: so many different ones are classes, and more than so many are none
 MOST_VALUES = 20  # of words that are inputs
 MOST_LISTED = 20  # columns that are named where they are listed
+SIGNED = (  # a number with the signs of shares, of money, and between thousands
+    r"\(?[-+−]?\s*[€$£¥]?\s*[-+−]?(\d{1,3}([., ']\d{3})+|\d+)([.,]\d+)?\s*[%€$£¥]?\)?"
+)
 DATE = (  # with a year of four digits, or as in 1/31/24; by itself or with a time
     r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}|\d{1,2}/\d{1,2}/\d{2}"
     r"|\d{1,2}\.? [^\W\d]{3,9}\.? \d{4})([T ]\d{1,2}:\d{2}.*)?"
@@ -116,6 +121,11 @@ def of_table(
     inputs = tuple(_input(path, table, frame[name]) for name in frame.columns if name != goal)
     x = encode(path, table, frame, inputs)
     about = [f"Target {_shown(goal)}: {summary_of(y, classes)}"]
+    for name, values in ((goal, classes), *inputs):
+        alike = Counter(value.lower() for value in values or ())
+        if same := next((value for value, n in alike.items() if n > 1), None):
+            them = " and ".join(repr(value) for value in values or () if value.lower() == same)
+            notes.append(f"Kept apart in {_shown(name)} what differs in capitals only: {them}")
     listed = [
         f"{i.name!r}" + (f" ({counted(len(i.values), 'word')})" if i.values else "") for i in inputs[:MOST_LISTED]
     ]
@@ -265,7 +275,7 @@ def _input(path: Path, table: Table, column: Series) -> Input:
         )
     numbers = import_pandas().to_numeric(texts, errors="coerce").notna()
     words = sorted({text.strip() for text in texts})
-    meant = texts.str.fullmatch(r"[-+−()\d.,:/'% €$£]+") if len(words) > MOST_VALUES else numbers
+    meant = texts.str.fullmatch(r"[-+−()\d.,:/'% €$£]+" if len(words) > MOST_VALUES else SIGNED)
     if meant.mean() >= 0.5:  # most of it is numbers, or written with the signs that are in numbers
         first = values[~numbers].index[0]
         raise DataError(
@@ -351,7 +361,9 @@ def as_targets(
             raise DataError(f"{path}: {what} holds words, such as {str(values[0])!r}, and a regression needs numbers.")
         words = np.array([str(value).strip() for value in values])
         names, y = np.unique(words, return_inverse=True)
-        _check_repeated(path, what, len(names), len(y), task)
+        if task is None:
+            _check_meant(path, words, where)
+            _check_repeated(path, what, len(names), len(y))
         return y, tuple(map(str, names))
     numbers = values.astype(float)
     for i in np.flatnonzero(~np.isfinite(numbers)):
@@ -374,11 +386,28 @@ def _task_of(labels: np.ndarray, examples: int) -> str | None:
 
 
 def _all_numbers(values: np.ndarray) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in values)
 
 
-def _check_repeated(path: Path, what: str, classes: int, examples: int, task: str | None) -> None:
-    if task is None and classes > MOST_VALUES and 2 * classes > examples:
+def _check_meant(path: Path, words: np.ndarray, where: Callable[[int], str]) -> None:
+    """Raise if most of the words may be meant as numbers or dates."""
+    number = np.array([re.fullmatch(SIGNED, word) is not None for word in words])
+    bare = np.array([re.fullmatch(r"[-+]?[\d.]+", word) is not None for word in words])
+    if number.mean() >= 0.5 and not bare.all():
+        i = int(np.argmax(number & ~bare)) if number[~bare].mean() >= 0.5 else int(np.argmax(~bare))
+        raise DataError(
+            f"{path}, {where(i)}: {str(words[i])!r} is not a number. A number is digits and a point alone; if these "
+            "are classes, say so: --task classification (task=)."
+        )
+    if np.mean([re.fullmatch(DATE, word) is not None for word in words]) >= 0.5:
+        raise DataError(
+            f"{path}, {where(0)}: {str(words[0])!r} is a date, and what is learned are classes or numbers. If these "
+            "are classes, say so: --task classification (task=)."
+        )
+
+
+def _check_repeated(path: Path, what: str, classes: int, examples: int) -> None:
+    if classes > MOST_VALUES and 2 * classes > examples:
         raise DataError(
             f"{path}: {what} holds {classes:,} different words in {examples:,} rows, and these are no classes."
         )

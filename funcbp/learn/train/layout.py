@@ -235,7 +235,9 @@ def make_placement(mesh: Mesh | None, layout: str | Layout | Mapping[str, P] | N
     """
     if mesh is None:
         if layout is not None:
-            raise ValueError("A layout says where the parameters live on a mesh, and there is no mesh: give mesh=.")
+            raise ValueError(
+                "A layout says where the parameters live on a mesh, and there is no mesh: give --mesh (mesh=)."
+            )
         return None
     if layout is None:
         layout = "tensor" if "tensor" in mesh.axis_names else "fsdp" if "fsdp" in mesh.axis_names else "data"

@@ -142,3 +142,13 @@ def test_what_only_tables_have_is_not_ignored_in_silence(tmp_path, option):
             data.read(source, **option)
     with pytest.raises(data.DataError, match="digits has no use for"):
         load("digits", 0, **option)
+
+
+def test_pictures_as_pytorch_and_folders_have_them(tmp_path):
+    np.savez(tmp_path / "first.npz", x=np.zeros((4, 3, 8, 8)), y=[0, 1, 0, 1])
+    with pytest.raises(data.DataError, match=r"channels first, .* numpy.moveaxis\(x, 1, 3\)"):
+        data.read(tmp_path / "first.npz")
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.jpg").touch()
+    with pytest.raises(data.DataError, match=r"holds pictures, such as cats.1.jpg, .* put them into an npz file"):
+        data.read(tmp_path)

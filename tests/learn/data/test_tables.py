@@ -16,6 +16,8 @@ A, B = np.round(RNG.normal(size=(2, 40)), 2)
 KIND = np.where(A + B > 0, "dog", "cat")
 LABEL = (A + B > 0).astype(int)
 FRAME = pandas.DataFrame({"a": A, "b": B, "label": LABEL})
+TITLED = pandas.DataFrame([["Report of March", None, None], ["a", "b", "label"], [0.5, 1, 0]])
+HOLED = pandas.DataFrame({"a": [0.5, None], "label": [0, 1]})
 
 
 def text(*columns, header="", sep=",", end="\n"):
@@ -71,6 +73,7 @@ READ = {  # content, options, and how the file is called
     "a comma at each line's end": ("t.csv", text(A, B, LABEL, [""] * 40, header="a,b,label,"), {}),
     "gzipped": ("t.csv.gz", gzip.compress(text(A, B, LABEL, header="a,b,label").encode()), {}),
     "parquet": ("t.parquet", packed(FRAME.to_parquet), {}),
+    "parquet, the label as the rows' names": ("t.parquet", packed(FRAME.set_index("label").to_parquet), {}),
     "a spreadsheet": ("t.xlsx", packed(lambda file: FRAME.to_excel(file, index=False)), {}),
     "records": ("t.json", FRAME.to_json(orient="records"), {}),
     "records, a line each": ("t.jsonl", FRAME.to_json(orient="records", lines=True), {}),
@@ -118,7 +121,13 @@ def said(tmp_path, content, name="table.csv", **options):
         ("a,b,y\n", {}, "has names of columns, and no line below them"),
         ("1,2,0\n3,4,1\n5,6\n", {}, "table.csv, line 3: 2 values, where line 1 has 3"),
         ("a,b,y\n1,2,0\n\n3,4,1,9\n", {}, "table.csv, line 4: 4 values, where line 1 has 3"),
-        ('1,2\n1,"2\n', {}, "table.csv, line 2: this is not CSV (unexpected end of data)"),
+        ('1,2\n1,"2\n', {}, 'line 2: this is not CSV (a " opens a cell and never'),
+        ('a,b,y\n1,2,0\n3,"4,1\n5,6,0\n', {}, 'table.csv, line 3: this is not CSV (a " opens a cell'),
+        ("Report,,\na,b,y\n1,2,0\n", {}, "line 1: one value, 'Report', in 3 columns. If that is a title"),
+        ('a,y\n1,"1,200.5"\n2,"2,100.0"\n', {}, "line 2, column 'y': '1,200.5' is not a number. A"),
+        ("a,y\n" + "1,5%\n2,10%\n" * 9, {}, "line 2, column 'y': '5%' is not a number"),
+        ("a,y\n" + "$1.50,0\n$2.00,1\n" * 9, {}, "line 2, column 'a': '$1.50' is not a number"),
+        ("a,y\n1,2024-01-02\n2,2024-01-03\n", {}, "line 2, column 'y': '2024-01-02' is a date"),
         ("a,b,y\n1,2,0\n3,inf,1\n", {}, "table.csv, line 3, column 'b': inf is not a finite number"),
         ("a,b,y\n1,2,0\n\n1,red,0\n3,4,1\n", {}, "table.csv, line 4, column 'b': 'red' is not a number"),
         (text([f"1.{i:03d},5" for i in range(30)], LABEL[:30], header="a;y", sep=";"), {}, "'1.000,5' is not a number"),
@@ -163,6 +172,8 @@ def test_files_that_are_not_what_their_name_says(tmp_path, suffix):
         ("t.xls", b"\xd0\xcf", "a spreadsheet in Excel's old format: save it as .xlsx or .csv"),
         ("t.json", '[{"a": [1, 2], "y": 0}, {"a": [3, 4], "y": 1}]', "holds lists or records, such as [1, 2]"),
         ("t.xlsx", packed(lambda f: FRAME.to_excel(f, startrow=2, index=False)), "has nothing in its first row"),
+        ("t.xlsx", packed(lambda f: TITLED.to_excel(f, header=False, index=False)), "no name for column 2, which"),
+        ("t.xlsx", packed(lambda f: HOLED.to_excel(f, index=False)), "the first is in row 3"),
     ],
 )
 def test_what_other_kinds_of_files_hold(tmp_path, name, content, message):

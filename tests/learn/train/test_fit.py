@@ -409,7 +409,7 @@ def test_a_small_problem_is_one_call_and_repeating_it_compiles_nothing(monkeypat
         ({"data": iter([]), "mode": "batch"}, "an iterator does not give them"),
         ({"data": iter([]), "correct": loss}, "correct is of all training examples"),
         ({"log": "metrics.txt"}, "to .jsonl or .csv files, and 'metrics.txt' is neither"),
-        ({"layout": "fsdp"}, "there is no mesh: give mesh="),
+        ({"layout": "fsdp"}, r"there is no mesh: give --mesh \(mesh=\)"),
         ({"stop": stopping.all_correct()}, "judges by which training examples are right.* give correct="),
         ({"stop": [stopping.generalization_loss()]}, "by the validation loss, and there are no .* give validation="),
         ({"stop": stopping.any_of(stopping.up_strips(), stopping.target_error(0))}, "give validation="),

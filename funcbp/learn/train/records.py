@@ -44,12 +44,14 @@ class JsonLines:
 
     def log(self, metrics: Mapping[str, object], *, step: int) -> None:
         """Write a line."""
-        self._file.write(json_line({"epoch": step, **metrics}))
-        self._file.flush()
+        with _named(self._file):
+            self._file.write(json_line({"epoch": step, **metrics}))
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _named(self._file):
+            self._file.close()
 
 
 class Csv:
@@ -82,12 +84,24 @@ class Csv:
         if not self._begun:
             self._writer.writerow(["epoch", *metrics])
             self._begun = True
-        self._writer.writerow([step, *metrics.values()])
-        self._file.flush()
+        with _named(self._file):
+            self._writer.writerow([step, *metrics.values()])
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _named(self._file):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _named(file: TextIO) -> Iterator[None]:
+    """Name the file in the error of a disk that is full, which Python leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or file.name
+        raise
 
 
 def json_line(record: Mapping[str, object]) -> str:

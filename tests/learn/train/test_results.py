@@ -83,3 +83,13 @@ def test_damaged_parameters_are_a_sentence(tmp_path, content):
         train.load_params(path)
     with pytest.raises(FileNotFoundError):
         train.load_params(tmp_path / "none.npz")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("kind", [train.JsonLines, train.Csv])
+def test_a_full_disk_is_named(kind):
+    tracker = kind("/dev/full")
+    for attempt in (lambda: tracker.log({"loss": 0.5}, step=1), tracker.close):
+        with pytest.raises(OSError) as error:
+            attempt()
+        assert error.value.filename == "/dev/full"

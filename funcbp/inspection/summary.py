@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
 from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
 from ..rules.cost import flops
-from .render.table import short_type
+from .render.table import short_line, short_type
 
 __all__ = ["Operation", "Summary", "summary"]
 
@@ -70,8 +69,8 @@ class Summary:
     def __str__(self) -> str:
         table = [("operation", "result", "times", "FLOPs forward", "backward", "line")]
         for o in self.operations:
-            place = re.sub(r"(:\d+):\d+", r"\1", o.line.rpartition("/")[2])  # without its column
-            table.append((o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", place))
+            numbers = f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}"
+            table.append((o.name, short_type(o.shape), *numbers, short_line(o.line)))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         totals = (

@@ -58,6 +58,36 @@ class Pair(Operation):
         into["b"].accum(array(ct["b"]))
 
 
+class HalfStill(Operation):
+    """(a, b) ↦ (2 a, 3 b), of which the author says that the second does not move."""
+
+    def expand(self, d):
+        return {"a": 2 * d["a"], "b": 3 * d["b"]}
+
+    def vjp_fwd(self, moving, d):
+        return self(d), None, {"a": True, "b": False}
+
+    def vjp_bwd(self, res, ct, into):
+        into["a"].accum(2 * ct["a"])
+        if isinstance(ct["b"], jax.Array):
+            into["b"].accum(3 * ct["b"])
+
+
+class HalfStill(Operation):
+    """(a, b) ↦ (2 a, 3 b), of which the author says that the second does not move."""
+
+    def expand(self, d):
+        return {"a": 2 * d["a"], "b": 3 * d["b"]}
+
+    def vjp_fwd(self, moving, d):
+        return self(d), None, {"a": True, "b": False}
+
+    def vjp_bwd(self, res, ct, into):
+        into["a"].accum(2 * ct["a"])
+        if isinstance(ct["b"], jax.Array):
+            into["b"].accum(3 * ct["b"])
+
+
 class Squared(Operation):
     """x ↦ x², whose author says that it moves by 3 x ẋ; within that rule it is applied to a tangent."""
 
@@ -126,6 +156,11 @@ def test_an_operation_of_trees_is_given_its_cotangents_as_a_tree():
     both = lambda a, b: jnp.sum(f(a, b)["a"]) + 3 * jnp.sum(f(a, b)["b"])
     np.testing.assert_allclose(bp.grad(both, (0, 1))(X, 2 * X), [2 * X + 3, [3, 3]])
     np.testing.assert_allclose(jax.jit(bp.grad(lambda a: jnp.sum(f(a, 2 * X)["a"])))(X), 2 * X)  # and of one alone
+
+
+def test_an_output_of_which_the_author_says_that_it_does_not_move_has_no_derivative():
+    slopes = bp.grad(lambda d: jnp.sum(sum(HalfStill.of(d).values())))({"a": X, "b": X})
+    np.testing.assert_array_equal([slopes["a"], slopes["b"]], [[2, 2], [0, 0]])
 
 
 def test_a_second_derivative_is_that_of_the_authors_backward_pass():

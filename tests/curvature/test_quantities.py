@@ -234,3 +234,9 @@ def test_cross_entropy_at_several_positions():
     p = jax.nn.softmax(z)
     expected = jnp.einsum("npi,npo->io", ROWS, p * (u - jnp.sum(p * u, -1, keepdims=True))) / len(ROWS)
     assert_close(total, expected)
+
+
+def test_a_linearisation_by_other_rules_is_one_map_in_both_directions():
+    halved = bp.rules.Rule(lambda res, ct, perturbed, **_: [0.5 * ct * res[1], 0.5 * ct * res[0]])
+    found = curvature.linearise(lambda w: w * w, backward=bp.Backward(rules={lax.mul_p: halved}))(jnp.array([3.0, 5.0]))
+    assert found.vjp(jnp.array([1.0, 2.0])).tolist() == found.jvp(jnp.array([1.0, 2.0])).tolist() == [3, 10]

@@ -209,3 +209,11 @@ def test_what_cannot_be_compared_is_refused():
         bp.diff(net, {"h": X})
     with pytest.raises(ValueError, match="on the first there are 'h', on the second 'g'"):
         bp.diff({"h": X}, {"g": X})
+
+
+def test_one_operation_on_two_inputs_is_two():
+    """They are of one kind, shape and place, and not one equation: neither is said to be where the values part."""
+    found = bp.diff(lambda w, x: jnp.sum(jnp.exp(w) * x), lambda w, x: jnp.sum(jnp.exp(x) * w))(
+        jnp.ones(3), jnp.arange(3.0)
+    )
+    assert [[r.primitive for r in side][:1] for side in (found.only_a, found.only_b)] == [["exp"]] * 2

@@ -93,6 +93,7 @@ def test_rows_know_their_line_scope_rule_and_number(ledger):
     assert ledger[int(rows[0].index)] is rows[0]
     inner = [r for r in ledger if r.primitive == "tanh"]
     assert [r.scope for r in inner] == ["layer"]
+    assert [r.primitive for r in ledger.at(path="blocks")] == ["scan"]  # and nothing inside, where numbers begin anew
 
 
 def test_the_branch_that_was_not_taken_says_so(ledger):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import funcbp as bp
@@ -47,6 +48,10 @@ def test_clipping_by_leaf(bounds):
 
     assert_close(ours, jax.tree.map(clipped, gradients, tree))
     assert jax.tree.structure(found.norms) == jax.tree.structure(params)
+    mask = np.array([1, 1, 0, 1, 0])
+    _, found = bp.per_example.clipped_grad(loss, bound, per_leaf=True)(params, batch, mask)
+    beyond = [n[mask == 1] > b for n, b in zip(*map(jax.tree.leaves, (found.norms, tree)), strict=True)]
+    assert_close(found.clipped, jnp.mean(jnp.stack(beyond).astype(float)))
 
 
 def test_a_gradient_of_zero_is_not_divided_by_its_norm():

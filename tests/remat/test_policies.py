@@ -184,3 +184,8 @@ def test_a_branch_sends_zeros_where_another_offloads_and_derivatives_go_twice():
     np.testing.assert_allclose(jax.jit(bp.grad(f))(y), np.cos(s) * np.cos(y))
     np.testing.assert_allclose(np.diag(bp.hessian(f)(y)), -np.sin(s) * np.cos(y) ** 2 - np.cos(s) * s)
     assert bp.grad(f)(-y).tolist() == [1, 1, 1]
+
+
+def test_of_the_inputs_what_is_there_anyway_is_not_stacked():
+    f = lambda w, xs: lax.scan(lambda c, x: (jnp.sin(c * w + x), None), 0.0, xs)[0]
+    assert bp.residuals(f, backward=bp.Backward(residuals="inputs"))(2.0, jnp.ones(5)).total == 5 * 8  # the states

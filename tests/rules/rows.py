@@ -534,7 +534,11 @@ row("fft", lambda x: jnp.fft.irfftn(x), draw(3, 4, 5, dtype=np.complex128), labe
 
 row("reduce", lambda x: lax.reduce(x, np.float64(1), lambda a, b: a * b + a * 0, (0,)), x23, label="product")
 row("reduce", lambda x: lax.reduce(x, np.float64(0), lambda a, b: a + jnp.sin(b) * 0 + b, (0, 1)), draw(3, 5))
-row("approx_top_k", lambda x: lax.approx_max_k(x, 2)[0], table)
+row(
+    "approx_top_k",
+    lambda x: lax.approx_max_k(x, 2)[0] @ lax.approx_max_k(x, 2, reduction_dimension=0)[0],
+    table,
+)
 row("random_gamma", lambda a: jax.random.gamma(jax.random.key(0), a), positive, numeric=False, order=1)
 row("random_gamma", lambda a: jax.random.loggamma(jax.random.key(0), a), positive, numeric=False, order=1, label="log")
 row("sharding_constraint", lambda x: lax.with_sharding_constraint(x * 2, jax.sharding.SingleDeviceSharding(

@@ -92,7 +92,7 @@ MUTANTS = [
     Mutant("inspection/widened.py", "        if not eqn.outvars:  # it prints, or writes, and has done so on the program's own numbers\n            return []\n", "", "inspection/test_following.py"),
     Mutant("inspection/storage.py", 'if about["format"] > FORMAT:', 'if about["format"] < FORMAT:', "inspection/test_storage.py"),
     Mutant("control_flow/loops.py", "unfinished = (count >= max_steps)", "unfinished = (count > max_steps)", "control_flow/test_loops.py"),
-    Mutant("control_flow/revolve.py", "taken = taken - lax.convert_element_type(start == t, np.int32)", "taken = taken - 0", "control_flow/test_revolve.py"),
+    Mutant("control_flow/revolve.py", "taken = stack.taken - lax.convert_element_type(start == t, np.int32)", "taken = stack.taken", "control_flow/test_revolve.py"),
     Mutant("inspection/distance.py", "finite = np.isfinite(x) & np.isfinite(y)", "finite = np.isfinite(x) | np.isfinite(y)", "inspection/test_difference.py"),
     Mutant("inspection/named.py", "found[name][twin] = jax.tree.map(jnp.add, found[name][twin], value)", "found[name][twin] = value", "inspection/test_named.py"),
     Mutant("inspection/outline.py", "elif c.norm * FACTOR < typical_cotangent and np.prod(c.shape):", "elif c.norm * FACTOR > typical_cotangent and np.prod(c.shape):", "inspection/test_pages.py"),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,101 +116,147 @@ def run_text(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     pictures = not args.no_plots and can_draw()
     scheme = getattr(args, "credit", None)
-    if scheme and hasattr(args, "checkpoint"):
-        raise RequestError("--credit learns twice, and keeps no checkpoint: leave out one of the two.")
-    if args.noise_scale and min(args.evaluate, MEASURED_WINDOWS) < 2:
-        raise RequestError("--noise-scale compares windows with each other: it needs --evaluate of at least 2.")
+    _refuse_contradictions(args)
     if sys.stderr.isatty():
         tqdm()
     text = data.read_corpus(args.source, tokens=args.tokens, limit=args.limit)
-    mesh, layout = mesh_and_layout(args, args.batch_size)
-    store = checkpoint_of(args)
-    folder = prepare(getattr(args, "out", Path("runs") / f"text-{text.name.replace(' ', '-')}"))
-    network = {name: getattr(args, name) for name in ("width", "layers", "heads", "key_heads", "mlp")}
-    network |= {"vocabulary": len(text.tokens.pieces), "hidden": getattr(args, "hidden", None)}
-    network |= {"dtype": "bfloat16" if args.bf16 else None}
-    try:
-        net = nets.transformer(**network)
-    except ValueError as error:
-        raise RequestError(f"{error} See --width, --heads, --key-heads.") from error
-    loss = language.language(net)
-    validation = language.held_out(text.validation, args.context, args.evaluate)
-    test = language.held_out(text.test, args.context, MOST_TEST_WINDOWS)
-    key = jax.random.key(args.seed)
-    params = jax.jit(net.init)(jax.random.fold_in(key, 0), validation[:, :-1])
-    example = next(language.batches(text.train, args.context, args.batch_size, args.seed))
-    _say_what_will_be_done(args, text, params, mesh)
-    if args.check and not gradient_is_right(loss, params, (example[:2, : CHECKED_TOKENS + 1],), args.seed):
+    learning = Learning(args, text)
+    _say_what_will_be_done(args, text, learning.params, learning.mesh)
+    if args.check and not learning.gradient_is_right():
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
         return FAILED
     if args.plan:
-        print(f"{residuals(loss)(params, jnp.asarray(example))}\n")
+        print(f"{residuals(learning.loss)(learning.params, jnp.asarray(learning.example))}\n")
 
-    accumulate, every = args.accumulate, min(args.evaluate_every, args.steps)
-    optimizer = language.adamw(
-        args.learning_rate, args.steps, args.warm_up, args.weight_decay, args.clip, accumulate
-    )  # of the whole run, so a run that is resumed has the same --steps
-    prompt = validation[0, : min(PROMPT, args.context)]
-
-    def learn(backward: Backward | None) -> tuple[train.Fit, list[dict[str, Any]]]:
-        measured = {"sample": language.sampler(net, prompt, SAMPLE, args.context, args.seed)}
-        if args.noise_scale:
-            measured["noise_scale"] = language.noise(loss, MEASURED_WINDOWS)
-        if args.cotangents:
-            measured["cotangents"] = language.cotangent_norms(loss, MEASURED_WINDOWS, backward)
-        stream = language.batches(text.train, args.context, args.batch_size, args.seed, mesh)
-        fit = train.fit(
-            loss,
-            params,
-            itertools.islice(stream, args.steps * accumulate),
-            optimizer=optimizer,
-            epochs=math.ceil(args.steps / every),
-            updates=every * accumulate,
-            key=jax.random.fold_in(key, 1),
-            validation=jnp.asarray(validation),
-            score=measured,
-            progress=sys.stderr.isatty(),
-            log=[folder / "metrics.jsonl", *getattr(args, "metrics", []), Teller(text, validation, every, args.steps)],
-            checkpoint=store,
-            resume=args.resume,
-            mesh=mesh,
-            layout=layout or (language.transformer_layout if mesh is not None else None),
-            backward=backward,
-        )
-        return fit, _records(fit, text, validation, every, args.steps)
-
-    print(f"It goes on from     {printable(repr(text.decode(prompt)))}")
-    fit, records = learn(None)
-    code = _tell_the_end(fit, every, args.steps)
-    best = jax.tree.map(to_host, fit.best_params)
-    result = _judge(loss, best, test, text)
-    curves = {"backpropagation": [r["validation_bits_per_byte"] for r in records]}
+    print(f"It goes on from     {printable(repr(text.decode(learning.prompt)))}")
+    learned = learning.run(None)
+    code, records, result = learned.code, learned.records, learned.result
+    curves = {"backpropagation": learned.bits}
     if scheme and not code:
         print(f"\nOnce more, by {scheme}")
-        other = language.other_backward(scheme, jax.random.fold_in(key, 2), params)
-        second, second_records = learn(other)
-        code = _tell_the_end(second, every, args.steps)
-        second_best = jax.tree.map(to_host, second.best_params)
-        result |= {f"{scheme}_{name}": v for name, v in _judge(loss, second_best, test, text).items()}
-        curves[scheme] = [r["validation_bits_per_byte"] for r in second_records]
+        other = learning.run(language.other_backward(scheme, jax.random.fold_in(learning.key, 2), learning.params))
+        code, curves[scheme] = other.code, other.bits
+        result |= {f"{scheme}_{name}": v for name, v in other.result.items()}
         _print_side_by_side(records, curves)
-        records = [
-            {**r, f"{scheme}_validation_bits_per_byte": v} for r, v in zip(records, curves[scheme], strict=False)
-        ]
+        records = [{**r, f"{scheme}_validation_bits_per_byte": v} for r, v in zip(records, other.bits, strict=False)]
     if jax.process_index() > 0:
         return code
     try:
-        files = write_language_run(folder, best, network, args.context, text.tokens, prompt)
-        files += _leave(folder, [*records, {"update": args.steps, **result}], fit, text)
+        files = learning.leave(learned.params)
+        files += _leave(learning.folder, [*records, {"update": args.steps, **result}], learned.fit, text)
         if pictures and records:
             updates = [r["update"] for r in records]
             draw = plot.curves(curves, "updates", "bits per byte", text.name, log=False, at=updates)
-            train.write_atomically(folder / "curves.png", partial(draw.savefig, format="png", dpi=150))
+            train.write_atomically(learning.folder / "curves.png", partial(draw.savefig, format="png", dpi=150))
             files.append("curves.png")
     except OSError as error:
-        raise RequestError(f"The results could not be written to {folder}: {error.strerror or error}.") from error
-    print(f"\nResults in {printable(str(folder))}: {', '.join(files)}")
+        why = error.strerror or error
+        raise RequestError(f"The results could not be written to {learning.folder}: {why}.") from error
+    print(f"\nResults in {printable(str(learning.folder))}: {', '.join(files)}")
     return code
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    if hasattr(args, "credit") and hasattr(args, "checkpoint"):
+        raise RequestError("--credit learns twice, and keeps no checkpoint: leave out one of the two.")
+    if args.noise_scale and min(args.evaluate, MEASURED_WINDOWS) < 2:
+        raise RequestError("--noise-scale compares windows with each other: it needs --evaluate of at least 2.")
+
+
+class Learned(NamedTuple):
+    """What came of one training.
+
+    Attributes:
+        fit: what `funcbp.fit` returned.
+        params: the best parameters, on this host.
+        records: its evaluations, as lines of metrics.jsonl.
+        result: how it did on the test.
+        code: the exit code.
+    """
+
+    fit: train.Fit
+    params: Any
+    records: list[dict[str, Any]]
+    result: dict[str, float]
+    code: int
+
+    @property
+    def bits(self) -> list[float]:
+        return [r["validation_bits_per_byte"] for r in self.records]
+
+
+class Learning:
+    """A network, the text it learns from, and how: trained by `run`, once for each way of going backward."""
+
+    def __init__(self, args: argparse.Namespace, text: data.Text):
+        self.args, self.text = args, text
+        self.mesh, self.layout = mesh_and_layout(args, args.batch_size)
+        self.store = checkpoint_of(args)
+        self.folder = prepare(getattr(args, "out", Path("runs") / f"text-{text.name.replace(' ', '-')}"))
+        self.network = {name: getattr(args, name) for name in ("width", "layers", "heads", "key_heads", "mlp")}
+        self.network |= {"vocabulary": len(text.tokens.pieces), "hidden": getattr(args, "hidden", None)}
+        self.network |= {"dtype": "bfloat16" if args.bf16 else None}
+        try:
+            self.net = nets.transformer(**self.network)
+        except ValueError as error:
+            raise RequestError(f"{error} See --width, --heads, --key-heads.") from error
+        self.loss = language.language(self.net)
+        self.validation = language.held_out(text.validation, args.context, args.evaluate)
+        self.test = language.held_out(text.test, args.context, MOST_TEST_WINDOWS)
+        self.key = jax.random.key(args.seed)
+        self.params = jax.jit(self.net.init)(jax.random.fold_in(self.key, 0), self.validation[:, :-1])
+        self.example = next(language.batches(text.train, args.context, args.batch_size, args.seed))
+        self.prompt = self.validation[0, : min(PROMPT, args.context)]
+        self.every = min(args.evaluate_every, args.steps)
+
+    def gradient_is_right(self) -> bool:
+        """Compare the gradient of a few tokens with that by two witnesses."""
+        few = (self.example[:2, : CHECKED_TOKENS + 1],)
+        return gradient_is_right(self.loss, self.params, few, self.args.seed)
+
+    def measurements(self, backward: Backward | None) -> dict[str, Any]:
+        """The scores that are measured at each evaluation: a sample, and what was asked for."""
+        args = self.args
+        scores = {"sample": language.sampler(self.net, self.prompt, SAMPLE, args.context, args.seed)}
+        if args.noise_scale:
+            scores["noise_scale"] = language.noise(self.loss, MEASURED_WINDOWS)
+        if args.cotangents:
+            scores["cotangents"] = language.cotangent_norms(self.loss, MEASURED_WINDOWS, backward)
+        return scores
+
+    def run(self, backward: Backward | None) -> Learned:
+        """Train, going backward in this way; say how that ended, and judge it by the test."""
+        args, text, every = self.args, self.text, self.every
+        stream = language.batches(text.train, args.context, args.batch_size, args.seed, self.mesh)
+        teller = Teller(text, self.validation, every, args.steps)
+        fit = train.fit(
+            self.loss,
+            self.params,
+            itertools.islice(stream, args.steps * args.accumulate),
+            optimizer=language.adamw(
+                args.learning_rate, args.steps, args.warm_up, args.weight_decay, args.clip, args.accumulate
+            ),  # of the whole run, so a run that is resumed has the same --steps
+            epochs=math.ceil(args.steps / every),
+            updates=every * args.accumulate,
+            key=jax.random.fold_in(self.key, 1),
+            validation=jnp.asarray(self.validation),
+            score=self.measurements(backward),
+            progress=sys.stderr.isatty(),
+            log=[self.folder / "metrics.jsonl", *getattr(args, "metrics", []), teller],
+            checkpoint=self.store,
+            resume=args.resume,
+            mesh=self.mesh,
+            layout=self.layout or (language.transformer_layout if self.mesh is not None else None),
+            backward=backward,
+        )
+        records = _records(fit, text, self.validation, every, args.steps)
+        code = _tell_the_end(fit, every, args.steps)
+        best = jax.tree.map(to_host, fit.best_params)
+        return Learned(fit, best, records, _judge(self.loss, best, self.test, text), code)
+
+    def leave(self, params: Any) -> list[str]:
+        """Write the network that learned; the files' names."""
+        return write_language_run(self.folder, params, self.network, self.args.context, self.text.tokens, self.prompt)
 
 
 class Teller:

@@ -236,6 +236,70 @@ def loop_bwd(
     return [*([None] * loop.n_cond), *map(weak_as, cts, passes.in_types)]
 
 
+class Stack(NamedTuple):
+    """The snapshots that are stored, a stack: the last one is taken off when its step has been reversed.
+
+    Attributes:
+        places: the steps before which they were taken.
+        taken: how many there are.
+        states: their arrays, each with an axis of places.
+    """
+
+    places: Value
+    taken: Value
+    states: Sequence[Value]
+
+    def top(self) -> tuple[Value, list[Value]]:
+        """Read the last snapshot: its step, and the state before that."""
+        return _at(self.places, self.taken - 1), _read(self.states, self.taken - 1)
+
+    def push(self, place: Value, state: Sequence[Value]) -> Stack:
+        """Store another one."""
+        places = lax.dynamic_update_index_in_dim(self.places, place, self.taken, 0)
+        return Stack(places, self.taken + 1, _store(self.states, self.taken, state, True))
+
+
+class Sweep(NamedTuple):
+    """Runs steps again, from a snapshot on.
+
+    Attributes:
+        loop: the loop.
+        advance: the program of a step's next state.
+        used: which of the body's inputs that has.
+        consts, xs: of the loop, what is read; None for the others.
+        table: how many steps so many snapshots and reruns reverse.
+    """
+
+    loop: Loop
+    advance: Program
+    used: Sequence[bool]
+    consts: Sequence[Value]
+    xs: Sequence[Value]
+    table: Value
+
+    def to(self, stop: Value, state: Sequence[Value], start: Value) -> list[Value]:
+        """Run from a state to that before the step `stop`."""
+
+        def one(t: Value, state: list[Value]) -> list[Value]:
+            i = self.loop.steps - 1 - t if self.loop.reverse else t
+            x = [None if x is None else lax.dynamic_index_in_dim(x, i, 0, False) for x in self.xs]
+            inputs = zip([*self.consts, *state, *x], self.used, strict=True)
+            return [jx.to_strong(x) for x in jx.bind_call(self.advance, [x for x, u in inputs if u])]
+
+        return list(lax.fori_loop(start, stop, one, list(state)))
+
+    def store(self, stack: Stack, t: Value) -> Stack:
+        """Store snapshots between the last one and step t, while there is room."""
+        room = self.loop.snapshots
+
+        def another(stack: Stack) -> Stack:
+            at, state = stack.top()
+            stop = at + steps_to_next(self.table, t + 1 - at, room - stack.taken + 1)
+            return stack.push(stop, self.to(stop, state, at))
+
+        return lax.while_loop(lambda s: (_at(s.places, s.taken - 1) < t) & (s.taken < room), another, stack)
+
+
 def _reversal(
     loop: Loop,
     res: LoopResiduals,
@@ -254,48 +318,23 @@ def _reversal(
 
     def reversal(*args: Value) -> list[Value]:
         consts, xs, snapshots, count, last, ct_ys, named = tree.unflatten(args)
-        table = jnp.asarray(binomials(loop.snapshots, loop.steps))
-
-        def x_at(t: Value) -> list[Value]:
-            i = loop.steps - 1 - t if loop.reverse else t
-            return [None if x is None else lax.dynamic_index_in_dim(x, i, 0, False) for x in xs]
-
-        def run(state: Value, start: Value, stop: Value) -> Value:
-            def one(t: Value, state: Value) -> Value:
-                inputs = zip([*consts, *state, *x_at(t)], used, strict=True)
-                return [jx.to_strong(x) for x in jx.bind_call(advance, [x for x, u in inputs if u])]
-
-            return lax.fori_loop(start, stop, one, state)
-
-        def store_more(stack: Value, t: Value) -> Value:
-            """Store snapshots between the last one and step t, while there is room."""
-
-            def store(stack: Value) -> Value:
-                places, taken, stored = stack
-                at = _at(places, taken - 1)
-                stop = at + steps_to_next(table, t + 1 - at, loop.snapshots - taken + 1)
-                state = run(_read(stored, taken - 1), at, stop)
-                places = lax.dynamic_update_index_in_dim(places, stop, taken, 0)
-                return places, taken + 1, _store(stored, taken, state, True)
-
-            return lax.while_loop(lambda s: (_at(s[0], s[1] - 1) < t) & (s[1] < loop.snapshots), store, stack)
+        sweep = Sweep(loop, advance, used, consts, xs, jnp.asarray(binomials(loop.snapshots, loop.steps)))
 
         def back(carry: Value, t: Value, x: Value, ct_y: Value) -> tuple[Any, Any]:
             stack, sums, ct_state = carry
-            places, taken, stored = store_more(stack, t)
-            start = _at(places, taken - 1)
-            state = run(_read(stored, taken - 1), start, t)
-            inputs = [*consts, *state, *x]
+            stack = sweep.store(stack, t)
+            start, state = stack.top()
+            inputs = [*consts, *sweep.to(t, state, start), *x]
             available = [inputs[i] for i in res.plan.available_inputs]
             outs = jx.bind_call(step, [*available, *ct_state, *ct_y, *named, *sums])
             sums, ct_state, found = split_list(outs, n_sums, len(ct_state))
-            taken = taken - lax.convert_element_type(start == t, np.int32)
-            return ((places, taken, stored), sums, ct_state), found
+            taken = stack.taken - lax.convert_element_type(start == t, np.int32)
+            return (stack._replace(taken=taken), sums, ct_state), found
 
         places = np.zeros(loop.snapshots, np.int32)
         places[: len(first)] = first
         taken = (jnp.asarray(first, np.int32) < count).sum(dtype=np.int32)
-        carry = (jnp.asarray(places), taken, snapshots), [jx.zeros(t) for t in zero_sums], last
+        carry = Stack(jnp.asarray(places), taken, snapshots), [jx.zeros(t) for t in zero_sums], last
         if loop.condition is None:
             along = loop.numbers(), xs, ct_ys
             (_, sums, ct_state), stacks = lax.scan(

@@ -73,21 +73,6 @@ class HalfStill(Operation):
             into["b"].accum(3 * ct["b"])
 
 
-class HalfStill(Operation):
-    """(a, b) ↦ (2 a, 3 b), of which the author says that the second does not move."""
-
-    def expand(self, d):
-        return {"a": 2 * d["a"], "b": 3 * d["b"]}
-
-    def vjp_fwd(self, moving, d):
-        return self(d), None, {"a": True, "b": False}
-
-    def vjp_bwd(self, res, ct, into):
-        into["a"].accum(2 * ct["a"])
-        if isinstance(ct["b"], jax.Array):
-            into["b"].accum(3 * ct["b"])
-
-
 class Squared(Operation):
     """x ↦ x², whose author says that it moves by 3 x ẋ; within that rule it is applied to a tangent."""
 

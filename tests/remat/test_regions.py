@@ -117,8 +117,8 @@ def test_layers_that_differ_in_wiring_or_in_a_number_keep_their_gradients(join):
     def f(layers, x):
         for i, w in enumerate(layers):
             x = join(i, x @ w["up"] @ w["down"], x)
-        return jnp.mean(x**2)
+        return jnp.mean(jnp.exp(x))
 
-    got = bp.Backward(outside_loops=True).grad(f)(LAYERS[:4], X)
-    want = jax.jit(jax.grad(f))(LAYERS[:4], X)
+    got = bp.Backward(outside_loops=True).grad(f)(LAYERS[:3], X)
+    want = jax.jit(jax.grad(f))(LAYERS[:3], X)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-15), got, want)

@@ -184,7 +184,12 @@ class Plan:
         self.saved += [v for v in passes.stacks if v in read]
         read -= {*self.hoisted, *self.saved}
         self.available_inputs = [i for i, v in enumerate(invars) if v in read]
-        assert all(available_inputs[i] for i in self.available_inputs), "a plan may only read inputs that are there"
+        if lacking := [i for i in self.available_inputs if not available_inputs[i]]:
+            raise ValueError(
+                "A residual policy saved too little: what the backward pass reads cannot be recomputed without "
+                f"{', '.join(f'input {i}, {jx.shown_type(invars[i].aval)},' for i in lacking)} of the body, which is "
+                "not available. `choose` must return it, or what else is read; funcbp.remat.read_for says what is left."
+            )
         self.storage: dict[Var, jx.Storage] = {
             v: jx.Bits for v in self.saved if choose is not None and packs and jx.packs(v.aval)
         }

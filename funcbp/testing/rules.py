@@ -305,7 +305,13 @@ def _keeps_what_it_reads(rule: _Rule) -> Claim:
         _, used = program.pruned()
         which = [j for j in range(count) if not used[j] and jx.aval_of(program.invars[j].aval).size]
         if which:
-            return _claim(text, False, f"of {count} arrays kept ({size} bytes), number {which} is never read")
+            of = ", ".join(str(i) for i, p in enumerate(perturbed) if p)
+            seen = (
+                f"of {count} arrays kept ({size} bytes) where operand {of} is perturbed, number {which} is never read"
+            )
+            return _claim(
+                text, False, f"{seen}; save(primals, outs, perturbed, params) may choose by what is perturbed"
+            )
     return _claim(text, True, f"{size} bytes")
 
 

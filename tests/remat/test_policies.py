@@ -70,6 +70,16 @@ def test_a_policy_without_a_choice_says_so():
         bp.Backward(residuals=empty()).grad(lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 3)[0])(1.0)
 
 
+def test_a_policy_that_saves_too_little_is_refused():
+    class Nothing(remat.Policy):
+        def choose(self, forward, needed, available, steps=1):
+            return []
+
+    f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 3)[0]
+    with pytest.raises(ValueError, match=r"saved too little.* without input 0, float64\[\], of the body"):
+        bp.Backward(residuals=Nothing()).grad(f)(jnp.array(1.0))
+
+
 def test_a_users_policy_is_honoured():
     assert kept_by(None) == kept_by(stock.nothing_saveable) == []
     assert kept_by(stock.save_only_these_names("h")) == ["h"]

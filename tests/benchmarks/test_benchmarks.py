@@ -21,23 +21,15 @@ TOYS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def usual_jax():
-    """The workloads run under JAX's default settings, as a user's programs do; the measuring is quick and poor."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(measure, "TRACES", 1)
-        patch.setattr(measure, "COMPILES", 1)
-        patch.setattr(measure, "SAMPLE_SECONDS", 0)
-        patch.setattr(measure.gc, "collect", lambda: 0)
-        patch.setattr(jax, "clear_caches", lambda: None)
-        optimised = jax.config.values["jax_disable_most_optimizations"]
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", optimised)
+def quick(usual_jax):
+    """Each program is traced and compiled once, and nothing is forgotten in between."""
+    usual_jax.setattr(measure, "TRACES", 1)
+    usual_jax.setattr(measure, "COMPILES", 1)
+    usual_jax.setattr(jax, "clear_caches", lambda: None)
+    optimised = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", optimised)
 
 
 @pytest.fixture(scope="module")

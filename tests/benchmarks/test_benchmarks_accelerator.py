@@ -4,15 +4,7 @@ import jax
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import accelerator, measure
-
-
-@pytest.fixture(autouse=True)
-def usual_jax(monkeypatch):
-    """JAX's default settings, as a user's programs have; the measuring is quick and poor."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
-        monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
-        yield
+from benchmarks import accelerator
 
 
 @pytest.mark.slow(once=[])

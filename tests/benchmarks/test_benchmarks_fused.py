@@ -1,19 +1,10 @@
 """The benchmark of fused operations on toy sizes: that it compares, and prints what it says."""
 
-import jax
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import fused, measure
+from benchmarks import fused
 from benchmarks.report import Target
-
-
-@pytest.fixture(autouse=True)
-def usual_jax():
-    """JAX's default settings, as a user's programs have; the measuring is quick and poor."""
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "SAMPLE_SECONDS", 0)
-        yield
 
 
 def test_rows():

@@ -1,27 +1,17 @@
 """The table of learning on toy sizes: that it compares the same things, and says so when they differ."""
 
-import jax
 import numpy as np
 import pytest
 
-from benchmarks import digits, learning, measure
+from benchmarks import digits, learning
 
 
 @pytest.fixture(scope="module", autouse=True)
-def usual_jax():
-    """JAX's default settings, as a user's programs run; the sizes are toys."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in {"UPDATES": 5, "MEMBERS": 3, "EPOCHS": 4, "STREAM": 20}.items():
-            patch.setattr(learning, name, value)
-        patch.setattr(measure, "SAMPLE_SECONDS", 0)
-        patch.setattr(measure.gc, "collect", lambda: 0)
-        patch.setattr(learning, "installed", lambda module: module != "torch")
-        yield
+def toys(usual_jax):
+    """Small sizes, and no torch."""
+    for name, value in {"UPDATES": 5, "MEMBERS": 3, "EPOCHS": 4, "STREAM": 20}.items():
+        usual_jax.setattr(learning, name, value)
+    usual_jax.setattr(learning, "installed", lambda module: module != "torch")
 
 
 @pytest.mark.slow

@@ -2,31 +2,16 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import curvature, measure, peers, per_example, workloads
+from benchmarks import curvature, peers, per_example, workloads
 
 TOYS = {
     "W1 MLP": lambda: per_example.case_of(functools.partial(workloads.mlp, (6, 5, 3), batch=4)),
     "W9 least squares": lambda: per_example.least_squares((4, 3, 1), 4),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def usual_jax():
-    """JAX's default settings, as a user's programs have; the measuring is quick and poor."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(False),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(measure, "SAMPLE_SECONDS", 0)
-        patch.setattr(measure.gc, "collect", lambda: 0)
-        yield
 
 
 @pytest.mark.slow

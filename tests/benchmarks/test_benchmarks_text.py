@@ -1,21 +1,16 @@
 """The table of the language model on toy sizes: that the peer computes the same, and is missed by name."""
 
-import jax
 import pytest
 
-from benchmarks import measure, text
+from benchmarks import text
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
-    """JAX's default settings, and sizes that compile in a moment."""
+    """Sizes that compile in a moment."""
     sizes = {"vocabulary": 256, "width": 8, "layers": 2, "heads": 2, "key_heads": 1}
     for name, value in {"SIZES": sizes, "CONTEXT": 8, "BATCH": 2, "UPDATES": 3, "CHARACTERS": 50_000}.items():
         monkeypatch.setattr(text, name, value)
-    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
-    monkeypatch.setattr(measure.gc, "collect", lambda: 0)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
-        yield
 
 
 @pytest.mark.slow

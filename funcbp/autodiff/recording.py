@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 from jax._src import core
-from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 
 from .. import jaxpr as jx
 from ..cotangents import is_differentiable
@@ -81,7 +80,7 @@ class RecordingTrace(core.Trace):
         super().__init__()
         self.requires_low = False
         self.parent_trace, self.options = parent, options
-        self.staging = isinstance(parent, DynamicJaxprTrace)
+        self.staging = jx.is_staging(parent)
         self.tape = TapeWriter()
         self.callers: list[Any] = []  # the tracebacks of the calls that are gone into
         self.marked = False  # whether any value has a feedback weight

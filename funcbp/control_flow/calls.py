@@ -21,11 +21,12 @@ from ..jaxpr import (
     bind_with_metadata,
     call_jaxpr,
     constrained,
+    is_staging,
     primitive,
     primitives,
 )
 from ..jaxpr.types import PyTree, Value
-from ..remat.plan import Plan, Residuals, plan_of_call
+from ..remat.plan import Passes, Plan, Residuals, plan_of_call
 from ..rules.kinds import CallRule, State
 from ..rules.options import Options
 from ..rules.registry import def_body, def_control, enter
@@ -59,12 +60,23 @@ def call_reached(tapes: Sequence[Tape], outputs: Sequence[bool], **params: Any) 
     return tapes[0].reached(outputs)
 
 
+def call_plan(passes: Passes, donated: Sequence[bool] | None = None) -> Plan:
+    """Plan the body of a call.
+
+    What a backward program reads is known when it is made, and which of several outputs have a cotangent only on the
+    way back: one made before, for all of them, may never run. Where the call is written into a program, all that the
+    rules keep is handed out instead, and what nothing reads is dropped with the rest of that program.
+    """
+    rehearsed = not is_staging() or sum(passes.differentiable) < 2
+    return plan_of_call(passes, ("call", donated), donated=donated, rehearsed=rehearsed)
+
+
 def jit_fwd(
     options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
 ) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the compiled forward program, which also returns what the compiled backward program reads."""
     passes, donated = passes_of(constrained(params), perturbed, options), params["donated_invars"]
-    plan = plan_of_call(passes, ("call", donated), donated=donated)
+    plan = call_plan(passes, donated)
     return call_res(plan, primals, bind_jit(plan.forward, primals, params, donated))
 
 
@@ -86,7 +98,7 @@ def compute_on_fwd(
     options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
 ) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the forward program on the unit that the user named: what it saves stays where that has it."""
-    plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
+    plan = call_plan(passes_of(params["jaxpr"], perturbed, options))
     return call_res(plan, primals, bind_compute_on(plan.forward, primals, params, params["out_memory_spaces"]))
 
 
@@ -99,7 +111,7 @@ def compute_on_bwd(
 
 def metadata_fwd(options: Options, perturbed: Sequence[bool], *primals: Any, **params: Any) -> tuple[Any, Any, Any]:
     """Run the forward program with what the user tells the compiler of it (`xla_metadata_call`)."""
-    plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options))
+    plan = call_plan(passes_of(params["jaxpr"], perturbed, options))
     return call_res(plan, primals, bind_with_metadata(plan.forward, primals, params))
 
 

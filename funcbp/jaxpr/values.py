@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax._src import ad_util, config, core, dispatch, dtypes, hijax, util
 from jax._src.interpreters.ad import JVPTracer
+from jax._src.interpreters.partial_eval import DynamicJaxprTrace
 from jax._src.lax import lax as lax_internal
 from jax._src.mesh import get_abstract_mesh, use_abstract_mesh
 from jax.extend.core import primitives
@@ -116,6 +117,11 @@ def takes(aval: Aval, ct: Aval) -> bool:
 def concrete(x: Any) -> Any:
     """The value itself where it is known now, or None while a program is being traced."""
     return core.to_concrete_value(x) if isinstance(x, core.Tracer) else x
+
+
+def is_staging(trace: core.Trace | None = None) -> bool:
+    """Whether what runs in this trace (the current one, if left out) is written into a program, as under `jax.jit`."""
+    return isinstance(core.trace_ctx.trace if trace is None else trace, DynamicJaxprTrace)
 
 
 def public_names() -> list[str]:

@@ -140,6 +140,8 @@ class Plan:
             being the values that need not be kept; all that is needed, if left out.
         packs: whether masks are kept as bits where it chooses.
         offload: where the results of an equation of the forward program wait, if not where they are.
+        rehearsed: whether the backward program for all differentiable outputs is made, to see what it reads; without
+            it, all candidates count as read.
 
     Attributes:
         needed: variables that the backward pass reads.
@@ -163,9 +165,10 @@ class Plan:
         choose: Choose | None = None,
         packs: bool = True,
         offload: Offloads | None = None,
+        rehearsed: bool = True,
     ):
         self.passes, self._make = passes, make
-        full, info = make(passes.differentiable, None)
+        full = make(passes.differentiable, None)[0] if rehearsed else None
         forward, invars = passes.forward, passes.forward.invars
         available = {v for v, f in zip(invars, available_inputs, strict=True) if f}
         invariant_values: set[Var] = set()
@@ -203,7 +206,6 @@ class Plan:
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)
         self._backward: dict[tuple[Sequence[bool], OuterNames], tuple[Program, Any]] = {}
-        self._backward[passes.differentiable, None] = self._join(full), info
 
     def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
         """Return the backward program, on what was saved, for these nonzero cotangents; and what `make` said.
@@ -216,9 +218,13 @@ class Plan:
             self._backward[key] = (self._join(program), info)
         return self._backward[key]
 
-    def _needed(self, backward: Program) -> list[Var]:
-        """List the candidates that a backward program reads, or one for other zeros may read, without constants."""
-        read = {i for i, used in enumerate(backward.pruned()[1]) if used} | self.passes.tape.saved_by_several
+    def _needed(self, backward: Program | None) -> list[Var]:
+        """List the candidates that a backward program reads, or one for other zeros may read, without constants.
+
+        Where none is made yet, any of them may be read.
+        """
+        used = [True] * len(self.passes.candidates) if backward is None else backward.pruned()[1]
+        read = {i for i, u in enumerate(used) if u} | self.passes.tape.saved_by_several
         constants = set(self.passes.forward.constvars)
         needed = (v for i, v in enumerate(self.passes.candidates) if i in read and not jx.is_literal(v))
         return [v for v in dict.fromkeys(needed) if v not in constants]
@@ -241,17 +247,19 @@ def plan_of_call(
     choose: Choose | None = None,
     offload: Offloads | None = None,
     donated: Sequence[bool] | None = None,
+    rehearsed: bool = True,
 ) -> Plan:
     """Plan a body that runs once: its inputs are available when the backward pass comes, but for donated ones."""
     available_inputs = [not d for d in donated or [False] * len(passes.in_types)]
     return passes.made(
-        key,
+        (key, rehearsed),
         lambda: Plan(
             passes,
             lambda *which: passes.made(("backward", *which), lambda: backward_of(passes, *which)),
             available_inputs,
             choose=choose,
             offload=offload,
+            rehearsed=rehearsed,
         ),
     )
 

@@ -98,3 +98,25 @@ def test_a_plan_looks_inside():
         return sorted(x.size for x in pullback.saved)
 
     assert sizes(layer) == sizes(layer.__wrapped__)
+
+
+def test_a_call_goes_back_from_the_outputs_that_have_a_cotangent_and_is_traced_for_no_others():
+    def tanh_bwd(x, ct, perturbed, **_):
+        traced.append(ct.shape)
+        return (ct / jnp.cosh(x) ** 2,)
+
+    @jax.jit
+    def inner(x):
+        return (y := jnp.tanh(x)), jnp.tanh(y)
+
+    @jax.jit
+    def outer(x):
+        y, z = inner(x)
+        return y, z, jnp.tanh(z)
+
+    f = lambda x: outer(x)[0].sum()
+    traced = []
+    grad = jax.jit(bp.Backward(rules={jax.lax.tanh_p: bp.rule(tanh_bwd, save=lambda kept, *_: kept[0])}).grad(f))
+    np.testing.assert_allclose(grad(X), 1 / np.cosh(X) ** 2, rtol=1e-12)
+    assert traced == [X.shape]
+    assert jax.jit(bp.grad(f)).lower(X).as_text().count("stablehlo.tanh") == 1  # what nothing reads is dropped

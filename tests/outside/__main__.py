@@ -2,6 +2,7 @@
 
     python -m tests.outside harnesses                          JAX's own examples of each primitive, from its wheel
     python -m tests.outside packages optax lineax=../lineax    tests from a source distribution, or a repository
+    python -m tests.outside programs [flowjax tinygp ...]      small programs that use packages, written here
     python -m tests.outside jax --jax-repo ../jax              JAX's own tests, from a copy of its repository
 
 The packages must be installed; so must what their tests import. None of their code enters this repository.
@@ -31,6 +32,8 @@ def main(argv: list[str]) -> int:
     harnesses.add_argument("--complex", action="store_true", help="the complex ones, in place of the real ones")
     packages = commands.add_parser("packages")
     packages.add_argument("names", nargs="+", metavar="NAME[=DIR]", help="a package; where its repository is")
+    programs = commands.add_parser("programs")
+    programs.add_argument("names", nargs="*", metavar="NAME", help="a package (default: all there are programs for)")
     jax = commands.add_parser("jax")
     jax.add_argument("files", nargs="*", metavar="FILE", help="test files (default: a list of them)")
     jax.add_argument(
@@ -55,6 +58,11 @@ def main(argv: list[str]) -> int:
             from .harnesses import harness_suite  # JAX's module reads the command line when it is imported
 
             rows = iter([harness_suite(**options)])
+        case "programs":
+            from .programs import rows as rows_of_programs  # which imports ours, as the suites' processes do
+
+            options.pop("module")
+            rows = rows_of_programs(**options)
         case "packages":
             rows = suites.packages(**options)
         case "jax":

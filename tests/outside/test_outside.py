@@ -14,6 +14,7 @@ from jax._src.interpreters import ad
 
 import funcbp as bp
 
+from . import programs
 from .report import Row
 from .suites import suite
 from .swap_reverse_mode import note_reverse_mode
@@ -71,3 +72,13 @@ def test_some_of_the_examples():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "| harnesses, eager 32 bits |" in result.stdout, result.stderr
     assert result.returncode == 0, result.stdout
+
+
+def test_a_wrong_gradient_of_a_program_is_counted(monkeypatch):
+    monkeypatch.setattr(bp, "grad", lambda f: lambda x: 1.01 * jax.grad(f)(x))
+    monkeypatch.setitem(programs.PROGRAMS, "jax", [lambda: (lambda x: x**2, jnp.float32(3.0))])
+    (row,) = programs.rows(["jax"])
+    assert (row.stock, row.ours, row.kinds()) == (4, 2, "2 AssertionError")
+    assert list(row.failures) == ["<lambda>, jit, grad", "<lambda>, vmap, grad"]
+    (row,) = programs.rows(["no-such-package"])
+    assert "NOT RUN: PackageNotFoundError" in row.line()

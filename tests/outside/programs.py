@@ -256,7 +256,7 @@ def graph_attention() -> tuple[Any, Any]:
             normal(4, 3), None, senders=senders, receivers=receivers, globals=None, n_node=jnp.array([4]), n_edge=n_edge
         )
         nodes = jraph.GraphConvolution(lambda n: n @ w, add_self_edges=True)(graph).nodes
-        return jraph.segment_softmax(nodes[:, 0], jnp.array([0, 0, 1, 1])) @ jnp.arange(4.0)
+        return jraph.segment_softmax(nodes[:, 0], jnp.array([0, 0, 1, 1]), 2) @ jnp.arange(4.0)
 
     return f, normal(3, 3)
 
@@ -327,7 +327,11 @@ def losses() -> tuple[Any, Any]:
     def f(x: Any) -> Any:
         labels, n = jnp.array([0, 1, 2, 0]), jnp.arange(3.0)
         y = jax.nn.one_hot(labels, 3)
-        each = [optax.softmax_cross_entropy(x, y), optax.poly_loss_cross_entropy(x, y), optax.cosine_distance(x, y)]
+        each = [
+            optax.softmax_cross_entropy(x, y),
+            optax.losses.poly_loss_cross_entropy(x, y),
+            optax.cosine_distance(x, y),
+        ]
         each += [optax.sigmoid_focal_loss(x, y), optax.huber_loss(x, y), optax.ntxent(x, labels)]
         each += [optax.ctc_loss(x[None], jnp.zeros((1, 4)), jnp.array([[1, 2]]), jnp.zeros((1, 2)))]
         return sum(map(jnp.sum, each)) + optax.projections.projection_simplex(x[0]) @ n

@@ -22,6 +22,7 @@ from ..cotangents import Cotangent
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
 from .named import by_name, entry_at, gradient_observed
+from .render.columns import columns
 from .render.table import short_line, short_type
 from .rows import chosen
 from .shadow import Pair, Rounding, beside_shadow
@@ -222,8 +223,7 @@ class Precision(Stored):
                 ", ".join(f"{n} {what}" for n, what in counts if n),
                 ", in ".join(map(short_line, filter(None, (r.line, r.library)))),
             ))  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = columns(table, names=(1, 2, 9), right=range(3, 8))
         opaque = [r for r in self.rows if r.opaque]
         notes = [
             f"`{r.primitive}` at {r.where} could not be run in float64 ({r.opaque}): behind it errors are counted anew."

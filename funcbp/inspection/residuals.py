@@ -33,6 +33,7 @@ from ..remat.price import price
 from ..remat.regions import in_regions
 from ..rules.cost import is_cheap
 from .live import Live, live_bytes
+from .render.columns import columns
 from .render.table import short_line, short_type
 
 __all__ = ["Residual", "Residuals", "residuals"]
@@ -122,12 +123,9 @@ class Residuals:
         note = lambda text: text and notes.setdefault(text, str(len(notes) + 1))
         rows = [_HEAD, *((*cells, note(why), note(inside)) for *cells, why, inside in map(_row, self.values))]
         shown = [i for i in range(len(_HEAD)) if _HEAD[i] not in _OF_LOOPS or any(v.steps > 1 for v in self.values)]
-        widths = [max(len(r[i]) for r in rows) for i in range(len(_HEAD))]
-        lines = [self._title()]
-        for r in rows:
-            cells = (r[i].rjust(widths[i]) if i in _NUMBERS else r[i].ljust(widths[i]) for i in shown)
-            lines.append("  " + "  ".join(cells).rstrip())
-        return "\n".join([*lines, *(f"  {number}: {text}" for text, number in notes.items())])
+        names, right = ([place for place, i in enumerate(shown) if i in which] for which in (_NAMES, _NUMBERS))
+        lines = columns([[r[i] for i in shown] for r in rows], names, right, indent="  ")
+        return "\n".join([self._title(), *lines, *(f"  {number}: {text}" for text, number in notes.items())])
 
     __repr__ = __str__
 
@@ -139,14 +137,15 @@ class Residuals:
         return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
 
 
-_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "wanted by", "line", "why", "inside")
+_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "wanted by", "line", "why", "in")
+_NAMES = (0, 7, 8)
 _NUMBERS = (2, 3, 4, 5)
 _OF_LOOPS = ("steps", "total")
 
 
 def _row(v: Residual) -> tuple[str, ...]:
     kind = short_type(f"{v.dtype}[{','.join(map(str, v.shape))}]")
-    rules = list(dict.fromkeys(w.split(" ")[0] for w in v.wanted))
+    rules = list(dict.fromkeys(w.split(" ")[0].removesuffix("_bwd") for w in v.wanted))
     again = "-" if v.again is None else f"{v.again:,.0f}"
     numbers = (f"{v.bytes:,}", again, f"{v.steps:,}", f"{v.total:,}")
     inside = " > ".join(map(short_line, v.inside))

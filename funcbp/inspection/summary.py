@@ -23,6 +23,7 @@ from ..autodiff.transformations import Backward
 from ..cotangents import float0_zeros, is_differentiable
 from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
 from ..rules.cost import flops
+from .render.columns import WIDTH, columns, shortened
 from .render.table import short_line, short_type
 
 __all__ = ["Operation", "Summary", "summary"]
@@ -69,15 +70,14 @@ class Summary:
     def __str__(self) -> str:
         table = [("operation", "result", "times", "FLOPs forward", "backward", "line")]
         for o in self.operations:
-            numbers = f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}"
-            table.append((o.name, short_type(o.shape), *numbers, short_line(o.line)))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        totals = (
-            f"result {self.output}, {self.parameters:,} parameters, FLOPs: {self.forward:,} forward and "
-            f"{self.backward:,} backward, residuals: {self.residuals:,} bytes"
-        )
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], totals])
+            table.append((o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", short_line(o.line)))
+        lines = columns(table, names=(0, 1, 5), right=range(2, 5))
+        kept = f", {self.parameters:,} parameters, residuals: {self.residuals:,} bytes"
+        totals = [
+            f"result {shortened(self.output, WIDTH - len('result ' + kept))}{kept}",
+            f"FLOPs: {self.forward:,} forward and {self.backward:,} backward",
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *totals])
 
     def __repr__(self) -> str:
         return str(self)

@@ -7,11 +7,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from xml.etree import ElementTree
 
+from ..inspection.render.columns import columns
+from ..inspection.render.table import short_type
+
 __all__ = ["Finding", "LeafReport", "Report"]
 
 LEGEND = (
-    "error, ref. error: of the worst element, and the reference's own, both relative to the leaf's largest element;",
-    "vs jax: the largest difference from jax.vjp, likewise; dot: how far <u, Jv> = <J'u, v> is from holding;",
+    "error, ref.: of the worst element, and the reference's own, by the leaf's largest element;",
+    "vs jax: the largest difference from jax.vjp, likewise; dot: how far <u, Jv> is from <J'u, v>;",
     "own ulp, jax ulp: the error in the leaf's own type, and that of jax.vjp; -: cannot be had.",
 )
 VERDICTS = ("wrong", "not finite", "kink", "stopped gradient", "not informative", "ok")
@@ -135,10 +138,7 @@ class Report:
         verdict = "ok" if self.ok else "WRONG"
         lines = [f"{self.name}: {verdict}   ({self.mode}, {self.samples} samples, seed {self.seed})"]
         rows = [_HEAD, *map(_row, self.leaves)]
-        widths = [max(len(r[i]) for r in rows) for i in range(len(_HEAD))]
-        for r in rows:
-            cells = (c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-            lines.append("  " + "  ".join(cells).rstrip())
+        lines += columns(rows, _NAMES, _NUMBERS, indent="  ")
         for leaf in self.leaves:
             if leaf.verdict == "wrong":
                 where = f"{leaf.path}{_index(leaf.worst)}"
@@ -170,18 +170,20 @@ class Report:
         return f"<p>{title}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{rest}</ul>"
 
 
-_HEAD = ("leaf", "type", "verdict", "error", "ref. error", "worst", "vs jax", "dot", "own ulp", "jax ulp")
+_HEAD = ("leaf", "type", "verdict", "error", "ref.", "worst", "vs jax", "dot", "own ulp", "jax ulp")
+_NAMES = (0, 1, 5)
+_NUMBERS = range(3, len(_HEAD))
 
 
 def _row(leaf: LeafReport) -> tuple[str, ...]:
     order = " (2nd)" if leaf.order == 2 else ""
     return (
         leaf.path + order,
-        f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]",
+        short_type(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"),
         leaf.verdict,
         _small(leaf.error),
         _small(leaf.reference_error),
-        _index(leaf.worst) or "-",
+        _index(leaf.worst).replace(" ", "") or "-",
         _small(leaf.against_jax),
         _small(leaf.dot),
         _small(leaf.own_ulps),
@@ -194,7 +196,7 @@ def _number(x: float | None) -> float:
 
 
 def _small(x: float | None) -> str:
-    return "-" if x is None else f"{x:.1e}" if x and (abs(x) >= 1000 or abs(x) < 0.1) else f"{x:.2g}"
+    return "-" if x is None else f"{x:.0e}" if x and (abs(x) >= 100 or abs(x) < 0.1) else f"{x:.2g}"
 
 
 def _value(x: float | None) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from ...jaxpr.types import Value
 from ..outline import Group, Outline, outline
 from ..rows import NO_DERIVATIVE, Row
+from .columns import WIDTH, shortened
 
 __all__ = ["headline", "short_line", "short_type", "summary", "table"]
 
-WIDTH = 100
 SUMMARY = 24  # lines, at most
 COLUMNS = (("index", 7), ("operation", 22), ("type", 14), ("value", 9), ("cotangent", 9), ("line", 16))
 SHORT = re.compile(r"(b?)(float|int|uint|complex)(\d*)")
@@ -51,7 +51,7 @@ def summary(whole: Outline) -> Iterator[str]:
 
 def _line(r: Row, whole: Outline) -> str:
     width = COLUMNS[1][1]
-    title = _path(r.name, width) if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
+    title = shortened(r.name, width) if r.primitive == "input" else f"{r.operation} {r.name}".rstrip()
     texts = (r.index, "  " * r.depth + title, short_type(r.shape))
     cells = " ".join(f"{_cut(text, width):<{width}}" for text, (_, width) in zip(texts, COLUMNS, strict=False))
     line = short_line(r.place)
@@ -92,11 +92,6 @@ def short_line(line: str) -> str:
 def _norms(r: Row | None) -> str:
     v, c = (None, None) if r is None else (r.of_value, r.of_cotangent)
     return " ".join(f"{'' if s is None else f'{s.norm:.4g}':<9}" for s in (v, c))
-
-
-def _path(name: str, width: int) -> str:
-    """A leaf's path: where it is too long, its beginning and its end, which together tell which leaf it is."""
-    return name if len(name) <= width else name[: width // 3] + "…" + name[width // 3 + 1 - width :]
 
 
 def _cut(text: str, width: int) -> str:

@@ -152,8 +152,11 @@ def _check(
             notes.append(OTHER_DRAWS)
         else:
             leaves = own
+        blamed = wide
         if order == 2:
-            leaves += _second_order(wide, setting, random[0])
+            second, gradient = _second_order(wide, setting, random[0])
+            blamed = wide if any(leaf.verdict == "wrong" for leaf in leaves) else gradient
+            leaves += second
         culprit = ""
         spoiled = [
             leaf.verdict == "not finite" and leaf.wanted is not None and np.isfinite(leaf.wanted) for leaf in leaves
@@ -169,7 +172,7 @@ def _check(
             pairs = zip(leaves, spoiled, strict=True)
             leaves = [replace(leaf, verdict="wrong", note="") if s else leaf for leaf, s in pairs]
         elif any(leaf.verdict == "wrong" for leaf in leaves):
-            culprit = blame(wide, vjp, seed)
+            culprit = blame(blamed, vjp, seed)
     unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
     return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
 
@@ -371,8 +374,8 @@ def _both_far_off(leaf: LeafReport) -> bool:
 # --- second order -----------------------------------------------------------------------------------------------------
 
 
-def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafReport]:
-    """The gradient as a function of the same arguments, checked like any other."""
+def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> tuple[list[LeafReport], Subject]:
+    """Check the gradient as a function of the same arguments, like any other; also that function."""
 
     def gradient(by: Callable[..., tuple[PyTree, Callable[..., PyTree]]]) -> Subject:
         def cotangents(*args: PyTree, **kwargs: PyTree) -> list[Value]:
@@ -389,4 +392,4 @@ def _second_order(wide: Subject, setting: Setting, ct: np.ndarray) -> list[LeafR
         theirs = or_none(lambda: gradient(jax.vjp), setting.notes, "jax.vjp, twice,")
     random = random_cotangents(setting.rng, setting.samples, ours.outputs.size)
     w = gather(ours, replace(setting, complex_step=False), random, program_of(ours), theirs)
-    return [_leaf_report(ours, i, judge_leaf(w, i), w, 2) for i in range(len(ours.inputs.types))]
+    return [_leaf_report(ours, i, judge_leaf(w, i), w, 2) for i in range(len(ours.inputs.types))], ours

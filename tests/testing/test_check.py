@@ -589,3 +589,19 @@ def test_a_bias_of_zeros_that_a_softmax_cancels_is_right_though_its_gradient_is_
     assert 0 < np.max(np.abs(bp.grad(f)(b))) < 1e-5
     report = check(f, b)
     assert report.ok, report
+
+
+def test_what_is_wrong_in_second_order_only_is_blamed_there():
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    @jax.custom_vjp
+    def cosine(x):
+        return jnp.cos(x)
+
+    sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (ct * cosine(x),))
+    cosine.defvjp(lambda x: (jnp.cos(x), x), lambda x, ct: (-1.3 * ct * jnp.sin(x),))
+    report = check(sine, 0.4, order=2)
+    assert [leaf.verdict for leaf in report.leaves] == ["ok", "wrong"]
+    assert report.culprit.startswith("the custom_vjp rule of cosine at ")

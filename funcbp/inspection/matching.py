@@ -58,12 +58,19 @@ def aligned(a: Sequence[Row], b: Sequence[Row], ulps: float, links: Sequence[Lin
             pairs.append((i, j))
     left, right = ({p[k] for p in pairs} for k in (0, 1))
     partners = {id(a[i]): id(b[j]) for i, j in (*pairs, *differing)}
+    known = {*partners, *partners.values()}
+    shared = lambda ours, theirs: any(partners.get(id(x)) == id(y) for x in ours for y in theirs)
 
     def alike(i: int, j: int) -> bool:
-        """Whether two equations whose values differ are one, as one of their operands is, or both their neighbours."""
+        """Whether two equations whose values differ are one, as one of their operands is; or as what takes them is,
+        where all operands are others; or both their neighbours.
+        """
         before, others = (side.operands(row) for side, row in zip(links, (a[i], b[j]), strict=True))
         if before and others:
-            return a[i].primitive == "output" or any(partners.get(id(x)) == id(y) for x in before for y in others)
+            if a[i].primitive == "output" or shared(before, others):
+                return True
+            replaced = known.isdisjoint(map(id, (*before, *others)))
+            return replaced and shared(links[0].consumers(a[i]), links[1].consumers(b[j]))
         if not (0 < i < len(a) - 1 and 0 < j < len(b) - 1):
             return False
         return all(partners.get(id(a[i + d])) == id(b[j + d]) for d in (-1, 1))

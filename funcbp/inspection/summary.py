@@ -70,7 +70,9 @@ class Summary:
     def __str__(self) -> str:
         table = [("operation", "result", "times", "FLOPs forward", "backward", "line")]
         for o in self.operations:
-            table.append((o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", short_line(o.line)))
+            table.append(
+                (o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", short_line(o.line))
+            )
         lines = columns(table, names=(0, 1, 5), right=range(2, 5))
         kept = f", {self.parameters:,} parameters, residuals: {self.residuals:,} bytes"
         totals = [

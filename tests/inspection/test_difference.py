@@ -217,3 +217,12 @@ def test_one_operation_on_two_inputs_is_two():
         jnp.ones(3), jnp.arange(3.0)
     )
     assert [[r.primitive for r in side][:1] for side in (found.only_a, found.only_b)] == [["exp"]] * 2
+
+
+def test_what_follows_an_operation_that_was_replaced_is_found():
+    def loss(x, act=jnp.tanh):
+        return jnp.sum(jnp.exp(act(x) - jnp.sum(act(x))))
+
+    found = bp.diff(loss, lambda x: loss(x, jax.nn.relu))(jnp.array([0.5, -2.0]))
+    assert {r.title for r in found.only_a} == {"tanh"} and {r.title for r in found.only_b} == {"relu"}
+    assert found.value.a.primitive == "reduce_sum"

@@ -51,13 +51,19 @@ def rule(
     fwd: Callable[..., tuple[Value, PyTree]] | None = None,
     save: Save | None = None,
 ) -> Rule:
-    """A rule of your own, for `Backward(rules={primitive: rule(...)})`.
+    """Make a rule of your own, for `Backward(rules={primitive: rule(...)})`.
 
     Args:
         bwd: `bwd(res, ct, perturbed, **params)`, one cotangent per primal.
         fwd: `fwd(*primals, **params) -> (outs, res)`; left out, the primitive is run and `save` is kept.
         save: what to keep where `fwd` is left out: `INPUTS` (if left out too), `OUTPUT`, `TYPES`, `NOTHING` or a
             function.
+
+    Returns:
+        The rule; `print` shows both halves.
+
+    Raises:
+        TypeError: one of them is not a function.
 
     Example:
         >>> import jax, funcbp as bp
@@ -114,10 +120,10 @@ def _scaled(ct: jax.Array, slope: ArrayLike) -> jax.Array:
 
 
 def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
-    """Make a rule for an operation linear in its first: `x̄ = transpose(z̄, type of x, **params)`. Keeps no numbers.
+    """Make a rule for an operation linear in its first operand: x̄ = transpose(z̄, type of x). It keeps no numbers.
 
     Args:
-        transpose: the transposed map.
+        transpose: the transposed map, which gets the operation's parameters by name.
         moves: how the operation moves numbers, if that is all it does.
         name: of the operation, for tracebacks and name scopes.
 
@@ -138,12 +144,13 @@ def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, n
 def bilinear_rule(
     left: Callable[..., jax.Array], right: Callable[..., jax.Array], factored: bool = True, name: str = "bilinear"
 ) -> Rule:
-    """Make a rule for an operation linear in each of two: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
+    """Make a rule for an operation linear in each operand: x̄ = left(z̄, y, type of x), ȳ = right(z̄, x, type of y).
 
     An operand is kept only where the other one is perturbed.
 
     Args:
-        left, right: the cotangents of the operands.
+        left: the cotangent of the first operand, x; it gets the operation's parameters by name, as `right` does.
+        right: that of the second, y.
         factored: whether they are handed on as `Factored` products, to be contracted when somebody needs the array,
             or as arrays.
         name: of the operation, for tracebacks and name scopes.

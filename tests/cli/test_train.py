@@ -96,11 +96,11 @@ def test_files(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3))
     Path("table.csv").write_text("\n".join(f"{a},{b},{c},{int(a > 0)}" for a, b, c in x))
-    assert main(["train", "table.csv", "--target", "4", "--network", "mlp:4", "--epochs", "1"]) == 0
+    assert main(["train", "table.csv", "--target", "4", "--network", "mlp:4", "--epochs", "1", "--no-plots"]) == 0
     assert "table: 3 inputs, 2 classes" in capsys.readouterr().out
     assert Path("runs/table-mlp-4/params.npz").exists()
     np.savez("images.npz", x=rng.normal(size=(60, 8, 8)), y=x[:, 0])
-    assert main(["train", "--data", "images.npz", "--network", "convnet", "--epochs", "1"]) == 0
+    assert main(["train", "--data", "images.npz", "--network", "convnet", "--epochs", "1", "--no-plots"]) == 0
     assert "images: 64 inputs, regression" in capsys.readouterr().out
 
 
@@ -109,6 +109,7 @@ def test_modes_stops_and_records(capsys):
     """In two parts by a checkpoint, and whole: the same."""
     argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
     argv += ["--stop", "correct", "--stop", "target:1e-9", "--metrics", "m.csv", "--mesh", f"data={jax.device_count()}"]
+    argv += ["--no-plots"]
     assert main([*argv, "--epochs", "4", "--checkpoint", "run.npz", "--checkpoint-every", "2"]) == 0
     assert main([*argv, "--epochs", "9", "--checkpoint", "run.npz", "--resume", "--out", "parts"]) == 0
     out = capsys.readouterr().out
@@ -122,7 +123,20 @@ def test_modes_stops_and_records(capsys):
     assert len(Path("m.csv").read_text().splitlines()) == 10
     capsys.readouterr()
     assert "run.npz is there already, and would be lost" in refused(capsys, *argv, "--checkpoint", "run.npz")
-    assert main(["train", "iris", "--network", "mlp:4", "--mode", "online", "--stop", "target:100", "--out", "o"]) == 0
+    argv = [
+        "train",
+        "iris",
+        "--network",
+        "mlp:",
+        "--mode",
+        "online",
+        "--stop",
+        "target:100",
+        "--out",
+        "o",
+        "--no-plots",
+    ]
+    assert main(argv) == 0
     out = capsys.readouterr().out
     assert "example by example" in out and "1 epochs in" in out and "Stopped by target:100" in out
 
@@ -130,7 +144,8 @@ def test_modes_stops_and_records(capsys):
 @pytest.mark.slow
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
-        assert main(["train", "iris", "--network", "mlp:4", "--epochs", "2", "--seed", "5", "--out", out]) == 0
+        argv = ["train", "iris", "--network", "mlp:", "--epochs", "1", "--seed", "5", "--out", out, "--no-plots"]
+        assert main(argv) == 0
     first, second = (train.load_params(f"{out}/params.npz") for out in ("a", "b"))
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
@@ -254,7 +269,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
 @pytest.mark.slow
 def test_divergence_keeps_the_last_good_parameters(capsys):
     argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
-    assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out"]) == 1
+    assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out", "--no-plots"]) == 1
     out, err = capsys.readouterr()
     kept = int(err.split("The parameters of epoch ")[1].split(" ")[0])
     assert f"Learning diverged in epoch {kept + 1}, at " in err and "the loss is no longer a finite number" in err
@@ -299,7 +314,8 @@ def test_ctrl_c_before_the_training(capsys, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_real_ctrl_c():
     source = str(Path(funcbp.__file__).parent.parent)
-    argv = [sys.executable, "-u", "-m", "funcbp", "train", "iris", "--network", "mlp:4", "--epochs", "1000000"]
+    argv = [sys.executable, "-u", "-m", "funcbp", "train", "iris", "--network", "mlp:", "--epochs", "1000000"]
+    argv += ["--out", "run", "--no-plots"]
     environment = {**os.environ, "PYTHONPATH": source, "PYTHONUTF8": "1"}
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
@@ -309,14 +325,14 @@ def test_a_real_ctrl_c():
         seen = ""
         while "to jax.grad" not in seen and (piece := run.stdout.read(1)):
             seen += piece
-        while not (written := Path("runs/iris-mlp-4/metrics.jsonl")).exists() or b"\n" not in written.read_bytes():
+        while not (written := Path("run/metrics.jsonl")).exists() or b"\n" not in written.read_bytes():
             time.sleep(0.05)  # until an epoch is written; the last line may be half there
         run.send_signal(signal.SIGINT)
         out, err = run.communicate()
         guard.cancel()
     assert run.returncode == 130, err
     assert "are kept" in err and "Results in" in out
-    *epochs, _ = lines_of("runs/iris-mlp-4/metrics.jsonl")
+    *epochs, _ = lines_of("run/metrics.jsonl")
     assert epochs[-1]["epoch"] >= 1
 
 

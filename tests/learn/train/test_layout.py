@@ -113,11 +113,12 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     """The limit is hard: a process that waits for a dead one is not waited for."""
     monkeypatch.chdir(tmp_path)
     limit = 120
+    command = ["train", "iris", "--network", "mlp:", "--no-plots"]
 
     def train_iris(*more):
         where = lambda address, process: ["--coordinator", address, "--processes", "2", "--process", process]
-        argv = ["-m", "funcbp", "train", "iris", "--network", "mlp:4", "--out", "out", "--checkpoint", "run.npz"]
-        return lambda *who: [*argv, "--checkpoint-every", "2", *more, *where(*who)]
+        argv = ["-m", "funcbp", *command, "--out", "out", "--checkpoint", "run.npz", "--checkpoint-every", "2"]
+        return lambda *who: [*argv, *more, *where(*who)]
 
     def epoch():
         with contextlib.suppress(FileNotFoundError), np.load("run.npz") as file:
@@ -139,7 +140,7 @@ def test_two_processes_one_of_them_killed(tmp_path, monkeypatch, capfd):
     assert "Mesh        data=4 of 4 devices in 2 processes" in out and "Test accuracy" in out
     assert "Mesh" not in silent and "Test accuracy" not in silent
     assert epoch() == reached + 6
-    assert main(["train", "iris", "--network", "mlp:4", "--out", "alone", "--epochs", total]) == 0
+    assert main([*command, "--out", "alone", "--epochs", total]) == 0
     both, alone = (
         [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         for folder in ("out", "alone")

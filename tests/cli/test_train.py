@@ -30,6 +30,12 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave out what the tests of every kind look at, and what most of a short run's time goes into."""
+    monkeypatch.setattr(train_command, "gradient_is_right", lambda *args: True)
+
+
 def lines_of(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
@@ -105,6 +111,7 @@ def test_files(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_modes_stops_and_records(capsys):
     """In two parts by a checkpoint, and whole: the same."""
     argv = ["train", "iris", "--network", "mlp:4", "--mode", "batch", "--optimizer", "irprop-plus", "--keep", "best"]
@@ -142,6 +149,7 @@ def test_modes_stops_and_records(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_the_seed_decides_everything(capsys):
     for out in ("a", "b"):
         argv = ["train", "iris", "--network", "mlp:", "--epochs", "1", "--seed", "5", "--out", out, "--no-plots"]
@@ -267,6 +275,7 @@ def test_a_wrong_backward_pass_stops_the_run(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_divergence_keeps_the_last_good_parameters(capsys):
     argv = ["train", "diabetes", "--network", "mlp:4", "--activation", "identity", "--optimizer", "sgd"]
     assert main([*argv, "--learning-rate", "1e4", "--epochs", "50", "--out", "out", "--no-plots"]) == 1
@@ -280,6 +289,7 @@ def test_divergence_keeps_the_last_good_parameters(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_ctrl_c_keeps_what_was_reached(capsys, monkeypatch):
     fit = train.fit
 
@@ -414,6 +424,7 @@ def test_a_place_that_cannot_be_written_to(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_a_full_disk(capsys, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from api_pages import write_pages  # noqa: E402
+from api_pages import NAMESPACES, write_pages  # noqa: E402
 
 import funcbp  # noqa: E402
 
@@ -66,8 +66,26 @@ def keep_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
             lines[i] = re.sub(r"(`[^`]*`)|[|]", lambda m: m[1] or r"\|", line)
 
 
+def lead_back(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let "[docs]" beside a source lead to where that name is explained: viewcode takes one namespace for a file."""
+    if not page.startswith("_modules/funcbp/"):
+        return
+    objects = app.env.get_domain("py").objects
+    spaces = sorted((where for where, _ in NAMESPACES.values()), key=len, reverse=True)
+
+    def right(link: re.Match[str]) -> str:
+        name = next(link[1].removeprefix(f"{s}.") for s in spaces if link[1].startswith(f"{s}."))
+        known = (f"{s}.{name}" for s in reversed(spaces) if f"{s}.{name}" in objects)
+        target = next(known, None)
+        uri = "" if target is None else app.builder.get_relative_uri(page, objects[target].docname)
+        return link[0] if target is None else f'<a class="viewcode-back" href="{uri}#{target}">'
+
+    context["body"] = re.sub(r'<a class="viewcode-back" href="[^"#]*#([^"]*)">', right, context["body"])
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", keep_bars, priority=1)
+    app.connect("html-page-context", lead_back)
 
 
 (HERE / "extra").mkdir(exist_ok=True)

@@ -70,6 +70,13 @@ def reciprocal_differences(w: jax.Array) -> jax.Array:
 # --- factorisations ---------------------------------------------------------------------------------------------------
 
 
+def hermitian(a: jax.Array, lower: bool = True) -> jax.Array:
+    """The Hermitian matrix with this triangle of a matrix, and of its diagonal the real part: nothing else is read."""
+    off = jnp.tril(a, -1) if lower else jnp.triu(a, 1)
+    on = as_type(lax.real(diagonal(a)), a.dtype) if is_complex(a) else diagonal(a)
+    return off + H(off) + eye(a.shape[-1], a) * on[..., None]
+
+
 def cholesky_tangent(
     primals: Sequence[jax.Array], tangents: Sequence[jax.Array | Any], **params: Any
 ) -> tuple[Value, Value]:
@@ -78,11 +85,8 @@ def cholesky_tangent(
     Of A, only the lower triangle is read, and of its diagonal the real part.
     """
     (a,), (da,) = primals, tangents
-    below = jnp.tril(da, -1)
-    on = as_type(lax.real(diagonal(da)), a.dtype) if is_complex(da) else diagonal(da)
-    da = below + H(below) + eye(a.shape[-1], a) * on[..., None]
     out = jnp.tril(primitives.cholesky_p.bind(a, **params))
-    inner = solve_triangular(out, da, left_side=False, transpose_a=True, conjugate_a=True, lower=True)
+    inner = solve_triangular(out, hermitian(da), left_side=False, transpose_a=True, conjugate_a=True, lower=True)
     inner = jnp.tril(solve_triangular(out, inner, left_side=True, lower=True))
     return out, dot(out, inner / (1 + eye(a.shape[-1], a)))
 
@@ -91,16 +95,20 @@ def eigh_tangent(
     primals: Sequence[jax.Array],
     tangents: Sequence[jax.Array | Any],
     *,
+    lower: bool,
     subset_by_index: tuple[int, int] | None = None,
     **params: Any,
 ) -> tuple[Value, Value]:
-    """A = V diag(w) V*:  with P = V* dA V,  dw = diag P,  dV = V (F ∘ P),  Fᵢⱼ = 1/(wⱼ - wᵢ) off the diagonal."""
+    """A = V diag(w) V*:  with P = V* dA V,  dw = diag P,  dV = V (F ∘ P),  Fᵢⱼ = 1/(wⱼ - wᵢ) off the diagonal.
+
+    Of A, one triangle is read, and of its diagonal the real part.
+    """
     (a,), (da,) = primals, tangents
     n = a.shape[-1]
     if not (subset_by_index is None or subset_by_index == (0, n)):
         raise NotImplementedError("The derivative of a partial eigendecomposition is not defined, here as in JAX.")
-    v, w = primitives.eigh_p.bind((a + H(a)) / 2, subset_by_index=subset_by_index, **params)
-    p = dot(dot(H(v), da), v)
+    v, w = primitives.eigh_p.bind(hermitian(a, lower), lower=lower, subset_by_index=subset_by_index, **params)
+    p = dot(dot(H(v), hermitian(da, lower)), v)
     dw = diagonal(lax.real(p) if is_complex(p) else p)
     return [v, w], [dot(v, reciprocal_differences(as_type(w, a.dtype)) * p), dw]
 

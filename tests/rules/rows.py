@@ -470,6 +470,16 @@ row("cholesky", lambda x: jnp.linalg.cholesky(spd(x)), hermitian, label="batch, 
 row("eigh", lambda x: jnp.linalg.eigh(x + x.T)[0], square)
 row("eigh", lambda x: (lambda w, v: v @ (w[:, None] ** 2 * v.T))(*jnp.linalg.eigh(x + x.T)), square, label="vectors")
 row("eigh", lambda x: jnp.linalg.eigvalsh(spd(x)), hermitian, label="batch, complex")
+for triangle in "lower", "upper":
+    row(
+        "eigh",
+        lambda a, lower=triangle == "lower": (lambda v, w: (jnp.abs(v) ** 2, w))(
+            *lax.linalg.eigh(a, lower=lower, symmetrize_input=False)
+        ),
+        hermitian,
+        label=f"{triangle} triangle alone",
+        against_jax=False,
+    )
 row("eig", lambda x: jnp.real(jnp.linalg.eigvals(x) ** 2), square, label="values", order=1)
 row("lu", lambda x: jax.scipy.linalg.lu(x)[1:], square)
 row("lu", lambda x: lax.linalg.lu(x)[0], draw(2, 4, 3), label="batch, tall")

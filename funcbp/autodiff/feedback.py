@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .. import jaxpr as jx
-from ..cotangents import Moves
+from ..cotangents import Moves, is_differentiable
 from ..jaxpr.types import Value
 from ..rules.contract import EscapedMarkError
 from ..rules.kinds import Operation, Recorder
@@ -75,7 +75,7 @@ def feedback_through(trace: Recorder, operation: Operation, outs: Value, lost: S
     if _loses(operation):
         here = Lost(f"`{operation.primitive}` at {jx.user_line(jx.current_source())}")
         if operation.primitive.multiple_results:
-            return [trace.with_feedback(o, here) for o in outs]
+            return [trace.with_feedback(o, here) if is_differentiable(jx.type_of(o)) else o for o in outs]
         return trace.with_feedback(outs, here)
     several = operation.primitive.multiple_results
     shapes = [jx.type_of(o).shape for o in (outs if several else [outs])]
@@ -104,13 +104,15 @@ def _passes(operation: Operation, here: Sequence[bool], shapes: Sequence[tuple[i
 
 
 def _loses(operation: Operation) -> bool:
-    """Whether it looks up what has a feedback weight by many indices, writes perturbed values over some of it, or is a
-    loop or branch that nobody goes into.
+    """Whether it looks up what has a feedback weight by many indices, sorts it, writes perturbed values over some of
+    it, or is a loop or branch that nobody goes into.
     """
     assert operation.feedback is not None
     traits, marked = traits_of(operation.primitive), operation.feedback[0] is not None
     if jx.Inside.of(operation.params, tuple(map(jx.type_of, operation.values))).programs:
         return not traits.writes and not traits.scales
+    if traits.sorts:
+        return True
     if not marked:
         return False
     unmarked = (p and w is None for p, w in zip(operation.perturbed, operation.feedback, strict=True))

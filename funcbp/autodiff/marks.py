@@ -40,8 +40,8 @@ def feedback(w: T, b: PyTree) -> T:
     b gets none. The mark stays on w through transposing, casting, reshaping, slicing, joining, writing, masking and
     scaling, into loops, branches and `jax.checkpoint`; it has no effect on other uses of w, such as a penalty on its
     size. The product of two marked values (a weight written as a product) is itself not marked: mark the product. What
-    is looked up in w by many indices, or comes out of a loop or branch, may be a weight or activations: used as the one
-    factor without a mark, it is refused.
+    is looked up in w by many indices, sorted, or comes out of a loop or branch, may be a weight or activations: used as
+    the one factor without a mark, it is refused.
 
     For JAX, and for `funcbp.vjp` around it, it is the identity of w.
 

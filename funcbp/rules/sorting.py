@@ -64,7 +64,7 @@ def keep_places(
     return jax.typeof(primals[0]), outs[1]
 
 
-SORTED = DEAR.but(flops=free, passes=16)  # about log₂ of how many there are
+SORTED = DEAR.but(flops=free, passes=16, sorts=True)  # about log₂ of how many there are
 def_rule(primitives.sort_p, sort_bwd, fwd=sort_fwd, traits=SORTED)
 def_rule(primitives.top_k_p, top_k_bwd, save=keep_places, traits=SORTED)
 

@@ -101,6 +101,7 @@ class Traits:
         moves: how it moves the numbers of its operands (of the linear ones, if these are given), if that is all it
             does, but for rounding them.
         writes: whether it writes the numbers of one operand over some of another's.
+        sorts: whether it moves the numbers of its operands to places that depend on how large they are.
         singular: where it, or its derivative, is not finite.
         digits: how it loses digits, if in any way of its own.
         bounds: what its result lies between.
@@ -123,6 +124,7 @@ class Traits:
     scales: tuple[int, ...] = ()
     moves: Moves = Moves.NOT
     writes: bool = False
+    sorts: bool = False
     singular: Singularity | None = None
     digits: Digits | None = None
     bounds: tuple[float, float] | None = None

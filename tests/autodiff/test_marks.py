@@ -232,10 +232,19 @@ def test_a_mark_follows_what_is_written(name):
     lambda x, w: x @ (2.0 * w[:, ORDER].T),
     lambda x, w: x @ w.at[0].set(x[0]),
     lambda x, w: jax.jit(lambda w: x @ w[ORDER])(w),
-], ids=["take", "an index array, moved and scaled", "written over by activations", "in a call"])  # fmt: skip
+    lambda x, w: x @ lax.sort(w, dimension=0),
+    lambda x, w: x[:, :2] @ (2.0 * lax.top_k(w.T, 2)[0]).T,
+], ids=["take", "an index array, moved and scaled", "written over by activations", "in a call",
+        "sorted", "top_k"])  # fmt: skip
 def test_a_lost_mark_is_refused_where_it_would_count(f):
     with pytest.raises(ValueError, match=r"of an operand of `dot_general` at .*test_marks.py:.* was lost in `\w+` at "):
         bp.grad(lambda x, w: jnp.sum(f(x, bp.feedback(w, B3))), (0, 1))(jnp.ones((1, 3)), W3)
+
+
+def test_the_order_of_what_is_marked_is_no_weight():
+    x = jnp.array([1.0, 2.0, 4.0])
+    f = lambda x, w: jnp.sum(x * jnp.argsort(bp.feedback(w, w)).astype(x.dtype))
+    np.testing.assert_array_equal(bp.grad(f)(x, -x), [2.0, 1.0, 0.0])
 
 
 def test_a_mark_that_leaves_a_branch_is_refused():

@@ -30,8 +30,9 @@ def checked(f):
 
 @pytest.mark.parametrize("look", [bp.trace, bp.precision, bp.summary, bp.residuals, checked])
 def test_a_hundred_columns(look):
+    filled = 80 if look is bp.summary else 90  # it names operations and lines, not parameters and scopes
     text = str(look(a_model_whose_author_wrote_all_words_out)(PARAMS, 0.3 + jnp.arange(4.0).reshape(2, 2) / 10))
-    assert 90 < max(map(len, text.splitlines())) <= 100
+    assert filled < max(map(len, text.splitlines())) <= 100
 
 
 def test_names_are_shortened_and_numbers_are_not():

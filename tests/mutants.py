@@ -184,7 +184,7 @@ MUTANTS = [
     Mutant("learn/optim/gauss_newton.py", "jax.vmap(slope)(z, y) / len(z))", "jax.vmap(slope)(z, y))", "learn/optim/test_levenberg_marquardt.py -k gauss_newton"),
     Mutant("learn/optim/salomon.py", "smaller = state.learning_rate * scalar(zeta), state.learning_rate / scalar(zeta)", "smaller = state.learning_rate * scalar(zeta), state.learning_rate", "learn/optim/test_formulas.py -k salomon"),
     Mutant("learn/optim/inertia.py", "return (-(1 - kept) * number(learning_rate, g) * g", "return (-number(learning_rate, g) * g", "learn/optim/test_formulas.py -k inertia"),
-    Mutant("learn/train/fit.py", "key=jax.random.fold_in(key, bad[0]))", "key=key)", "learn/train/test_fit.py -k names_the_first"),
+    Mutant("learn/train/fit.py", "key=jax.random.fold_in(key, bad[0]))", "key=key)", "learn/train/test_fit.py -k names_the_equation"),
     Mutant("learn/train/drive.py", "return min(count, every - done % every) if every else count", "return count", "learn/train/test_checkpoint.py -k every_so_many"),
     Mutant("learn/train/supervised.py", "jnp.mean(y, 0, keepdims=True)", "jnp.mean(y, keepdims=True)", "learn/train/test_supervised.py -k scores"),
     Mutant("learn/train/many.py", "return halves[:, 1], jax.vmap(draw)(halves[:, 0])", "return halves[:, 0], jax.vmap(draw)(halves[:, 0])", "learn/train/test_many.py -k what_fit"),

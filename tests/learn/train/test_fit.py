@@ -264,6 +264,15 @@ def test_divergence_names_the_first_bad_equation():
     assert str(fit.divergence).endswith(fit.divergence.equation)
 
 
+def test_divergence_names_the_equation_with_the_draws_of_that_update():
+    def loss(w, batch, key):
+        kept = jax.random.bernoulli(key, 0.8).astype(w.dtype)
+        return w * jnp.sum(batch**2) / kept
+
+    fit = bp.fit(loss, jnp.array(1.0), X, optimizer=optax.sgd(0.0), batch_size=2, epochs=3, key=KEY)
+    assert fit.reason == "diverged" and "`div`" in fit.divergence.equation and fit.divergence.update > 1
+
+
 def test_divergence_of_the_step_alone():
     """Loss and gradient are finite, and there is no equation to blame."""
     square = lambda w, batch: jnp.sum(w**2 * batch)

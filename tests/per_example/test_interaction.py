@@ -24,6 +24,13 @@ def test_examples_that_interact_are_refused():
         bp.per_example.of_batch(batch_norm, W, normal(15, 5, 4))
 
 
+def test_the_tolerance_is_of_the_loss_and_not_of_the_batch():
+    interact = lambda w, x: jnp.mean(x * w) + 5e-4 * jnp.sum(x * w)  # of five alike: 2e-3 more than the mean
+    with pytest.raises(ValueError, match="The examples interact"):
+        bp.per_example.of_batch(interact, jnp.ones(()), jnp.ones(5))
+    bp.per_example.of_batch(interact, jnp.ones(()), jnp.ones(5), tolerance=3e-3)
+
+
 @pytest.mark.parametrize("reduce", [jnp.mean, jnp.sum])
 def test_a_loss_written_for_a_batch(reduce):
     batch_loss = lambda w, x: reduce(jnp.sum(jnp.tanh(x @ w), -1))

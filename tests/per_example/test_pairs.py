@@ -159,7 +159,7 @@ def test_a_convolution_goes_the_way_that_costs_less():
     assert method(32, 16, 16, 9) == method(16, 16, 16) == "direct"
     assert method(28, 1, 6, 5) == method(32, 3, 8) == "products"  # few channels
     assert method(32, 3, 32) == method(16, 32, 64) == "products"  # many units
-    assert method(16, 64, 64, 1) == "products"  # no more in patches than in the image
+    assert method(16, 64, 64, 1) == method(16, 64, 16, 1) == "products"  # no more in patches than in the image
     assert method(2, 256, 256) == "factors"
     assert method(32, 16, 16, 9, jnp.float64) == "products"
 

@@ -27,6 +27,8 @@ def test_gram_and_cosines():
     assert_close(jax.jit(bp.per_example.gram(loss))(params, batch), rows @ rows.T)
     unit = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
     assert_close(jax.jit(bp.per_example.cosines(loss))(params, batch), unit @ unit.T)
+    of_nothing = bp.per_example.cosines(lambda w, x: w @ x)(jnp.zeros(2), jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    assert_close(of_nothing, jnp.array([[0.0, 0.0], [0.0, 1.0]]))  # a gradient of zero has no direction
     outputs = lambda params, x: bp.nets.mlp([3, 4, 2]).apply(params, x)
     jacobian = flat(
         jax.tree.map(lambda j: j.reshape(10, -1), jax.jit(jax.vmap(jax.jacrev(outputs), (None, 0)))(params, batch[0]))

@@ -162,7 +162,7 @@ MUTANTS = [
     Mutant("remat/peak.py", "if all(end < a or b < begin for a, b in taken):", "if True:", "remat/test_peak.py"),
     Mutant("remat/budget.py", "if self.fraction is not None and self.fraction > 1:", "if self.fraction is not None and self.fraction > 100:", "remat/test_budget.py -k part_of_what"),
     Mutant("rules/traits.py", "TRAITS.setdefault(key, family)", "TRAITS[key] = family", "rules/test_traits.py -k outlast"),
-    Mutant("rules/fallback.py", "options.rules.get(primitive) or TABLE.get(primitive)", "TABLE.get(primitive) or options.rules.get(primitive)", "rules/test_authors.py -k caller"),
+    Mutant("rules/fallback.py", "options.rules.get(primitive) or TABLE.get(primitive)", "TABLE.get(primitive) or options.rules.get(primitive)", "autodiff/test_transformations.py -k rule_can_be_replaced"),
     Mutant("rules/sorting.py", "reduction_dimension % x.ndim, x)", "x.ndim - 1, x)", "rules/test_rules.py -k approx"),
     Mutant("rules/placement.py", "return list(ct) if Zero in ct else", "return list(reversed(ct)) if Zero in ct else", "rules/test_rules.py -k shard_alike"),
     Mutant("per_example/clipping.py", "jnp.sum(below * mask[None]) / (len(scales) * jnp", "jnp.sum(below * mask[None]) / (jnp", "per_example/test_clipping.py -k leaf"),

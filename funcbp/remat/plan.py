@@ -168,13 +168,13 @@ class Plan:
         rehearsed: bool = True,
     ):
         self.passes, self._make = passes, make
-        full = make(passes.differentiable, None)[0] if rehearsed else None
+        full = make(passes.differentiable, None) if rehearsed else None
         forward, invars = passes.forward, passes.forward.invars
         available = {v for v, f in zip(invars, available_inputs, strict=True) if f}
         invariant_values: set[Var] = set()
         if loop_invariant is not None:
             invariant_values = _following(forward, {v for v, s in zip(invars, loop_invariant, strict=True) if s})
-        self.needed = needed = self._needed(full)
+        self.needed = needed = self._needed(full and full[0])
         self.hoisted = [v for v in needed if v in invariant_values and v not in available]
         wanted = [v for v in needed if v not in invariant_values and v not in available]
         self._recompute = passes.recompute
@@ -206,6 +206,8 @@ class Plan:
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)
         self._backward: dict[tuple[Sequence[bool], OuterNames], tuple[Program, Any]] = {}
+        if full is not None:
+            self._backward[passes.differentiable, None] = self._join(full[0]), full[1]
 
     def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
         """Return the backward program, on what was saved, for these nonzero cotangents; and what `make` said.

@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend import core as jex
 
 import funcbp as bp
+from funcbp.control_flow import revolve
 from funcbp import jaxpr as jx
 from funcbp.control_flow.schedule import schedule
 from funcbp.per_example import examples
@@ -275,3 +276,11 @@ def test_in_regions_and_under_jax_checkpoint(residuals):
     jax.tree.map(close, backward.grad(f(few))(R), want)
     for api in (bp, jax):
         jax.tree.map(close, api.grad(jax.checkpoint(f(few)))(R), want)
+
+
+def test_the_way_back_of_a_step_is_traced_once(monkeypatch):
+    traced, trace = [], revolve.backward_body
+    monkeypatch.setattr(revolve, "backward_body", lambda *which: (traced.append(which), trace(*which))[1])
+    f = lambda x: jnp.sum(bp.scan(lambda c, _: (jnp.sin(c) * 1.5, None), x, None, length=21, snapshots=3)[0])
+    jax.jit(bp.grad(f)).lower(jnp.ones(3))
+    assert len(traced) == 1

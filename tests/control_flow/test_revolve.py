@@ -12,8 +12,8 @@ from jax import lax
 from jax.extend import core as jex
 
 import funcbp as bp
-from funcbp.control_flow import revolve
 from funcbp import jaxpr as jx
+from funcbp.control_flow import revolve
 from funcbp.control_flow.schedule import schedule
 from funcbp.per_example import examples
 

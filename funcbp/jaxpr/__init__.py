@@ -84,6 +84,7 @@ from .marks import feedback_p as feedback_p
 from .marks import has_marks as has_marks
 from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
+from .programs import close as close
 from .programs import in_avals as in_avals
 from .programs import is_literal as is_literal
 from .programs import out_avals as out_avals

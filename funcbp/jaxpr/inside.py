@@ -16,7 +16,7 @@ from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
 from .barrier import barrier_p
-from .interpreter import CALLS, Inside, Kind, Visitor, as_function, run, scan_parts
+from .interpreter import CALLS, Inside, Kind, Visitor, as_function, inside_of, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, bind_eqn, in_avals, trace
 from .types import AnyJaxpr, ClosedJaxpr, JaxprEqn, PyTree, Value, Var, WrappedFun
@@ -459,7 +459,9 @@ def operands_before(fwd: Any) -> int:
 
 
 def inlined(program: Program) -> Program:
-    """The same with the compiled calls inside written out."""
+    """The same with the compiled calls inside written out; itself where there are none."""
+    if not any(inside_of(eqn).kind is Kind.JIT for eqn in program.eqns):
+        return program
     types = [v.aval for v in program.invars]
     return trace(lambda *args: run(program, args, _Inlining()), types, "inlined")
 

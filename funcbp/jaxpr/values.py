@@ -94,7 +94,7 @@ def closed_size(n: Any) -> Any:
 def closed_sizes(eqn: JaxprEqn) -> JaxprEqn:
     """The equation with sizes to reckon with; itself, if none is left open."""
     sizes = lambda v: getattr(v.aval, "shape", ())
-    if not any(map(core.is_symbolic_dim, (n for v in (*eqn.invars, *eqn.outvars) for n in sizes(v)))):
+    if all(type(n) is int for v in (*eqn.invars, *eqn.outvars) for n in sizes(v)):
         return eqn
     closed = lambda v: core.Var(v.aval.update(shape=tuple(map(closed_size, sizes(v))))) if sizes(v) else v
     number = lambda p: tuple(map(closed_size, p)) if type(p) is tuple else closed_size(p)

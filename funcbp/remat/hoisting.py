@@ -4,7 +4,8 @@ constants, contracted before the loop, and what it would stack and has only been
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import enum
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,9 +58,11 @@ def hoisted_products(
     body: AnyJaxpr, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]
 ) -> tuple[jx.Program, jx.Program] | None:
     """Divide a body: (constants, x) -> products, and the rest, with those as inputs; None if none is hoisted."""
-    if not any(when.pays(width, 0) for width in _widths(body)):  # nearly always, and without tracing
+    kinds = [Follows.CONSTANTS] * n_consts + [Follows.CARRY] * n_carry
+    kinds += [Follows.XS] * (len(jx.in_avals(body)) - len(kinds))
+    if not any(when.pays(width, 0) for width in _widths(body, kinds)[0]):  # nearly always, and without tracing
         return None
-    program = jx.inlined(jx.trace(jx.as_function(body), jx.in_avals(body), "body"))
+    program = jx.inlined(jx.Program.of(body))
     products = [v for eqn in _found(program, n_consts, n_carry, when, stays) for v in eqn.outvars]
     if program.jaxpr.effects or not products:
         return None
@@ -93,10 +96,30 @@ def handed_on(
     return made, rest, apart, tuple(read[n_consts + n_carry :])
 
 
-def _widths(body: AnyJaxpr) -> Iterator[int]:
-    """Yield the bytes of the operands of products, of those in compiled calls too."""
-    eqns = (o.eqn for o in jx.equations(body, jx.programs_of(jx.Kind.JIT)))
-    return (bytes_of([v]) for eqn in eqns if eqn.primitive is jx.primitives.dot_general_p for v in eqn.invars)
+class Follows(enum.IntEnum):
+    """What a value in a loop's body follows from: constants alone, what the loop goes along as well, its carry."""
+
+    CONSTANTS, XS, CARRY = range(3)
+
+
+def _widths(body: AnyJaxpr, inputs: Sequence[Follows]) -> tuple[list[int], list[Follows]]:
+    """List the bytes of the operands of products that do not follow from the carry, of those in compiled calls too; and
+    what the outputs follow from.
+    """
+    jaxpr = jx.close(body).jaxpr
+    widths: list[int] = []
+    kinds = dict(zip(jaxpr.invars, inputs, strict=True))
+    of = lambda v: Follows.CONSTANTS if jx.is_literal(v) else kinds.get(v, Follows.CONSTANTS)
+    for eqn in jaxpr.eqns:
+        read = [of(v) for v in eqn.invars]
+        made = [max(read, default=Follows.CONSTANTS)] * len(eqn.outvars)
+        if (inside := jx.inside_of(eqn)).kind is jx.Kind.JIT:
+            found, made = _widths(inside.programs[0], read)
+            widths += found
+        elif eqn.primitive is jx.primitives.dot_general_p and sorted(read) == [Follows.CONSTANTS, Follows.XS]:
+            widths += [bytes_of([v]) for v in eqn.invars]
+        kinds.update(zip(eqn.outvars, made, strict=True))
+    return widths, [of(v) for v in jaxpr.outvars]
 
 
 def _found(program: jx.Program, n_consts: int, n_carry: int, when: Deferral, stays: frozenset[str]) -> list[JaxprEqn]:
@@ -125,13 +148,12 @@ def _early(
     invariant = {*program.invars[:n_consts], *program.constvars}
     early = set(program.invars[n_consts + n_carry :])
     for eqn in program.eqns:
-        if eqn.primitive.name in stays or traits_of(eqn.primitive).mark or not movable(eqn):
-            continue
         read = {v for v in eqn.invars if not jx.is_literal(v)}
-        if read <= invariant:
-            invariant.update(eqn.outvars)
-        elif read <= invariant | early:
-            early.update(eqn.outvars)
+        from_constants = read <= invariant
+        if not from_constants and not all(v in invariant or v in early for v in read):
+            continue
+        if eqn.primitive.name not in stays and not traits_of(eqn.primitive).mark and movable(eqn):
+            (invariant if from_constants else early).update(eqn.outvars)
     return invariant, early
 
 

@@ -40,6 +40,17 @@ def test_products_with_a_large_constant_go_ahead(batch, units, ahead):
     assert products_in_loops(rnn, w, xs)[0] == (1 if ahead else 2)
 
 
+@pytest.mark.parametrize("inside", [lambda f: f, jax.jit])
+def test_a_body_whose_products_all_read_its_carry_is_not_written_out(monkeypatch, inside):
+    """They may be as large as they like: that none can go ahead is seen without another trace."""
+    monkeypatch.setattr(sinking, "HOIST", sinking.Deferral(0.0, 0))
+    monkeypatch.setattr(jx, "inlined", lambda program: pytest.fail("the body was written out"))
+    product = inside(lambda h, x, w: ((h + x) @ w, x @ x.T))
+    h, w, xs = jnp.ones((2, 3)), jnp.ones((3, 3)), jnp.ones((4, 2, 3))
+    f = lambda w, xs: lax.scan(lambda h, x: product(h, x, w), h, xs)[0].sum()
+    assert bp.grad(f)(w, xs).shape == w.shape
+
+
 @pytest.mark.slow
 def test_going_ahead_changes_no_gradient(monkeypatch):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))

@@ -36,11 +36,14 @@ def keep_indices_of_updates(
 
 # --- slices with a computed start -------------------------------------------------------------------------------------
 
+# A start below zero counts no more from the end: where it did, the operation was given one that counts from the front.
+AS_IT_IS: dict[str, Any] = dict(allow_negative_indices=False)
+
 
 def dynamic_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = x[s : s + n]:  x̄ is z̄ written into zeros at s. Keeps s."""
     x, starts = res
-    return [lax.dynamic_update_slice(zero_cotangent(x), ct, starts), *(None for _ in starts)]
+    return [lax.dynamic_update_slice(zero_cotangent(x), ct, starts, **AS_IT_IS), *(None for _ in starts)]
 
 
 def dynamic_slice_factors(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
@@ -57,8 +60,8 @@ def dynamic_update_slice_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[boo
     """z = x with u written at s:  x̄ = z̄ with zeros written at s,  ū = z̄[s : s + n]. Keeps s."""
     (_, u), starts = res
     return [
-        lax.dynamic_update_slice(ct, zero_cotangent(u), starts) if perturbed[0] else Zero,
-        lax.dynamic_slice(ct, starts, u.shape) if perturbed[1] else Zero,
+        lax.dynamic_update_slice(ct, zero_cotangent(u), starts, **AS_IT_IS) if perturbed[0] else Zero,
+        lax.dynamic_slice(ct, starts, u.shape, **AS_IT_IS) if perturbed[1] else Zero,
         *(None for _ in starts),
     ]
 

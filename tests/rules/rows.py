@@ -10,6 +10,7 @@ JAX can differentiate so often.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -342,6 +343,12 @@ row("scatter-max", lambda x, u: x.at[rows_].max(u), np.zeros((5, 3)), np.zeros((
 row("dynamic_slice", lambda x: lax.dynamic_slice(x, (1, 0), (2, 2)), table)
 row("dynamic_slice", lambda x: lax.dynamic_slice(x, (9, -9), (2, 2)), table, label="out of bounds")
 row("dynamic_update_slice", lambda x, u: lax.dynamic_update_slice(x, u, (1, 0)), table, updates[:2, :2])
+for label, how in {  # -6 counts from the end of 5 rows, and is clamped; -1 is, where nothing counts from the end
+    "before the first": {"start_indices": (-6, 0)},
+    "below zero": {"start_indices": (jnp.int32(-1), jnp.int32(0)), "allow_negative_indices": False},
+}.items():
+    row("dynamic_slice", functools.partial(lax.dynamic_slice, slice_sizes=(2, 2), **how), table, label=label)
+    row("dynamic_update_slice", functools.partial(lax.dynamic_update_slice, **how), table, updates[:2, :2], label=label)
 row("dynamic_update_slice", lambda x, u: lax.dynamic_update_slice(x, u, (9, 0)), table, updates[:2], label="clamped")
 
 # --- sorting

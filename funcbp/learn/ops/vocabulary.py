@@ -135,7 +135,7 @@ def _chunk(x: Array, w: Array, bias: Array | None, labels: Array, start: Array, 
     The last chunk begins earlier, to be as long as the others; the logits of those that were there before are -∞.
     """
     first = jnp.minimum(start, w.shape[1] - chunk)
-    part = lambda a: lax.dynamic_slice_in_dim(a, first, chunk, -1)
+    part = lambda a: lax.dynamic_slice_in_dim(a, first, chunk, -1, allow_negative_indices=False)
     place = lax.broadcasted_iota(jnp.int32, (1, chunk), 1)
     at = labels - first
     z = jnp.matmul(x, part(w), preferred_element_type=accumulator(x.dtype))

@@ -113,9 +113,8 @@ class RecordingTrace(core.Trace):
 
     def unwrap(self, tracers: Sequence[Value]) -> tuple[list[Value], list[int | None]]:
         """Return the values, and which of the tape's values each is."""
-        mine = [type(t) is RecordedValue and t._trace is self for t in tracers]
-        values = [t.value if m else t for t, m in zip(tracers, mine, strict=True)]
-        return values, [t.index if m else None for t, m in zip(tracers, mine, strict=True)]
+        pairs = [(t.value, t.index) if self.mine(t) else (t, None) for t in tracers]
+        return [value for value, _ in pairs], [index for _, index in pairs]
 
     def feedback(self, tracers: Sequence[Value]) -> list[Value | None] | None:
         """Return the feedback weights of these values, None for each that has none or whose is lost; or None if all of
@@ -170,7 +169,7 @@ class RecordingTrace(core.Trace):
         if not call:
             with self.above():
                 return f(*operation.operands)
-        self.callers.append(jx.current_source().traceback)
+        self.callers.append(jx.current_traceback())
         try:
             with self.above(), jx.inside_call(operation.params):
                 return f(*operation.operands)

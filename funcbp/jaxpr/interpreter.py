@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src import source_info_util
+from jax._src import config, source_info_util
 from jax._src.source_info_util import SourceInfo
 
 from .programs import Program, bind_eqn, close, is_literal
@@ -69,8 +69,13 @@ def programs_inside(params: dict[str, Any]) -> tuple[AnyJaxpr, ...]:
         return cond_branches(params)
     if "cond_jaxpr" in params:
         return while_condition(params), while_parts(params)[0]
-    parts = (p if isinstance(p, tuple) else (p,) for p in params.values())
-    return tuple([v for part in parts for v in part if hasattr(v, "eqns")])
+    found: list[AnyJaxpr] = []
+    for p in params.values():
+        if type(p) is tuple:
+            found += [v for v in p if hasattr(v, "eqns")]
+        elif hasattr(p, "eqns"):
+            found.append(p)
+    return tuple(found)
 
 
 def _kind(params: dict[str, Any], programs: Sequence[AnyJaxpr], types: Sequence[Aval]) -> Kind:
@@ -208,7 +213,7 @@ def run(program: AnyJaxpr | Program, args: Sequence[Value], visitor: Visitor = P
     call, around, callers = outside.traceback, source_info_util.current_name_stack(), nearness(outside)
     values = {v: visitor.constant(x) for v, x in constants} | dict(zip(invars, args, strict=True))
     read = lambda v: visitor.constant(v.val) if is_literal(v) else values[v]
-    with jax.debug_nans(False):
+    with jax.debug_nans(False) if config.debug_nans.value else nullcontext():
         for eqn, own in zip(jaxpr.eqns, _nearness(jaxpr), strict=True):
             source = eqn.source_info
             traceback = source.traceback if own >= callers else call

@@ -23,7 +23,17 @@ from jax._src.state.types import AbstractRef, RefEffect
 from jax.extend.core import primitives
 
 from .inside import bind_cond, bind_remat, bind_scan, bind_while, custom_bwd
-from .interpreter import Inside, Kind, Visitor, call_jaxpr, run, scan_parts, while_condition, while_parts
+from .interpreter import (
+    Inside,
+    Kind,
+    Visitor,
+    call_jaxpr,
+    programs_inside,
+    run,
+    scan_parts,
+    while_condition,
+    while_parts,
+)
 from .operations import region_of
 from .programs import Program, bind_eqn, close, in_avals, out_avals, trace, trace_with
 from .sources import current_source, user_line
@@ -142,7 +152,8 @@ def meets_references(primitive: Primitive, params: dict[str, Any]) -> bool:
     """
     if accesses(primitive) or _closed_over(params):
         return True
-    return not _is_custom(primitive) and any(map(_stateful, core.jaxprs_in_params(params)))
+    programs = programs_inside(params)
+    return bool(programs) and not _is_custom(primitive) and any(map(_stateful, programs))
 
 
 def enters_custom(params: dict[str, Any]) -> bool:

@@ -123,6 +123,11 @@ def current_source(callers: Sequence[Any] = ()) -> Source:
     return Source(info.traceback, info.name_stack, core.JaxprEqnContext(), tuple(callers))
 
 
+def current_traceback() -> Any:
+    """That of the equation at hand."""
+    return source_info_util.current().traceback
+
+
 @contextlib.contextmanager
 def written_at(source: Source, rule: str) -> Iterator[None]:
     """Enter a context in which equations bear the line and the name scope of this place, transposed, and the rule's
@@ -138,7 +143,7 @@ def tangent_of(function: str) -> AbstractContextManager[object]:
     along a direction.
     """
     stack = source_info_util.current_name_stack().transform("jvp").extend(f"{function}_tangent")
-    return source_info_util.user_context(source_info_util.current().traceback, name_stack=stack)
+    return source_info_util.user_context(current_traceback(), name_stack=stack)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ def is_high(x: Any) -> bool:
     Such a value is no array. Its author says what type its tangents and cotangents have, what zero is, and a sum.
     """
     aval = getattr(x, "aval", x)
+    if type(aval) is core.ShapedArray:
+        return False
     if isinstance(aval, core.AbstractValue):
         return isinstance(aval, hijax.HiType)
     defined = type(aval) in core.pytype_aval_mappings and not isinstance(aval, np.ndarray)
@@ -159,11 +161,15 @@ def width_of(values: Iterable[Any]) -> AbstractContextManager[object]:
 
     They may have been switched on inside of a function (`jax.enable_x64`), and the context around knows of 32 only.
     """
-    known = config.enable_x64.value or not any(getattr(v, "dtype", None) in _WIDE for v in values)
-    return nullcontext() if known else jax.enable_x64(True)
+    if not config.enable_x64.value:
+        for v in values:
+            if getattr(v, "dtype", None) in _WIDE:
+                return jax.enable_x64(True)
+    return _NOTHING
 
 
 _WIDE = {np.dtype(np.float64), np.dtype(np.complex128)}
+_NOTHING = nullcontext()
 
 
 def mesh_of(aval: Aval) -> AbstractContextManager[object]:

@@ -413,6 +413,12 @@ logistic_slope = logistic_slope_p.bind
 def_elementwise(logistic_slope_p, logistic_curvature)
 
 
+def relu_tangent(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> jax.Array:
+    """z = max(x, 0):  dz = dx where x > 0, and 0 elsewhere, at 0 too."""
+    (x,), (dx,) = primals, tangents
+    return where(lax.gt(x, np.zeros((), x.dtype)), dx, 0)
+
+
 def logaddexp_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
     """z = log(e^x + e^y):  dz = σ(x - y) dx + σ(y - x) dy.
 
@@ -429,6 +435,7 @@ def logaddexp_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
 tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: tanh_from_input})`
 def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
+def_named("relu", relu_tangent)
 def_named("logaddexp", logaddexp_tangent)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x), traits=STEEP)
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)), traits=STEEP)

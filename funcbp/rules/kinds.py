@@ -77,7 +77,7 @@ class Operation(NamedTuple):
 
     @property
     def is_perturbed(self) -> bool:
-        return any(i is not None for i in self.indices)
+        return self.indices.count(None) < len(self.indices)
 
 
 class Entry(Protocol):

@@ -90,7 +90,7 @@ OPEN_SIZE = 64  # how long an axis is taken to be, where it is reckoned what cos
 
 def closed_size(n: Any) -> Any:
     """A size to reckon with: in a program that is exported for any size of an axis, that has no number."""
-    return OPEN_SIZE if core.is_symbolic_dim(n) else n
+    return n if type(n) is int or not core.is_symbolic_dim(n) else OPEN_SIZE
 
 
 def closed_sizes(eqn: JaxprEqn) -> JaxprEqn:

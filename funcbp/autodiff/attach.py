@@ -26,31 +26,47 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
     @functools.wraps(f)
     def carrying(*args: PyTree, **kwargs: PyTree) -> PyTree:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        arrays = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+        arrays, place = _divided(leaves)
 
-        def of_arrays(*xs: PyTree) -> PyTree:
-            full = list(leaves)
-            for i, x in zip(arrays, xs, strict=True):
-                full[i] = x
-            args, kwargs = jax.tree.unflatten(tree, full)
-            out = f(*args, **kwargs)
-            _refuse_changed(full, jax.tree.leaves((args, kwargs)), f)
-            return out
+        def of_arrays(*xs: PyTree) -> tuple[list[Value], Any]:
+            args, kwargs = jax.tree.unflatten(tree, place(xs))
+            outs, out_tree = jax.tree.flatten(f(*args, **kwargs))
+            own, place_outs = _divided(outs)
+            left, place_left = _divided(jax.tree.leaves((args, kwargs)))
+            return [*own, *left], (out_tree, place_outs, len(own), place_left)
 
-        operands = [leaves[i] for i in arrays]
-        program, out_tree = jx.trace_tree(of_arrays, list(map(jax.typeof, operands)), "attached")
-        return jax.tree.unflatten(out_tree, _carrier(program.closed, vjp)(*program.consts, *operands))
+        found = jx.trace_with(of_arrays, list(map(jax.typeof, arrays)), "attached")
+        program, (out_tree, place_outs, n, place_left) = found
+        kept, _ = program.with_outputs(program.outvars[n:]).pruned(keep_inputs=True)
+        _refuse_changed(leaves, place_left([None if i is None else arrays[i] for i in jx.passed_on(kept)]), f)
+        program = program.with_outputs(program.outvars[:n])
+        outs = _carrier(program.closed, vjp)(*program.consts, *arrays)
+        return jax.tree.unflatten(out_tree, place_outs(outs))
 
     return carrying
+
+
+def _divided(leaves: Sequence[PyTree]) -> tuple[list[Value], Callable[[Sequence[PyTree]], list[PyTree]]]:
+    """Return those that are arrays, and what puts others in their places."""
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def put(others: Sequence[PyTree]) -> list[PyTree]:
+        full = list(leaves)
+        for i, x in zip(places, others, strict=True):
+            full[i] = x
+        return full
+
+    return [leaves[i] for i in places], put
 
 
 def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable[..., Any]) -> None:
     """Raise where a function has written into its arguments, which are copies here: what it wrote would be lost.
 
-    What it only takes out of them, as `batch.pop("labels")`, is not lost.
+    What it only takes out of them, as `batch.pop("labels")`, is not lost, nor what a function that it calls puts back
+    as it was, as `flax.nnx.remat` does: what is after is then some of what was before, in the same order.
     """
-    known = {id(x) for x in before}
-    if any(id(x) not in known for x in after):
+    still = iter(before)
+    if not all(any(x is y for y in still) for x in after):
         name = getattr(f, "__name__", "The function")
         raise ValueError(
             f"{name} changes an argument in place, as batch normalisation changes its statistics and dropout its "

@@ -82,6 +82,7 @@ from .mapped import staged_map as staged_map
 from .mapped import unmentioned_axes as unmentioned_axes
 from .marks import feedback_p as feedback_p
 from .marks import has_marks as has_marks
+from .passing import passed_on as passed_on
 from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
 from .programs import close as close

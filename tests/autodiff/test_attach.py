@@ -137,3 +137,53 @@ def test_what_is_taken_out_of_an_argument_is_not_lost():
     """By the edit, ten times the derivative of (3 w)², 18 w = 54 at 3."""
     popping = lambda w, batch: bp.name(w * batch.pop("x"), "h") ** 2
     assert jax.jit(jax.grad(TEN.attach(popping)))(W, {"x": jnp.array(3.0)}) == 540
+
+
+def test_what_is_put_back_into_an_argument_as_it_was_is_no_change():
+    """As `flax.nnx.remat` and `nnx.jit` put a model's parameters back, out of a region, a loop or a branch."""
+    identity = lambda state: jax.tree.map(lambda v: v, state)
+    step = lambda c, w: (c, jax.jit(jax.checkpoint(identity))(w))
+    ways = {
+        "remat": jax.checkpoint(identity),
+        "scan over it": lambda state: lax.scan(step, 0.0, state)[1],
+        "scan that carries it": lambda state: lax.scan(lambda c, _: (identity(c), None), state, length=2)[0],
+        "cond": lambda state: lax.cond(state["w"][0] > 0, identity, identity, state),
+    }
+    for name, way in ways.items():
+
+        def putting_back(state, x, way=way):
+            state.update(way(state))
+            return jnp.sum(bp.name(state["w"] * x, "h") ** 2)
+
+        state = {"w": W * jnp.ones(2), "b": jnp.zeros(2)}
+        np.testing.assert_allclose(jax.grad(TEN.attach(putting_back))(state, X)["w"], 20 * W * X**2, err_msg=name)
+
+
+CHANGES = {
+    "exchanged": lambda state, x: state.update(a=state["b"], b=state["a"]),
+    "another argument": lambda state, x: state.update(a=x),
+    "carried to another place": lambda state, x: state.update(
+        zip("ab", lax.scan(lambda c, _: ((c[1], c[0]), None), (state["a"], state["b"]), length=1)[0], strict=True)
+    ),
+    "another row": lambda state, x: state.update(a=lax.scan(lambda c, v: (c, c), state["a"][0], state["a"])[1]),
+    "in one branch": lambda state, x: state.update(a=lax.cond(x[0] > 0, lambda a: a, lambda a: 2 * a, state["a"])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_arguments_that_are_put_in_other_places_are_not_lost_in_silence(change):
+    def changing(state, x):
+        CHANGES[change](state, x)
+        return jnp.sum(x**2)
+
+    with pytest.raises(ValueError, match="changing changes an argument in place"):
+        jax.grad(TEN.attach(changing), 1)({"a": X, "b": 0 * X}, X)
+
+
+def test_what_it_returns_beside_arrays_is_returned_as_it_is():
+    def described(w):
+        return bp.name(w * w, "h"), {"text": "squared", "steps": 3, "function": jnp.tanh}
+
+    ((value, aux), slope) = jax.value_and_grad(TEN.attach(described), has_aux=True)(W)
+    assert (value, slope) == (9, 60)
+    assert aux == {"text": "squared", "steps": 3, "function": jnp.tanh}

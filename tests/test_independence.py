@@ -69,6 +69,7 @@ def test_no_reverse_mode_of_jax(path):
             ("_accumulators", "jax._src.interpreters.ad.NullAccum"),
             ("_found", "jax._src.interpreters.ad.ValAccum"),
         ],
+        "jaxpr/attached.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode
         "jaxpr/barrier.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode
         "jaxpr/marks.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode
         "jaxpr/elementwise.py": [("elementwise_primitive", "jax._src.interpreters.ad.primitive_jvps")],  # and of more

@@ -1,19 +1,21 @@
 """A function that carries its backward pass along, into whatever differentiates it.
 
-It is a `jax.custom_vjp` of the function's program, whose forward rule is our forward pass and whose residual is our
-pullback. What the function closes over is an operand of that program beside its arguments, so it is differentiated too.
+It is a call of the function's program that has our two passes with it (`jaxpr/attached.py`); what goes from the first
+to the second is our pullback. What the function closes over is an operand of that program beside its arguments, so it
+is differentiated too.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, is_differentiable, materialize
+from ..cotangents import Zero, materialize
 from ..jaxpr.types import AnyJaxpr, P, PyTree, T, Value
 from .pullback import Pullback
 
@@ -40,7 +42,7 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
         kept, _ = program.with_outputs(program.outvars[n:]).pruned(keep_inputs=True)
         _refuse_changed(leaves, place_left([None if i is None else arrays[i] for i in jx.passed_on(kept)]), f)
         program = program.with_outputs(program.outvars[:n])
-        outs = _carrier(program.closed, vjp)(*program.consts, *arrays)
+        outs = jx.attached_p.bind(*program.consts, *arrays, call_jaxpr=program.closed, bwd=_Passes(program.closed, vjp))
         return jax.tree.unflatten(out_tree, place_outs(outs))
 
     return carrying
@@ -75,18 +77,16 @@ def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable
         )
 
 
-def _carrier(program: AnyJaxpr, vjp: Callable[..., tuple[PyTree, Pullback]]) -> Callable[..., list[Value]]:
-    """Return a program as a function whose derivative is by `vjp`."""
-    run = jx.as_function(program)
-    carrier = jax.custom_vjp(run)
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """A program forward and backward, by `vjp`."""
 
-    def forward(*primals: PyTree) -> tuple[list[Value], Pullback]:
-        return vjp(run, *(p.value for p in primals), in_nzs=tuple(p.perturbed for p in primals))
+    program: AnyJaxpr
+    vjp: Callable[..., tuple[PyTree, Pullback]]
 
-    def backward(pullback: Pullback, cts: Sequence[Value]) -> tuple[Value, ...]:
-        is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or not is_differentiable(jax.typeof(c))
-        back, _ = pullback.flat([Zero if is_zero(c) else c for c in cts])
-        return tuple(None if c is Zero else materialize(c) for c in back)
+    def forward(self, primals: Sequence[Value], perturbed: Sequence[bool]) -> tuple[list[Value], Pullback]:
+        return self.vjp(jx.as_function(self.program), *primals, in_nzs=tuple(perturbed))
 
-    carrier.defvjp(forward, backward, symbolic_zeros=True)
-    return carrier
+    def backward(self, pullback: Pullback, cts: Sequence[Value | None]) -> list[Value | None]:
+        back, _ = pullback.flat([Zero if c is None else c for c in cts])
+        return [None if c is Zero else materialize(c) for c in back]

@@ -8,6 +8,7 @@ feedback mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..autodiff.passes import passes_of
@@ -16,6 +17,7 @@ from ..cotangents import Cotangent, Zero, materialize
 from ..jaxpr import (
     Program,
     as_function,
+    attached_p,
     bind_compute_on,
     bind_jit,
     bind_with_metadata,
@@ -24,6 +26,7 @@ from ..jaxpr import (
     is_staging,
     primitive,
     primitives,
+    run_attached,
 )
 from ..jaxpr.types import PyTree, Value
 from ..remat.plan import Passes, Plan, Residuals, plan_of_call
@@ -125,5 +128,6 @@ if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:
     def_control(xla_metadata_call_p, metadata_fwd, metadata_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, *map(primitive, ("composite_p", "custom_vmap_p", "eval_jaxpr_p"))):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
+def_body(attached_p, lambda params: partial(run_attached, **params), traits=CALL.but(cheap=False, repeatable=False))
 def_traits(CALL, primitive("custom_jvp_call_p"))
 def_traits(CALL.but(cheap=False, repeatable=False), primitive("custom_vjp_call_p"))

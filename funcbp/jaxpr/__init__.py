@@ -8,6 +8,8 @@ reads programs; the file to open first.
 
 from jax.extend.core import primitives as primitives
 
+from .attached import attached_p as attached_p
+from .attached import run_attached as run_attached
 from .authors import authors_jvp as authors_jvp
 from .authors import authors_primitives as authors_primitives
 from .authors import authors_transpose as authors_transpose

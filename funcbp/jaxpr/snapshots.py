@@ -31,6 +31,7 @@ from .values import split_list
 __all__ = [
     "as_plain",
     "bind_reversal",
+    "computed_by",
     "def_loop_transpose",
     "def_reversal_transpose",
     "loop_reversal_p",
@@ -287,7 +288,7 @@ def def_reversal_transpose(refuse: Callable[[], Any]) -> None:
 # --- what JAX asks of a primitive -------------------------------------------------------------------------------------
 
 
-def _computed_by(primitive: Any, program: Callable[..., Sequence[Value]]) -> None:
+def computed_by(primitive: Any, program: Callable[..., Sequence[Value]]) -> None:
     """Say what computes a primitive: when it is run, when it is lowered, and when classes in its programs are."""
     primitive.def_impl(program)
     primitive.to_lojax = program
@@ -295,12 +296,12 @@ def _computed_by(primitive: Any, program: Callable[..., Sequence[Value]]) -> Non
 
 
 for _p in PLAIN:
-    _computed_by(_p, functools.partial(_run, _p))
+    computed_by(_p, functools.partial(_run, _p))
     _p.def_effectful_abstract_eval(functools.partial(_abstract_eval, _p))
     batching.fancy_primitive_batchers[_p] = functools.partial(_batched, _p)
     primitive_jvps[_p] = functools.partial(_loop_jvp, _p)
 
-_computed_by(loop_tangent_p, loop_tangent)
+computed_by(loop_tangent_p, loop_tangent)
 loop_tangent_p.def_effectful_abstract_eval(_tangent_abstract_eval)
 batching.fancy_primitive_batchers[loop_tangent_p] = _tangent_batched
 primitive_jvps[loop_tangent_p] = _tangent_jvp
@@ -311,7 +312,7 @@ unfinished_loop_p.def_abstract_eval(lambda unfinished: unfinished.update(dtype=n
 mlir.register_lowering(unfinished_loop_p, mlir.lower_fun(_factor, multiple_results=False))
 batching.primitive_batchers[unfinished_loop_p] = lambda args, dims: (unfinished_loop_p.bind(*args), dims[0])
 
-_computed_by(loop_reversal_p, _call)
+computed_by(loop_reversal_p, _call)
 loop_reversal_p.def_effectful_abstract_eval(lambda *avals, jaxpr: (out_avals(jaxpr), jaxpr.effects))
 batching.fancy_primitive_batchers[loop_reversal_p] = _call_batched
 primitive_jvps[loop_reversal_p] = _call_jvp

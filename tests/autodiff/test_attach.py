@@ -187,3 +187,49 @@ def test_what_it_returns_beside_arrays_is_returned_as_it_is():
     ((value, aux), slope) = jax.value_and_grad(TEN.attach(described), has_aux=True)(W)
     assert (value, slope) == (9, 60)
     assert aux == {"text": "squared", "steps": 3, "function": jnp.tanh}
+
+
+X3 = jnp.array([1.0, 2.0, 4.0])
+MAPPED = {  # a function that is mapped over X3, and what the sum of its outputs is, by w²
+    "gathered": (lambda w, x: jnp.sum(lax.all_gather(w * x, "n") ** 2), 3 * 21),
+    "scattered": (lambda w, x: lax.psum_scatter(jnp.stack([w * x] * 3), "n") ** 2, 3 * 49),
+    "size": (lambda w, x: jnp.sum(lax.all_gather(w * x, "n") ** 2) / lax.axis_size("n"), 21),
+    "summed": (lambda w, x: lax.psum(w * x, "n") ** 2, 3 * 49),
+    "a mean beside a penalty": (lambda w, x: (lax.pmean((w * x) ** 2, "n"), w**2), 21 + 3),
+    "an example's beside all examples'": (lambda w, x: ((w * x) ** 2, w**2), 21 + 3),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", MAPPED)
+def test_what_all_examples_of_a_map_share_counts_once(name, jit):
+    """JAX maps backward rules by themselves: a shared output's cotangent counts thrice, or the axis is unknown."""
+    f, value = MAPPED[name]
+    attached = bp.Backward().attach(f)
+    mapped = lambda w: sum(map(jnp.sum, jax.tree.leaves(jax.vmap(attached, (None, 0), axis_name="n")(w, X3))))
+    mapped = jax.jit(mapped) if jit else mapped
+    looped = lambda w: lax.scan(lambda c, _: (jax.checkpoint(mapped)(c) / c, None), w, length=1)[0]
+    for grad in (jax.grad, bp.grad):
+        np.testing.assert_allclose(grad(mapped)(W), 2 * value * W, rtol=1e-6)
+        np.testing.assert_allclose(grad(grad(mapped))(W), 2 * value, rtol=1e-6)
+        np.testing.assert_allclose(grad(looped)(W), value, rtol=1e-6)
+
+
+def test_an_output_that_all_examples_share_may_leave_the_map_once():
+    """Σ (w x)² + w² = 22 w²."""
+    attached = bp.Backward().attach(MAPPED["an example's beside all examples'"][0])
+    total = lambda w: sum(map(jnp.sum, jax.vmap(attached, (None, 0), (0, None))(w, X3)))
+    np.testing.assert_allclose(jax.grad(total)(W), 2 * 22 * W)
+
+
+def test_an_edit_is_of_one_example_under_any_order_of_map_and_derivative():
+    """By its edit the cotangent at h is a unit vector for each example: w̄ = Σ x · 2 w x / |2 w x|, √(1 + 4) and 4."""
+    unit = bp.Backward(edits={"h": lambda ct, cts: ct / jnp.linalg.norm(ct)})
+    f = unit.attach(lambda w, x: jnp.sum(bp.name(w * x, "h") ** 2))
+    xs, each = jnp.array([[1.0, 2.0], [0.0, 4.0]]), [np.sqrt(5), 4]
+    over = lambda w: jnp.sum(jax.vmap(f, (None, 1))(w, xs.T))
+    nested = lambda w: jnp.sum(jax.vmap(lambda s: jax.vmap(f, (None, 0), axis_name="n")(w * s, xs))(jnp.ones(3)))
+    for grad in (jax.grad, bp.grad):
+        np.testing.assert_allclose(jax.vmap(grad(f), (None, 0))(W, xs), each, rtol=1e-6)
+        np.testing.assert_allclose(grad(over)(W), sum(each), rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(grad(nested))(W), 3 * sum(each), rtol=1e-6)

@@ -42,7 +42,7 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
         kept, _ = program.with_outputs(program.outvars[n:]).pruned(keep_inputs=True)
         _refuse_changed(leaves, place_left([None if i is None else arrays[i] for i in jx.passed_on(kept)]), f)
         program = program.with_outputs(program.outvars[:n])
-        outs = jx.attached_p.bind(*program.consts, *arrays, call_jaxpr=program.closed, bwd=_Passes(program.closed, vjp))
+        outs = jx.attached_p.bind(*program.consts, *arrays, jaxpr=program.closed, bwd=_Passes(program.closed, vjp))
         return jax.tree.unflatten(out_tree, place_outs(outs))
 
     return carrying

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax._src import core
+from jax._src import checkify, core
 from jax._src.ad_util import Zero
 from jax._src.interpreters import batching
 from jax._src.interpreters.ad import primitive_jvps
@@ -41,17 +41,17 @@ class TwoPasses(Protocol):
         """Return the cotangents of the inputs from those of the outputs; None are those that are zero."""
 
 
-attached_p = Primitive("attached")  # (*operands, call_jaxpr, bwd: its TwoPasses) -> outputs
+attached_p = Primitive("attached")  # (*operands, jaxpr, bwd: its TwoPasses) -> outputs
 attached_p.multiple_results = True
 
 
-def _run(*args: Value, call_jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
-    return as_function(call_jaxpr)(*args)
+def _run(*args: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
+    return as_function(jaxpr)(*args)
 
 
-def run_attached(*primals: Value, call_jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
+def run_attached(*primals: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
     """Run the program as a `jax.custom_vjp` function of these two passes."""
-    function = jax.custom_vjp(as_function(call_jaxpr))
+    function = jax.custom_vjp(as_function(jaxpr))
 
     def backward(res: PyTree, cts: Sequence[Value]) -> tuple[Value | None, ...]:
         is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or c.dtype == jax.dtypes.float0
@@ -166,14 +166,55 @@ class _Mapped:
 
 
 def _batched(
-    axis: AxisData, args: Sequence[Value], dims: Sequence[Any], *, call_jaxpr: ClosedJaxpr, bwd: TwoPasses
+    axis: AxisData, args: Sequence[Value], dims: Sequence[Any], *, jaxpr: ClosedJaxpr, bwd: TwoPasses
 ) -> tuple[list[Value], Dims]:
-    mapped, out_dims = batching.batch_jaxpr2(call_jaxpr, axis, tuple(dims))
-    passes = _Mapped(bwd, call_jaxpr, axis, tuple(dims), tuple(out_dims))
-    return attached_p.bind(*args, call_jaxpr=mapped, bwd=passes), passes.out_dims
+    mapped, out_dims = batching.batch_jaxpr2(jaxpr, axis, tuple(dims))
+    passes = _Mapped(bwd, jaxpr, axis, tuple(dims), tuple(out_dims))
+    return attached_p.bind(*args, jaxpr=mapped, bwd=passes), passes.out_dims
 
 
+# --- checked ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Checked:
+    """The two passes of a program whose checks `checkify` has made inputs and outputs, before its own.
+
+    Attributes:
+        unchecked: those without the checks.
+        program: the program with them.
+        ins: how many more inputs it has.
+        outs: and outputs.
+    """
+
+    unchecked: TwoPasses
+    program: ClosedJaxpr
+    ins: int
+    outs: int
+
+    def forward(self, primals: Sequence[Value], perturbed: Sequence[bool]) -> tuple[list[Value], PyTree]:
+        forward = checkify.checkify(lambda *xs: self.unchecked.forward(xs, perturbed[self.ins :]))
+        _, (outs, res) = forward(*primals[self.ins :])  # the checks in it are those that the program makes
+        return [*as_function(self.program)(*primals)[: self.outs], *outs], res
+
+    def backward(self, res: PyTree, cts: Sequence[Value | None]) -> list[Value | None]:
+        return [None] * self.ins + self.unchecked.backward(res, cts[self.outs :])
+
+
+def _checkified(*given: Any, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> tuple[PyTree, Sequence[Value]]:
+    """Check the program (JAX 0.12 gives a context before the error), which keeps its own derivative."""
+    i = next(i for i, x in enumerate(given) if isinstance(x, checkify.Error))
+    error, enabled_errors, *args = given[i:]
+    errors, tree = jax.tree.flatten(error)
+    operands = [*errors, *args]
+    types = map(core.typeof, operands)
+    program, out_tree, _ = checkify.jaxpr_to_checkify_jaxpr(*given[:i], jaxpr, enabled_errors, tree, *types)
+    passes = _Checked(bwd, program, len(errors), out_tree.num_leaves - len(out_avals(jaxpr)))
+    return jax.tree.unflatten(out_tree, attached_p.bind(*operands, jaxpr=program, bwd=passes))
+
+
+checkify.error_checks[attached_p] = _checkified
 computed_by(attached_p, _run)
-attached_p.def_effectful_abstract_eval(lambda *avals, call_jaxpr, bwd: (out_avals(call_jaxpr), call_jaxpr.effects))
+attached_p.def_effectful_abstract_eval(lambda *avals, jaxpr, bwd: (out_avals(jaxpr), jaxpr.effects))
 batching.fancy_primitive_batchers[attached_p] = _batched
 primitive_jvps[attached_p] = _jvp

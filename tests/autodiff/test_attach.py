@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.experimental import checkify
 
 import funcbp as bp
 from funcbp import credit
@@ -233,3 +234,23 @@ def test_an_edit_is_of_one_example_under_any_order_of_map_and_derivative():
         np.testing.assert_allclose(jax.vmap(grad(f), (None, 0))(W, xs), each, rtol=1e-6)
         np.testing.assert_allclose(grad(over)(W), sum(each), rtol=1e-6)
         np.testing.assert_allclose(jax.jit(grad(nested))(W), 3 * sum(each), rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_checks_in_it_are_made(jit):
+    """By the edit, the derivative of w² is 20 w; `checkify` inside and outside of the derivative, and of a map."""
+
+    @TEN.attach
+    def checked(w):
+        checkify.check(w < 5, "too large: {w}", w=w)
+        return bp.name(w * w, "h")
+
+    compiled = jax.jit if jit else lambda f: f
+    outside = compiled(checkify.checkify(jax.grad(checked)))
+    inside = compiled(jax.grad(lambda w: checkify.checkify(checked)(w)[::-1], has_aux=True))
+    all_of = lambda ws: jax.vmap(checked)(ws).sum()
+    mapped = compiled(jax.grad(lambda ws: checkify.checkify(all_of)(ws)[::-1], has_aux=True))
+    for w, message in ((3.0, None), (6.0, "too large")):
+        for error, slope in (outside(w), inside(w)[::-1], mapped(jnp.array([1.0, w]))[::-1]):
+            np.testing.assert_allclose(np.ravel(slope)[-1], 20 * w)
+            assert (error.get() is None) if message is None else (message in error.get())

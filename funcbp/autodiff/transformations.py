@@ -226,12 +226,13 @@ class Backward:
         whatever takes them; only reverse mode over forward mode is refused, by JAX.
 
         Args:
-            f: a function of pytrees to a pytree of arrays. As by `jax.checkpoint`, it is traced with its arrays; what
-                else its arguments have (numbers, strings, functions) it gets as it is. Feedback weights are those of
-                its first argument.
+            f: a function of pytrees to a pytree. As by `jax.checkpoint`, it is traced with its arrays; what else its
+                arguments have (numbers, strings, functions) it gets as it is, and what else it returns is returned as
+                it is. Feedback weights are those of its first argument.
 
         Raises:
             TypeError: in forward mode: JAX has none for functions with a backward rule of their own.
+            ValueError: f writes into its arguments.
 
         Example:
             >>> import jax, jax.numpy as jnp, funcbp as bp

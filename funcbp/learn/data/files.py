@@ -13,19 +13,53 @@ from .dataset import DataError, Dataset, Input, split
 from .idx import is_idx, read_mnist
 from .reading import SUFFIXES, load_table
 from .tables import as_targets, encode, read_table, summary_of
-from .unfold import check_unfolded
+from .unfold import PACKED, check_unfolded, unfolded, unpacked_name
 
 X_NAMES = ("x", "data", "images", "image", "inputs", "input", "features", "imgs")
 Y_NAMES = ("y", "target", "targets", "labels", "label", "classes", "class")
-PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
+OTHERWISE_PACKED = (*PACKED, ".zst", ".tar", ".tgz", ".7z", ".rar")
+SAVE, EXPORT = "save it as .xlsx or .csv", "export it as .csv"
+FRAME, ARRAYS = (
+    "make a table of it: pandas.{}.to_csv({{csv!r}}, index=False)",
+    "make arrays of it: {}; numpy.savez({{npz!r}}, {})",
+)
+HDF5 = ARRAYS.format("h = h5py.File({path!r})", "x=h['x'][:], y=h['y'][:]")
+TORCH = ARRAYS.format("t = torch.load({path!r})", "x=t['x'], y=t['y']")
+SVMLIGHT = ARRAYS.format("x, y = sklearn.datasets.load_svmlight_file({path!r})", "x=x.toarray(), y=y")
+R_TABLE = "make a table of it, in R: load({path!r}); write.csv(NAME, {csv!r}, row.names=FALSE)"
+ELSEWHERE = {  # by how names end, what people have that other libraries read: what it is, and what to do
+    ".xls": ("a spreadsheet in Excel's old format", SAVE),
+    ".ods": ("a spreadsheet of LibreOffice", SAVE),
+    ".numbers": ("a spreadsheet of Numbers", SAVE),
+    ".svm": ("a table in the format of svmlight", SVMLIGHT),
+    ".libsvm": ("a table in the format of svmlight", SVMLIGHT),
+    ".svmlight": ("a table in the format of svmlight", SVMLIGHT),
+    ".mat": ("a file of Matlab", ARRAYS.format("m = scipy.io.loadmat({path!r})", "x=m['X'], y=m['y']")),
+    ".rds": ("a file of R", R_TABLE.replace("load({path!r}); write.csv(NAME", "write.csv(readRDS({path!r})")),
+    ".rda": ("a file of R", R_TABLE),
+    ".rdata": ("a file of R", R_TABLE),
+    ".feather": ("a table of Arrow", FRAME.format("read_feather({path!r})")),
+    ".orc": ("a table of ORC", FRAME.format("read_orc({path!r})")),
+    ".dta": ("a table of Stata", FRAME.format("read_stata({path!r})")),
+    ".sav": ("a table of SPSS", FRAME.format("read_spss({path!r})")),
+    ".sas7bdat": ("a table of SAS", FRAME.format("read_sas({path!r})")),
+    ".pkl": ("a pickle, and these can run programs", FRAME.format("read_pickle({path!r})")),
+    ".pickle": ("a pickle, and these can run programs", FRAME.format("read_pickle({path!r})")),
+    ".h5": ("a file of HDF5", HDF5),
+    ".hdf5": ("a file of HDF5", HDF5),
+    ".pt": ("a file of PyTorch", TORCH),
+    ".pth": ("a file of PyTorch", TORCH),
+    ".db": ("a database", EXPORT),
+    ".sqlite": ("a database", EXPORT),
+}
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 PARTS = {"train": "train", "training": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
 
 
 def is_readable(path: Path) -> bool:
     """Whether `read` knows what to do with a file or folder of that name."""
-    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    return path.is_dir() or suffix.lower() in (*SUFFIXES, ".npz") or is_idx(path)
+    inside = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return path.is_dir() or inside.suffix.lower() in (*SUFFIXES, ".npz", ".zip") or is_idx(path)
 
 
 def read(
@@ -62,14 +96,7 @@ def read(
         ('0', '1')
     """
     path = Path(path)
-    if path.suffix.lower() in PACKED and not is_readable(path):
-        raise DataError(f"{path} is packed in a way that is not read here: unpack it, and name the file in it.")
-    if path.suffix.lower() == ".xls":
-        raise DataError(f"{path} is a spreadsheet in Excel's old format: save it as .xlsx or .csv.")
-    if not is_readable(path):
-        raise DataError(
-            f"{path} is none of {', '.join((*SUFFIXES, '.npz'))}, nor a folder with the four files of MNIST."
-        )
+    _check_kind(path)
     of_tables = {"target": target, "missing": missing, "ignore": ignore or None}
     if path.is_dir() or is_idx(path):
         refuse_options(str(path), {**of_tables, "task": task})
@@ -79,10 +106,26 @@ def read(
                 "into an npz file, as x of shape (examples, height, width, channels), with the folders' names as y."
             )
         return read_mnist(path if path.is_dir() else path.parent, seed)
-    if path.suffix.lower() == ".npz":
+    if unpacked_name(path).suffix.lower() == ".npz":
         refuse_options(str(path), of_tables)
         return read_npz(path, seed, task=task)
     return read_table(path, seed, target=target, task=task, missing=missing, ignore=ignore)
+
+
+def _check_kind(path: Path) -> None:
+    """Raise if a file is of a kind that is not read here, by its name or by that of what is packed in it."""
+    if path.suffix.lower() in OTHERWISE_PACKED and not is_readable(path):
+        raise DataError(f"{path} is packed in a way that is not read here: unpack it, and name the file in it.")
+    inside = unpacked_name(path) if path.suffix.lower() == ".zip" and path.exists() else path
+    if inside.suffix.lower() in ELSEWHERE:
+        what, how = ELSEWHERE[inside.suffix.lower()]
+        names = {end: inside.with_suffix(f".{end}").name for end in ("csv", "npz")}
+        raise DataError(f"{path} is {what}: {how.format(path=inside.name, **names)}.")
+    if not is_readable(inside):
+        raise DataError(
+            f"{path} is none of {', '.join((*SUFFIXES, '.npz'))}, one of these packed as {', '.join((*PACKED, '.zip'))}"
+            ", or a folder with the four files of MNIST. A table of text in a file of another name: call it .csv."
+        )
 
 
 def refuse_options(what: str, options: Mapping[str, object]) -> None:
@@ -163,7 +206,7 @@ def read_npz(path: str | Path, seed: int = 0, *, task: str | None = None) -> Dat
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays in an npz file, in memory: only reading them shows whether they are whole."""
-    content = path.read_bytes()
+    content = unfolded(path)
     check_unfolded(path, content, ".npz")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -245,7 +288,7 @@ def read_inputs(path: str | Path, columns: Sequence[Input] | None, n_inputs: int
                [2.]])
     """
     path = Path(path)
-    if path.suffix.lower() == ".npz":
+    if unpacked_name(path).suffix.lower() == ".npz":
         arrays = load_arrays(path)
         found = [a for name, a in arrays.items() if role_of(name) in (("x", ""), ("x", "test"))] or list(
             arrays.values()

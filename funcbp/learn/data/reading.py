@@ -8,10 +8,12 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from .dataset import DataError
-from .unfold import check_unfolded, unfolded
+import numpy as np
+
+from .dataset import DataError, counted
+from .unfold import check_unfolded, unfolded, unpacked_name
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 
 TARGET_NAMES = ("target", "label", "labels", "class", "y", "species", "survived", "outcome", "diagnosis")
 TEXT = (".csv", ".tsv", ".data", ".txt")
-SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".json", ".jsonl")
+SUFFIXES = (*TEXT, ".parquet", ".xlsx", ".xlsm", ".json", ".jsonl", ".ndjson", ".arff", ".npy")
+MARKS = ("#", "%", "|")  # that begin a remark
 SEPARATORS = {"\t": "\t", ";": ";", "|": "|", ",": ",", " ": r"\s+"}  # by preference, and what pandas calls them
+_WANTED = {  # what another form of the same kind of file is to be
+    ".json": " What is read is a list of records, as of pandas' to_json(orient='records'), or one in each line.",
+    ".npy": " What is read is an array of rows and columns; of images and their classes make one .npz, with x and y.",
+}
 
 
 class Table(NamedTuple):
@@ -48,24 +55,31 @@ def load_table(path: Path) -> Table:
         ImportError: pandas is not installed.
         OSError: the file cannot be read.
     """
-    suffix = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    suffix = unpacked_name(path).suffix.lower()
     content = unfolded(path)
     pandas = import_pandas()
     if suffix in TEXT:
         return _text_table(path, content, pandas)
     check_unfolded(path, content, suffix)
+    sheets = suffix in (".xlsx", ".xlsm")
     read = {
         ".parquet": pandas.read_parquet,
         ".xlsx": lambda file: pandas.read_excel(file, sheet_name=None),
         ".json": lambda file: pandas.read_json(file, lines=_has_lines_of_records(content)),
         ".jsonl": lambda file: pandas.read_json(file, lines=True),
-    }[suffix]
+        ".arff": lambda file: _of_weka(io.TextIOWrapper(file, "utf-8"), pandas),
+        ".npy": lambda file: _rows_of(np.lib.format.read_array(file, allow_pickle=False), pandas),
+    }[{".xlsm": ".xlsx", ".ndjson": ".jsonl"}.get(suffix, suffix)]
     try:
         frame = read(io.BytesIO(content))
     except ImportError as error:
         raise ImportError(f'{path} needs another library ({error}): pip install "funcbp[data]".') from error
     except Exception as error:  # every format has its own words
-        raise DataError(f"{path} is not a table in {suffix[1:]} format ({_first_line(error)}).") from error
+        raise DataError(
+            f"{path} is not a table in {suffix[1:]} format ({_first_line(error)}).{_WANTED.get(suffix, '')}"
+        ) from error
+    if suffix == ".json" and len(frame.columns) == 1 and frame.iloc[:, 0].map(lambda v: isinstance(v, dict)).any():
+        raise DataError(f"{path} has its records below {frame.columns[0]!r}.{_WANTED[suffix]}")
     notes: tuple[str, ...] = ()
     if isinstance(frame, dict):
         name = next((name for name, sheet in frame.items() if len(sheet)), next(iter(frame)))
@@ -75,13 +89,31 @@ def load_table(path: Path) -> Table:
     frame.columns = [str(name) for name in frame.columns]
     if not len(frame):
         raise DataError(f"{path} is empty.")
-    if suffix == ".xlsx":
+    if sheets:
         _check_names(path, frame)
     if suffix == ".parquet" and any(name is not None for name in frame.index.names):
         frame = frame.reset_index()  # pandas has written a column as the rows' names
         frame.columns = [str(name) for name in frame.columns]
-    above = 2 if suffix == ".xlsx" else 1  # as the spreadsheet counts, with the row of names
-    return Table(frame.reset_index(drop=True), True, lambda i: f"row {i + above}", notes)
+    above = 2 if sheets else 1  # as the spreadsheet counts, with the row of names
+    named = not (suffix == ".npy" and frame.columns[0] == "column 1")
+    return Table(frame.reset_index(drop=True), named, lambda i: f"row {i + above}", notes)
+
+
+def _of_weka(file: TextIO, pandas: ModuleType) -> DataFrame:
+    """A table of WEKA, which SciPy reads, with its words as text."""
+    frame = pandas.DataFrame(importlib.import_module("scipy.io.arff").loadarff(file)[0])
+    for name in [name for name in frame.columns if frame[name].dtype.kind == "O"]:
+        frame[name] = frame[name].str.decode("utf-8").mask(frame[name] == b"?")
+    return frame
+
+
+def _rows_of(array: np.ndarray, pandas: ModuleType) -> DataFrame:
+    """An array of numpy as a table: of fields with names, or of rows and columns."""
+    if array.dtype.names and array.ndim == 1:
+        return pandas.DataFrame(array)
+    if array.ndim != 2:
+        raise ValueError(f"its array is of shape {list(array.shape)}")
+    return pandas.DataFrame(array, columns=[f"column {i + 1}" for i in range(array.shape[1])])
 
 
 def _check_names(path: Path, frame: DataFrame) -> None:
@@ -109,9 +141,11 @@ def import_pandas() -> Any:
 
 def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
     text, encoding = _decoded(path, content)
+    text, remarks = _without_remarks(text)
     if said := re.match(r"sep=(.)\n", text):  # as Excel is told
         text = text[said.end() - 1 :]
     separator = said[1] if said and said[1] in SEPARATORS else _separator(text)
+    _check_dense(path, text)
     lines, first, below = _scan(path, text, separator)
     decimal = "," if separator != "," and _has_decimal_commas(text, separator) else "."
     rows_named = bool(below) and len(below[0]) > len(first)  # as R writes them
@@ -148,6 +182,7 @@ def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:
     how += [f"the encoding {encoding}"] if encoding != "utf-8" else []
     notes = [f"Read with {' and '.join(how)}"] if how else []
     notes += ["Left out the names of the rows"] if rows_named else []
+    notes += [f"Left out {counted(remarks, 'line')} of remarks above the table"] if remarks else []
     return Table(frame, named, lambda i: f"line {places[i]}" if exact else f"row {i + 1}", tuple(notes))
 
 
@@ -169,6 +204,36 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
             raise DataError(f"{path} is a web page and no table: download the file itself.")
         return text, "utf-8" if encoding == "utf-8-sig" else encoding
     raise DataError(f"{path} is not a text file in {tried[0]}, as it says it is.")
+
+
+def _without_remarks(text: str) -> tuple[str, int]:
+    """The text with empty lines in the place of the remarks above its table, and how many these are.
+
+    A remark begins with a mark and is parted into another number of cells than the first line that has no mark; if it
+    has as many, it names the columns.
+    """
+    lines = text.split("\n")
+    begins = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith(MARKS)), 0)
+    marked = [i for i in range(begins) if lines[i].strip()]
+    if not marked:
+        return text, 0
+    separator = _separator("\n".join(lines[begins:]))
+    cells = lambda line: len(next(csv.reader([line.strip(" ")], delimiter=separator, skipinitialspace=True), []))
+    if cells(lines[marked[-1]]) == cells(lines[begins]) > 1:
+        del marked[-1]
+    for i in marked:
+        lines[i] = ""
+    return "\n".join(lines), len(marked)
+
+
+def _check_dense(path: Path, text: str) -> None:
+    """Raise if the lines are a target with pairs of an index and a value, as svmlight and libsvm write them."""
+    lines = [line for line in text.split("\n", 20)[:20] if line.strip()]
+    if all(re.fullmatch(r"\s*\S+(\s+\d+:\S+)+\s*", line) for line in lines):
+        raise DataError(
+            f"{path} is a table in the format of svmlight: make arrays of it: x, y = "
+            f"sklearn.datasets.load_svmlight_file({path.name!r}); numpy.savez('{path.stem}.npz', x=x.toarray(), y=y)."
+        )
 
 
 def _separator(text: str) -> str:
@@ -203,9 +268,11 @@ def _scan(path: Path, text: str, separator: str) -> tuple[list[int], list[str], 
             if len(lines) == 1 < len(first) and separator in " \t" and row[-1].strip():
                 rows_named = len(row) == len(first) + 1
             if first and len(row) != len(first) + rows_named:
-                title = " If that is a title or a comment, remove it." if len(first) == 1 else ""
+                remark = len(first) == 1 or len(row) == 1 or row[0].lstrip().startswith(MARKS)
+                title = " If that is a title or a comment, remove it." if remark else ""
                 raise DataError(
-                    f"{path}, line {begins}: {len(row)} values, where line {lines[0]} has {len(first)}.{title}"
+                    f"{path}, line {begins}: {counted(len(row), 'value')}, where line {lines[0]} has {len(first)}."
+                    f"{title}"
                 )
             lines.append(begins)
             if not first:

@@ -27,7 +27,11 @@ FEW, MANY = 20, 100  # whole numbers: so many different ones are classes, and mo
 MOST_VALUES = 20  # of words that are inputs
 MOST_LISTED = 20  # columns that are named where they are listed
 SIGNED = (  # a number with the signs of shares, of money, and between thousands
-    r"\(?[-+−]?\s*[€$£¥]?\s*[-+−]?(\d{1,3}([., ']\d{3})+|\d+)([.,]\d+)?\s*[%€$£¥]?\)?"
+    r"\(?[-+−]?\s*[€$£¥]?\s*[-+−]?(\d{1,3}([.,\s'’]\d{3})+|\d+)([.,]\d+)?\s*[%€$£¥]?\)?"
+)
+MEASURED = (  # a number with such signs or with a unit, as 5.2 kg, 90 km/h, -3°C or 1,5e-01
+    r"[€$£¥(]?\s*[-+−]?\s*[€$£¥]?\s*[.,]?\d[\d\s.,:/'’()+−-]*"
+    r"(e[-+]?\d+|[%€$£¥°]?\s?[^\W\d]{0,4}[²³]?(/[^\W\d]{1,3})?)\)?"
 )
 DATE = (  # with a year of four digits, or as in 1/31/24; by itself or with a time
     r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}|\d{1,2}/\d{1,2}/\d{2}"
@@ -44,11 +48,12 @@ def read_table(
     missing: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Dataset:
-    """A data set from a table: `.csv`, `.tsv`, `.data` or `.txt`, these gzipped, `.parquet`, `.xlsx` or `.json`.
+    """A data set from a table: `.csv`, `.tsv`, `.data`, `.txt`, `.parquet`, `.xlsx`, `.json`, `.arff` or `.npy`.
 
     Separators (tab, semicolon, bar, comma, blanks), decimal commas and encodings are found. Words among the inputs
-    become a 0 or 1 for each of at most 20 values. Columns that count or name the lines, and empty ones, are left out.
-    What was found and decided is in `about`.
+    become a 0 or 1 for each of at most 20 values. Columns that count or name the lines, that are empty, or hold one
+    value only, are left out. What was found and decided is in `about`. The file may be packed, by gzip, bzip2, xz, or
+    by itself in a zip archive. JSON lines, a record in each, end in `.jsonl` or `.ndjson`.
 
     Args:
         path: where the file is.
@@ -113,7 +118,8 @@ def of_table(
     notes += [f"Left out {_shown(name)}: {why}" for name, why in left_out.items()]
     frame = frame.drop(columns=list(left_out))
     if len(frame.columns) < 2:
-        raise DataError(f"{path} has one column, and needs inputs and a target.")
+        out = f" beside what was left out: {'; '.join(f'{_shown(n)}, {why}' for n, why in left_out.items())}"
+        raise DataError(f"{path} has one column{out * bool(left_out)}, and needs inputs and a target.")
     frame, dropped = _without_missing(path, table, frame, goal, missing)
     notes += dropped
     where = lambda i: f"{table.where(frame.index[i])}, {_shown(goal)}"
@@ -224,12 +230,15 @@ def _useless(column: Series, name: str) -> str:
         return "it is empty"
     numbers = _as_numbers(column)
     counts = numbers is not None and np.isin(numbers[0], (0, 1)) and bool(np.all(np.diff(numbers) == 1))
-    if counts and re.fullmatch(r"(unnamed: \d+|.*\bid|.*Id|.*_id|index|row|no\.?)", name, re.I):
+    if counts and re.fullmatch(r"(unnamed: \d+|.*\bid|.*Id|.*_id|index|row|no\.?|#)", name, re.I):
         return "it counts the rows"
     whole = numbers is None or bool(np.all(numbers == np.round(numbers)))
-    names = re.fullmatch(r"(?i:(.*[\W_])?(id|uuid|guid))|.*[a-z](Id|ID)", name)
-    if names and whole and column.astype(str).is_unique:
+    names = re.fullmatch(r"(?i:(.*[\W_])?(id|uuid|guid)|row[ ._]?names?|unnamed: 0)|.*[a-z](Id|ID)", name)
+    texts = column.dropna().astype(str)
+    if names and whole and len(texts) == len(column) and texts.is_unique:
         return "it names the rows, and each name is there once"
+    if len(texts) == len(column) > 1 and texts.nunique() == 1:
+        return f"it holds {texts.iloc[0][:20]!r} and nothing else"
     return ""
 
 
@@ -246,8 +255,9 @@ def _without_missing(
         at = frame.index[frame[next(iter(counts))].isna()][0]
         shown = ", ".join(f"{n:,} in {_shown(name)}" for name, n in counts.items())
         raise DataError(
-            f"{path} has missing values: {shown}; the first is in {table.where(at)}. Replace them by the column's "
-            "mean, --missing mean (missing=), or leave out their rows, --missing drop."
+            f"{path} has missing values: {shown}; the first is in {table.where(at)}. (Empty cells, ?, NA, None, nan "
+            "and null are missing; words that are not are to be written otherwise.) Replace them by the column's mean, "
+            "--missing mean (missing=), or leave out their rows, --missing drop."
         )
     lost = frame.isna().any(axis=1) if missing == "drop" else frame[goal].isna()
     notes = [f"Left out {int(lost.sum()):,} of {len(frame):,} rows, with missing values"] if lost.any() else []
@@ -275,12 +285,13 @@ def _input(path: Path, table: Table, column: Series) -> Input:
         )
     numbers = import_pandas().to_numeric(texts, errors="coerce").notna()
     words = sorted({text.strip() for text in texts})
-    meant = texts.str.fullmatch(r"[-+−()\d.,:/'% €$£]+" if len(words) > MOST_VALUES else SIGNED)
+    meant = texts.str.fullmatch(MEASURED if len(words) > MOST_VALUES else SIGNED)
     if meant.mean() >= 0.5:  # most of it is numbers, or written with the signs that are in numbers
         first = values[~numbers].index[0]
         raise DataError(
             f"{path}, {table.where(first)}, {_shown(str(column.name))}: {values[first]!r} is not a number. "
-            "A number is digits and a point alone; where one is missing, leave the cell empty."
+            "A number is digits and a point alone; where one is missing, leave the cell empty. Or leave the column out "
+            "by --ignore (ignore=)."
         )
     if len(words) > MOST_VALUES:
         raise DataError(

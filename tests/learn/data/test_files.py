@@ -12,7 +12,7 @@ from funcbp.learn.train.job import load
 def test_other_things_that_are_no_data(tmp_path):
     with pytest.raises(FileNotFoundError):
         data.read(tmp_path / "missing.csv")
-    with pytest.raises(data.DataError, match=r"is none of .csv, .tsv, .* nor a folder with the four files of MNIST"):
+    with pytest.raises(data.DataError, match=r"is none of .csv, .tsv, .* or a folder with the four files of MNIST"):
         data.read(tmp_path / "picture.png")
 
 

@@ -1,7 +1,10 @@
 """Tables as people have them: what is understood, what is asked for, and what is said about what cannot be read."""
 
+import bz2
 import gzip
 import io
+import lzma
+import zipfile
 
 import numpy as np
 import pytest
@@ -50,6 +53,24 @@ def sheets(file, *frames):
             frame.to_excel(book, sheet_name=f"sheet {i}", index=False)
 
 
+def zipped(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr(name, content)
+    return file.getvalue()
+
+
+def archive(**frames):
+    """A zip archive of tables, as macOS packs them."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, frame in frames.items():
+            packed.writestr(f"folder/{name}.csv", frame.to_csv(index=False))
+            packed.writestr(f"__MACOSX/folder/._{name}.csv", b"\0")
+        packed.mkdir("folder")
+    return file.getvalue()
+
+
 READ = {  # content, options, and how the file is called
     "commas": ("t.csv", text(A, B, LABEL, header="a,b,label"), {}),
     "words for classes": ("t.csv", text(A, B, KIND, header="a,b,kind"), {"target": "kind"}),
@@ -88,6 +109,28 @@ READ = {  # content, options, and how the file is called
     "the target counted with what is ignored": (
         "t.csv", text(KIND, A, B, LABEL, header="k,a,b,c"), {"ignore": ["k"], "target": 4}
     ),
+    "bzip2": ("t.csv.bz2", bz2.compress(text(A, B, LABEL, header="a,b,label").encode()), {}),
+    "xz": ("t.csv.xz", lzma.compress(text(A, B, LABEL, header="a,b,label").encode()), {}),
+    "zip": ("t.csv.zip", archive(t=FRAME), {}),
+    "zipped arrays": ("t.zip", zipped("t.npz", packed(lambda f: np.savez(f, x=FRAME[["a", "b"]], y=LABEL))), {}),
+    "records, a line each, called .ndjson": ("t.ndjson", FRAME.to_json(orient="records", lines=True), {}),
+    "an array": ("t.npy", packed(lambda f: np.save(f, FRAME.to_numpy())), {"target": 3}),
+    "an array with fields": ("t.npy", packed(lambda f: np.save(f, FRAME.to_records(index=False))), {}),
+    "a spreadsheet with macros": ("t.xlsm", packed(lambda file: FRAME.to_excel(file, index=False)), {}),
+    "WEKA's": (
+        "t.arff",
+        "% by hand\n@relation t\n@attribute a real\n@attribute 'b' real\n@attribute class {cat,dog}\n@data\n"
+        + text(A, B, KIND),
+        {},
+    ),
+    "remarks above": ("t.csv", "# by hand, in March\n% of 2024\n\n" + text(A, B, LABEL, header="a,b,label"), {}),
+    "a remark above UCI's test": ("t.data", "|1x3 Cross validator\n" + text(A, B, KIND, sep=", "), {"target": 3}),
+    "numpy.savetxt with a header": ("t.txt", "# a b label\n" + text(A, B, LABEL, sep=" "), {"target": 3}),
+    "names behind a mark": ("t.csv", text(A, B, LABEL, header="# a,b,label"), {}),
+    "R's names of cars": ("t.csv", text([f"Mazda {i}" for i in range(40)], A, B, LABEL, header='"",a,b,label'), {}),
+    "a shuffled index": ("t.csv", FRAME.sample(frac=1, random_state=0).to_csv(), {}),
+    "one value only": ("t.csv", text(A, [7] * 40, B, ["x"] * 40, LABEL, header="a,c,b,d,label"), {}),
+    "a number of each row": ("t.csv", text(range(1, 41), A, B, LABEL, header="#,a,b,label"), {}),
     "a column not wanted": ("t.csv", text(A, KIND, B, LABEL, header="a,kind,b,label"), {"ignore": ["Kind"]}),
 }  # fmt: skip
 
@@ -100,7 +143,7 @@ def test_tables_as_people_have_them(tmp_path, name, content, options):
     assert d.name == "t" and sorted(np.concatenate([d.y_train, d.y_validation, d.y_test])) == sorted(LABEL)
     check(d, d.classes)
     assert d.classes in (("0", "1"), ("cat", "dog"), ("cat, a", "dog, a"), ("écat", "édog"), ("False", "True"))
-    assert d.about[0].startswith("Target column ") and f"{d.classes[1]} {LABEL.sum()}" in d.about[0]
+    assert d.about[0].startswith("Target ") and f"{d.classes[1]} {LABEL.sum()}" in d.about[0]
 
 
 def said(tmp_path, content, name="table.csv", **options):
@@ -136,15 +179,24 @@ def said(tmp_path, content, name="table.csv", **options):
         ("a,target,y\n1,2,0\n3,4,1\n", {}, "there are 'target' and 'y'"),
         ("1,2,x\n3,4,y\n1,2,x\n", {}, "column 1 (numbers 1 to 3); column 2 (numbers 2 to 4); column 3 (2 words: x, y)"),
         ("a,b,y\n1,2,0\n", {"target": "z"}, "has no column 'z'. The columns are 1 'a' (numbers 1 to 1); 2 'b'"),
-        ("a,b,y\n1,2,x\n1,2,z\n", {"task": "regression"}, "holds words, such as 'x', and a regression needs numbers"),
+        ("a,b,y\n1,2,x\n3,4,z\n", {"task": "regression"}, "holds words, such as 'x', and a regression needs numbers"),
         (text(range(60), range(60), [i % 25 for i in range(60)], header="a,b,y"), {}, "25 different whole numbers"),
         (text([f"w{i}" for i in range(30)], range(30), LABEL[:30], header="a,b,y"), {}, "holds 30 different words"),
         ("y\n1\n0\n", {}, "one column, and needs inputs and a target"),
-        ("1,2,0\n1,2,1\n", {"target": 3}, "table has 2 examples"),
+        ("1,2,0\n3,4,1\n", {"target": 3}, "table has 2 examples"),
         (b"\0\1\2binary\0", {}, "is not a text file"),
         (b"PK\3\4 and more", {}, "not a text file but a zip archive: unpack it"),
         ("<!DOCTYPE html><html>", {}, "is a web page and no table"),
-        ("# by hand\na,b,y\n1,2,0\n", {}, "line 1 has 1. If that is a title or a comment, remove it"),
+        ("by hand\na,b,y\n1,2,0\n", {}, "line 1 has 1. If that is a title or a comment, remove it"),
+        ("a,b,y\n1,2,0\n# the end\n", {}, "line 3: 1 value, where line 1 has 3. If that is a title or a comment"),
+        ("0 1:0.5 7:2\n1 1:3\n0 2:1 3:4\n", {}, "in the format of svmlight: make arrays of it: x, y = sklearn"),
+        (text([f"{a} kg" for a in A], LABEL, header="a,y"), {}, f"'{A[0]} kg' is not a number"),
+        (text([f"{a}°C" for a in A], LABEL, header="a,y"), {}, f"'{A[0]}°C' is not a number"),
+        (text([f"1\xa0{i:03d}" for i in range(40)], LABEL, header="a,y"), {}, "'1\\xa0000' is not a number"),
+        (text([f"{a} km/h" for a in A], LABEL, header="a,y"), {}, "empty. Or leave the column out by --ignore"),
+        (text([f"{i} High Street" for i in range(40)], LABEL, header="a,y"), {}, "holds 40 different words"),
+        (text(A, np.where(LABEL, "NA", "EU"), header="a,y"), {}, "(Empty cells, ?, NA, None, nan and null are"),
+        (text([7] * 40, LABEL, header="a,y"), {}, "what was left out: column 'a', it holds '7' and nothing else"),
         ("a,b,y\n1,2,0,\n3,4,1,\n", {}, "line 2: 4 values, where line 1 has 3"),
         ("a b y\n1 2 0 5\n1 3 1 6\n", {}, "names 3 columns in line 1, and each row has 4 values"),
         ("a,y,y\n1,0,0\n2,1,1\n", {}, "more than one column 'y': leave out what would give it away by --ignore y.1"),
@@ -167,7 +219,44 @@ def test_files_that_are_not_what_their_name_says(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv.zip", b"PK", "is packed in a way that is not read here: unpack it"),
+        ("t.csv.zip", b"PK", "is a zip file that is truncated or damaged (File is not a zip file)"),
+        (
+            "t.csv.zip",
+            archive(a=FRAME, b=FRAME),
+            "holds 2 files (folder/a.csv, folder/b.csv), and one is read: unpack it",
+        ),
+        ("t.zip", archive(), "t.zip holds no file, and one is read"),
+        ("t.zip", archive(a=FRAME).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "needs a password"),
+        ("t.csv.bz2", bz2.compress(text(A, B, LABEL).encode())[:-9], "is a bzip2 file that is truncated or damaged"),
+        ("t.csv.xz", lzma.compress(text(A, B, LABEL).encode())[:-9], "is a xz file that is truncated or damaged"),
+        ("t.tar.gz", b"\x1f\x8b", "is packed in a way that is not read here: unpack it"),
+        ("t.csv.zst", b"(\xb5/\xfd", "is packed in a way that is not read here: unpack it"),
+        (
+            "t.mat",
+            b"MATLAB 5.0",
+            "a file of Matlab: make arrays of it: m = scipy.io.loadmat('t.mat'); numpy.savez('t.np",
+        ),
+        ("t.rds", b"X", "a file of R: make a table of it, in R: write.csv(readRDS('t.rds'), 't.csv', row.names=FALSE)"),
+        (
+            "t.pkl",
+            b"X",
+            "a pickle, and these can run programs: make a table of it: pandas.read_pickle('t.pkl').to_csv(",
+        ),
+        ("t.ods", b"PK", "a spreadsheet of LibreOffice: save it as .xlsx or .csv"),
+        ("a9a", b"1 2:3", "A table of text in a file of another name: call it .csv"),
+        ("t.json", '{"rows": [{"a": 1, "y": 0}]}', "has its records below 'rows'. What is read is a list of records"),
+        (
+            "t.json",
+            FRAME.to_json(orient="split"),
+            "What is read is a list of records, as of pandas' to_json(orient='re",
+        ),
+        (
+            "t.npy",
+            packed(lambda f: np.save(f, A)),
+            "(its array is of shape [40]). What is read is an array of rows and",
+        ),
+        ("t.npy", packed(lambda f: np.save(f, np.array([[{}]]))), "is not a table in npy format (Object arrays cannot"),
+        ("t.arff", "@relation r\n@attribute a string\n@data\nx\n", "not a table in arff format (String attributes not"),
         ("t.gz", b"PK", "is packed in a way that is not read here: unpack it"),
         ("t.xls", b"\xd0\xcf", "a spreadsheet in Excel's old format: save it as .xlsx or .csv"),
         ("t.json", '[{"a": [1, 2], "y": 0}, {"a": [3, 4], "y": 1}]', "holds lists or records, such as [1, 2]"),
@@ -185,6 +274,9 @@ def test_what_unfolds_to_too_much(tmp_path, monkeypatch):
     bomb = text(A, B, LABEL, header="a,b,label").encode() + b" " * 20_000
     assert "unfolds to more than" in said(tmp_path, gzip.compress(bomb), "t.csv.gz")
     assert "unfolds to more than" in said(tmp_path, packed(lambda f: np.savez_compressed(f, x=np.zeros(9999))), "t.npz")
+    assert "unfolds to more than" in said(tmp_path, bz2.compress(bomb), "t.csv.bz2")
+    assert "unfolds to more than" in said(tmp_path, lzma.compress(bomb), "t.csv.xz")
+    assert "unfolds to more than" in said(tmp_path, zipped("t.csv", bomb), "t.zip")
     big = pandas.DataFrame({"a": np.zeros(9999), "label": np.zeros(9999)})
     assert "unfolds to more than" in said(tmp_path, packed(big.to_parquet), "t.parquet")
 

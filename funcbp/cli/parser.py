@@ -9,9 +9,17 @@ from typing import NoReturn
 
 from ..learn.request import RequestError
 
-__all__ = ["INTERRUPTED", "REFUSED", "Parser", "not_negative", "positive", "printable", "refuse"]
+__all__ = ["INTERRUPTED", "REFUSED", "HelpFormatter", "Parser", "not_negative", "positive", "printable", "refuse"]
 
 REFUSED, INTERRUPTED = 2, 130
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults, where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        quiet = action.default is None or action.default is False
+        return action.help if quiet else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from ..learn.request import RequestError
 from ..learn.train import language
 from ..learn.train.job import whole
 from ..learn.train.language_run import read_language_run
-from .parser import not_negative, printable
+from .parser import HelpFormatter, not_negative, printable
 
 
 def add_sample_command(commands: argparse._SubParsersAction) -> None:
@@ -20,7 +20,7 @@ def add_sample_command(commands: argparse._SubParsersAction) -> None:
         "sample",
         help="what a network trained on text writes",
         description="Let a network that `funcbp train text` has trained go on from a text, token by token.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     unset = argparse.SUPPRESS
     command.add_argument("run_folder", type=Path, metavar="RUN", help="the folder that `funcbp train text` left")

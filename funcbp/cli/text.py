@@ -24,7 +24,7 @@ from ..learn.train.job import prepare, whole
 from ..learn.train.language_run import write_language_run
 from ..learn.train.layout import to_host
 from ..learn.train.records import tqdm
-from .parser import INTERRUPTED, Parser, not_negative, positive, printable
+from .parser import INTERRUPTED, HelpFormatter, Parser, not_negative, positive, printable
 from .train import (
     FAILED,
     add_device_arguments,
@@ -32,6 +32,8 @@ from .train import (
     can_draw,
     checkpoint_of,
     gradient_is_right,
+    learned,
+    leave_somewhere,
     left_alone,
     mesh_and_layout,
     quiet,
@@ -53,11 +55,11 @@ def text_parser() -> argparse.ArgumentParser:
         prog="funcbp train text",
         description="Train a transformer to tell the next token of a text, and judge it by files that were held out, "
         "in bits per byte.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     number = whole(1)
     command.add_argument(
-        "source", nargs="?", metavar="FILE|FOLDER", default=None, help="text in UTF-8; None: the standard library's"
+        "source", nargs="?", metavar="FILE|FOLDER", default=None, help="text in UTF-8; default: the standard library's"
     )
     command.add_argument("--tokens", default="bytes", help="bytes, characters, or bpe:N, N pieces learnt from the text")
     command.add_argument("--limit", type=number, default=data.corpus.LIMIT, metavar="N", help="characters to read")
@@ -100,7 +102,7 @@ def text_parser() -> argparse.ArgumentParser:
         help=f"learn a second time, going backward by {' or '.join(language.CREDIT)}, to be compared",
     )  # fmt: skip
 
-    add_record_arguments(command)
+    add_record_arguments(command, "evaluations")
     add_device_arguments(command)
     command.set_defaults(run=run_text)
     return command
@@ -129,9 +131,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{residuals(learning.loss)(learning.params, jnp.asarray(learning.example))}\n")
 
     print(f"It goes on from     {printable(repr(text.decode(learning.prompt)))}")
-    learned = learning.run(None)
-    code, records, result = learned.code, learned.records, learned.result
-    curves = {"backpropagation": learned.bits}
+    first = learning.run(None)
+    code, records, result = first.code, first.records, first.result
+    curves = {"backpropagation": first.bits}
     if scheme and not code:
         print(f"\nOnce more, by {scheme}")
         other = learning.run(language.other_backward(scheme, jax.random.fold_in(learning.key, 2), learning.params))
@@ -141,19 +143,20 @@ def _run(args: argparse.Namespace) -> int:
         records = [{**r, f"{scheme}_validation_bits_per_byte": v} for r, v in zip(records, other.bits, strict=False)]
     if jax.process_index() > 0:
         return code
-    try:
-        files = learning.leave(learned.params)
-        files += _leave(learning.folder, [*records, {"update": args.steps, **result}], learned.fit, text)
+
+    def leave(place: Path) -> list[str]:
+        files = learning.leave(place, first.params)
+        files += _leave(
+            place, [*records, {"update": reached(first.fit, learning.every, args.steps), **result}], first.fit, text
+        )
         if pictures and records:
             updates = [r["update"] for r in records]
             draw = plot.curves(curves, "updates", "bits per byte", text.name, log=False, at=updates)
-            train.write_atomically(learning.folder / "curves.png", partial(draw.savefig, format="png", dpi=150))
+            train.write_atomically(place / "curves.png", partial(draw.savefig, format="png", dpi=150))
             files.append("curves.png")
-    except OSError as error:
-        why = error.strerror or error
-        raise RequestError(f"The results could not be written to {learning.folder}: {why}.") from error
-    print(f"\nResults in {printable(str(learning.folder))}: {', '.join(files)}")
-    return code
+        return files
+
+    return leave_somewhere(learning.folder, leave) or code
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
@@ -229,7 +232,7 @@ class Learning:
         args, text, every = self.args, self.text, self.every
         stream = language.batches(text.train, args.context, args.batch_size, args.seed, self.mesh)
         teller = Teller(text, self.validation, every, args.steps)
-        fit = train.fit(
+        fit, lost = learned(
             self.loss,
             self.params,
             itertools.islice(stream, args.steps * args.accumulate),
@@ -250,13 +253,13 @@ class Learning:
             backward=backward,
         )
         records = _records(fit, text, self.validation, every, args.steps)
-        code = _tell_the_end(fit, every, args.steps)
+        code = _tell_the_end(fit, every, args.steps) or lost
         best = jax.tree.map(to_host, fit.best_params)
         return Learned(fit, best, records, _judge(self.loss, best, self.test, text), code)
 
-    def leave(self, params: Any) -> list[str]:
+    def leave(self, place: Path, params: Any) -> list[str]:
         """Write the network that learned; the files' names."""
-        return write_language_run(self.folder, params, self.network, self.args.context, self.text.tokens, self.prompt)
+        return write_language_run(place, params, self.network, self.args.context, self.text.tokens, self.prompt)
 
 
 class Teller:
@@ -307,13 +310,21 @@ def _records(fit: train.Fit, text: data.Text, validation: np.ndarray, every: int
     ]
 
 
+def reached(fit: train.Fit, every: int, steps: int) -> int:
+    """How many updates there were."""
+    return min(fit.epochs * every, steps)
+
+
 def _tell_the_end(fit: train.Fit, every: int, steps: int) -> int:
     """Say how learning ended; the exit code."""
-    done = min(fit.epochs * every, steps)
+    done = reached(fit, every, steps)
     print(f"{done:,} updates in {fit.seconds:.1f} s")
     if fit.reason == "interrupted":
         print(f"\nInterrupted: what was reached after {done:,} updates is kept.", file=sys.stderr)
         return INTERRUPTED
+    if fit.reason == "unwritten":
+        print(f"What was reached after {done:,} updates is kept.", file=sys.stderr)
+        return FAILED
     if fit.reason == "diverged":
         words = str(fit.divergence).replace("learning diverged in epoch", "Learning diverged in evaluation period")
         print(f"{words}. A smaller --learning-rate may help.", file=sys.stderr)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES
 from ..learn.train.records import FILES, tqdm
 from ..testing import check
-from .parser import INTERRUPTED, positive, printable
+from .parser import INTERRUPTED, HelpFormatter, positive, printable
 
 FAILED = 1
 CHECKED_EXAMPLES = 16
@@ -90,7 +91,7 @@ def add_train_command(commands: Any) -> None:
         "train",
         help="train a network, its gradient checked first",
         description="Train a network on a data set, after checking its hand-written gradient on a batch of it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     unset: Any = argparse.SUPPRESS
     which = (
@@ -98,7 +99,7 @@ def add_train_command(commands: Any) -> None:
         "openml:NAME; or text, a language model with options of its own: funcbp train text --help"
     )
     command.add_argument("set", nargs="?", default="digits", metavar="DATA", help=which)
-    command.add_argument("--data", metavar="DATA", help="the same, and it goes before", default=unset)
+    command.add_argument("--data", metavar="DATA", help="the same, in the place of DATA", default=unset)
     command.add_argument(
         "--network",
         default="mlp:64,32",
@@ -159,8 +160,8 @@ def add_train_command(commands: Any) -> None:
     command.set_defaults(run=run_training)
 
 
-def add_record_arguments(command: argparse.ArgumentParser) -> None:
-    """Add the options of what is kept while a network learns."""
+def add_record_arguments(command: argparse.ArgumentParser, period: str = "epochs") -> None:
+    """Add the options of what is kept while a network learns; `period` is what measurements are made after."""
     unset: Any = argparse.SUPPRESS
     record = command.add_argument_group("records")
     record.add_argument(
@@ -168,7 +169,7 @@ def add_record_arguments(command: argparse.ArgumentParser) -> None:
     )
     record.add_argument("--checkpoint", type=Path, metavar="FILE", default=unset, help="keep what is needed to go on")
     record.add_argument(
-        "--checkpoint-every", type=whole(1), metavar="N", default=unset, help="epochs; default: every half minute"
+        "--checkpoint-every", type=whole(1), metavar="N", default=unset, help=f"{period}; default: every half minute"
     )
     record.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
     record.add_argument(
@@ -247,7 +248,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     names = "loss", "validation_loss", f"validation_{score}"
     first = {"epoch": 0, **dict(zip(names, map(float, before(params)), strict=True)), "seconds": 0.0}
-    fit = train.fit(
+    fit, lost = learned(
         lambda params, batch: task.loss(params, *batch),
         params,
         (x, y),
@@ -268,7 +269,7 @@ def _run(args: argparse.Namespace) -> int:
         mesh=mesh,
         layout=layout,
     )
-    code = _tell_the_end(fit, args.keep)
+    code = _tell_the_end(fit, args.keep) or lost
     best = args.keep == "best" and fit.epochs > 0
     params = jax.tree.map(to_host, fit.best_params if best else fit.params)  # of every process its part
     if jax.process_index() > 0:
@@ -276,11 +277,36 @@ def _run(args: argparse.Namespace) -> int:
     records = [first, *_records(fit)]
     result = judge(job, params, dataset)
     records.append({"epoch": fit.best_epoch if best else fit.epochs, **result.record})
+    return leave_somewhere(folder, lambda place: leave(place, job, params, records, result, dataset, pictures)) or code
+
+
+def learned(*args: Any, **options: Any) -> tuple[train.Fit, int]:
+    """What `fit` returns, and the exit code: where measurements could not be written, it is said, and not lost."""
     try:
-        files = leave(folder, job, params, records, result, dataset, pictures)
+        return train.fit(*args, **options), 0
+    except train.LogError as error:
+        print(f"funcbp: {printable(str(error))}", file=sys.stderr)
+        return error.fit, FAILED
+
+
+def leave_somewhere(folder: Path, write: Callable[[Path], list[str]]) -> int:
+    """Write the results into a folder, or where that is full into a temporary one, and say where; the exit code.
+
+    Raises:
+        RequestError: they cannot be written there either.
+    """
+    place, code = folder, 0
+    try:
+        files = write(folder)
     except OSError as error:
-        raise RequestError(f"The results could not be written to {folder}: {error.strerror or error}.") from error
-    print(f"\nResults in {printable(str(folder))}: {', '.join(files)}")
+        why = f"The results could not be written to {folder}: {error.strerror or error}."
+        try:
+            place, code = Path(tempfile.mkdtemp(prefix="funcbp-")), FAILED
+            files = write(place)
+        except OSError as second:
+            raise RequestError(f"{why} Nor to {place}: {second.strerror or second}.") from error
+        print(f"funcbp: {printable(why)} They are in {place}.", file=sys.stderr)
+    print(f"\nResults in {printable(str(place))}: {', '.join(files)}")
     return code
 
 
@@ -338,6 +364,9 @@ def _tell_the_end(fit: train.Fit, keep: str) -> int:
         text = str(fit.divergence)
         kept = f"The parameters of epoch {epoch} are kept. A smaller --learning-rate may help."
         print(f"{text[0].upper()}{text[1:]}. {kept}", file=sys.stderr)
+        return FAILED
+    if fit.reason == "unwritten":
+        print(f"The parameters of epoch {epoch} are kept.", file=sys.stderr)
         return FAILED
     if fit.reason != "epochs":
         print(f"Stopped by {fit.reason}")

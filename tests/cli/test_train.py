@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -402,7 +404,7 @@ def test_bad_requests(capsys, argv, message):
         ("1,2,0\n1,2\n", "file.csv, line 2: 2 values, where line 1 has 3."),
         ("a,b,y\n1,2,0\n1,nan,0\n", "file.csv has missing values: 1 in column 'b'; the first is in line 3"),
         ("1,2,0\n1,2,1\n", "Which column of file.csv is to be learned? Say so by --target"),
-        ("a,b,y\n1,2,0\n1,2,1\n", "file has 2 examples, and at least 10 are needed"),
+        ("a,b,y\n1,2,0\n3,4,1\n", "file has 2 examples, and at least 10 are needed"),
     ],
 )
 def test_bad_files(capsys, text, message):
@@ -432,7 +434,31 @@ def test_a_full_disk(capsys, monkeypatch):
     monkeypatch.setattr(train, "save_params", full)
     assert main(["train", "iris", "--network", "mlp:4", "--epochs", "1", "--out", "out"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "funcbp: The results could not be written to out: No space left on device."
+    why = "The results could not be written to out: No space left on device."
+    assert re.fullmatch(rf"funcbp: {why} Nor to \S*funcbp-\S+: No space left on device\.", last)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+def test_measurements_and_results_without_room_are_kept_elsewhere(capsys, monkeypatch):
+    Path("full.jsonl").symlink_to("/dev/full")
+    real = train.save_params
+
+    def save_params(path, params):
+        if path.parent == Path("out"):
+            raise OSError(28, "No space left on device")
+        real(path, params)
+
+    monkeypatch.setattr(train, "save_params", save_params)
+    given = ["--network", "mlp:4", "--epochs", "3", "--out", "out", "--metrics", "full.jsonl", "--no-plots"]
+    assert main(["train", "iris", *given]) == 1
+    out, err = capsys.readouterr()
+    assert "funcbp: The measurements could not be written to full.jsonl (No space left on device), so learning" in err
+    place = Path(re.search(r"The results could not be written to out: No space .* They are in (\S+)\.\n", err)[1])
+    assert {file.name for file in place.iterdir()} == {"params.npz", "run.json", "metrics.jsonl"}
+    assert f"Results in {place}: params.npz" in out and main(["predict", str(place), "iris.csv"]) == 2
+    shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(("library", "extra"), [("pandas", "data"), ("sklearn.datasets", "data"), ("tqdm", "progress")])
@@ -452,6 +478,18 @@ def without(monkeypatch, library):
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+COMMANDS = ["", "train", "train text", "predict", "sample", "coverage", "balance", "check", "reproduce", "play"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_defaults_that_say_something(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "None" not in out and "False" not in out and "==SUPPRESS==" not in out
+    assert command not in ("train", "train text", "sample") or "(default: 0)" in out
 
 
 def test_help_names_every_choice(capsys):

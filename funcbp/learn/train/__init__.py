@@ -7,6 +7,7 @@ from .checkpoint import OrbaxCheckpoint as OrbaxCheckpoint
 from .checkpoint import Saved as Saved
 from .fit import Divergence as Divergence
 from .fit import Fit as Fit
+from .fit import LogError as LogError
 from .fit import fit as fit
 from .layout import LAYOUTS as LAYOUTS
 from .layout import from_local as from_local

@@ -44,6 +44,8 @@ class TrainingOutcome(NamedTuple):
         reasons: why it ended, one for each member.
         seconds: how long it took.
         data: what the last epoch learned from.
+        unwritten: why measurements could not be written, on the process that writes them.
+        kept: whether there is a checkpoint of it.
     """
 
     state: State
@@ -51,6 +53,8 @@ class TrainingOutcome(NamedTuple):
     reasons: list[str]
     seconds: float
     data: PyTree
+    unwritten: OSError | None
+    kept: bool
 
 
 class HostConfig(NamedTuple):
@@ -101,18 +105,19 @@ def drive(
 
         with (
             interruptible() as interrupted,
-            trackers(config.log if first else None, past) as log,
+            trackers(config.log if first else None, past) as recorder,
             progress_bar(config.progress if first else False, config.epochs, done) as show,
             kept_if_raised(save),
         ):
             if streams:  # what has been learned from is skipped
                 collections.deque(itertools.islice(feed, done), maxlen=0)
             while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
-                halt, due, count = agree(interrupted(), checkpointer.is_due(done), sizer.count)
+                stopped = 2 if recorder.unwritten else interrupted()
+                halt, due, count = agree(stopped, checkpointer.is_due(done), sizer.count)
                 if due:
                     checkpointer.save(state, columns, done)
                 if halt:
-                    ended = "interrupted"
+                    ended = "unwritten" if halt == 2 else "interrupted"
                     break
                 if (batch := next(feed, None)) is None:
                     ended = "data"
@@ -131,11 +136,17 @@ def drive(
                 done, whole = done + epochs, True
                 new = [] if many else _rows(column)
                 for epoch, row in enumerate(new, done - epochs + 1):
-                    log(epoch, row)
+                    recorder.log(epoch, row)
                 show(epochs, new[-1] if new else {})
-            checkpointer.save(state, columns, done)
+            try:
+                checkpointer.save(state, columns, done)
+            except CheckpointError:
+                if not recorder.unwritten:  # which is the reason for this, too, and what was reached is returned
+                    raise
         reasons = [_reason(code, ended, config.names) for code in np.atleast_1d(to_host(state.code))]
-        return TrainingOutcome(state, _joined(columns), reasons, time.perf_counter() - start, batch)
+        kept = checkpointer.has(done)
+        seconds = time.perf_counter() - start
+        return TrainingOutcome(state, _joined(columns), reasons, seconds, batch, recorder.unwritten, kept)
 
 
 class Checkpointer:
@@ -191,6 +202,10 @@ class Checkpointer:
         if self.store.every:
             return done % self.store.every == 0
         return time.perf_counter() - self._saved_at > SECONDS_PER_SAVE
+
+    def has(self, done: int) -> bool:
+        """Whether what was reached after so many epochs is written."""
+        return self.store is not None and done == self._saved
 
     def save(self, state: State, columns: list[dict[str, np.ndarray]], done: int) -> None:
         """Write it, if it is not there already."""

@@ -72,8 +72,9 @@ class Fit(NamedTuple):
         history: columns of measurements, a row per epoch: `loss`, the mean of the losses before each update; after the
             epoch, and if they were asked for, `correct`, `validation_loss` and `validation_score`; and `seconds`, when
             its results were seen.
-        reason: why it ended: "epochs", "data" (an iterator is used up), "interrupted" (Ctrl-C), "diverged", "restarts"
-            (there are none left), or the name of a stopping rule.
+        reason: why it ended: "epochs", "data" (an iterator is used up), "interrupted" (Ctrl-C), "unwritten" (there was
+            no place for the measurements, see `LogError`), "diverged", "restarts" (there are none left), or the name of
+            a stopping rule.
         epochs: how many there were.
         best_epoch: the one of `best_params`.
         attempts: how many attempts there were, 1 if it was never begun again.
@@ -90,6 +91,24 @@ class Fit(NamedTuple):
     attempts: int | Any
     seconds: float
     divergence: Divergence | None = None
+
+
+class LogError(OSError):
+    """Measurements could not be written, so learning ended, as by Ctrl-C: what was reached is kept in `fit`.
+
+    Attributes:
+        fit: how it ended, as `fit` would have returned it.
+    """
+
+    def __init__(self, why: OSError, fit: Fit, kept: bool):
+        where = f" to {why.filename}" if why.filename else ""
+        way = "go on from the checkpoint by resume=True (--resume)" if kept else "begin again: no checkpoint has it"
+        super().__init__(
+            f"The measurements could not be written{where} ({why.strerror or why}), so learning ended after epoch "
+            f"{fit.epochs}. To learn further, make room and {way}."
+        )
+        self.fit = fit
+        self.add_note("What was reached is in this exception's `fit`.")
 
 
 def fit(
@@ -173,6 +192,7 @@ def fit(
     Raises:
         ValueError: an argument makes no sense; the message says which.
         CheckpointError: a checkpoint cannot be read or written.
+        LogError: measurements cannot be written any more; what was reached is in it, and in the checkpoint.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, funcbp as bp
@@ -238,7 +258,7 @@ def fit(
     )
     state, (reason,) = out.state, out.reasons
     last = learner.judged(state)
-    return Fit(
+    result = Fit(
         last,
         last if validation is None else state.kept,
         out.history,
@@ -249,6 +269,9 @@ def fit(
         out.seconds,
         _diagnosis(learner, state, out.data) if reason == "diverged" else None,
     )
+    if out.unwritten:
+        raise LogError(out.unwritten, result, out.kept) from out.unwritten
+    return result
 
 
 def _diagnosis(learner: Learner, state: State, data: PyTree) -> Divergence:

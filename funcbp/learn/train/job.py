@@ -201,10 +201,10 @@ def leave(
     pictures: bool = True,
 ) -> list[str]:
     """Write the measurements, the parameters, what the network was trained on, and the pictures; the files' names."""
-    train.write_metrics(folder / "metrics.jsonl", records)
-    train.save_params(folder / "params.npz", params)
+    train.save_params(folder / "params.npz", params)  # the dearest first
     write_run(folder, job, dataset)
-    names = ["metrics.jsonl", "params.npz", RUN]
+    train.write_metrics(folder / "metrics.jsonl", records)
+    names = ["params.npz", RUN, "metrics.jsonl"]
     if not pictures:
         return names
     name = next(iter(params))

@@ -114,39 +114,71 @@ Log = str | Path | Tracker  # where measurements go
 FILES: dict[str, type[JsonLines] | type[Csv]] = {".jsonl": JsonLines, ".csv": Csv}
 
 
+class Recorder:
+    """All that is given as `log`, as one. It notes the first failure to write, which ends the learning, and not here.
+
+    Attributes:
+        files: those that are given by their paths.
+        others: what is given as a tracker.
+        unwritten: why something could not be written; None if all was.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[JsonLines | Csv] = []
+        self.others: list[Tracker] = []
+        self.unwritten: OSError | None = None
+
+    def log(self, epoch: int, row: Mapping[str, Any]) -> None:
+        """Hand on the measurements of an epoch, if those before could be written."""
+        if self.unwritten:
+            return
+        with self._noted():
+            for file in self.files:
+                file.log(numbers_of(row), step=epoch)
+            for tracker in self.others:
+                tracker.log(row, step=epoch)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files:
+            with self._noted():
+                file.close()
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.unwritten = self.unwritten or error
+
+
 @contextlib.contextmanager
-def trackers(log: Any, past: Sequence[Mapping[str, float]]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """All that is given as `log`, as one function of an epoch and its measurements.
+def trackers(log: Any, past: Sequence[Mapping[str, float]]) -> Iterator[Recorder]:
+    """Open all that is given as `log`, and close the files in the end.
 
     Files are begun anew, with the measurements of the past; a tracker has seen those.
 
     Raises:
         ValueError: a file is neither .jsonl nor .csv.
         TypeError: something has no method `log`.
-        OSError: a file cannot be written.
+        OSError: a file cannot be begun.
     """
     wanted = [] if log is None else log if isinstance(log, list | tuple) else [log]
-    with contextlib.ExitStack() as stack:
-        files: list[Tracker] = []
-        others: list[Tracker] = []
+    with contextlib.closing(Recorder()) as recorder:
         for each in wanted:
             if isinstance(each, str | Path):
                 suffix = Path(each).suffix.lower()
                 if suffix not in FILES:
                     raise ValueError(f"Measurements are written to .jsonl or .csv files, and {str(each)!r} is neither.")
-                files.append(stack.enter_context(contextlib.closing(FILES[suffix](each))))
+                recorder.files.append(FILES[suffix](each))
             elif callable(getattr(each, "log", None)):
-                others.append(each)
+                recorder.others.append(each)
             else:
                 raise TypeError(f"A tracker has a method log(metrics, step=), and {each!r} has none.")
-
-        def log_all(places: Sequence[Tracker], epoch: int, row: Mapping[str, Any]) -> None:
-            for place in places:
-                place.log(row if place in others else numbers_of(row), step=epoch)
-
         for epoch, row in enumerate(past, 1):
-            log_all(files, epoch, row)
-        yield lambda epoch, row: log_all([*files, *others], epoch, row)
+            for file in recorder.files:
+                file.log(numbers_of(row), step=epoch)
+        yield recorder
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -363,6 +363,44 @@ def test_what_a_tracker_or_a_stream_raises_loses_nothing(tmp_path):
     assert contents(path)["state/epoch"] == 3  # the tenth item was never in a whole epoch
 
 
+class Full:
+    """A tracker whose disk is full from the third epoch on."""
+
+    def log(self, metrics, *, step):
+        if step >= 3:
+            raise OSError(28, "No space left on device", "metrics")
+
+
+@pytest.mark.parametrize("store", [None, "run.npz"])
+def test_measurements_that_cannot_be_written_lose_nothing(tmp_path, store):
+    """What was reached is in the exception and in the checkpoint, from which it goes on as if nothing had been."""
+    path = store and tmp_path / store
+    with pytest.raises(train.LogError, match=r"not be written to metrics \(No space left on device\), so") as error:
+        learn(path and train.Checkpoint(path, every=1), log=Full())
+    assert isinstance(error.value, OSError) and ("by resume=True" in str(error.value)) == (store is not None)
+    reached = error.value.fit
+    assert (reached.reason, reached.epochs, len(reached.history["loss"])) == ("unwritten", 3, 3) or not store
+    assert 3 <= reached.epochs <= learn().epochs
+    if path:
+        assert contents(path)["state/epoch"] == 3
+        same_fit(learn(path, resume=True), learn())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_of_measurements_on_a_full_disk(tmp_path, suffix):
+    path = tmp_path / f"metrics{suffix}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(train.LogError, match=f"to {path} .*begin again: no checkpoint has it") as error:
+        learn(log=[path, Noted()])
+    assert error.value.fit.params is not None and error.value.__notes__
+
+
+class Noted:
+    def log(self, metrics, *, step):
+        pass
+
+
 @pytest.mark.parametrize(
     "end", [lambda: (signal.raise_signal(2), signal.raise_signal(2)), lambda: sys.exit(3)], ids=["Ctrl-C", "exit"]
 )

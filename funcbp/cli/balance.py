@@ -7,8 +7,7 @@ import argparse
 import jax
 import jax.numpy as jnp
 
-from ..learn.request import RequestError
-from ..learn.train.job import whole
+from ..learn.request import RequestError, whole
 from ..remat.machine import device_here, machine_here
 from ..remat.measured import measure_balance
 

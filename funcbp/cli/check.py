@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..learn.request import RequestError
-from .parser import Parser, refuse
+from ..learn.request import RequestError, whole
+from .parser import Parser, positive, refuse
 
 RIGHT, WRONG = 0, 1
 TYPE = re.compile(r"(?P<dtype>(?:bfloat|float|complex|int|uint)\d+|bool)\[(?P<shape>[\d, ]*)\]")
@@ -88,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--argnums", type=int, nargs="+", metavar="N", help="which (default: all with floats)")
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the gradient's derivative too")
-    parser.add_argument("--samples", type=int, default=2, metavar="N", help="random cotangents (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the random numbers (default: 0)")
-    parser.add_argument("--tolerance", type=float, metavar="UNITS", help="of what the reference can tell")
+    parser.add_argument("--samples", type=whole(2), default=2, metavar="N", help="random cotangents (default: 2)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="SEED", help="of the random numbers (default: 0)")
+    parser.add_argument("--tolerance", type=positive, metavar="UNITS", help="of what the reference can tell")
     parser.add_argument("--backward", metavar="package.module:name", help="the Backward to test (default: Backward())")
     parser.add_argument("--vjp", metavar="package.module:vjp", help="anybody's reverse mode, to be tested in its place")
     parser.add_argument("--has-aux", action="store_true", help="the function returns (output, anything)")
@@ -109,6 +109,8 @@ def _resolve(path: str) -> Any:
         found: Any = importlib.import_module(module)
     except ImportError as error:
         raise RequestError(f"{module} cannot be imported: {error}.") from error
+    except Exception as error:  # of the module itself
+        raise RequestError(f"{module} cannot be imported: {type(error).__name__}: {error}.") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise RequestError(f"{module} has no {name}.")
@@ -123,9 +125,10 @@ def _argument(text: str, rng: np.random.Generator) -> Any:
     if text.endswith((".npy", ".npz")):
         try:
             loaded = np.load(text)
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{text} cannot be read: {error}.") from error
-        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+        except Exception as error:  # zip, zlib and numpy have many words for one thing
+            why = getattr(error, "strerror", None) or error
+            raise RequestError(f"{text} cannot be read: {why}.") from error
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -134,7 +137,10 @@ def _argument(text: str, rng: np.random.Generator) -> Any:
         return _arrays(value)
     if ":" in text:
         value = _resolve(text)
-        return value() if inspect.isfunction(value) else value
+        try:
+            return value() if inspect.isfunction(value) else value
+        except Exception as error:
+            raise RequestError(f"{text} made no argument: {type(error).__name__}: {error}.") from error
     raise RequestError(
         f"{text!r} is no argument: write a literal, a type such as float32[3,4], a .npy or .npz file, or "
         "package.module:name."

@@ -42,7 +42,10 @@ def positive(text: str) -> float:
 
 def not_negative(text: str) -> float:
     """Read a positive number, or 0."""
-    return 0.0 if text[:1] == "0" and text.strip("0.") == "" else positive(text)
+    try:
+        return 0.0 if text[:1] == "0" and text.strip("0.") == "" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor 0") from error
 
 
 def printable(text: str) -> str:

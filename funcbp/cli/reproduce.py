@@ -13,9 +13,8 @@ from typing import Any
 from ..learn import plot
 from ..learn.reproduce import MEANING, REPRODUCTIONS
 from ..learn.reproduce.table import Comparison, Picture, Reproduction, format_table
-from ..learn.request import RequestError
+from ..learn.request import RequestError, whole
 from ..learn.train import write_atomically
-from ..learn.train.job import whole
 from ..learn.train.records import tqdm
 from .parser import INTERRUPTED, Parser, refuse
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import jax
 
-from ..learn.request import RequestError
+from ..learn.request import RequestError, whole
 from ..learn.train import language
-from ..learn.train.job import whole
 from ..learn.train.language_run import read_language_run
 from .parser import HelpFormatter, not_negative, printable
 

@@ -18,9 +18,9 @@ import numpy as np
 from ..autodiff.transformations import Backward
 from ..inspection.residuals import residuals
 from ..learn import data, nets, plot, train
-from ..learn.request import RequestError
+from ..learn.request import RequestError, whole
 from ..learn.train import language
-from ..learn.train.job import prepare, whole
+from ..learn.train.job import prepare
 from ..learn.train.language_run import write_language_run
 from ..learn.train.layout import to_host
 from ..learn.train.records import tqdm

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from ..learn import data, nets, optim, plot, train
-from ..learn.request import RequestError
+from ..learn.request import RequestError, whole
 from ..learn.train import stopping
 from ..learn.train.job import (
     ACTIVATIONS,
@@ -31,7 +31,6 @@ from ..learn.train.job import (
     prepare,
     run_name,
     score_key,
-    whole,
 )
 from ..learn.train.layout import LAYOUTS, make_placement, to_host
 from ..learn.train.loop import MODES

@@ -232,6 +232,10 @@ def derivative_of(
     """The reverse mode under test, called as `jax.vjp` is."""
     if backward is not None and vjp is not None:
         raise TypeError("check takes backward=, a funcbp.Backward, or vjp=, anybody's reverse mode: one of the two.")
+    if backward is not None and not isinstance(backward, Backward):
+        raise TypeError(f"backward is a funcbp.Backward, and was {backward!r}.")
+    if vjp is not None and not callable(vjp):
+        raise TypeError(f"vjp is a function like jax.vjp, and was {vjp!r}.")
     return vjp or (backward or Backward()).vjp
 
 

@@ -22,6 +22,9 @@ def module(tmp_path, monkeypatch):
         "def raises(x): raise RuntimeError('on purpose')\n"
         "number = 3\n"
     )
+    (tmp_path / "wrong_module.py").write_text("1 / 0\n")
+    (tmp_path / "damaged.npy").touch()
+    (tmp_path / "damaged.npz").write_bytes(b"PK\3\4 junk")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())  # the command adds the folder
     monkeypatch.delitem(sys.modules, "my_functions", raising=False)
@@ -43,6 +46,20 @@ def module(tmp_path, monkeypatch):
         (["my_functions:loss", "--args", "?"], 2, "is no argument"),
         (["my_functions:loss", "--args", "data.npy"], 2, "cannot be read"),
         (["my_functions:loss", "--order", "5"], 2, "--help"),
+        (["my_functions:loss", "--args", "damaged.npy"], 2, "damaged.npy cannot be read: "),
+        (["my_functions:loss", "--args", "damaged.npz"], 2, "damaged.npz cannot be read: "),
+        (["my_functions:loss", "--args", "my_functions:raises"], 2, "made no argument: TypeError: raises() missing 1"),
+        (["wrong_module:f"], 2, "wrong_module cannot be imported: ZeroDivisionError: division by zero"),
+        (["my_functions:loss", "--args", "0.5", "--seed", "-5"], 2, "'-5' is not a whole number of at least 0"),
+        (["my_functions:loss", "--args", "0.5", "--seed", "9999999999"], 2, "'9999999999' is more than 2,147,483,647"),
+        (["my_functions:loss", "--args", "0.5", "--samples", "1"], 2, "'1' is not a whole number of at least 2"),
+        (["my_functions:loss", "--args", "0.5", "--tolerance", "nan"], 2, "'nan' is not a positive number"),
+        (
+            ["my_functions:loss", "--args", "0.5", "--backward", "math:pi"],
+            2,
+            "backward is a funcbp.Backward, and was 3",
+        ),
+        (["my_functions:loss", "--args", "0.5", "--vjp", "math:pi"], 2, "vjp is a function like jax.vjp, and was 3.14"),
         (["--help"], 0, "usage"),
     ],
 )

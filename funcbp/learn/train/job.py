@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..data.dataset import scaled
 from ..data.files import is_readable, refuse_options
 from ..data.openml import PREFIX
 from ..data.reading import SUFFIXES
-from ..request import RequestError
+from ..request import RequestError, whole
 from .results import read_description
 
 if TYPE_CHECKING:
@@ -61,17 +61,6 @@ class Result(NamedTuple):
     draw: Callable[[], Figure | Any]
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A type of arguments: a whole number of at least so much."""
-
-    def whole(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < least or int(text) >= 2**31:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return int(text)
-
-    return whole
-
-
 def load(source: str, seed: int, **options: Any) -> data.Dataset:
     """The data set that was asked for; the options are those of `data.read`."""
     if source in data.SETS:
@@ -108,7 +97,7 @@ def build(network: str, activation_name: str, dataset: Shape) -> Job:
     kind, _, sizes = network.partition(":")
     try:
         hidden = [whole(1)(size.strip()) for size in sizes.split(",")] if sizes else []
-    except argparse.ArgumentTypeError as error:
+    except ArgumentTypeError as error:
         raise RequestError(f"The sizes in --network {network} are wrong: {error}.") from error
     n_in, n_out = dataset.n_inputs, dataset.n_outputs
     if kind == "autoencoder":

@@ -124,8 +124,9 @@ def _argument(text: str, rng: np.random.Generator) -> Any:
         return _random(match["dtype"], [int(n) for n in match["shape"].split(",") if n], rng)
     if text.endswith((".npy", ".npz")):
         try:
-            loaded = np.load(text)
-            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+            with open(text, "rb") as file:
+                loaded = np.load(file)
+                return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
         except Exception as error:  # zip, zlib and numpy have many words for one thing
             why = getattr(error, "strerror", None) or error
             raise RequestError(f"{text} cannot be read: {why}.") from error

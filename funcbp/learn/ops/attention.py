@@ -164,9 +164,12 @@ class Tiles(NamedTuple):
         sees = [s < columns.length] if columns.missing else []
         sees += [s <= t] if self.is_causal else []
         if mask is not None:
-            sizes = [axis.size if size > 1 else 1 for axis, size in zip((rows, columns), mask.shape[3:], strict=True)]
-            starts = [n * size if size > 1 else 0 * n for n, size in zip((i, j), sizes, strict=True)]
             zero = jnp.zeros_like(i)
+            cuts = [
+                (n * axis.size, axis.size) if length > 1 else (zero, 1)
+                for n, axis, length in zip((i, j), (rows, columns), mask.shape[3:], strict=True)
+            ]
+            starts, sizes = zip(*cuts, strict=True)
             sees.append(lax.dynamic_slice(mask, (zero, zero, zero, *starts), (*mask.shape[:3], *sizes)))
         for may in sees:
             z = jnp.where(may, z, -jnp.inf)

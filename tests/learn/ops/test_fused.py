@@ -87,6 +87,15 @@ def test_attention(t, s, heads, block, options, mask, second):
     )
 
 
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_attention_sees_through_the_same_mask_in_blocks_of_any_size(block):
+    q, k, v = normal(0, 5, 2, 1), normal(1, 5, 1, 1), normal(2, 5, 1, 2)
+    for shape in ((5, 5), (5, 1), (1, 5), (2, 1, 5)):
+        mask = jax.random.bernoulli(jax.random.key(3), 0.5, shape)
+        want = naive_attention(q[None], k[None], v[None], mask.reshape((1,) * (4 - mask.ndim) + shape))[0]
+        np.testing.assert_allclose(ops.attention(q, k, v, mask, block=block), want, atol=1e-12)
+
+
 def test_attention_never_has_an_array_of_queries_by_keys():
     q = k = v = jnp.ones((64, 1, 2))
     f = lambda *x: jnp.sum(ops.attention(*x, is_causal=True, block=8))

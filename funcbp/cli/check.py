@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..inspection.files import write_atomically
 from ..learn.request import RequestError, whole
 from .parser import Parser, positive, refuse
 
@@ -66,7 +67,7 @@ def run_check_command(argv: Sequence[str]) -> int:
         return refuse(f"{request.function} could not be checked: {type(error).__name__}: {error}")
     if request.junit is not None:
         try:
-            Path(request.junit).write_text(report.to_junit())
+            write_atomically(request.junit, lambda file: file.write(report.to_junit().encode()))
         except OSError as error:
             return refuse(error)
     print(report.to_json() if request.json else report)

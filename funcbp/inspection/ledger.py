@@ -17,6 +17,7 @@ from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward
 from ..cotangents import is_differentiable
 from ..jaxpr.types import PyTree, Value
+from .files import write_atomically
 from .render import graph
 from .render.page import document, page
 from .render.play import play
@@ -173,7 +174,8 @@ class Trace(Stored):
             >>> t = bp.trace(lambda w, x: (jnp.tanh(w * x) - 1.0) ** 2)(0.5, 2.0)
             >>> t.play(pathlib.Path(tempfile.mkdtemp(), "page.html"))
         """
-        Path(path).write_text(play(self.inputs, self.rows, self.outputs, update, learning_rate), encoding="utf-8")
+        page = play(self.inputs, self.rows, self.outputs, update, learning_rate)
+        write_atomically(path, lambda file: file.write(page.encode()))
 
     def to_dot(self) -> str:
         """The graph of the outermost program, for Graphviz."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._version import __version__
+from .files import write_atomically
 from .rows import Row
 from .statistics import Statistics
 
@@ -62,8 +63,8 @@ class Stored:
             return len(arrays) - 1
 
         about = json.dumps(_written(self, numbered), allow_nan=False)
-        with open(path, "wb") as file:
-            np.savez(file, about=np.array(about), **dict(zip(map(str, range(len(arrays))), arrays, strict=True)))
+        named = dict(zip(map(str, range(len(arrays))), arrays, strict=True))
+        write_atomically(path, lambda file: np.savez(file, about=np.array(about), **named))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._version import __version__
+from ...inspection.files import unfinished, write_atomically
 from ...jaxpr.types import PyTree, Value
 from .layout import is_key, leaves_of, path_of, to_host, to_sharding
-from .results import unfinished, write_atomically
 
 FORMAT = 1
 

@@ -85,6 +85,26 @@ def test_damaged_parameters_are_a_sentence(tmp_path, content):
         train.load_params(tmp_path / "none.npz")
 
 
+def test_a_link_stays_one(tmp_path):
+    path, place = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    place.parent.mkdir()
+    path.symlink_to(place)
+    for content in (b"once", b"again"):
+        train.write_atomically(path, lambda file, content=content: file.write(content))
+        assert path.is_symlink() and place.read_bytes() == content
+    assert [p.name for p in place.parent.iterdir()] == ["file"] and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
+def test_a_pipe_is_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    train.write_atomically(pipe, lambda file: file.write(b"whole"))
+    assert os.read(reader, 10) == b"whole" and pipe.is_fifo()
+    os.close(reader)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 @pytest.mark.parametrize("kind", [train.JsonLines, train.Csv])
 def test_a_full_disk_is_named(kind):

@@ -39,6 +39,7 @@ from .train import (
     quiet,
     say_where,
     start_processes,
+    unheard,
 )
 
 CHECKED_TOKENS = 8
@@ -111,7 +112,7 @@ def text_parser() -> argparse.ArgumentParser:
 def run_text(args: argparse.Namespace) -> int:
     """`funcbp train text`: say what will be done, learn, judge, and leave the results."""
     start_processes(args)
-    with quiet(jax.process_index() > 0), left_alone():
+    with quiet(jax.process_index() > 0), left_alone(), unheard():
         return _run(args)
 
 

@@ -196,7 +196,7 @@ def add_device_arguments(command: argparse.ArgumentParser) -> None:
 def run_training(args: argparse.Namespace) -> int:
     """`funcbp train`: say what will be done, check the gradient, learn, judge, and leave the results."""
     start_processes(args)
-    with quiet(jax.process_index() > 0), left_alone():
+    with quiet(jax.process_index() > 0), left_alone(), unheard():
         return _run(args)
 
 
@@ -507,6 +507,44 @@ def left_alone() -> Iterator[None]:
             flush=True,
         )
         os._exit(FAILED)
+
+
+class Output:
+    """The standard output, which goes nowhere from when its reader has gone away, as `head` does: nothing is lost."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return self._heard_or_not(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """Write what is kept back."""
+        self._heard_or_not(self._stream.flush, 0)
+
+    def _heard_or_not(self, write: Callable[[], Any], done: int) -> Any:
+        try:
+            return write()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # where what the stream keeps back goes, too
+            os.close(nowhere)
+        with contextlib.suppress(OSError):
+            print("funcbp: Nobody reads the output any more. The training goes on.", file=sys.stderr)
+        return done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Go on where nobody reads the output any more."""
+    output: Any = Output(sys.stdout)
+    with contextlib.redirect_stdout(output):
+        yield
+        sys.stdout.flush()
 
 
 @contextlib.contextmanager

@@ -438,6 +438,17 @@ def test_a_full_disk(capsys, monkeypatch):
     assert re.fullmatch(rf"funcbp: {why} Nor to \S*funcbp-\S+: No space left on device\.", last)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_output_that_nobody_reads_any_more_loses_nothing(capfd, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["train", "iris", "--network", "mlp:", "--epochs", "1", "--out", "out", "--no-plots"]) == 0
+    assert capfd.readouterr().err == "funcbp: Nobody reads the output any more. The training goes on.\n"
+    assert {file.name for file in Path("out").iterdir()} == {"params.npz", "run.json", "metrics.jsonl"}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")

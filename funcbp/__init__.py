@@ -98,11 +98,18 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name not in LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_elsewhere(name)}")
         where = LAZY[name]
         module = import_module(where, __name__)
         globals()[name] = found = module if where.endswith(f".{name}") else getattr(module, name)
         return found
+
+
+def _elsewhere(name: str) -> str:
+    """Say where a name of JAX's is to be found, for who looks for it here."""
+    theirs = next((m.__name__ for m in map(import_module, ("jax", "jax.lax")) if hasattr(m, name)), "")
+    own = "of reverse mode funcbp has vjp, grad, value_and_grad, jacrev, hessian and hvp"
+    return f". JAX's is {theirs}.{name}; {own}." if theirs else ""
 
 
 def __dir__() -> list[str]:

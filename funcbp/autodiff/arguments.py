@@ -22,12 +22,14 @@ __all__ = [
     "as_value",
     "check_axes",
     "check_callable",
+    "check_concrete",
     "check_input",
     "check_output",
     "check_scalar",
     "checked",
     "checked_arrays",
     "checked_ct",
+    "checked_result",
     "divided",
     "flags_of",
     "holding_static",
@@ -66,6 +68,15 @@ PARTITION = (
 )
 
 
+def check_concrete(what: str, args: PyTree, instead: str) -> None:
+    """Refuse the arguments of a compiled or mapped function, which are no numbers yet."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
+        raise TypeError(
+            f"{what} runs the program on numbers, and was called inside a jitted or mapped function, where there are "
+            f"none. {instead}"
+        )
+
+
 def is_array(x: object) -> bool:
     """Tell whether this is an array or a number to JAX."""
     try:
@@ -75,12 +86,23 @@ def is_array(x: object) -> bool:
     return True
 
 
-def checked(x: Value) -> Value:
+def checked(x: Value, where: str = "") -> Value:
+    """Refuse what is no array. `where`: which leaf of its argument it is, if it is one among others."""
     if not is_array(x):
         raise TypeError(
-            f"Argument {str(x)!r} of type {type(x)} is not a valid JAX type; arrays and numbers are. {PARTITION}"
+            f"Argument {str(x)!r}{where} of type {type(x)} is not a valid JAX type; arrays and numbers are. {PARTITION}"
         )
     return x
+
+
+def checked_result(f: object, y: Value) -> Value:
+    """Refuse an output of `f` that is no array."""
+    if not is_array(y):
+        raise TypeError(
+            f"{name_of(f)} returned {str(y)!r} of type {type(y)}, which is not a valid JAX type; arrays and numbers "
+            "are. What is no array is returned beside the output, with has_aux=True."
+        )
+    return y
 
 
 def flags_of(flags: PyTree, tree: PyTreeDef, name: str) -> list[bool]:
@@ -169,6 +191,7 @@ def split_arguments(
             full[i] = x
         return f(*full, **kwargs)
 
+    partial.__name__ = name_of(f)  # errors speak of the user's function
     return partial, tuple(args[i] for i in numbers)
 
 
@@ -241,12 +264,15 @@ def without_aux(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
 def divided(f: Callable[..., PyTree], out: PyTree) -> tuple[PyTree, PyTree]:
     """Divide what `f` returned with `has_aux`: its output, and the auxiliary data."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(f"With has_aux=True, {name_of(f)} must return a two-element tuple (output, aux).")
+        got = f"{len(out)} elements" if isinstance(out, (tuple, list)) else f"a {type(out).__name__}"
+        raise TypeError(
+            f"With has_aux=True, {name_of(f)} must return a two-element tuple (output, aux), and returned {got}."
+        )
     return out[0], out[1]
 
 
 def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str, arguments: PyTree = ()) -> None:
-    if jx.is_reference(checked(x)):
+    if jx.is_reference(checked(x, _leaf_named(x, arguments))):
         raise TypeError(
             f"{what} cannot return the derivative with respect to a mutable reference. Use vjp, and "
             "pullback.with_refs(accumulator); or leave the reference out of argnums."
@@ -257,7 +283,10 @@ def check_input(x: Any, holomorphic: bool, allow_int: bool, what: str, arguments
         raise TypeError(f"{what} cannot differentiate with respect to an input of type {jx.type_of(x)}.")
     dtype = jx.type_of(x).dtype
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and not allow_int:
-        raise TypeError(f"{what} cannot differentiate with respect to an input of dtype {dtype}.")
+        raise TypeError(
+            f"{what} cannot differentiate with respect to an input of dtype {dtype}{_leaf_named(x, arguments)}. Leave "
+            "it out of argnums: pass it as an argument of its own."
+        )
     if holomorphic:
         if not jax.dtypes.issubdtype(dtype, np.complexfloating):
             raise TypeError(f"{what} with holomorphic=True requires inputs with complex dtype, but got {dtype}.")

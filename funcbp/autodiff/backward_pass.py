@@ -23,6 +23,7 @@ from ..jaxpr.types import Aval, PyTree, Value
 from ..remat.plan import OuterNames
 from ..rules.kinds import Rule
 from ..rules.options import Edit, Options
+from .arguments import is_array
 from .tape import Entry, Tape
 
 __all__ = ["BackwardState", "apply_rule", "backward_pass", "check_names", "listed", "names_in"]
@@ -50,14 +51,19 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: l
             if all(c is Zero for c in ct) and not rule.takes_zeros:
                 return [Zero] * len(entry.inputs)  # it was only looked at
             out = rule.backward(state, entry, res, ct)
+        wanted = f"it returns a tuple with a cotangent for each of its {len(entry.inputs)} primals"
+        if not isinstance(out, Sequence):
+            raise TypeError(f"The rule {rule.name} returned a {type(out).__name__}: {wanted}.")
         if len(out) != len(entry.inputs):
-            raise TypeError(f"it returned {len(out)} cotangents for {len(entry.inputs)} primals")
+            raise TypeError(f"The rule {rule.name} returned {len(out)} cotangents for {len(entry.inputs)} primals.")
         return [
             _checked(rule, i, c, x) if index is not None else c
             for i, (index, c, x) in enumerate(zip(entry.inputs, out, entry.types, strict=True))
         ]
     except Exception as error:
         error.add_note(f"This came from the rule {rule.name} for {entry.where()}.")
+        if isinstance(error, TypeError) and "keyword argument" in str(error):
+            error.add_note(f"It is called as bwd(res, ct, perturbed, **params), with params {listed(entry.params)}.")
         raise
 
 
@@ -69,13 +75,17 @@ def _checked(rule: Rule, i: int, ct: Any, x: Any) -> Any:
     if got == x and jx.cotangent_type(x) is x:  # nearly always
         return ct
     if not rule.may_return(got, x):
-        raise TypeError(f"its cotangent for primal {i} is {jx.shown_type(got)}, and the primal is {jx.shown_type(x)}")
+        raise TypeError(
+            f"The rule {rule.name} is wrong: its cotangent for primal {i} is {jx.shown_type(got)}, and the primal is "
+            f"{jx.shown_type(x)}."
+        )
     if type(ct) is Factored or jx.is_high(got):
         return ct
     if more := jx.varying(got) - jx.varying(x):
         raise TypeError(
-            f"its cotangent for primal {i} is another one on each device along {listed(sorted(map(str, more)))}, where "
-            "the primal is the same. What the devices say of it is to be summed: jax.lax.psum."
+            f"The rule {rule.name} is wrong: its cotangent for primal {i} is another one on each device along "
+            f"{listed(sorted(map(str, more)))}, where the primal is the same. What the devices say of it is to be "
+            "summed: jax.lax.psum."
         )
     return jx.in_mesh_of(jx.pvary(ct, tuple(jx.varying(x) - jx.varying(got))), x)
 
@@ -166,9 +176,11 @@ class BackwardState:
 
 def edited(edit: Edit, name: str, ct: jax.Array, named: Mapping[str, jax.Array], aval: Aval) -> jax.Array:
     """Replace the cotangent of a named value by what the user's function makes of it."""
-    out = jnp.asarray(edit(ct, Passed(named)))
-    if out.shape != aval.shape or out.dtype != aval.dtype:
-        got, wanted = (f"{t.dtype}{list(t.shape)}" for t in (out, aval))
+    found: Any = edit(ct, Passed(named))
+    out = jnp.asarray(found) if is_array(found) else found
+    if not is_array(out) or out.shape != aval.shape or out.dtype != aval.dtype:
+        wanted = jx.shown_type(aval)
+        got = jx.shown_type(jax.typeof(out)) if is_array(out) else repr(out)
         also = f" The names passed by then are {listed(named)}." if named else ""
         raise TypeError(f"The edit of {name!r} returned {got}, and the named value is {wanted}.{also}")
     return out

@@ -80,4 +80,19 @@ def feedback(w: T, b: PyTree) -> T:
             )
         return feedback_p.bind(value, lax.convert_element_type(weight, value.dtype))
 
-    return jax.tree.map_with_path(mark, b, w, is_leaf=lambda x: x is None)
+    none = lambda x: x is None
+    try:
+        jax.tree.map(lambda weight, value: None, b, w, is_leaf=none)
+    except ValueError:
+        has, wanted = (", ".join(_paths(tree)) for tree in (b, w))
+        raise ValueError(
+            f"Feedback weights are a tree like what they stand for, with None where there is none; that has {wanted}, "
+            f"and they have {has}."
+        ) from None
+    return jax.tree.map_with_path(mark, b, w, is_leaf=none)
+
+
+def _paths(tree: PyTree) -> list[str]:
+    """The paths of a tree's leaves, the first few."""
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+    return [*(p or "the root" for p in paths[:8]), *(["..."] if len(paths) > 8 else [])] or ["nothing"]

@@ -32,8 +32,8 @@ from .arguments import (
     check_input,
     check_output,
     check_scalar,
-    checked,
     checked_arrays,
+    checked_result,
     divided,
     flags_of,
     indices_of,
@@ -47,7 +47,7 @@ from .marks import feedback
 from .pullback import Program, Pullback
 from .recording import record
 
-__all__ = ["Backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vjp"]
+__all__ = ["Backward", "as_backward", "grad", "hessian", "hvp", "jacrev", "value_and_grad", "vjp"]
 
 Aux = TypeVar("Aux")
 
@@ -69,6 +69,15 @@ def _operation(key: Any) -> Any:
             "result, name that with funcbp.name and use edits={...}."
         )
     return found
+
+
+def as_backward(backward: Any) -> Backward:
+    """Take what was given as `backward=`: a `Backward`, or None for the default one."""
+    if backward is None:
+        return Backward()
+    if not isinstance(backward, Backward):
+        raise TypeError(f"backward= is a funcbp.Backward, as Backward(residuals='inputs'), and was {_shown(backward)}.")
+    return backward
 
 
 # --- the transformations ----------------------------------------------------------------------------------------------
@@ -123,10 +132,19 @@ class Backward:
     ):
         if on_missing not in ("error", "jax"):
             raise ValueError(f'on_missing is "error" or "jax", and was {on_missing!r}.')
+        for what, given in {"rules": rules, "edits": edits}.items():
+            if not isinstance(given, Mapping | Backward | None):
+                raise TypeError(f"{what}= is a dict, of what is replaced by what, and was {_shown(given)}.")
         own = _rules_of(rules) if isinstance(rules, Backward) else dict(rules or {})
         for key, value in own.items():
             if not isinstance(value, Rule):
                 raise TypeError(f"rules[{key}] must be made by funcbp.rule(...), and is {value!r}.")
+        for name, edit in dict(edits or {}).items():
+            if not callable(edit):
+                raise TypeError(
+                    f"edits[{name!r}] is a function of the cotangent and of those passed before, such as "
+                    f"lambda ct, cts: 2 * ct, and was {edit!r}."
+                )
         arguments: dict[str, Any] = dict(
             rules=own,
             edits=dict(edits or {}),
@@ -326,7 +344,7 @@ class Backward:
             out = fun(*map(self.marked, args[:1]), *args[1:])
             out, aux = divided(fun, out) if has_aux else (out, None)
             outs, out_tree = jax.tree.flatten(out)
-            return [checked(o) for o in outs], (aux, _Static(out_tree))
+            return [checked_result(fun, o) for o in outs], (aux, _Static(out_tree))
 
         perturbed = [True] * len(values) if in_nzs is None else flags_of(in_nzs, in_tree, "in_nzs")
         run: Callable[..., Any] = flat
@@ -527,6 +545,12 @@ class Backward:
         References:
             B. Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
         """
+        for what, given in (("primals", primals), ("tangents", tangents)):
+            if not isinstance(given, (tuple, list)):
+                raise TypeError(
+                    f"The {what} of hvp are a tuple, of what f is called with, as in jax.jvp: hvp(f, (x,), (v,)); they "
+                    f"were of type {type(given).__name__}."
+                )
         checked_arrays((primals, tangents))
         argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
         _, *found = jax.jvp(self.grad(f, argnums, has_aux), tuple(primals), tuple(tangents), has_aux=has_aux)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import jaxpr as jx
+from ..autodiff.arguments import is_array
 from ..cotangents import is_differentiable
 from ..jaxpr.types import PyTree
 
@@ -113,8 +114,14 @@ def while_loop(
         snapshots = next(s for s in range(1, max_steps + 1) if math.comb(s + 3, 3) >= max_steps)
     _check_positive("snapshots", snapshots)
 
+    def goes_on(c: Any) -> ArrayLike:
+        more = cond_fun(c[1])
+        if not is_array(more) or np.shape(more) or jax.typeof(more).dtype != bool:
+            got = jx.shown_type(jax.typeof(more)) if is_array(more) else repr(more)
+            raise TypeError(f"The cond_fun of while_loop returns one boolean, and this one returned {got}.")
+        return (c[0] < max_steps) & more
+
     def plain(init: PyTree) -> PyTree:
-        goes_on = lambda c: (c[0] < max_steps) & cond_fun(c[1])
         return lax.while_loop(goes_on, lambda c: (c[0] + np.int32(1), body_fun(c[1])), (np.int32(0), init))
 
     count, last = _with_snapshots(plain, (init_val,), snapshots=snapshots, max_steps=max_steps)

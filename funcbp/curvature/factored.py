@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from ..per_example.examples import Examples, backpropagate, batch_size
 from ..per_example.leaf import Leaf
@@ -62,8 +62,8 @@ def diag_ggn(
     """
     model = parameters_first(model, argnums)
     kind = "exact" if samples is None else "monte_carlo"
-    at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
-    hessian = output_hessian(loss, backward or Backward())
+    at = with_seeds(model, loss, kind, samples, has_aux, as_backward(backward))
+    hessian = output_hessian(loss, as_backward(backward))
 
     def of(params: PyTree, x: PyTree, y: PyTree, key: Array | None = None) -> PyTree:
         found = at(params, x, y, key)
@@ -134,8 +134,8 @@ def kfac_factors(
     if shared not in ("expand", "reduce"):
         raise ValueError(f'shared is "expand" or "reduce", and was {shared!r}.')
 
-    at = with_seeds(model, loss, kind, samples, has_aux, backward or Backward())
-    hessian = output_hessian(loss, backward or Backward())
+    at = with_seeds(model, loss, kind, samples, has_aux, as_backward(backward))
+    hessian = output_hessian(loss, as_backward(backward))
 
     def of(params: PyTree, x: PyTree, y: PyTree, key: Array | None = None) -> PyTree:
         found = at(params, x, y, key)

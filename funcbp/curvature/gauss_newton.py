@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 
 from ..autodiff.arguments import parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from .linear_map import Linearised, linearise
 from .output_hessian import OutputHessian, output_hessian
@@ -71,7 +71,7 @@ def ggn(
         N. Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
     """
     model = parameters_first(model, argnums)
-    hessian = output_hessian(loss, backward or Backward())
+    hessian = output_hessian(loss, as_backward(backward))
 
     def of(params: PyTree, x: PyTree, y: PyTree) -> PyTree:
         batched = lambda params: jax.vmap(model, (None, 0))(params, x)

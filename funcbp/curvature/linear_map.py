@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..autodiff.arguments import split_arguments
 from ..autodiff.pullback import Pullback
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 
 __all__ = ["Linearised", "linearise"]
@@ -67,7 +67,7 @@ def linearise(
         Array([2., 6.], dtype=float32)
     """
 
-    backward = backward or Backward()
+    backward = as_backward(backward)
     unmarked = backward.replace(feedback=None)
     transpose = unmarked.replace(rules={}, edits={})  # the pullback is linear, and goes forward as it is
 

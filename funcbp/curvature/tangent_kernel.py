@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 from ..autodiff.arguments import parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from ..per_example.examples import inner_products, jacobian_rows
 
@@ -41,7 +41,7 @@ def ntk(
     f = parameters_first(f, argnums)
 
     def of(params: PyTree, x: PyTree, other: PyTree = None) -> PyTree:
-        rows = functools.partial(jacobian_rows, f, params, backward=backward or Backward(), has_aux=has_aux)
+        rows = functools.partial(jacobian_rows, f, params, backward=as_backward(backward), has_aux=has_aux)
         ours, k = rows(x)
         theirs = ours if other is None else rows(other)[0]
         matrix = inner_products(ours, theirs)

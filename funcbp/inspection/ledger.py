@@ -12,9 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autodiff.arguments import check_callable, check_scalar, holding_static, is_array, numbers_of, split_arguments
+from ..autodiff.arguments import (
+    check_callable,
+    check_concrete,
+    check_scalar,
+    holding_static,
+    is_array,
+    numbers_of,
+    split_arguments,
+)
 from ..autodiff.backward_pass import listed
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import is_differentiable
 from ..jaxpr.types import PyTree, Value
 from .files import write_atomically
@@ -224,12 +232,12 @@ def trace(
         (array([1., 2.], dtype=float32), array([0.42, 4.  ], dtype=float32))
     """
     check_callable(f, argnums, has_aux)
-    observing = (backward or Backward()).observing(observer=Everything(), inline_calls=True)
+    observing = as_backward(backward).observing(observer=Everything(), inline_calls=True)
 
     @functools.wraps(f)
     def traced(*args: PyTree, **kwargs: PyTree) -> Trace:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-            raise TypeError("trace(f)(...) shows numbers, and was called inside a jitted or mapped function.")
+        instead = "Call it outside; cotangents(f, names=...)(...) returns those of named values inside."
+        check_concrete("trace(f)(...)", (args, kwargs), instead)
         parts, paths = (*args, kwargs), _paths(f, args, kwargs)
         numbers = [i for i, part in enumerate(parts) if any(map(_is_float, jax.tree.leaves(part)))]
         if argnums is not None:

@@ -14,7 +14,7 @@ from .. import jaxpr as jx
 from ..autodiff.arguments import check_callable, check_input, check_scalar, holding_static, indices_of, split_arguments
 from ..autodiff.backward_pass import check_names
 from ..autodiff.tape import Entry, Tape
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree, Value
 
 __all__ = ["by_name", "cotangents", "entry_at", "gradient_observed"]
@@ -115,7 +115,7 @@ def cotangents(
     """
     wanted = None if names is None else tuple(names)
     check_callable(f, argnums, has_aux)
-    observing = (backward or Backward()).observing(observer=Named(wanted, reduce))
+    observing = as_backward(backward).observing(observer=Named(wanted, reduce))
 
     @functools.wraps(f)
     def observed(*args: PyTree, **kwargs: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:

@@ -13,8 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, holding_static, is_array, split_arguments, which_differentiated
-from ..autodiff.transformations import Backward
+from ..autodiff.arguments import (
+    check_callable,
+    check_concrete,
+    holding_static,
+    is_array,
+    split_arguments,
+    which_differentiated,
+)
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import UNKNOWN, Singularity, traits_of
 from .replay import Birth, first_birth, replay
@@ -256,11 +263,8 @@ class FindNan:
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Nonfinite:
         """Replay both passes equation by equation, and blame the first one."""
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-            raise TypeError(
-                "find_nan(f)(...) replays the program on numbers, and was called inside a jitted or mapped "
-                "function, where there are none. Call find_nan(f).whether(...) there, and this outside."
-            )
+        instead = "Call find_nan(f).whether(...) there, and this outside."
+        check_concrete("find_nan(f)(...)", (args, kwargs), instead)
         differentiated = which_differentiated(self.f, self.argnums, args)
         backward = self.backward.observing(inline_calls=True)
         gradient = lambda args, kwargs: self._gradient(backward, *args, **kwargs)
@@ -341,4 +345,4 @@ def find_nan(
         >>> found.operation, found.backward, found.trap
         ('sqrt', True, 'where over a bad branch')
     """
-    return FindNan(f, argnums, has_aux, backward or Backward())
+    return FindNan(f, argnums, has_aux, as_backward(backward))

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, holding_static, which_differentiated
+from ..autodiff.arguments import check_callable, check_concrete, holding_static, which_differentiated
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import Cotangent
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
@@ -309,11 +309,8 @@ class PrecisionOf:
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Precision:
         """Run both passes equation by equation, each beside its shadow."""
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-            raise TypeError(
-                "precision(f)(...) runs the program on numbers, and was called inside a jitted or mapped function, "
-                "where there are none. Call precision(f).errors(...) there, and this outside."
-            )
+        instead = "Call precision(f).errors(...) there, and this outside."
+        check_concrete("precision(f)(...)", (args, kwargs), instead)
         program, leaves, found = self._traced(None, args, kwargs)
         rows, outs = beside_shadow(program, leaves)
         value, grads, _ = jax.tree.unflatten(found.structure, outs)
@@ -412,4 +409,4 @@ def precision(
         N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002).
         F. Benz, A. Hildebrandt, S. Hack, "A dynamic program analysis to find floating-point accuracy problems" (2012).
     """
-    return PrecisionOf(f, argnums, has_aux, backward or Backward())
+    return PrecisionOf(f, argnums, has_aux, as_backward(backward))

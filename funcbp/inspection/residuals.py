@@ -19,7 +19,7 @@ from ..autodiff.arguments import as_value, check_callable, divided, is_array, nu
 from ..autodiff.fitting import fitted
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import Entry, SavedIndex
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
 from ..jaxpr.types import Atom, Aval, JaxprEqn, PyTree, Value, Var
@@ -33,7 +33,7 @@ from ..remat.price import price
 from ..remat.regions import in_regions
 from ..rules.cost import is_cheap
 from .live import Live, live_bytes
-from .render.columns import columns
+from .render.columns import WIDTH, columns, shortened
 from .render.table import short_line, short_type
 
 __all__ = ["Residual", "Residuals", "residuals"]
@@ -118,14 +118,26 @@ class Residuals:
         return f"{self.name}: {self.total:,} bytes kept, {self.recomputed:,} recomputed   ({self.policy})"
 
     def __str__(self) -> str:
-        """A line for each value; reasons and what is around a value are said once, below, each by its number."""
-        notes: dict[str, str] = {}
-        note = lambda text: text and notes.setdefault(text, str(len(notes) + 1))
-        rows = [_HEAD, *((*cells, note(why), note(inside)) for *cells, why, inside in map(_row, self.values))]
-        shown = [i for i in range(len(_HEAD)) if _HEAD[i] not in _OF_LOOPS or any(v.steps > 1 for v in self.values)]
-        names, right = ([place for place, i in enumerate(shown) if i in which] for which in (_NAMES, _NUMBERS))
-        lines = columns([[r[i] for i in shown] for r in rows], names, right, indent="  ")
-        return "\n".join([self._title(), *lines, *(f"  {number}: {text}" for text, number in notes.items())])
+        """A line for each value that is kept or recomputed, those of equal layers in one; what is available together.
+
+        They stand by what is around them, and by their fate and its reason.
+        """
+        grouped: dict[str, dict[tuple[str, str], list[Residual]]] = {}
+        for v in self.values:
+            where = " > ".join(map(short_line, v.inside)) or "outside loops and regions"
+            grouped.setdefault(where, {}).setdefault((v.fate, v.why), []).append(v)
+        rows: list[tuple[str, ...]] = [_TITLES]
+        lines: list[str | None] = []  # None: the next of the rows
+        for where, fates in grouped.items():
+            lines.append(f"{where}:")
+            for (fate, why), group in fates.items():
+                lines.append(f"  {fate}, {sum(v.total for v in group):,} bytes: {why}")
+                merged = [] if fate == AVAILABLE else _merged(group)
+                rows += merged
+                lines += [None] * len(merged) or [_together([v.name for v in group])]
+        cells = iter(columns(rows, names=(0, 5, 6), right=(2, 3, 4), indent="    "))
+        head = [next(cells)] if len(rows) > 1 else []
+        return "\n".join([self._title(), *head, *(next(cells) if line is None else line for line in lines)])
 
     __repr__ = __str__
 
@@ -137,10 +149,31 @@ class Residuals:
         return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
 
 
+_TITLES = ("value", "type", "times", "bytes", "again", "wanted by", "line")
+
+
+def _merged(group: Sequence[Residual]) -> list[tuple[str, ...]]:
+    """The cells of each value, those of values of which nothing else differs in one row: how often, and all bytes."""
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for v in group:
+        name, kind, _, again, _, _, _, wanted, line, *_ = _row(v)
+        row = rows.setdefault((name, kind, again, wanted, line), [0, 0])
+        row[0], row[1] = row[0] + v.steps, row[1] + v.total
+    return [(n, k, f"{times:,}", f"{total:,}", a, w, at) for (n, k, a, w, at), (times, total) in rows.items()]
+
+
+def _together(names: Sequence[str]) -> str:
+    """As many of these names as a line holds, and how many more there are."""
+    line = "    " + shortened(names[0], WIDTH - 20)
+    for i, name in enumerate(names[1:], 1):
+        if len(line) + len(name) > WIDTH - 20:
+            return f"{line} and {len(names) - i} more"
+        line += f", {name}"
+    return line
+
+
 _HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "wanted by", "line", "why", "in")
-_NAMES = (0, 7, 8)
 _NUMBERS = (2, 3, 4, 5)
-_OF_LOOPS = ("steps", "total")
 
 
 def _row(v: Residual) -> tuple[str, ...]:
@@ -183,7 +216,7 @@ def residuals(
         (28, [('exp', 7, 'kept'), ('tanh', 7, 'recomputed')])
     """
     check_callable(f, argnums, has_aux)
-    backward = backward or Backward()
+    backward = as_backward(backward)
     options = backward.options
 
     @functools.wraps(f)

@@ -83,9 +83,7 @@ class Stored:
                     arrays = {name: file[name] for name in file.files}
                 about = json.loads(str(arrays["about"]))
             except Exception as error:  # zip, zlib and numpy have many words for one thing
-                raise ValueError(
-                    f"{path} is no {cls._what} that funcbp has saved, or is damaged ({error!r})."
-                ) from error
+                raise ValueError(f"{path} is no {cls._what} that funcbp has saved, or is damaged.") from error
 
         def at(index: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
             x = arrays[str(index)]

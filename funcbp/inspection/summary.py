@@ -19,7 +19,7 @@ from ..autodiff.arguments import (
     split_arguments,
     which_differentiated,
 )
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import float0_zeros, is_differentiable
 from ..jaxpr.types import AnyJaxpr, Aval, PyTree, Value
 from ..rules.cost import flops
@@ -57,7 +57,8 @@ class Summary:
         operations: a row for each operation and line, in the order they run.
         parameters: how many numbers the first argument has.
         forward, backward: FLOPs of the two passes; of a `cond` the dearest branch counts, of a `while` one round.
-        residuals: bytes that the forward pass keeps for the backward one.
+        residuals: bytes that the backward pass is given: what is kept between the two, and the arguments that it reads.
+            `funcbp.residuals` says of each which it is.
         output: the type of the result.
     """
 
@@ -74,7 +75,7 @@ class Summary:
                 (o.name, short_type(o.shape), f"{o.times:,}", f"{o.forward:,}", f"{o.backward:,}", short_line(o.line))
             )
         lines = columns(table, names=(0, 1, 5), right=range(2, 5))
-        kept = f", {self.parameters:,} parameters, residuals: {self.residuals:,} bytes"
+        kept = f", {self.parameters:,} parameters, residuals with arguments: {self.residuals:,} bytes"
         totals = [
             f"result {shortened(self.output, WIDTH - len('result ' + kept))}{kept}",
             f"FLOPs: {self.forward:,} forward and {self.backward:,} backward",
@@ -115,7 +116,7 @@ def summary(
         (32, 128, 128, 64)
     """
     check_callable(f, argnums, has_aux)
-    backward = backward or Backward()
+    backward = as_backward(backward)
 
     @functools.wraps(f)
     def count(*args: PyTree, **kwargs: PyTree) -> Summary:

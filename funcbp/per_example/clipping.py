@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..autodiff.arguments import parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from .examples import backpropagate
 
@@ -78,7 +78,7 @@ def norms(
     loss = parameters_first(loss, argnums)
 
     def of(params: PyTree, batch: PyTree) -> PyTree:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=with_grad)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=with_grad)
         finish = (lambda a: a) if squared else jnp.sqrt
         out = found.map(lambda leaf: finish(leaf.squared_norms())) if per_leaf else finish(found.squared_norms())
         return found.returned(out, found.mean()) if with_grad else found.returned(out)
@@ -122,7 +122,7 @@ def weighted_grad(
     loss = parameters_first(loss, argnums)
 
     def of(params: PyTree, batch: PyTree, mask: Array | None = None) -> tuple[PyTree, ...]:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=True)
         n = jnp.sqrt(found.squared_norms())
         scales = weight(n, found.outputs)
         gradient = found.map(lambda leaf: leaf.weighted_sum(_divided(scales, mask, divide_by)))
@@ -183,7 +183,7 @@ def clipped_grad(
         return parameters_first(whole, argnums)
 
     def of(params: PyTree, batch: PyTree, mask: Array | None = None) -> tuple[PyTree, ...]:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=True)
         one_for_all = jax.tree_util.all_leaves([max_norm])
         bounds = [max_norm] * len(found.leaves) if one_for_all else found.tree.flatten_up_to(max_norm)
         all_norms = [jnp.sqrt(leaf.squared_norms()) for leaf in found.leaves]

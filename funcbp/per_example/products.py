@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import checked_arrays, parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from .examples import backpropagate, inner_products, jacobian_rows
 
@@ -48,7 +48,7 @@ def factors(
     loss = parameters_first(loss, argnums)
 
     def of(params: PyTree, batch: PyTree) -> PyTree:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux)
         return found.returned({leaf.path: leaf.factors() for leaf in found.leaves if leaf.pairs})
 
     return parameters_first(of, argnums)
@@ -78,7 +78,7 @@ def gram(
     f = parameters_first(f, argnums)
 
     def of(params: PyTree, batch: PyTree) -> PyTree:
-        rows, k = jacobian_rows(f, params, batch, backward or Backward(), has_aux)
+        rows, k = jacobian_rows(f, params, batch, as_backward(backward), has_aux)
         matrix = inner_products(rows, rows)
         return rows.returned(matrix if k is None else matrix.reshape(len(matrix) // k, k, len(matrix) // k, k))
 
@@ -108,7 +108,7 @@ def cosines(
     loss = parameters_first(loss, argnums)
 
     def of(params: PyTree, batch: PyTree) -> PyTree:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux)
         matrix = inner_products(found, found)
         n = jnp.sqrt(jnp.diagonal(matrix))
         scale = n[:, None] * n[None, :]
@@ -148,7 +148,7 @@ def methods(
         out: dict[str, str] = {}
 
         def look(params: PyTree, batch: PyTree) -> None:
-            found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=sums)
+            found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=sums)
             out.update((leaf.path, leaf.method) for leaf in found.leaves)
 
         checked_arrays(params)

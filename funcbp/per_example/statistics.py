@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..autodiff.arguments import checked_arrays, parameters_first
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..jaxpr.types import PyTree
 from .examples import backpropagate, batch_size
 
@@ -70,14 +70,14 @@ def grads(
         made = lambda leaf: leaf.arrays(direct=False)
 
         def run(batch: PyTree) -> PyTree:
-            found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux)
+            found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux)
             return found.returned(found.map(made))
 
         n = batch_size(batch)
         chunk = (
             n
             if max_bytes is None
-            else max(1, max_bytes // max(1, _bytes_of_one(loss, params, batch, backward or Backward(), has_aux)))
+            else max(1, max_bytes // max(1, _bytes_of_one(loss, params, batch, as_backward(backward), has_aux)))
         )
         if chunk >= n:
             return run(batch)
@@ -122,7 +122,7 @@ def moments(
     loss = parameters_first(loss, argnums)
 
     def of(params: PyTree, batch: PyTree) -> PyTree:
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=True)
         n = batch_size(batch)
         squares, mean = [leaf.sum_of_squares() for leaf in found.leaves], jax.tree.leaves(found.mean())
         variance = [
@@ -175,7 +175,7 @@ def noise_scale(
         n = batch_size(batch)
         if n < 2:
             raise ValueError("The noise scale compares examples with each other: it needs a batch of at least two.")
-        found = backpropagate(loss, params, batch, backward=backward or Backward(), has_aux=has_aux, sums=True)
+        found = backpropagate(loss, params, batch, backward=as_backward(backward), has_aux=has_aux, sums=True)
         m = jnp.mean(found.squared_norms())
         big = sum(jnp.sum(jnp.square(g.astype(m.dtype))) for g in jax.tree.leaves(found.mean()))
         trace, squared_norm = (m - big) * (n / (n - 1)), (n * big - m) / (n - 1)

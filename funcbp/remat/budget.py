@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from .policies import Policy
 
@@ -53,9 +54,9 @@ class Budget(Policy):
 
     def __post_init__(self) -> None:
         given = [x for x in (self.bytes, self.fraction) if x is not None]
-        if len(given) != 1 or not given[0] > 0:
+        if len(given) != 1 or not isinstance(given[0], Real) or not given[0] > 0:
             raise ValueError(
-                f"A Budget is given as bytes=... or as fraction=..., one of the two and positive, and was "
+                f"A Budget is given as bytes=... or as fraction=..., one of the two, a positive number, and was "
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
         if self.bytes is not None and self.bytes == math.inf:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 from ..jaxpr import Program
 from ..jaxpr.types import Var
@@ -136,7 +137,7 @@ def policy_of(
     if balance is not None:
         if residuals != "min_cut":
             raise ValueError(f'balance= is for residuals="min_cut", which weighs by it, and residuals={residuals!r}.')
-        if not 0 < balance < math.inf:
+        if not isinstance(balance, Real) or not 0 < balance < math.inf:
             raise ValueError(f"balance= is operations per byte, positive and finite, and was {balance!r}.")
         return MinCut(float(balance))
     if isinstance(residuals, Policy):

@@ -216,7 +216,13 @@ class Rule:
             res = (self.save or INPUTS)(kept, outs, operation.perturbed, operation.params)
         else:
             with recorder.below():
-                outs, res = self.fwd(*operation.values, **operation.params)
+                found = self.fwd(*operation.values, **operation.params)
+                if not isinstance(found, tuple) or len(found) != 2:
+                    raise TypeError(
+                        f"The fwd of the rule {self.name} for `{operation.primitive}` must return a pair (outputs, "
+                        f"residuals), and returned a {type(found).__name__}."
+                    )
+                outs, res = found
                 if self.save is not None:
                     res = self.save(operation.values, res, operation.perturbed, operation.params)
         return recorder.write(self, operation, outs, res)

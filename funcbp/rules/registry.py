@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +75,14 @@ def rule(
     for name, value in (("bwd", bwd), ("fwd", fwd), ("save", save)):
         if not callable(value) and (value is not None or name == "bwd"):
             raise TypeError(f"A rule's {name} is a function, and was {value!r}.")
+    try:
+        inspect.signature(bwd).bind(None, None, ())
+    except TypeError as error:
+        raise TypeError(
+            f"A rule's bwd is called as bwd(res, ct, perturbed, **params), and this one is not: {error}."
+        ) from None
+    except ValueError:
+        pass  # a function of C, whose arguments are not known
     return Rule(bwd, fwd, save)
 
 
@@ -455,13 +464,12 @@ def def_unsupported(reason: str, *names: str) -> None:
     UNSUPPORTED.update(dict.fromkeys(names, reason))
 
 
-def coverage(borrow: bool = False) -> dict[str, str]:
+def coverage(*, borrow: bool = False) -> dict[str, str]:
     """The table: each primitive's name and how it is accounted for.
 
     Args:
         borrow: whether to list, as `"borrowed"`, the public primitives that have no entry and would be differentiated
-        by
-            JAX under `on_missing="jax"`.
+            by JAX under `on_missing="jax"`.
 
     Returns:
         A dict from primitive name to `"hand-written"`, `"zero"`, `"non-differentiable"`, `"the function's own"`,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autodiff.arguments import numbers_of
-from ..autodiff.transformations import Backward
+from ..autodiff.arguments import check_concrete, numbers_of
+from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import is_differentiable
 from ..jaxpr import Program
 from ..jaxpr.types import PyTree, Value
@@ -96,6 +96,7 @@ def check(
     References:
         C. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982, for the extrapolated differences.
     """
+    check_concrete("check(f, *args)", (args, kwargs), "Call it outside: it compiles f itself, and compares.")
     numbers = _checked_arguments(f, args, argnums, order, samples, tolerance)
     vjp = derivative_of(backward, vjp)
     with borrowed_rules() as borrowed:
@@ -232,11 +233,9 @@ def derivative_of(
     """The reverse mode under test, called as `jax.vjp` is."""
     if backward is not None and vjp is not None:
         raise TypeError("check takes backward=, a funcbp.Backward, or vjp=, anybody's reverse mode: one of the two.")
-    if backward is not None and not isinstance(backward, Backward):
-        raise TypeError(f"backward is a funcbp.Backward, and was {backward!r}.")
     if vjp is not None and not callable(vjp):
-        raise TypeError(f"vjp is a function like jax.vjp, and was {vjp!r}.")
-    return vjp or (backward or Backward()).vjp
+        raise TypeError(f"vjp= is a function that is called as jax.vjp is, and was {vjp!r}.")
+    return vjp or as_backward(backward).vjp
 
 
 def _checked_arguments(

@@ -15,7 +15,7 @@ from ..autodiff.arguments import as_value, numbers_of, without_aux
 from ..autodiff.backward_pass import BackwardState, backward_pass
 from ..autodiff.recording import record
 from ..autodiff.tape import Tape
-from ..autodiff.transformations import Backward
+from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import Zero, is_differentiable, materialize
 from ..jaxpr.types import Aval, Primitive, PyTree, Value
 from .check import check
@@ -88,7 +88,7 @@ def check_rule(
         raise TypeError(f"check_rule needs a primitive or a function, and got {op_or_primitive!r}.")
     apply.__name__ = name
     chosen = range(len(args)) if argnums is None else numbers_of(apply, argnums, len(args))
-    subject = _Rule(without_aux(apply) if has_aux else apply, args, backward or Backward(), chosen)
+    subject = _Rule(without_aux(apply) if has_aux else apply, args, as_backward(backward), chosen)
     claims: list[Claim] = []
     for claim in (
         _primal_unchanged,
@@ -255,7 +255,7 @@ def structural_claims(f: Callable[..., PyTree], args: Sequence[Value], backward:
         >>> [c.holds for c in structural_claims(jnp.multiply, (jnp.ones(3), jnp.ones(3)))]
         [True, True]
     """
-    rule = _Rule(f, args, backward or Backward(), range(len(args)))
+    rule = _Rule(f, args, as_backward(backward), range(len(args)))
     return [_unperturbed_costs_nothing(rule), _keeps_what_it_reads(rule)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +86,10 @@ def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
     text = str(report)
     assert text.splitlines()[0] == f"loss: {report.total:,} bytes kept, {report.recomputed:,} recomputed   (min_cut)"
     _, head, *lines = text.splitlines()
-    notes = {note: said for note, said in (line.strip().split(": ") for line in lines[len(report.values) :])}
-    assert set(notes.values()) >= {v.why for v in report.values} and "steps" in head.split()  # each said once, below
+    assert head.split() == ["value", "type", "times", "bytes", "again", "wanted", "by", "line"]
+    assert {line.split(": ")[1] for line in lines if line.startswith("  ") and ": " in line} == {
+        v.why for v in report.values
+    }
     assert "/" not in next(line for line in lines if " tanh, " in line)  # lines without their folders
     page = report._repr_html_()
     assert page.count("<tr>") == len(report.values) + 1
@@ -94,6 +97,26 @@ def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
     content = json.loads(report.to_json())
     assert content["total"] == report.total
     assert sum(v["total"] for v in content["values"] if v["fate"].startswith("kept")) == report.total
+
+
+def test_equal_layers_are_one_row_and_arguments_one_line():
+    """Twelve layers of a wide network, of which the text says what one does, and how often."""
+
+    def deep(weights, x):
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x)
+
+    like = jax.ShapeDtypeStruct
+    report = bp.residuals(deep)([like((64, 64), jnp.float32)] * 12, like((8, 64), jnp.float32))
+    lines = str(report).splitlines()
+    layers = [line.split()[1:4] for line in lines if line.split()[0] == "tanh"]  # the first and the last differ
+    assert layers == [["f32[8,64]", f"{n}", f"{n * 8 * 64 * 4:,}"] for n in (1, 10, 1)]
+    (at,) = (i for i, line in enumerate(lines) if "available" in line)
+    assert re.fullmatch(r"    weights/1, weights/2, .* and \d+ more", lines[at + 1])
+    assert f"available, {(11 * 64 + 8) * 64 * 4:,} bytes: an argument" in lines[at]
+    assert len(lines) < 10 < len(report.values)
+    assert str(bp.residuals(jnp.sum)(jnp.ones(3))).count("\n") == 0  # nothing is kept: no table
 
 
 def test_the_staircase_is_drawn_side_by_side(report):

@@ -55,7 +55,9 @@ def test_a_convolution():
 def test_the_table_and_real_arrays():
     text = str(bp.summary(lambda w, x: jnp.tanh(x @ w))(jnp.ones((2, 3)), jnp.ones((4, 2))))
     assert text.splitlines()[0].split() == ["operation", "result", "times", "FLOPs", "forward", "backward", "line"]
-    totals = r"result float64\[4, 3\], 6 parameters, residuals: 160 bytes\nFLOPs: 60 forward and \d+ backward"
+    totals = (
+        r"result float64\[4, 3\], 6 parameters, residuals with arguments: 160 bytes\nFLOPs: 60 forward and \d+ backward"
+    )
     assert re.fullmatch(totals, "\n".join(text.splitlines()[-2:]))
 
 

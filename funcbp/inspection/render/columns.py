@@ -8,6 +8,7 @@ __all__ = ["WIDTH", "columns", "shortened"]
 
 WIDTH = 100
 BETWEEN = "  "
+LEAST = 4  # characters that tell something of a part of a path
 
 
 def columns(
@@ -41,5 +42,15 @@ def columns(
 
 
 def shortened(text: str, width: int) -> str:
-    """A text of at most so many characters: its beginning and its end, which together tell which it is."""
+    """A text of at most so many characters: its beginning and its end, which together tell which it is.
+
+    Of a path each part keeps these, the longest parts losing the most, as far as there is room for them.
+    """
+    parts = text.split("/")
+    room = width - (len(parts) - 1)
+    if len(parts) > 1 and room >= LEAST * len(parts) and len(text) > width:
+        lengths = [len(p) for p in parts]
+        for _ in range(sum(lengths) - room):
+            lengths[lengths.index(max(lengths))] -= 1
+        return "/".join(map(shortened, parts, lengths))
     return text if len(text) <= width else text[: width // 3] + "…" + text[len(text) + width // 3 + 1 - width :]

@@ -46,7 +46,7 @@ def summary(whole: Outline) -> Iterator[str]:
         assert isinstance(group, Group)
         found = ", ".join(f"{count} {mark}" for mark, count in whole.counts(group.rows).items())
         title = _cut("  " * line.level + group.title, 42)
-        yield f"{title:<42} {len(group.rows):>6}  {_norms(group.last)} {found}"[:WIDTH].rstrip()
+        yield _cut(f"{title:<42} {len(group.rows):>6}  {_norms(group.last)} {found}".rstrip(), WIDTH)
 
 
 def _line(r: Row, whole: Outline) -> str:
@@ -57,8 +57,11 @@ def _line(r: Row, whole: Outline) -> str:
     line = short_line(r.place)
     width = COLUMNS[-1][1]
     line = line if len(line) <= width else "…" + line[1 - width :]
-    said = ", ".join(_said(r, whole))
-    return _cut(f"{cells} {_norms(r)} {line:<{width}} {said}".rstrip(), WIDTH)
+    text = f"{cells} {_norms(r)} {line:<{width}} "
+    said = list(_said(r, whole))
+    while said and len(text) + len(", ".join(said)) > WIDTH:
+        said.pop()  # what matters least is last
+    return f"{text}{', '.join(said)}".rstrip()
 
 
 def _said(r: Row, whole: Outline) -> Iterator[str]:

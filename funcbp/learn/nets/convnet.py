@@ -11,7 +11,7 @@ from jax import lax
 
 from .. import ops
 from .initializers import Initializer, he_uniform
-from .net import Net, Params, apply_dense, check_sizes, dtype_like, init_dense, init_layer
+from .net import Net, Params, apply_dense, check_functions, check_sizes, dtype_like, init_dense, init_layer
 
 
 def convnet(
@@ -62,6 +62,7 @@ def convnet(
     check_sizes("convnet's image", image_shape, 3)
     check_sizes("convnet's stages", channels, 1)
     check_sizes("convnet", [*hidden, outputs, kernel_size], 2)
+    check_functions("convnet", activation=activation, output=output)
     if len(image_shape) != 3:
         raise ValueError(f"convnet needs an image shape (height, width, channels), and got {image_shape}.")
     height, width = image_shape[0] >> len(channels), image_shape[1] >> len(channels)

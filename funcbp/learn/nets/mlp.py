@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from .initializers import Initializer, xavier_uniform
-from .net import Net, Params, apply_dense, check_sizes, dtype_like, init_dense
+from .net import Net, Params, apply_dense, check_functions, check_sizes, dtype_like, init_dense
 
 
 def mlp(
@@ -51,6 +51,7 @@ def mlp(
     """
     sizes = list(sizes)
     check_sizes("mlp", sizes, 2)
+    check_functions("mlp", activation=activation, output=output)
 
     def init(key: jax.Array, x: jax.Array | np.ndarray) -> Params:
         if not x.shape or x.shape[-1] != sizes[0]:
@@ -100,4 +101,5 @@ def autoencoder(
     """
     sizes = list(sizes)
     check_sizes("autoencoder", sizes, 2)
+    check_functions("autoencoder", activation=activation, output=output)
     return mlp([*sizes, *sizes[-2::-1]], activation, output, initializer, bias)

@@ -88,6 +88,13 @@ def check_sizes(name: str, sizes: Sequence[int], least: int) -> None:
         raise ValueError(f"{name} needs at least {least} sizes, positive whole numbers, and got {list(sizes)}.")
 
 
+def check_functions(name: str, **functions: object) -> None:
+    """Raise if one of these is no function, as where an activation is given by its name."""
+    for what, value in functions.items():
+        if not callable(value):
+            raise TypeError(f"{name}'s {what} is a function, such as funcbp.ops.relu, and was {value!r}.")
+
+
 def count(params: PyTree) -> int:
     """The number of parameters: the sizes of all leaves together.
 

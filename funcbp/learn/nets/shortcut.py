@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import ops
 from .initializers import Initializer, xavier_uniform
-from .net import Net, Params, check_sizes, dtype_like, init_layer
+from .net import Net, Params, check_functions, check_sizes, dtype_like, init_layer
 
 
 def shortcut_mlp(
@@ -51,6 +51,7 @@ def shortcut_mlp(
     """
     sizes = list(sizes)
     check_sizes("shortcut_mlp", sizes, 2)
+    check_functions("shortcut_mlp", activation=activation, output=output)
 
     def init(key: jax.Array, x: jax.Array | np.ndarray) -> Params:
         if not x.shape or x.shape[-1] != sizes[0]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ...autodiff.arguments import parameters_first, without_aux
-from ...autodiff.transformations import Backward
+from ...autodiff.transformations import Backward, as_backward
 from ...curvature.gauss_newton import ggn
 from ...curvature.output_hessian import of_loss
 from ...jaxpr.types import PyTree
@@ -74,7 +74,7 @@ def gauss_newton(
     """
     model = parameters_first(without_aux(model) if has_aux else model, argnums)
     fixed, at = batch, ggn(model, loss, backward=backward)
-    slope = of_loss(backward or Backward()).grad(loss)
+    slope = of_loss(as_backward(backward)).grad(loss)
 
     def update(
         gradients: PyTree, state: PyTree, params: PyTree | None = None, *, batch: PyTree | None = None, **_: Any

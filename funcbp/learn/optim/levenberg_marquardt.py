@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
 from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
-from ...autodiff.transformations import Backward
+from ...autodiff.transformations import Backward, as_backward
 from ...jaxpr.types import PyTree
 from ...per_example.examples import Examples, inner_products, jacobian_rows
 
@@ -93,7 +93,7 @@ def levenberg_marquardt(
     """
     if method not in ("auto", "primal", "dual"):
         raise ValueError(f'method is "auto", "primal" or "dual", and was {method!r}.')
-    fixed, backward = batch, backward or Backward()
+    fixed, backward = batch, as_backward(backward)
     residuals = parameters_first(without_aux(residuals) if has_aux else residuals, argnums)
 
     def init(params: PyTree) -> LevenbergMarquardtState:

@@ -13,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ...autodiff.arguments import checked_arrays, without_aux
-from ...autodiff.transformations import Backward
+from ...autodiff.transformations import Backward, as_backward
 from ...jaxpr.types import PyTree
 from ..nets import Net
 from ..train import stopping
@@ -134,7 +134,7 @@ def make_trial(
     backward: Backward | None = None,
 ) -> Callable[[jax.Array], Outcome]:
     """One trial as a function of its key: a while loop that `jit` and `vmap` compile. Arguments as in `run_trials`."""
-    gradient = (backward or Backward()).value_and_grad(error, has_aux=True)
+    gradient = as_backward(backward).value_and_grad(error, has_aux=True)
     optimizer = optax.with_extra_args_support(optimizer)
     goal = stopping.all_correct()
     draw = lambda key: checked_arrays(init(key))

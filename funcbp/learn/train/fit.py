@@ -16,7 +16,7 @@ from jax import P
 from jax.sharding import Mesh
 
 from ...autodiff.arguments import checked, parameters_first, without_aux
-from ...autodiff.transformations import Backward
+from ...autodiff.transformations import Backward, as_backward
 from ...inspection import find_nan
 from ...jaxpr.types import PyTree
 from . import fingerprint, loop
@@ -224,9 +224,16 @@ def fit(
         scores_of(score),
         correct,
         validation is not None,
-        backward or Backward(),
+        as_backward(backward),
         placement,
     )
+    if resume and checkpoint is None:
+        raise ValueError("resume is from a checkpoint, and there is none: give checkpoint=.")
+    if validation is not None and not all(map(np.ndim, jax.tree.leaves(validation))):
+        raise ValueError(
+            f"validation is of examples like data, and was {validation!r}. Divide the data first, as "
+            "data[:n] and data[n:]."
+        )
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)

@@ -101,7 +101,8 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
         >>> train.make_mesh({"data": 1}).axis_names
         ('data',)
     """
-    sizes = dict(sizes)
+    if not isinstance(sizes, Mapping):
+        raise ValueError(f"A mesh is made of the sizes of its axes, make_mesh({{'data': 4}}), and got {sizes!r}.")
     if unknown := set(sizes) - set(AXES):
         raise ValueError(f"A mesh has the axes {', '.join(AXES)}, and not {', '.join(sorted(unknown))}.")
     wanted, there = math.prod(sizes.values()), jax.device_count()
@@ -239,6 +240,9 @@ def make_placement(mesh: Mesh | None, layout: str | Layout | Mapping[str, P] | N
                 "A layout says where the parameters live on a mesh, and there is no mesh: give --mesh (mesh=)."
             )
         return None
+    if not isinstance(mesh, Mesh) or not set(mesh.axis_names) & set(AXES):
+        given = f"one with {', '.join(map(str, mesh.axis_names))}" if isinstance(mesh, Mesh) else repr(mesh)
+        raise ValueError(f"mesh has axes out of {', '.join(AXES)}, as train.make_mesh makes it, and was {given}.")
     if layout is None:
         layout = "tensor" if "tensor" in mesh.axis_names else "fsdp" if "fsdp" in mesh.axis_names else "data"
     if isinstance(layout, str):

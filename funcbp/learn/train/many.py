@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
-from ...autodiff.transformations import Backward
+from ...autodiff.transformations import Backward, as_backward
 from ...jaxpr.types import PyTree
 from . import fingerprint, loop
 from . import optimizer as optimizers
@@ -110,7 +110,7 @@ def fit_many(
         scores_of(score),
         correct,
         validation is not None,
-        backward or Backward(),
+        as_backward(backward),
         MemberPlacement(mesh, ()) if mesh is not None else None,
     )
     one = learner.bind({name: value[0] for name, value in over.items()})

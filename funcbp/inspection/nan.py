@@ -18,6 +18,7 @@ from ..autodiff.arguments import (
     check_concrete,
     holding_static,
     is_array,
+    name_of,
     split_arguments,
     which_differentiated,
 )
@@ -249,6 +250,9 @@ class FindNan:
         check_callable(f, argnums, has_aux)
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
+
+    def __repr__(self) -> str:
+        return f"find_nan({name_of(self.f)}), to be called with the arguments of {name_of(self.f)}"
 
     def _gradient(self, backward: Backward, *args: PyTree, **kwargs: PyTree) -> Value:
         partial, chosen = holding_static(*split_arguments(self.f, self.argnums, args, kwargs))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import check_callable, check_concrete, holding_static, which_differentiated
+from ..autodiff.arguments import check_callable, check_concrete, holding_static, name_of, which_differentiated
 from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward, as_backward
@@ -282,6 +282,9 @@ class PrecisionOf:
         check_callable(f, argnums, has_aux)
         self.f, self.argnums, self.has_aux, self.backward = f, argnums, has_aux, backward
         functools.update_wrapper(self, f, updated=())
+
+    def __repr__(self) -> str:
+        return f"precision({name_of(self.f)}), to be called with the arguments of {name_of(self.f)}"
 
     def _traced(self, observer: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], Found]:
         """Both passes as one program, its arguments, and what it returns but for the arrays."""

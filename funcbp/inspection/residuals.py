@@ -307,7 +307,7 @@ def _of_plan(
                 opened.add(id(eqn))
                 yield from _of_inner(eqn, inner, names, given, steps, inside, machine, fates)
             continue
-        made_by = "snapshots" if v in snapshots else eqn.primitive.name if eqn is not None else "input"
+        made_by = "snapshots" if v in snapshots else _operation(eqn) if eqn is not None else "input"
         name = given.get(v) or names.get(v) or made_by
         line = jx.user_line(eqn.source_info) if eqn is not None else ""
         times = 1 if fate in (ONCE, AVAILABLE) else steps
@@ -380,6 +380,13 @@ def _again(v: Var, maker: Mapping[Var, JaxprEqn], given: Collection[Var], machin
             total += own
             wanted += [w for w in eqn.invars if not jx.is_literal(w) and (w is u or w not in given)]
     return total
+
+
+def _operation(eqn: JaxprEqn) -> str:
+    """The operation's name; of a call, the function's."""
+    inside = jx.inside_of(eqn)
+    called = inside.kind & (jx.Kind.JIT | jx.Kind.CALL | jx.Kind.CUSTOM)
+    return (called and jx.function_name(inside.programs[0]).lstrip("_")) or eqn.primitive.name
 
 
 def _located(label: str, source: Any) -> str:

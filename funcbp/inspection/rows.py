@@ -100,12 +100,16 @@ class Row:
 
     @property
     def _shown(self) -> int:
-        """Which output: the first that has a derivative (before it may be a loop's counter, or a key), or the first."""
-        return next((i for i, slot in enumerate(self.outputs) if slot is not None), 0)
+        """Which output: the first that a cotangent came back to (before it may be a loop's state that nothing reads),
+        or the first that has a derivative (before it may be a loop's counter, or a key), or the first.
+        """
+        derivable = [i for i, slot in enumerate(self.outputs) if slot is not None]
+        reached = [i for i in derivable if self.cotangents and self.cotangents[i] is not None]
+        return next(iter(reached or derivable), 0)
 
     @property
     def value(self) -> Value:
-        """The output, of several the first that has a derivative."""
+        """The output, of several the first that a cotangent came back to, or that has a derivative."""
         return self.values[self._shown] if self.values else None
 
     @property

@@ -55,7 +55,7 @@ class Summary:
 
     Attributes:
         operations: a row for each operation and line, in the order they run.
-        parameters: how many numbers the first argument has.
+        parameters: how many floating-point numbers there are in what is differentiated.
         forward, backward: FLOPs of the two passes; of a `cond` the dearest branch counts, of a `while` one round.
         residuals: bytes that the backward pass is given: what is kept between the two, and the arguments that it reads.
             `funcbp.residuals` says of each which it is.
@@ -142,7 +142,8 @@ def summary(
         kept = sum(
             math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(pullback) if hasattr(x.dtype, "itemsize")
         )
-        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(split_arguments(f, argnums, types[0], {})[1]))
+        chosen = jax.tree.leaves(split_arguments(f, argnums, types[0], {})[1])
+        parameters = sum(math.prod(x.shape) for x in chosen if is_differentiable(x))
         output = ", ".join(f"{y.dtype}{list(y.shape)}" for y in jax.tree.leaves(out))
         return Summary(_rows_of(forward, both, types), parameters, kept, output)
 

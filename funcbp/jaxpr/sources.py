@@ -189,6 +189,12 @@ def own_name(fun: Any) -> str:
     return name if place.startswith(os.path.dirname(jax.__file__)) else ""
 
 
+def function_name(program: Any) -> str:
+    """The name of the function that a program is of, or "" where it has none."""
+    name = program.debug_info.func_name
+    return name if name.isidentifier() else ""
+
+
 def user_called_by(fun: Any, traceback: Any) -> bool:
     """Whether an equation of this function of JAX's own was written in a function of the user's that it called.
 

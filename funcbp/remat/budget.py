@@ -56,7 +56,7 @@ class Budget(Policy):
         given = [x for x in (self.bytes, self.fraction) if x is not None]
         if len(given) != 1 or not isinstance(given[0], Real) or not given[0] > 0:
             raise ValueError(
-                f"A Budget is given as bytes=... or as fraction=..., one of the two, a positive number, and was "
+                f"A Budget is given as bytes=... or as fraction=..., one of the two and positive, and was "
                 f"given bytes={self.bytes!r} and fraction={self.fraction!r}."
             )
         if self.bytes is not None and self.bytes == math.inf:

@@ -405,10 +405,13 @@ def _judgement(
         against = float(np.max(np.where(np.isfinite(rows), rows, 0.0), initial=0.0))
     sign = _sign(w, leaf, coordinate)
     with np.errstate(all="ignore"):
+        own = float(unit[at] / of)
+        coarse = verdict == "not informative" and own * w.tolerance > USELESS
         return Judgement(
             verdict,
+            note=f"differences are too coarse to tell: {own:.0e} of its largest element" if coarse else "",
             error=float(np.abs(got[at] - wanted[at]) / of),
-            reference_error=float(unit[at] / of),
+            reference_error=own,
             coordinate=coordinate,
             got=float(sign * got[at]),
             wanted=float(sign * wanted[at]),

@@ -146,3 +146,10 @@ def test_what_is_kept_for_no_width_is_kept_because_the_policy_says_so():
     found = bp.residuals(loop, backward=bp.Backward(residuals=KeepAll()))(jnp.ones(8))
     said = {v.name: v.why for v in found.values if v.fate == "kept"}
     assert said["add"] == "the policy saves it" and said["reduce_sum"] == "narrower than what it is made of"
+
+
+def test_what_a_function_made_bears_its_name():
+    """relu has a derivative of its own, the draw is compiled; neither is told as the call that it is."""
+    f = lambda w, key: jnp.sum(jax.nn.relu(2 * w) ** 3 * jax.random.normal(key, w.shape))
+    found = bp.residuals(f)(jnp.ones(3), jax.random.key(0))
+    assert {v.name for v in found.values} == {"relu", "normal", "gt"}

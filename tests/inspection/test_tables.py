@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
-from funcbp.inspection.render.columns import columns
+from funcbp.inspection.render.columns import columns, shortened
 from funcbp.testing import LeafReport
 
 LONG = "a_transformer_block_with_a_long_name"
@@ -40,3 +40,30 @@ def test_names_are_shortened_and_numbers_are_not():
     head, row, last = columns(rows, names=[0], right=[1])
     assert len(row) == 100 and row.startswith("begins") and row.endswith("ends  1,234,567  kept") and "-…-" in row
     assert (head.index("bytes") + len("bytes"), last.rindex("8") + 1) == (row.index("kept") - 2,) * 2
+
+
+def test_a_column_that_says_nothing_makes_room_for_names():
+    rows = [("name", "bytes", "own", "again"), ("n" * 88, "1,234", "-", "-"), ("x", "8", "-", "-")]
+    assert columns(rows, names=[0], right=[1, 2])[1] == "n" * 88 + "  1,234"
+    assert columns([("name", "own"), ("x", "-")], names=[0])[0] == "name  own"  # there is room
+
+
+def test_what_tells_two_paths_apart_is_not_cut():
+    paths = [f"params/ResBlock_{i}/BatchNorm_{j}/scale" for i in range(2) for j in range(2)]
+    cut = [shortened(path, 24) for path in paths]
+    assert len(set(cut)) == 4 and {len(c) for c in cut} == {24}
+    assert all(c.count("/") == 3 and c.endswith("/scale") for c in cut)
+
+
+def test_nothing_is_said_by_halves_of_a_row():
+    """Of what is to be said behind a line that is full, what matters least is left out."""
+    scale = jnp.zeros((8, 8, 8, 8))
+    text = str(bp.trace(lambda w, x: jnp.sum(bp.name(w * 0.0 * x, "a name that takes its room") ** 2))(scale, scale))
+    assert max(map(len, text.splitlines())) <= 100 and "vanishing" in text and "…\n" not in text
+
+
+def test_a_loop_is_shown_by_the_output_that_a_cotangent_comes_back_to():
+    """The first output is the last state, which nothing reads; the gradient is not lost in the loop."""
+    loop = lambda w: jnp.sum(lax.scan(lambda c, _: (jnp.tanh(c * w), c), w, None, length=3)[1])
+    (row,) = (r for r in bp.trace(loop)(jnp.ones(2)) if r.primitive == "scan")
+    assert row.value.shape == (3, 2) and (row.cotangent == 1).all()

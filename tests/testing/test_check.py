@@ -364,7 +364,9 @@ def test_what_differs_from_run_to_run_and_under_jit():
         drift = 1 + 0.1 * len(calls)
         return out, lambda ct: tuple(c * (drift if i == 0 else 1) for i, c in enumerate(pullback(ct)))
 
-    assert "called again" in failed(check(lambda x, y: jnp.sin(x) + y, X, X, vjp=drifting))  # one leaf of two
+    report = check(lambda x, y: jnp.sin(x) + y, X, X, vjp=drifting)
+    assert "called again" in failed(report)  # one leaf of two
+    assert "it draws without a key, or remembers something" in str(report)
 
     def under_jit(f, *primals):
         out, pullback = bp.vjp(f, *primals)
@@ -605,3 +607,12 @@ def test_what_is_wrong_in_second_order_only_is_blamed_there():
     report = check(sine, 0.4, order=2)
     assert [leaf.verdict for leaf in report.leaves] == ["ok", "wrong"]
     assert report.culprit.startswith("the custom_vjp rule of cosine at ")
+
+
+def test_differences_that_are_too_coarse_are_said_to_be():
+    """Rounded to bfloat16 on the way, a small slope is lost in the rounding of the value."""
+    rounded = lambda w: jnp.sum((1000.0 + 1e-3 * w).astype(jnp.bfloat16).astype(w.dtype))
+    (leaf,) = check(rounded, X).leaves
+    assert leaf.verdict == "not informative" and leaf.note.startswith("differences are too coarse to tell: ")
+    (flat,) = check(lambda w: jnp.sum(0.0 * w), X).leaves
+    assert (flat.verdict, flat.note) == ("not informative", "")

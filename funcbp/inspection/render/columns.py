@@ -14,7 +14,8 @@ LEAST = 4  # characters that tell something of a part of a path
 def columns(
     rows: Sequence[Sequence[str]], names: Collection[int], right: Collection[int] = (), indent: str = ""
 ) -> list[str]:
-    """Lay out rows of cells in columns; where they are too wide, the longest names are shortened in the middle.
+    """Lay out rows of cells in columns; where they are too wide, columns of nothing but dashes are left out, and the
+    longest names are shortened in the middle.
 
     Args:
         rows: the cells, the titles first.
@@ -29,6 +30,11 @@ def columns(
         aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab  1,024
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if len(indent) + sum(widths) + len(BETWEEN) * (len(widths) - 1) > WIDTH:
+        told = [i for i, column in enumerate(zip(*rows[1:], strict=True)) if set(column) != {"-"}]
+        if len(told) < len(widths):
+            placed = lambda which: [place for place, i in enumerate(told) if i in which]
+            return columns([[row[i] for i in told] for row in rows], placed(names), placed(right), indent)
     room = WIDTH - len(indent) - len(BETWEEN) * (len(widths) - 1)
     for _ in range(sum(widths) - room):
         widest = max(names, key=widths.__getitem__)
@@ -44,13 +50,14 @@ def columns(
 def shortened(text: str, width: int) -> str:
     """A text of at most so many characters: its beginning and its end, which together tell which it is.
 
-    Of a path each part keeps these, the longest parts losing the most, as far as there is room for them.
+    Of a path each part keeps these, the longest losing the most and the last losing last, as far as there is room.
     """
     parts = text.split("/")
     room = width - (len(parts) - 1)
     if len(parts) > 1 and room >= LEAST * len(parts) and len(text) > width:
         lengths = [len(p) for p in parts]
         for _ in range(sum(lengths) - room):
-            lengths[lengths.index(max(lengths))] -= 1
+            inner = max(range(len(parts) - 1), key=lengths.__getitem__)
+            lengths[inner if lengths[inner] > LEAST else -1] -= 1
         return "/".join(map(shortened, parts, lengths))
     return text if len(text) <= width else text[: width // 3] + "…" + text[len(text) + width // 3 + 1 - width :]

@@ -20,8 +20,8 @@ SHORT = re.compile(r"(b?)(float|int|uint|complex)(\d*)")
 
 
 def table(value: Value, inputs: Sequence[Row], rows: Sequence[Row]) -> str:
-    """The whole of it. A value and a cotangent are shown by their norms, of several outputs that of the first that has
-    a derivative; behind the line stands what is to be said of them.
+    """The whole of it. A value and a cotangent are shown by their norms, of several outputs that of the first that a
+    cotangent came back to; behind the line stands what is to be said of them.
     """
     whole = outline(inputs, rows)
     lines = [headline(value, inputs, rows, whole), "", *summary(whole)]

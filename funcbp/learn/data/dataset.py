@@ -109,6 +109,12 @@ class Dataset:
     fills: bool = False
     about: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """What it is of, without the arrays."""
+        sizes = ", ".join(f"{len(getattr(self, f'x_{part}'))} {part}" for part in ("train", "validation", "test"))
+        targets = f"{self.n_outputs} targets" if self.classes is None else f"{len(self.classes)} classes"
+        return f"Dataset({self.name!r}: {self.n_inputs} inputs, {targets}; examples: {sizes})"
+
     @property
     def n_inputs(self) -> int:
         """How many inputs a network for these data has."""

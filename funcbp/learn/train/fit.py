@@ -92,6 +92,16 @@ class Fit(NamedTuple):
     seconds: float
     divergence: Divergence | None = None
 
+    def __repr__(self) -> str:
+        """How it ended, without the arrays."""
+        losses = np.asarray(self.history["loss"])
+        if np.ndim(self.epochs):
+            ends = ", ".join(f"{np.sum(np.asarray(self.reason) == r)} {r}" for r in dict.fromkeys(self.reason))
+            return f"Fit({len(self.epochs)} members: {ends}; {self.seconds:.1f} s)"
+        loss = f"loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses.size else "no epoch"
+        ends = f"reason={self.reason!r}, epochs={self.epochs}, best_epoch={self.best_epoch}"
+        return f"Fit({ends}; {loss}; {self.seconds:.1f} s)"
+
 
 class LogError(OSError):
     """Measurements could not be written, so learning ended, as by Ctrl-C: what was reached is kept in `fit`.

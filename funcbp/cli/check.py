@@ -20,7 +20,10 @@ from ..learn.request import RequestError, whole
 from .parser import Parser, positive, refuse
 
 RIGHT, WRONG = 0, 1
-TYPE = re.compile(r"(?P<dtype>(?:bfloat|float|complex|int|uint)\d+|bool)\[(?P<shape>[\d, ]*)\]")
+TYPE = re.compile(
+    r"(?P<kind>(?:bfloat|float|complex|int|uint|bf|f|c|i|u)(?=\d)|bool)(?P<bits>\d*)\[(?P<shape>[\d, ]*)\]"
+)
+SHORT = {"bf": "bfloat", "f": "float", "c": "complex", "i": "int", "u": "uint"}  # as the tables write types
 
 
 def run_check_command(argv: Sequence[str]) -> int:
@@ -64,7 +67,8 @@ def run_check_command(argv: Sequence[str]) -> int:
     try:
         report = check(f, *args, **options)
     except Exception as error:
-        return refuse(f"{request.function} could not be checked: {type(error).__name__}: {error}")
+        give = "" if request.args else " Arguments are given by --args, such as --args float32[3,4] 0.5."
+        return refuse(f"{request.function} could not be checked: {type(error).__name__}: {error}{give}")
     if request.junit is not None:
         try:
             write_atomically(request.junit, lambda file: file.write(report.to_junit().encode()))
@@ -122,7 +126,8 @@ def _resolve(path: str) -> Any:
 def _argument(text: str, rng: np.random.Generator) -> Any:
     match = TYPE.fullmatch(text.replace(" ", ""))
     if match:
-        return _random(match["dtype"], [int(n) for n in match["shape"].split(",") if n], rng)
+        kind = SHORT.get(match["kind"], match["kind"])
+        return _random(kind + match["bits"], [int(n) for n in match["shape"].split(",") if n], rng)
     if text.endswith((".npy", ".npz")):
         try:
             with open(text, "rb") as file:

@@ -97,7 +97,7 @@ class Fit(NamedTuple):
         losses = np.asarray(self.history["loss"])
         if np.ndim(self.epochs):
             ends = ", ".join(f"{np.sum(np.asarray(self.reason) == r)} {r}" for r in dict.fromkeys(self.reason))
-            return f"Fit({len(self.epochs)} members: {ends}; {self.seconds:.1f} s)"
+            return f"Fit({np.size(self.epochs)} members: {ends}; {self.seconds:.1f} s)"
         loss = f"loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses.size else "no epoch"
         ends = f"reason={self.reason!r}, epochs={self.epochs}, best_epoch={self.best_epoch}"
         return f"Fit({ends}; {loss}; {self.seconds:.1f} s)"

@@ -28,12 +28,23 @@ def learning_curves(
     Returns:
         The figure.
 
+    Raises:
+        TypeError, ValueError: the records are something else, or lack one of the keys.
+
     Example:
         >>> from funcbp import plot
         >>> record = {"epoch": 1, "loss": 0.5, "validation_loss": 0.6, "validation_accuracy": 0.9}
         >>> len(plot.learning_curves([record]).axes)
         2
     """
+    needed = ("epoch", "loss", "validation_loss", f"validation_{score}")
+    if not isinstance(records, Sequence) or not all(isinstance(r, Mapping) for r in records) or not records:
+        raise TypeError(
+            "records is a sequence of dicts, one for each epoch. Columns, as in the history of what funcbp.fit "
+            "returns, are drawn by curves: curves({'training': fit.history['loss']})."
+        )
+    if lacking := [key for key in needed if key not in records[0]]:
+        raise ValueError(f"Each record has {', '.join(needed)}, and here there is no {', '.join(lacking)}.")
     losses, scores = new_axes(10, 4, 2) if axes is None else axes
     epochs = [r["epoch"] for r in records]
     marker = "o" if len(records) < 3 else None

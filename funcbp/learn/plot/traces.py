@@ -20,9 +20,12 @@ __all__ = ["gradient_flow", "graph", "histograms", "saturation"]
 VALUE, COTANGENT = "#0b3d91", "#a3341f"
 
 
-def _axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
-    return new_axes(7, 4.5) if ax is None else ax
+BOXES = 200  # that a graph of a legible size has at most
+
+
+def _axes(ax: Axes | None, width: float = 7, height: float = 4.5) -> Axes:
+    """The axes given, or those of a new figure, of so many inches."""
+    return new_axes(width, height) if ax is None else ax
 
 
 def _layers(trace: Trace) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -56,15 +59,16 @@ def gradient_flow(trace: Trace, ax: Axes | None = None) -> Axes:
         >>> bp.plot.gradient_flow(t).get_ylabel()
         'gradient'
     """
-    ax = _axes(ax)
     layers = _layers(trace)
     sizes = [(name, np.sqrt(np.mean(np.abs(c) ** 2)), np.max(np.abs(c), initial=0)) for name, _, c in layers]
+    ax = _axes(ax, width=max(7.0, 0.17 * len(sizes)))
     at = np.arange(len(sizes))
     ax.plot(at, [m for _, _, m in sizes], "o", color=COTANGENT, alpha=0.35, label="largest element")
     ax.plot(at, [s for _, s, _ in sizes], "o-", color=COTANGENT, label="root mean square")
     ax.set(ylabel="gradient", title="Gradient flow")
     ax.set_yscale("symlog", linthresh=max(1e-12, min((s for _, s, _ in sizes if s > 0), default=1e-12)))
-    ax.set_xticks(at, [name for name, _, _ in sizes], rotation=60, ha="right")
+    turned = {"rotation": 90, "fontsize": 8} if len(sizes) > 20 else {"rotation": 60, "ha": "right"}
+    ax.set_xticks(at, [name for name, _, _ in sizes], **turned)
     ax.grid(axis="y", alpha=0.3)
     legend(ax)
     return ax
@@ -164,14 +168,24 @@ def graph(trace: Trace, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
 
+    Raises:
+        ValueError: there are more than 200 values, of which nothing could be read.
+
     Example:
         >>> import funcbp as bp
         >>> bp.plot.graph(bp.trace(lambda a, b: a * b)(2.0, 3.0)).get_title()
         '3 values'
     """
-    ax = _axes(ax)
     nodes, edges = nodes_and_edges(trace.inputs, trace.rows)
+    if len(nodes) > BOXES:
+        raise ValueError(
+            f"A graph of {len(nodes):,} values could not be read: it has {BOXES} at most. Cut the trace, t[:50] or "
+            "t.at(scope=...), or look at the page, t.to_html()."
+        )
     places = positions(len(nodes), edges)
+    letters = max((len(line) for row in nodes for line in lines_of(row)), default=0)
+    across, down = (max((p[i] for p in places), default=0) + 1 for i in (0, 1))
+    ax = _axes(ax, width=max(7.0, across * (0.075 * letters + 0.4)), height=max(4.5, 0.8 * down))
     incoming = [[k for k, e in enumerate(edges) if e.target == i] for i in range(len(nodes))]
     for k, (a, b, label) in enumerate(edges):
         port = 0.3 - 0.6 * (incoming[b].index(k) + 1) / (len(incoming[b]) + 1)

@@ -19,6 +19,13 @@ def test_learning_curves():
     assert drawn(plot.learning_curves(records(4, "r2"), "r2")).axes[1].get_ylabel() == "R²"
 
 
+def test_records_that_are_none_are_told_so():
+    with pytest.raises(TypeError, match=r"curves\(\{'training': fit.history\['loss'\]\}\)"):
+        plot.learning_curves({"loss": [1.0, 0.5]})
+    with pytest.raises(ValueError, match=r"there is no validation_loss, validation_accuracy"):
+        plot.learning_curves([{"epoch": 1, "loss": 0.5}])
+
+
 def test_learning_curves_without_positive_losses():
     rows = [{"epoch": i, "loss": 0.0, "validation_loss": 0.0, "validation_accuracy": 1.0} for i in range(3)]
     assert drawn(plot.learning_curves(rows)).axes[0].get_yscale() == "linear"

@@ -1,5 +1,7 @@
 """The pictures of a trace have the numbers they should."""
 
+from itertools import combinations, pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,21 @@ def test_gradient_flow_has_a_point_per_layer(ledger):
     sizes = ax.lines[1].get_ydata()
     np.testing.assert_allclose(sizes[2], np.sqrt(np.mean(ledger["in"].cotangent ** 2)))
     np.testing.assert_allclose(sizes[1], np.sqrt(np.mean(ledger["blocks"].cotangent[1] ** 2)))
+
+
+def test_a_picture_grows_with_what_it_shows(ledger):
+    """Boxes of a graph stand apart, and names of parameters do not cover each other; too much of it is refused."""
+    deep = bp.trace(lambda ws: jnp.sum(sum(jnp.tanh(w) for w in ws)))([normal(2) for _ in range(60)])
+    flow = bp.plot.gradient_flow(deep)
+    flow.figure.canvas.draw()
+    names = [t.get_window_extent() for t in flow.get_xticklabels()]
+    assert all(a.x1 <= b.x0 + 1 for a, b in pairwise(names))
+    ax = bp.plot.graph(bp.trace(lambda w, x: jnp.sum(jnp.tanh(jnp.tanh(w * x) * x) ** 2))(normal(4, 4), normal(4, 4)))
+    ax.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_bbox_patch()]
+    assert len(boxes) == 8 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    with pytest.raises(ValueError, match=r"A graph of 2\d\d values .*t.to_html\(\)"):
+        bp.plot.graph(bp.trace(lambda x: sum(x * i for i in range(120)))(normal(2)[0]))
 
 
 def test_saturation_has_a_bar_per_layer(ledger):

@@ -12,6 +12,7 @@ X = jnp.arange(3.0)
 W = jnp.ones((3, 2))
 DATA = (jnp.ones((4, 3)), jnp.ones((4, 2)))
 OUTPUT = bp.rules.OUTPUT
+TYPE = jax.ShapeDtypeStruct((3,), jnp.float32)
 
 
 def f(w):
@@ -135,6 +136,14 @@ MISTAKES = {
         r"function, such as .*'relu'",
     ),
     "a function that is JAX's": (lambda: bp.stop_gradient, AttributeError, r"JAX's is jax.lax.stop_gradient"),
+    "types in the place of numbers": (
+        lambda: bp.trace(f)(TYPE),
+        TypeError,
+        r"was given ShapeDtypeStruct.*summary and residuals take types",
+    ),
+    "checking types": (lambda: bp.check(f, TYPE), TypeError, r"summary and residuals take types"),
+    "the gradient at a type": (lambda: bp.grad(f)(TYPE), TypeError, r"is a type and no array"),
+    "two results": (lambda: bp.grad(lambda w: (f(w), w))(X), TypeError, r"scalar-output.*pass has_aux=True\.$"),
     "a table of a function": (lambda: bp.coverage(f), TypeError, r"positional"),
 }
 

@@ -69,7 +69,11 @@ PARTITION = (
 
 
 def check_concrete(what: str, args: PyTree, instead: str) -> None:
-    """Refuse the arguments of a compiled or mapped function, which are no numbers yet."""
+    """Refuse the arguments of a compiled or mapped function, which are no numbers yet, and types in their place."""
+    if types := [x for x in jax.tree.leaves(args) if isinstance(x, jax.ShapeDtypeStruct)]:
+        raise TypeError(
+            f"{what} runs the program on numbers, and was given {types[0]}: summary and residuals take types."
+        )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
         raise TypeError(
             f"{what} runs the program on numbers, and was called inside a jitted or mapped function, where there are "
@@ -78,7 +82,9 @@ def check_concrete(what: str, args: PyTree, instead: str) -> None:
 
 
 def is_array(x: object) -> bool:
-    """Tell whether this is an array or a number to JAX."""
+    """Tell whether this is an array or a number to JAX; a type that stands for one is none."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return False
     try:
         jax.typeof(x)
     except TypeError:
@@ -88,6 +94,10 @@ def is_array(x: object) -> bool:
 
 def checked(x: Value, where: str = "") -> Value:
     """Refuse what is no array. `where`: which leaf of its argument it is, if it is one among others."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"Argument {x}{where} is a type and no array. Of types there are jax.eval_shape, and jit's lower."
+        )
     if not is_array(x):
         raise TypeError(
             f"Argument {str(x)!r}{where} of type {type(x)} is not a valid JAX type; arrays and numbers are. {PARTITION}"
@@ -306,7 +316,9 @@ def _leaf_named(x: Any, arguments: PyTree) -> str:
 
 def check_scalar(value: Value, holomorphic: bool) -> None:
     if not jax.tree_util.all_leaves([value]):
-        raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.")
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        aux = " If its second part is auxiliary data, pass has_aux=True." if pair else ""
+        raise TypeError(f"Gradient only defined for scalar-output functions. Output was {value!r}.{aux}")
     aval = jax.typeof(value)
     if jx.is_high(aval):
         raise TypeError(f"Gradient only defined for scalar-output functions. Output had type: {jx.shown_type(aval)}.")

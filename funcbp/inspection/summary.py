@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from .. import jaxpr as jx
 from ..autodiff.arguments import (
+    as_value,
     check_callable,
     divided,
     holding_static,
@@ -135,6 +136,7 @@ def summary(
 
         def both(args: PyTree, kwargs: PyTree) -> PyTree:
             out, pullback = pullback_of(args, kwargs)
+            out = jax.tree.map(as_value, out)  # a number of Python is one
             ct = jax.tree.map(lambda y: jnp.ones(y.shape, y.dtype) if is_differentiable(y) else float0_zeros(y), out)
             return out, [g for g in jax.tree.leaves(pullback(ct)) if is_differentiable(g)]
 

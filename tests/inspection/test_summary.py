@@ -64,3 +64,8 @@ def test_the_table_and_real_arrays():
 def test_the_dearest_branch_counts():
     f = lambda w, x: lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
     assert bp.summary(f)(like(UNITS, UNITS), like(BATCH, UNITS)).forward == 2 * BATCH * UNITS**2
+
+
+def test_what_a_function_returns_may_be_numbers_of_python():
+    found = bp.summary(lambda w: {"loss": jnp.sum(w), "count": 3})(jnp.ones(4))
+    assert found.parameters == 4 and bp.summary(lambda n: n + 1)(3).parameters == 0

@@ -60,9 +60,13 @@ def module(tmp_path, monkeypatch):
         (
             ["my_functions:loss", "--args", "0.5", "--backward", "math:pi"],
             2,
-            "backward is a funcbp.Backward, and was 3",
+            "backward= is a funcbp.Backward, as Backward(residuals='inputs'), and was 3",
         ),
-        (["my_functions:loss", "--args", "0.5", "--vjp", "math:pi"], 2, "vjp is a function like jax.vjp, and was 3.14"),
+        (
+            ["my_functions:loss", "--args", "0.5", "--vjp", "math:pi"],
+            2,
+            "vjp= is a function that is called as jax.vjp is, and was 3.14",
+        ),
         (["--help"], 0, "usage"),
     ],
 )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import Cotangent, Zero, is_differentiable
-from ..jaxpr.types import Primitive, PyTree, Value
+from ..jaxpr.types import Atom, Primitive, PyTree, Value, Var
 from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
@@ -76,8 +78,10 @@ def record_custom_jvp(
     named = NAMED.get(jx.own_name(fun))
     if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
         outs = trace.run(unchanged)
+        aligned = _aligned(fun, values)
         with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
-            slopes = [named(values, [t if trace.mine(t) else None for t in tracers])]
+            tangents = [f(t) if trace.mine(t) else None for f, t in zip(aligned, tracers, strict=True)]
+            slopes = [named([f(v) for f, v in zip(aligned, values, strict=True)], tangents)]
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
@@ -144,7 +148,24 @@ def record_custom_vjp(
 
 
 def _is_floating(aval: Any) -> bool:
-    return not jx.is_high(aval) and np.issubdtype(aval.dtype, np.floating)
+    return not jx.is_high(aval) and jax.dtypes.issubdtype(aval.dtype, np.floating)
+
+
+def _aligned(fun: Any, values: Sequence[Value]) -> list[Callable[[Value], Value]]:
+    """How each operand of an elementwise function is moved to where it meets the others, for a value or its tangent.
+
+    A function that `vmap` has mapped has the examples along another axis in each operand, or not at all. JAX moves them
+    when it maps the first operation that joins the operands, and that program is read.
+    """
+    program = jx.inlined(jx.trace(jx.with_new_stores(fun).call_wrapped, list(map(jx.type_of, values)), "aligned"))
+    joining = next(e for e in program.eqns if sum(not jx.is_literal(v) for v in e.invars) == len(values))
+    shape = jx.aval_of(joining.outvars[0].aval).shape
+
+    def move(v: Var, met: Atom) -> Callable[[Value], Value]:
+        part = program.between([v], [met])
+        return lambda x: jnp.broadcast_to(part(x)[0], shape)
+
+    return [move(v, met) for v, met in zip(program.invars, joining.invars, strict=True)]
 
 
 def _passed(trace: CallRecorder, operation: Operation, unchanged: Operation) -> list[Any]:

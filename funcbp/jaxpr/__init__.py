@@ -96,6 +96,7 @@ from .programs import signature as signature
 from .programs import trace as trace
 from .programs import trace_tree as trace_tree
 from .programs import trace_with as trace_with
+from .programs import with_new_stores as with_new_stores
 from .references import ACCESSES as ACCESSES
 from .references import Cell as Cell
 from .references import DidntWant as DidntWant

@@ -14,7 +14,7 @@ from jax._src.effects import JaxprInputEffect
 from jax._src.interpreters import partial_eval
 from jax.tree_util import PyTreeDef
 
-from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var
+from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var, WrappedFun
 from .values import Aval
 
 if TYPE_CHECKING:
@@ -196,6 +196,14 @@ def trace_with(
 def trace_tree(f: Callable[..., PyTree], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, PyTreeDef]:
     """Trace `f`, a function to a pytree of arrays: the program of the leaves, and their structure."""
     return trace_with(lambda *args: jax.tree.flatten(f(*args)), avals, name)
+
+
+def with_new_stores(fun: WrappedFun) -> WrappedFun:
+    """The same function, to be run once more: what a transformation leaves for its maker is stored once."""
+    new = linear_util.wrap_init(fun.f, debug_info=fun.debug_info)
+    for (transformation, args), store in reversed(list(zip(fun.transforms, fun.stores, strict=True))):
+        new = new.wrap(transformation, args, None if store is None else type(store)())
+    return new
 
 
 def is_literal(v: Atom | None) -> TypeIs[Literal]:

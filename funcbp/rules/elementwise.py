@@ -16,6 +16,7 @@ Conventions at kinks and ties are JAX's:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,32 @@ def where(mask: jax.Array, x: ArrayLike, y: ArrayLike) -> jax.Array:
     like = x if hasattr(x, "dtype") else y
     fill = lambda v: v if hasattr(v, "dtype") else lax.full_like(like, v)
     return lax.select(mask, fill(x), fill(y))
+
+
+def in_float32(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """f of arrays of one dtype, computed in float32 and rounded once where that is float16 or bfloat16."""
+
+    def computed(*xs: jax.Array) -> jax.Array:
+        dtype = xs[0].dtype
+        if not jax.dtypes.issubdtype(dtype, np.floating) or jnp.finfo(dtype).bits >= 32:
+            return f(*xs)
+        return lax.convert_element_type(f(*(lax.convert_element_type(x, np.float32) for x in xs)), dtype)
+
+    return computed
+
+
+def scale(*xs: jax.Array) -> jax.Array:
+    """A power of two near 1 / max |x|: multiplied by it, the squares of xs stay in range.
+
+    A constant for derivatives, as what is multiplied by it and back does not depend on it. No quotient, since XLA makes
+    a / b / c one by b c, which is a square again.
+    """
+    kind = jnp.finfo(xs[0].dtype)
+    largest = functools.reduce(lax.max, map(lax.abs, xs))
+    bound = lambda v: lax.full_like(largest, v)
+    inverse = lax.reciprocal(lax.clamp(bound(kind.tiny), largest, bound(kind.max / 4)))
+    power = lax.reduce_precision(inverse, kind.nexp, 0)
+    return lax.stop_gradient(lax.convert_element_type(power, xs[0].dtype))
 
 
 def grown(x: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -114,16 +141,15 @@ def types_or_both(
 
 
 def rem_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
-    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y). Keeps x and y only where y is perturbed."""
+    """z = x - y trunc(x/y):  x̄ = z̄,  ȳ = -z̄ trunc(x/y). Keeps x and y only where y is perturbed.
+
+    The integer is (x - z) / y, rounded: x / y can round up to the next one, which trunc(x/y) is not.
+    """
     x, y = res
     return [
         unbroadcast(ct, x) if perturbed[0] else Zero,
-        unbroadcast(lax.neg(ct) * _trunc(lax.div(x, y)), y) if perturbed[1] else Zero,
+        unbroadcast(lax.neg(ct) * lax.round(lax.div(lax.sub(x, lax.rem(x, y)), y)), y) if perturbed[1] else Zero,
     ]
-
-
-def _trunc(x: jax.Array) -> jax.Array:
-    return lax.sign(x) * lax.floor(lax.abs(x))
 
 
 def pow_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
@@ -150,9 +176,9 @@ def is_integer(x: Value | Aval) -> bool:
 def _pow_slope(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
     """y x^(y-1), of the output's shape and dtype; for integer exponents, 0 where y = 0."""
     x, y = grown(x, z.shape), grown(y, z.shape)
+    if not is_integer(y):  # in bfloat16, 300 - 1 is 300
+        return in_float32(lambda x, y: lax.mul(y, lax.pow(x, lax.sub(y, lax.full_like(y, 1)))))(x, y)
     one = lax.full_like(y, 1)
-    if not is_integer(y):
-        return lax.mul(y, lax.pow(x, lax.sub(y, one)))
     is_zero = lax.eq(y, lax.full_like(y, 0))
     safe = lax.select(is_zero, one, y)
     slope = lax.mul(lax.convert_element_type(safe, z.dtype), lax.pow(x, lax.sub(safe, one)))
@@ -346,7 +372,7 @@ def log2_bwd(
     res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, accuracy: lax.AccuracyMode | lax.Tolerance | None = None
 ) -> list[Cotangent]:
     """z = log₂ x:  x̄ = z̄ / (x log 2)."""
-    return [lax.div(ct, lax.mul(res[0], lax.full_like(res[0], np.log(2))))]
+    return [lax.div(lax.mul(ct, lax.full_like(ct, 1 / np.log(2))), res[0])]
 
 
 def log1p_bwd(
@@ -419,17 +445,28 @@ def relu_tangent(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) ->
     return where(lax.gt(x, np.zeros((), x.dtype)), dx, 0)
 
 
+def shares(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any], rate: float) -> jax.Array:
+    """σ(rate (x - y)) dx + σ(rate (y - x)) dy, in equal shares at equal infinities."""
+    x, y = primals
+    infinite = lax.bitwise_and(lax.eq(x, y), lax.bitwise_not(lax.is_finite(x)))
+    difference = where(infinite, 0, lax.sub(x, y))
+    share = in_float32(lambda d: lax.logistic(d if rate == 1 else lax.mul(d, lax.full_like(d, rate))))
+    terms = ((tangents[0], difference), (tangents[1], lax.neg(difference)))
+    one, *other = (lax.mul(t, share(d)) for t, d in terms if t is not None)
+    return lax.add(one, *other) if other else one
+
+
 def logaddexp_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
     """z = log(e^x + e^y):  dz = σ(x - y) dx + σ(y - x) dy.
 
     The same numbers as JAX's e^(x - z), whose own derivative cancels in the tail: softplus, log_sigmoid.
     """
-    x, y = primals
-    infinite = lax.bitwise_and(lax.eq(x, y), lax.bitwise_not(lax.is_finite(x)))
-    difference = where(infinite, 0, lax.sub(x, y))
-    terms = ((tangents[0], difference), (tangents[1], lax.neg(difference)))
-    one, *other = (lax.mul(t, lax.logistic(d)) for t, d in terms if t is not None)
-    return lax.add(one, *other) if other else one
+    return shares(primals, tangents, 1)
+
+
+def logaddexp2_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
+    """z = log₂(2^x + 2^y):  dz = σ((x - y) log 2) dx + σ((y - x) log 2) dy."""
+    return shares(primals, tangents, np.log(2))
 
 
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
@@ -437,6 +474,7 @@ tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: ta
 def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
 def_named("relu", relu_tangent)
 def_named("logaddexp", logaddexp_tangent)
+def_named("logaddexp2", logaddexp2_tangent)
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x), traits=STEEP)
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)), traits=STEEP)
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT, traits=STEEP)
@@ -444,13 +482,30 @@ def_elementwise(primitives.asin_p, lambda x, **_: lax.rsqrt(one_minus_square(x))
 def_elementwise(primitives.acos_p, lambda x, **_: lax.neg(lax.rsqrt(one_minus_square(x))), traits=EDGE)
 def_elementwise(primitives.sinh_p, lambda x, **_: lax.cosh(x))
 def_elementwise(primitives.cosh_p, lambda x, **_: lax.sinh(x))
-def_elementwise(primitives.asinh_p, lambda x, **_: lax.rsqrt(lax.add(lax.square(x), lax.full_like(x, 1))))
+def_elementwise(primitives.asinh_p, lambda x, **_: asinh_slope(x))
 def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x), traits=EDGE)
+
+
+def asinh_slope(x: jax.Array, **_: Any) -> jax.Array:
+    """z = asinh x:  dz/dx = 1 / √(1 + x²) = r / √((x r)² + r²), for any r > 0."""
+    r = scale(x, lax.full_like(x, 1))
+    return lax.mul(r, lax.rsqrt(lax.add(lax.square(lax.mul(x, r)), lax.square(r))))
+
+
+def rotation(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+    """x and y, both multiplied by an r, and the function t -> t r / (x² + y²) of what is multiplied so."""
+    x, y = lax.optimization_barrier((x, y))  # XLA makes (c r)² of a constant c to c² r²
+    r = scale(x, y)
+    u, v = lax.mul(x, r), lax.mul(y, r)
+    squares = lax.add(lax.square(u), lax.square(v))
+    return u, v, lambda t: lax.mul(lax.div(t, squares), r)
 
 
 def atan_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = atan x:  x̄ = z̄ / (1 + x²)."""
-    return [lax.div(ct, lax.add(lax.full_like(res[0], 1), lax.square(res[0])))]
+    (x,) = res
+    v, slope = rotation(x, lax.full_like(x, 1))[1:]
+    return [lax.mul(ct, slope(v))]
 
 
 def atanh_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
@@ -471,10 +526,10 @@ def acosh_slope(x: jax.Array, **_: Any) -> jax.Array:
 def atan2_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = atan2(x, y):  x̄ = z̄ y / (x² + y²),  ȳ = -z̄ x / (x² + y²)."""
     x, y = res
-    squares = lax.add(lax.square(x), lax.square(y))
+    u, v, slope = rotation(grown(x, ct.shape), grown(y, ct.shape))
     return [
-        unbroadcast(ct * lax.div(grown(y, ct.shape), squares), x) if perturbed[0] else Zero,
-        unbroadcast(ct * lax.div(lax.neg(grown(x, ct.shape)), squares), y) if perturbed[1] else Zero,
+        unbroadcast(ct * slope(v), x) if perturbed[0] else Zero,
+        unbroadcast(ct * slope(lax.neg(u)), y) if perturbed[1] else Zero,
     ]
 
 

@@ -14,7 +14,7 @@ from ..cotangents import Cotangent
 from ..jaxpr import primitives
 from ..jaxpr.types import PyTree
 from .contract import OUTPUT
-from .elementwise import EDGE, grown, where
+from .elementwise import EDGE, grown, in_float32, where
 from .registry import def_elementwise, def_rule
 from .traits import DEAR, ELEMENTWISE, Singularity
 
@@ -40,12 +40,45 @@ def erf_inv_slope(z: jax.Array, **_: Any) -> jax.Array:
     return lax.mul(lax.full_like(z, ROOT_PI_OVER_TWO), lax.exp(lax.square(z)))
 
 
-def bessel_i1e_slope(x: jax.Array, z: jax.Array, **_: Any) -> jax.Array:
-    """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0."""
-    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
-    safe = where(tiny, 1, x)
-    slope = lax.bessel_i0e(safe) - z * (lax.sign(safe) + lax.reciprocal(safe))
-    return where(tiny, 0.5, slope)
+def bessel_deficit(x: jax.Array) -> jax.Array:
+    """1 - I₁(x) / I₀(x) far out, x > 0: a series in 1/x, where the difference of the two cancels.
+
+    References:
+        M. Abramowitz, I. Stegun, Handbook of mathematical functions (1964), 9.7.1.
+    """
+    coefficients = (1073 / 1024, 13 / 32, 25 / 128, 1 / 8, 1 / 8, 1 / 2, 0)
+    t, total = lax.reciprocal(x), lax.full_like(x, 0)
+    for c in coefficients:
+        total = total * t + lax.full_like(x, c)
+    return total
+
+
+def bessel_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where x is far out, |x| with 1 elsewhere, and x with 1 there: six terms of the series are enough far out."""
+    size = lax.abs(x)
+    far = lax.gt(size, lax.full_like(x, 30 if jnp.finfo(x.dtype).bits == 32 else 1000))
+    return far, where(far, size, 1), where(far, 1, x)
+
+
+def bessel_i0e_slope(x: jax.Array, **_: Any) -> jax.Array:
+    """z = e^-|x| I₀(x):  dz/dx = e^-|x| I₁(x) - z sign x, and -z sign(x) (1 - I₁ / I₀) far out."""
+    far, size, near = bessel_parts(x)
+    out = lax.neg(lax.bessel_i0e(size)) * bessel_deficit(size)
+    return lax.select(far, out * lax.sign(x), lax.bessel_i1e(near) - lax.sign(near) * lax.bessel_i0e(near))
+
+
+def bessel_i1e_slope(x: jax.Array, **_: Any) -> jax.Array:
+    """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0.
+
+    Far out, with d = 1 - I₁ / I₀:  dz/dx = |z| (d / (1 - d) - 1/|x|).
+    """
+    far, size, near = bessel_parts(x)
+    deficit = bessel_deficit(size)
+    out = lax.bessel_i1e(size) * (deficit / (1 - deficit) - lax.reciprocal(size))
+    tiny = lax.bitwise_not(lax.gt(lax.abs(near), lax.full_like(x, jnp.finfo(x.dtype).eps)))
+    safe = where(tiny, 1, near)
+    slope = lax.bessel_i0e(safe) - lax.bessel_i1e(safe) * (lax.sign(safe) + lax.reciprocal(safe))
+    return lax.select(far, out, where(tiny, 0.5, slope))
 
 
 def times_log(m: jax.Array, log: Callable[[jax.Array], jax.Array], x: jax.Array, zero: float) -> jax.Array:
@@ -100,13 +133,8 @@ def_elementwise(
     lambda a, x, **_: lax.neg(igamma_slope(a, x)),
     traits=DEAR,
 )
-def_elementwise(
-    primitives.bessel_i0e_p,
-    lambda x, z, **_: lax.bessel_i1e(x) - lax.sign(x) * z,
-    save=lambda p, z, *_: (*p, z),
-    traits=DEAR,
-)
-def_elementwise(primitives.bessel_i1e_p, bessel_i1e_slope, save=lambda p, z, *_: (*p, z), traits=DEAR)
+def_elementwise(primitives.bessel_i0e_p, lambda x, **_: in_float32(bessel_i0e_slope)(x), traits=DEAR)
+def_elementwise(primitives.bessel_i1e_p, lambda x, **_: in_float32(bessel_i1e_slope)(x), traits=DEAR)
 def_elementwise(
     primitives.regularized_incomplete_beta_p,
     _no_derivative("the incomplete beta function with respect to a"),
@@ -117,13 +145,18 @@ def_elementwise(
 
 
 def random_gamma_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, log_space: bool) -> list[Cotangent]:
-    """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z."""
+    """z drawn from Gamma(a, 1) by a key:  ā = z̄ dz/da at the draw's fixed quantile; of log z, divided by z.
+
+    A small z has the quantile z^a / Γ(a + 1), up to a factor that is 1 to the last digit: d(log z)/da is
+    (ψ(a + 1) - log z) / a, also where z itself is too small a number.
+    """
     a, z = res
-    if log_space:
-        tiny = lax.full_like(z, jnp.finfo(z.dtype).tiny)
-        sample = lax.max(lax.exp(z), tiny)
-        return [None, ct * lax.random_gamma_grad(a, sample) / sample]
-    return [None, ct * lax.random_gamma_grad(a, z)]
+    if not log_space:
+        return [None, ct * lax.random_gamma_grad(a, z)]
+    small = lax.lt(z, lax.full_like(z, np.log(float(jnp.finfo(z.dtype).eps))))
+    sample = where(small, 1, lax.exp(z))
+    slope = lax.random_gamma_grad(a, sample) / sample
+    return [None, ct * lax.select(small, (lax.digamma(a + 1) - z) / a, slope)]
 
 
 def_rule(primitives.random_gamma_p, random_gamma_bwd, save=lambda primals, z, *_: (primals[1], z))

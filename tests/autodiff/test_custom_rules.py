@@ -207,3 +207,28 @@ def test_a_backward_rule_may_read_something_else_where_a_cotangent_is_zero(run):
 
     f.defvjp(lambda x: ((x.value, -x.value), 3 * x.value), bwd, symbolic_zeros=True)
     assert bp.grad(lambda x: run(f)(x)[0])(2.0) == 6.0
+
+
+@pytest.mark.parametrize("how", ["eager", "jit", "python"])
+@pytest.mark.parametrize("name", ["logaddexp", "logaddexp2"])
+def test_a_mapped_function_of_two_meets_its_operands(name, how):
+    """By the rule that stands in front of JAX's, too, whichever axes `vmap` maps."""
+    f, rate = {"logaddexp": (jnp.logaddexp, 1.0), "logaddexp2": (jnp.logaddexp2, np.log(2))}[name]
+    x, y, w = (
+        np.arange(9.0).reshape(3, 3) / 4,
+        np.cos(np.arange(9.0)).reshape(3, 3),
+        np.sin(np.arange(9.0)).reshape(3, 3),
+    )
+    sigma = lambda d: 1 / (1 + np.exp(-rate * d))
+    run = (lambda g, *args: jax.jit(g)(*args)) if how == "jit" else lambda g, *args: g(*args)
+    with jax.disable_jit(how == "python"):
+        along = lambda x, y: jnp.sum(w * jax.vmap(f, in_axes=(0, 1))(x, y))
+        x_bar, y_bar = run(bp.grad(along, (0, 1)), x, y)
+        np.testing.assert_allclose(x_bar, w * sigma(x - y.T), rtol=1e-12)
+        np.testing.assert_allclose(y_bar, (w * sigma(y.T - x)).T, rtol=1e-12)
+        second = run(bp.grad(lambda x: bp.grad(along)(x, y).sum()), x)
+        np.testing.assert_allclose(second, w * rate * sigma(x - y.T) * sigma(y.T - x), rtol=1e-12)
+        outer = lambda x, y: jnp.sum(w * jax.vmap(lambda a: jax.vmap(lambda b: f(a, b))(y))(x))
+        x_bar, y_bar = run(bp.grad(outer, (0, 1)), x[1], y[2])
+        np.testing.assert_allclose(x_bar, (w * sigma(x[1, :, None] - y[2])).sum(1), rtol=1e-12)
+        np.testing.assert_allclose(y_bar, (w * sigma(y[2] - x[1, :, None])).sum(0), rtol=1e-12)

@@ -509,6 +509,11 @@ row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(2, 5, 3), label="ful
 row("qr", lambda x: jnp.linalg.qr(x, mode="complete"), draw(5, 3, dtype=np.complex128), label="full, complex")
 row("qr", lambda x: jax.scipy.linalg.qr(x, pivoting=True, mode="economic"), draw(4, 3) * [1.0, 4.0, 16.0],
     label="pivoted")  # fmt: skip
+# JAX differentiates the columns beyond the square part in the order that they had before the pivoting
+row("qr", lambda x: jax.scipy.linalg.qr(x, pivoting=True, mode="economic"), draw(3, 5), label="wide, pivoted",
+    against_jax=False)  # fmt: skip
+row("qr", lambda x: jax.scipy.linalg.qr(x, pivoting=True)[:2], draw(2, 4, dtype=np.complex128),
+    label="wide, pivoted, complex", against_jax=False)  # fmt: skip
 row("qr", lambda x: jnp.linalg.qr(x), draw(2, 3, 5), label="wide")
 row("svd", lambda x: jnp.linalg.svd(x, compute_uv=False), draw(4, 3))
 row("svd", lambda x: (lambda u, s, v: u @ (s[:, None] ** 3 * v))(*jnp.linalg.svd(x, full_matrices=False)), draw(4, 3),

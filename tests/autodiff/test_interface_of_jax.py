@@ -95,6 +95,14 @@ def test_gradients_are_weakly_typed_where_jaxs_are(case, x):
     assert bp.grad(WEAK[case])(x).weak_type == jax.grad(WEAK[case])(x).weak_type
 
 
+def test_a_carry_that_is_only_multiplied_has_a_weak_gradient_too():
+    """As one that also goes through a function has in JAX, where this one's is strongly typed: docs/beside_jax.md."""
+    for f in (lambda c: c, jnp.sin):
+        loop = lambda x, f=f: lax.scan(lambda c, a: (f(c) * a, None), x, X)[0]
+        assert bp.grad(loop)(0.5).weak_type
+    assert jax.grad(loop)(0.5).weak_type
+
+
 def test_a_weak_matrix_has_the_gradient_of_the_product():
     w = jnp.full((3, 2), 0.1)
     assert w.weak_type and not bp.grad(lambda w: jnp.sum(jnp.tanh(Y @ w)))(w).weak_type

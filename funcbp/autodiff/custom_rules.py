@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jaxpr as jx
-from ..cotangents import Cotangent, Zero, is_differentiable
-from ..jaxpr.types import Atom, Primitive, PyTree, Value, Var
+from ..cotangents import Cotangent, Zero, is_differentiable, materialize
+from ..jaxpr.types import Primitive, PyTree, Value
 from ..rules.contract import INPUTS
 from ..rules.inlined import inline_bwd
 from ..rules.kinds import LoggingRule, Operation, Recorder, Rule
@@ -78,10 +78,9 @@ def record_custom_jvp(
     named = NAMED.get(jx.own_name(fun))
     if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
         outs = trace.run(unchanged)
-        aligned = _aligned(fun, values)
+        levels = _levels(operation, unchanged, len(outs))
         with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
-            tangents = [f(t) if trace.mine(t) else None for f, t in zip(aligned, tracers, strict=True)]
-            slopes = [named([f(v) for f, v in zip(aligned, values, strict=True)], tangents)]
+            slopes = [_mapped_tangent(named, levels, operation)(values, tracers)]
         return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
@@ -151,21 +150,18 @@ def _is_floating(aval: Any) -> bool:
     return not jx.is_high(aval) and jax.dtypes.issubdtype(aval.dtype, np.floating)
 
 
-def _aligned(fun: Any, values: Sequence[Value]) -> list[Callable[[Value], Value]]:
-    """How each operand of an elementwise function is moved to where it meets the others, for a value or its tangent.
+def _mapped_tangent(
+    named: Callable[..., Value], levels: Sequence[jx.Level], operation: Operation
+) -> Callable[[Sequence[Value], Sequence[Value]], Value]:
+    """The rule of a function of JAX's own, for each example of a mapped call."""
 
-    A function that `vmap` has mapped has the examples along another axis in each operand, or not at all. JAX moves them
-    when it maps the first operation that joins the operands, and that program is read.
-    """
-    program = jx.inlined(jx.trace(jx.with_new_stores(fun).call_wrapped, list(map(jx.type_of, values)), "aligned"))
-    joining = next(e for e in program.eqns if sum(not jx.is_literal(v) for v in e.invars) == len(values))
-    shape = jx.aval_of(joining.outvars[0].aval).shape
+    def tangent(values: Sequence[Value], tangents: Sequence[Value]) -> Value:
+        return named(values, [t if p else None for t, p in zip(tangents, operation.perturbed, strict=True)])
 
-    def move(v: Var, met: Atom) -> Callable[[Value], Value]:
-        part = program.between([v], [met])
-        return lambda x: jnp.broadcast_to(part(x)[0], shape)
-
-    return [move(v, met) for v, met in zip(program.invars, joining.invars, strict=True)]
+    for level in reversed(levels):
+        ins = list(level.ins)
+        tangent = jax.vmap(tangent, in_axes=(ins, ins), out_axes=level.outs[0], axis_size=level.size)
+    return lambda values, tangents: tangent(list(values), list(tangents))
 
 
 def _passed(trace: CallRecorder, operation: Operation, unchanged: Operation) -> list[Any]:
@@ -184,6 +180,8 @@ def _by_another_rule(
     """
     values = operation.values
     outs, kept = trace.run(unchanged), None
+    for level in reversed(_levels(operation, unchanged, len(outs))):
+        rule = _mapped(rule, level, operation.perturbed)
     if rule.fwd is not None:
         with trace.below():
             out, kept = rule.fwd(*values)
@@ -191,8 +189,66 @@ def _by_another_rule(
     several = len(outs) > 1
     if rule.fwd is None or rule.save is not None:
         of = values, kept if rule.fwd is not None else outs if several else outs[0]
-        kept = (rule.save or INPUTS)(*of, operation.perturbed, {})
+        with trace.below():
+            kept = (rule.save or INPUTS)(*of, operation.perturbed, {})
     return _write(trace, rule, operation, where.partition(" at ")[0], outs, kept, several)
+
+
+def _levels(operation: Operation, unchanged: Operation, n_outs: int) -> list[jx.Level]:
+    """By which `vmap`s inside the differentiated function a call was mapped."""
+    types = list(map(jx.type_of, operation.values))
+    _, forward, *bwd = unchanged.params["subfuns"]
+    if bwd:
+        args = lambda xs: [x for x in xs for x in (x, True)]
+    else:
+        symbolic = unchanged.params["symbolic_zeros"]
+        args = lambda xs: [*xs, *(jx.zero_tangent(x, symbolic) for x in xs)]
+    return jx.levels_of(forward, args, types, n_outs)
+
+
+def _mapped(rule: Rule, level: jx.Level, perturbed: Sequence[bool]) -> Rule:
+    """The same rule for each example of a mapped call: it is of one, and an operand that they share gets their sum."""
+    over = functools.partial(jax.vmap, axis_size=level.size)
+    one = len(level.outs) == 1
+    out_axes = level.outs[0] if one else tuple(level.outs)
+    static: list[Any] = []  # what is kept and is no array, types for instance
+
+    def keep(out: Value, res: PyTree) -> tuple[Value, list[Value]]:
+        leaves, tree = jax.tree.flatten(res)
+        arrays = [isinstance(x, (jax.Array, np.ndarray)) for x in leaves]
+        static[:] = [tree, [None if a else x for x, a in zip(leaves, arrays, strict=True)], arrays]
+        return out, [x for x, a in zip(leaves, arrays, strict=True) if a]
+
+    def fwd(*values: Value) -> tuple[Value, PyTree]:
+        def example(*values: Value) -> tuple[Value, list[Value]]:
+            out, res = rule.fwd(*values)  # type: ignore[misc]
+            return keep(out, rule.save(values, res, perturbed, {}) if rule.save else res)
+
+        return over(example, in_axes=tuple(level.ins), out_axes=(out_axes, 0))(*values)
+
+    def save(values: Sequence[Value], outs: Value, perturbed: Sequence[bool], params: dict[str, Any]) -> PyTree:
+        example = lambda values, outs: keep((), (rule.save or INPUTS)(values, outs, perturbed, params))[1]
+        return over(example, in_axes=(tuple(level.ins), out_axes), out_axes=0)(
+            tuple(values), outs if one else tuple(outs)
+        )
+
+    @functools.wraps(rule.bwd)  # type: ignore[arg-type]
+    def bwd(res: PyTree, ct: Any, perturbed: Sequence[bool]) -> list[Cotangent]:
+        exist: list[Any] = []
+
+        def example(res: PyTree, ct: Any) -> list[Value]:
+            tree, leaves, arrays = static
+            kept = iter(res)
+            given = jax.tree.unflatten(tree, [next(kept) if a else x for x, a in zip(leaves, arrays, strict=True)])
+            cts = list(map(materialize, rule.bwd(given, ct, perturbed)))  # type: ignore[misc]
+            exist[:] = [c if c is None or c is Zero else True for c in cts]
+            return [c for c, e in zip(cts, exist, strict=True) if e is True]
+
+        cts = iter(over(example, in_axes=(0, out_axes), out_axes=0)(res, ct))
+        placed = lambda c, axis: jnp.sum(c, 0) if axis is None else jnp.moveaxis(c, 0, axis)
+        return [placed(next(cts), axis) if e is True else e for e, axis in zip(exist, level.ins, strict=True)]
+
+    return Rule(bwd, fwd=None if rule.fwd is None else fwd, save=save if rule.fwd is None else None)
 
 
 def _write(

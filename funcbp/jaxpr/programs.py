@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -198,12 +198,63 @@ def trace_tree(f: Callable[..., PyTree], avals: Sequence[Aval], name: str = "fun
     return trace_with(lambda *args: jax.tree.flatten(f(*args)), avals, name)
 
 
-def with_new_stores(fun: WrappedFun) -> WrappedFun:
-    """The same function, to be run once more: what a transformation leaves for its maker is stored once."""
-    new = linear_util.wrap_init(fun.f, debug_info=fun.debug_info)
-    for (transformation, args), store in reversed(list(zip(fun.transforms, fun.stores, strict=True))):
-        new = new.wrap(transformation, args, None if store is None else type(store)())
-    return new
+MAPPING = ("batch_subtrace", "batch_custom_jvp_subtrace")  # what JAX calls the transformations by which `vmap` maps
+
+
+class Level(NamedTuple):
+    """A `vmap` around a call: how many examples, and along which axis of each operand and each output they lie."""
+
+    size: int
+    ins: Sequence[int | None]
+    outs: Sequence[int | None]
+
+
+def levels_of(
+    rule: WrappedFun, args: Callable[[Sequence[Value]], Sequence[Value]], avals: Sequence[Aval], n_outs: int
+) -> list[Level]:
+    """By which `vmap`s a `custom_jvp` or `custom_vjp` function was mapped, the outermost first.
+
+    JAX maps the function's rule as it maps the function; and where the function stands in a compiled one, that rule is
+    in what makes the program of the rule.
+
+    Args:
+        rule: the function's own, of tangents or going forward.
+        args: what it takes, from the operands.
+        avals: the operands' types.
+        n_outs: how many outputs the function has; they are the last of the forward rule's, and the only ones of which
+            the tangent rule says where the examples lie.
+    """
+    mapping: list[Any] = []
+    inside: Any = rule
+    while inside is not None:
+        if isinstance(inside, WrappedFun):
+            whole = inside
+            mapping += [t for t in whole.transforms if t[0].__name__ in MAPPING]
+            inside = whole.f
+        inside = _inside_of(inside)
+    if not mapping:
+        return []
+    new = linear_util.wrap_init(whole.f, debug_info=whole.debug_info)
+    for (transformation, more), store in reversed(list(zip(whole.transforms, whole.stores, strict=True))):
+        if transformation.__name__ not in MAPPING:
+            new = new.wrap(transformation, more, None if store is None else type(store)())
+    stores = [linear_util.Store() for _ in mapping]
+    for (transformation, more), store in zip(reversed(mapping), reversed(stores), strict=True):
+        new = new.wrap(transformation, more, store)
+    trace(lambda *xs: [y for y in new.call_wrapped(*args(xs)) if hasattr(y, "dtype")], avals, "mapped")
+    ins = [list(more[-1])[:: 1 if len(more[-1]) == len(avals) else 2] for _, more in mapping]
+    return [
+        Level(more[-2].size, i, list(store.val)[-n_outs:])
+        for (_, more), i, store in zip(mapping, ins, stores, strict=True)
+    ]
+
+
+def _inside_of(f: Any) -> Any:
+    """The rule inside a function by which JAX takes it out of a compiled program."""
+    if not getattr(f, "__module__", "").startswith("jax._src") or not getattr(f, "__closure__", None):
+        return None
+    held = dict(zip(f.__code__.co_freevars, (c.cell_contents for c in f.__closure__), strict=True))
+    return next((held[k] for k in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "fn", "jvp", "fwd") if k in held), None)
 
 
 def is_literal(v: Atom | None) -> TypeIs[Literal]:

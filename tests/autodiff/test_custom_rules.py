@@ -232,3 +232,53 @@ def test_a_mapped_function_of_two_meets_its_operands(name, how):
         x_bar, y_bar = run(bp.grad(outer, (0, 1)), x[1], y[2])
         np.testing.assert_allclose(x_bar, (w * sigma(x[1, :, None] - y[2])).sum(1), rtol=1e-12)
         np.testing.assert_allclose(y_bar, (w * sigma(y[2] - x[1, :, None])).sum(0), rtol=1e-12)
+
+
+def scaled_bwd(res, ct, perturbed):
+    """x̄ and ȳ of x sin(y) / |x|, for vectors x and y."""
+    x, y = res
+    size = jnp.sqrt(jnp.sum(x * x))
+    x_bar = ct * jnp.sin(y) / size
+    return x_bar - x * jnp.sum(x * x_bar) / size**2, ct * x * jnp.cos(y) / size
+
+
+def scaled_of(kind):
+    plain = lambda x, y: x * jnp.sin(y) / jnp.sqrt(jnp.sum(x * x))
+    f = {"jvp": jax.custom_jvp, "vjp": jax.custom_vjp}[kind](plain)
+    if kind == "jvp":
+        f.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    else:
+        f.defvjp(lambda x, y: (plain(x, y), (x, y)), lambda res, ct: scaled_bwd(res, ct, (True, True)))
+    return f, plain
+
+
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+@pytest.mark.parametrize("rule", ["bwd", "fwd", "save"])
+@pytest.mark.parametrize("how", ["eager", "jit", "scan", "region", "mapped twice"])
+def test_a_replaced_rule_is_of_one_example_of_a_mapped_function(kind, rule, how):
+    """Whichever axes `vmap` maps, the rule gets what the function gets; an operand that is shared gets the sum."""
+    f, plain = scaled_of(kind)
+    given = {
+        "bwd": bp.rule(scaled_bwd),
+        "fwd": bp.rule(scaled_bwd, fwd=lambda x, y: (plain(x, y), (x, y))),
+        "save": bp.rule(scaled_bwd, save=lambda primals, outs, perturbed, params: primals),
+    }[rule]
+    x, y = np.arange(9.0).reshape(3, 3) + 1, np.cos(np.arange(9.0)).reshape(3, 3)
+    w = np.sin(np.arange(27.0)).reshape(3, 3, 3) if how == "mapped twice" else np.sin(np.arange(9.0)).reshape(3, 3)
+    run = {
+        "jit": jax.jit,
+        "region": jax.checkpoint,
+        "scan": lambda g: lambda *args: lax.scan(lambda c, _: (c, g(*args)), 0.0, None, 1)[1][0],
+    }.get(how, lambda g: g)
+    all_pairs = lambda g: jax.vmap(jax.vmap(g, in_axes=(None, 1)), in_axes=(1, None))
+    maps = [all_pairs] if how == "mapped twice" else [
+        lambda g: jax.vmap(g, in_axes=(0, 1)),
+        lambda g: jax.vmap(g, in_axes=(1, 1), out_axes=1),
+        lambda g: jax.vmap(g),
+        lambda g: lambda x, y: jax.vmap(g, in_axes=(None, 0))(x[1], y),
+    ]  # fmt: skip
+    for mapped in maps:
+        total = lambda g, mapped=mapped: lambda x, y: jnp.sum(w * mapped(g)(x, y))
+        got = bp.Backward(rules={f: given}).grad(total(run(f)), (0, 1))(x, y)
+        want = jax.grad(total(plain), (0, 1))(x, y)
+        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-14), got, want)

@@ -54,16 +54,8 @@ def update(
         steps, inner = update(optimizer, grads, memory.memory, both, known)
         with jax.numpy_dtype_promotion("standard"):
             return steps.fast, Lookahead(optax.apply_updates(memory.slow, steps.slow), inner)
-    take, known = optax.with_extra_args_support(optimizer).update, dict(known)
     with _noted(), jax.numpy_dtype_promotion("standard"):  # optax's adam raises under "strict"
-        while True:
-            try:
-                steps, new = take(grads, memory, params, **known)
-                break
-            except TypeError as error:  # contrib.sam takes grad_fn alone, and a chain hands on whatever it is given
-                unwanted = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-                if not unwanted or known.pop(unwanted[1], None) is None:
-                    raise
+        steps, new = _call(optax.with_extra_args_support(optimizer).update, grads, memory, params, known)
         before: Any = jax.tree.structure(memory)
         if jax.tree.structure(new) != before:
             raise TypeError(
@@ -74,6 +66,31 @@ def update(
             if step.shape != w.shape:
                 raise TypeError(f"The optimizer's step has the shape {step.shape}, and the parameter {w.shape}.")
     return steps, new
+
+
+def _call(
+    take: Callable[..., tuple[PyTree, PyTree]], grads: PyTree, memory: PyTree, params: PyTree, known: dict[str, Any]
+) -> tuple[PyTree, PyTree]:
+    """Call the optimiser's update with as much of what is known by name as it takes.
+
+    By optax's protocol a transformation with extra arguments takes any, and leaves alone what it has no use for. That
+    of `contrib.sam` takes `grad_fn` and nothing else. What it takes cannot be read beforehand: `inspect.signature` of a
+    chain or of any other wrapper around it says `**extra_args`, and the wrapper hands on whatever it is given. So what
+    is refused is left out, by the name that Python itself gives in its refusal. An error in these words that is not
+    about what is handed over here comes again without that argument, and is raised then.
+    """
+    taken = list(known)
+    while True:
+        try:
+            return take(grads, memory, params, **{name: known[name] for name in taken})
+        except TypeError as error:
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused and refused[1] in taken:
+                taken.remove(refused[1])
+                continue
+            if left_out := ", ".join(name for name in known if name not in taken):
+                error.add_note(f"A part of the optimizer does not take {left_out}, so this was called without.")
+            raise
 
 
 def judged(params: PyTree, memory: PyTree) -> PyTree:

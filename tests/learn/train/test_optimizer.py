@@ -85,6 +85,27 @@ def test_a_lookahead_resumes_and_is_one_of_many(tmp_path):
     np.testing.assert_allclose(many.params[0], lookahead(5), rtol=1e-12)
 
 
+def test_an_optimiser_gets_all_it_takes_and_its_own_mistakes_are_raised():
+    """Also behind a chain, whose signature does not say what those in it take."""
+    taken = []
+
+    def some(updates, state, params=None, *, value, batch):
+        taken.append((value.shape, batch.shape))
+        return updates, state
+
+    def mistaken(updates, state, params=None, **known):
+        return jax.tree.map(lambda g: (lambda g: g)(g, value=1), updates), state
+
+    def chained(update):
+        one = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+        return optax.chain(optax.clip(100.0), one, STEP)
+
+    bp.fit(error, jnp.array(0.0), X, optimizer=chained(some), mode="batch", epochs=1)
+    assert set(taken) == {((), (3,))}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'value'"):
+        bp.fit(error, jnp.array(0.0), X, optimizer=chained(mistaken), mode="batch", epochs=1)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "kind", "message"),
     [
@@ -95,11 +116,15 @@ def test_a_lookahead_resumes_and_is_one_of_many(tmp_path):
             r"step has the shape \(\)",
         ),
         (optax.apply_if_finite(optax.lookahead(STEP, 3, 0.5), 1), TypeError, "structure"),
+        (optax.chain(contrib.sam(STEP, UP), contrib.reduce_on_plateau()), TypeError, "missing .* 'value'"),
     ],
-    ids=["monitor", "dpsgd", "lookahead inside"],
+    ids=["monitor", "dpsgd", "lookahead inside", "one refuses what the other needs"],
 )
 def test_what_cannot_work_is_refused_with_the_way(optimizer, kind, message):
     with pytest.raises(kind, match=message) as raised:
         bp.fit(lambda w, batch: error(w[0], batch), jnp.zeros(2), X, optimizer=optimizer, mode="batch")
     notes = " ".join(raised.value.__notes__)
     assert "optax.lookahead goes around other wrappers" in notes and "contrib.dpsgd" in notes
+    assert ("A part of the optimizer does not take value, grad, value_fn, obj_fn, batch" in notes) == (
+        "'value'" in message
+    )

@@ -94,7 +94,8 @@ def _along(w: Witnesses, leaf: int, scale: float) -> Judgement:
             size = np.maximum(size, np.linalg.norm(w.jax[: w.samples, where] * v, axis=1))
     unit = np.maximum(found.error, FEW_ULPS * w.evaluator.resolution * size)
     state = _fit(w, leaf, got, jax, found, unit, size)
-    if (state == WRONG).any():  # of many rectifiers, one has its kink within the steps, and spoils them all alike
+    # of many rectifiers, one has its kink within the steps, and spoils them all alike
+    if (state == WRONG).any() or not np.all(_settled(w, unit, size)):
         tries = [found, *(measured(scale * s) for s in SCALES)]
         found = _best(tries, "error", "central")
         unit = np.maximum(found.error, FEW_ULPS * w.evaluator.resolution * size)
@@ -105,8 +106,8 @@ def _along(w: Witnesses, leaf: int, scale: float) -> Judgement:
         largest = np.max(np.abs(w.jax[: w.samples, where]), axis=1, keepdims=True)
         if np.any(elements > 1e-6 * largest):
             verdict = "wrong"  # along these directions it fits, element by element it need not
-    k = int(np.argmax(np.nan_to_num(np.abs(got - found.central) / np.maximum(size, 1e-300))))
-    return _judgement(w, leaf, verdict, got, found.central, unit, size, jax, k, None)
+    k, note = _worst(w, verdict, state, got, found, unit, size, "directions")
+    return _judgement(w, leaf, verdict, got, found.central, unit, size, jax, k, None, note)
 
 
 def _suspects(w: Witnesses, leaf: int, scale: float) -> np.ndarray:
@@ -147,8 +148,10 @@ def _coordinates(w: Witnesses, leaf: int, chosen: np.ndarray, scale: float) -> J
     jax = None if w.jax is None else w.jax[:, columns]
     found = _columns(w.evaluator, w, columns, np.full(len(columns), scale))
     size = _sizes(got, jax, found.central)
-    state = _fit(w, leaf, got, jax, found, _unit(w, found, size), size)
-    doubtful = np.flatnonzero(np.any((state != FITS) | _bent(found), 0))
+    unit = _unit(w, found, size)
+    state = _fit(w, leaf, got, jax, found, unit, size)
+    unsettled = ~_settled(w, unit, size) & (size > 0)  # other steps may settle it
+    doubtful = np.flatnonzero(np.any((state != FITS) | _bent(found) | unsettled, 0))
     if len(doubtful):
         worst_first = doubtful[np.argsort(-_off(got, found.central, size)[:, doubtful].max(0), kind="stable")]
         again = worst_first[:REEXAMINED]
@@ -163,11 +166,44 @@ def _coordinates(w: Witnesses, leaf: int, chosen: np.ndarray, scale: float) -> J
             state[:, left] = np.where((state[:, left] != FITS) | _bent(found.at((slice(None), left))), gravest, FITS)
     unit = _unit(w, found, size)
     verdict = _verdict(state, got, found.central, unit * w.tolerance, np.broadcast_to(size, got.shape))
+    at, note = _worst(w, verdict, state, got, found, unit, size, "elements")
+    return _judgement(w, leaf, verdict, got, found.central, unit, size, jax, at, int(chosen[at[-1]]), note)
+
+
+def _settled(w: Witnesses, unit: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where differences alone settle an entry: what they leave room for is small beside the leaf's largest element.
+
+    As small as `BLUNT`; in a function of less precision, as small as that lets it be.
+    """
+    least = w.tolerance * FEW_ULPS * w.evaluator.resolution
+    return w.tolerance * unit <= min(max(BLUNT, 4 * least), USELESS) * size
+
+
+def _worst(
+    w: Witnesses,
+    verdict: str,
+    state: np.ndarray,
+    got: np.ndarray,
+    found: Slopes,
+    unit: np.ndarray,
+    size: np.ndarray,
+    what: str,
+) -> tuple[tuple[int, ...], str]:
+    """Of the entries that the verdict is about, the one with the largest error; and what is to be said of the others.
+
+    The error of an entry that differences do not settle is that of the differences, so of right entries the worst is
+    one that they settle, if there is any.
+    """
     about = [code for code, word in WORDS.items() if word == verdict]
-    about = about or ([FITS] if verdict == "ok" else [FITS, SILENT])
-    off = np.where(np.isin(state, about), _off(got, found.central, size), -1.0)
-    k, i = np.unravel_index(int(np.argmax(off)), off.shape)
-    return _judgement(w, leaf, verdict, got, found.central, unit, size, jax, (k, i), int(chosen[i]))
+    among, note = np.isin(state, about or ([FITS] if verdict == "ok" else [FITS, SILENT])), ""
+    settled = among & _settled(w, unit, size)
+    vague = np.count_nonzero(np.any(np.atleast_2d(~settled), 0))
+    if verdict == "ok" and vague:
+        other = "jax.vjp" if w.jax is not None else "the dot product" if w.dots is not None else "no other witness"
+        note = f"differences are too coarse to settle {vague} of {got.shape[-1]} {what}, which rest on {other}"
+        among = settled if settled.any() else among
+    off = np.where(among, _off(got, found.central, size), -1.0)
+    return tuple(map(int, np.unravel_index(int(np.argmax(off)), off.shape))), note
 
 
 def _columns(evaluator: Evaluator, w: Witnesses, columns: np.ndarray, scales: np.ndarray) -> Slopes:
@@ -395,6 +431,7 @@ def _judgement(
     jax: np.ndarray | None,
     at: Any,
     coordinate: int | None,
+    note: str = "",
 ) -> Judgement:
     sizes = np.broadcast_to(size, got.shape)
     of = float(sizes[at]) or 1.0
@@ -417,6 +454,7 @@ def _judgement(
             wanted=float(sign * wanted[at]),
             size=float(sizes[at]),
             against_jax=against,
+            note=note,
         )
 
 

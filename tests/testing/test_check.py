@@ -299,6 +299,46 @@ def test_the_complex_step_is_shown_and_decides_nothing():
     assert report.ok and report.leaves[0].complex_step > 0.1
 
 
+@jax.custom_vjp
+def reciprocal(x):
+    return 1 / x
+
+
+reciprocal.defvjp(lambda x: (1 / x, x), lambda x, ct: (jnp.where(jnp.abs(x) < 0.01, -1.01, -1) * ct / x**2,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("n", [3, 40_000], ids=["by coordinate", "by direction"])
+def test_what_the_first_steps_say_nothing_of_is_measured_with_smaller_ones(n, dtype):
+    """At 0.001 the first steps of 1/x are beyond its pole: their error is the size of the derivative, and so is the
+    room for its error. JAX takes the same rule, so no other witness finds what is wrong there."""
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.ones(n, dtype).at[n // 2].set(0.001)
+        wrong, right = (check(f, x) for f in (lambda x: jnp.sum(reciprocal(x)), lambda x: jnp.sum(1 / x)))
+    assert wrong.mode == ("whole Jacobian" if n == 3 else "random directions")
+    assert not wrong.ok and wrong.worst.worst == (n // 2,) and "reciprocal" in wrong.culprit
+    assert abs(wrong.worst.got / wrong.worst.wanted - 1.01) < 1e-6
+    assert right.worst.verdict == "ok" and right.worst.error < 1e-10 and not right.worst.note
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_beside_ok_stands_the_error_of_an_element_that_differences_settle(dtype):
+    """Of many rectifiers, some have their kinks within every step that rounding allows."""
+    weights = np.arange(400.0)
+
+    def rectifiers(x):
+        return jnp.sum(jax.nn.relu(jnp.sin(x * weights.astype(x.dtype))) * weights.astype(x.dtype))
+
+    with jax.enable_x64(dtype == "float64"):
+        (leaf,) = check(rectifiers, jnp.ones(400, dtype)).leaves
+        settled = check(rectifiers, jnp.ones(400, dtype) * 0.001).leaves[0]
+        (vague,) = check(lambda x: jnp.sum(jnp.tanh(x)) + 1e11, jnp.array([1.0, 0.01, 2.0], dtype)).leaves
+    assert leaf.verdict == "ok" and leaf.error < 1e-4, leaf
+    assert re.fullmatch(r"differences are too coarse to settle \d+ of 400 elements, which rest on jax.vjp", leaf.note)
+    assert settled.verdict == "ok" and settled.note == ""
+    assert vague.verdict == "ok" and vague.error < 0.1 and "settle 3 of 3 elements" in vague.note
+
+
 def test_error_in_the_own_dtype_is_shown_beside_jax():
     def sloppy(y, ct, perturbed, **params):
         return (

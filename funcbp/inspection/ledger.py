@@ -24,6 +24,7 @@ from ..autodiff.arguments import (
 from ..autodiff.backward_pass import listed
 from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import is_differentiable
+from ..jaxpr import extras
 from ..jaxpr.types import PyTree, Value
 from .files import write_atomically
 from .render import graph
@@ -131,11 +132,7 @@ class Trace(Stored):
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
-        return pandas.DataFrame(to_columns([*self.inputs, *self.rows]))
+        return extras.load("pandas", "to_pandas needs").DataFrame(to_columns([*self.inputs, *self.rows]))
 
     def __str__(self) -> str:
         return table(self.value, self.inputs, self.rows)

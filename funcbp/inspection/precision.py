@@ -19,6 +19,7 @@ from ..autodiff.backward_pass import listed
 from ..autodiff.tape import Entry
 from ..autodiff.transformations import Backward, as_backward
 from ..cotangents import Cotangent
+from ..jaxpr import extras
 from ..jaxpr.types import PyTree, Value
 from ..rules.traits import Digits, traits_of
 from .named import by_name, entry_at, gradient_observed
@@ -247,10 +248,7 @@ class Precision(Stored):
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
+        pandas = extras.load("pandas", "to_pandas needs")
         plain = "index primitive operation backward name scope line library shape opaque"
         counts = "overflowed underflowed flushed decided"
         largest = ("went_in", "came_in", "added", "total")

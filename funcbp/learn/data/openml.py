@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from ...jaxpr import extras
 from .dataset import DataError, Dataset
 from .reading import Table
 from .tables import of_table
@@ -54,12 +54,7 @@ def read_openml(
     References:
         J. Vanschoren, J. van Rijn, B. Bischl, L. Torgo, "OpenML: networked science in machine learning", 2013.
     """
-    try:
-        datasets: Any = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise ImportError(
-            'OpenML is read by scikit-learn, which is not installed: pip install "funcbp[data]".'
-        ) from error
+    datasets = extras.load("sklearn.datasets", "OpenML is read by")
     kept = _kept(Path(datasets.get_data_home(), "openml", "openml.org"))
     found = [about for about in kept if name.lower() in (about["name"].lower(), str(about["id"]))]
     if not found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 
+from ...jaxpr import extras
 from .dataset import DataError, counted
 from .unfold import check_unfolded, unfolded, unpacked_name
 
@@ -133,10 +133,7 @@ def _check_names(path: Path, frame: DataFrame) -> None:
 
 def import_pandas() -> Any:
     """pandas, or an error that says how to have it."""
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as error:
-        raise ImportError('Tables are read by pandas, which is not installed: pip install "funcbp[data]".') from error
+    return extras.load("pandas", "Tables are read by")
 
 
 def _text_table(path: Path, content: bytes, pandas: ModuleType) -> Table:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import numpy as np
 
+from ...jaxpr import extras
 from .dataset import DataError, Dataset, split
 
 SETS = {
@@ -52,12 +50,7 @@ def load(name: str, seed: int = 0) -> Dataset:
     """
     if name not in SETS:
         raise DataError(f"There is no data set {name!r}; there are {', '.join(SETS)}.")
-    try:
-        datasets: Any = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise ImportError(
-            f'The data set {name} comes with scikit-learn, which is not installed: pip install "funcbp[data]".'
-        ) from error
+    datasets = extras.load("sklearn.datasets", f"The data set {name} comes with")
     bunch = getattr(datasets, SETS[name])()
     if name == "diabetes":
         return split(name, bunch.data, bunch.target[:, None], seed=seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from ...jaxpr import extras
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,12 +37,8 @@ def new_axes(width: float = 6.0, height: float = 4.0, columns: int = 1, projecti
         >>> left.figure is right.figure
         True
     """
-    try:
-        figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    except ImportError as error:
-        raise ImportError(
-            'Pictures are drawn by matplotlib, which is not installed: pip install "funcbp[plots]".'
-        ) from error
+    drawing = extras.load("matplotlib.figure", "Pictures are drawn by")
+    figure = drawing.Figure(figsize=(width, height), layout="constrained")
     return figure.subplots(1, columns, subplot_kw={"projection": projection})
 
 

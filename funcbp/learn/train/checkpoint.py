@@ -24,6 +24,7 @@ import numpy as np
 
 from ..._version import __version__
 from ...inspection.files import unfinished, write_atomically
+from ...jaxpr import extras
 from ...jaxpr.types import PyTree, Value
 from .layout import is_key, leaves_of, path_of, to_host, to_sharding
 
@@ -222,12 +223,7 @@ class OrbaxCheckpoint:
 
     def __init__(self, folder: str | Path, every: int | None = None):
         _check_every(every)
-        try:
-            self._orbax: Any = importlib.import_module("orbax.checkpoint")
-        except ImportError as error:
-            raise ImportError(
-                'This kind of checkpoint needs orbax-checkpoint, which is not installed: pip install "funcbp[orbax]".'
-            ) from error
+        self._orbax = extras.load("orbax.checkpoint", "This kind of checkpoint needs")
         self.folder, self.every = Path(folder).absolute(), every
 
     def _manager(self) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from ...jaxpr import extras
 
 
 class Tracker(Protocol):
@@ -217,9 +218,4 @@ def tqdm() -> Callable[..., Any]:
     Raises:
         ImportError: tqdm is not installed.
     """
-    try:
-        return importlib.import_module("tqdm").tqdm
-    except ImportError as error:
-        raise ImportError(
-            'The progress bar needs tqdm, which is not installed: pip install "funcbp[progress]".'
-        ) from error
+    return extras.load("tqdm", "The progress bar needs").tqdm

@@ -1,7 +1,5 @@
 """The bundled sets."""
 
-import importlib
-
 import numpy as np
 import pytest
 
@@ -33,12 +31,3 @@ def test_an_unknown_name_lists_the_known_ones():
         data.DataError, match="no data set 'mnist'; there are digits, breast-cancer, iris, wine, diabetes"
     ):
         data.load("mnist")
-
-
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r'not installed: pip install "funcbp\[data\]"'):
-        data.load("digits")

@@ -40,9 +40,11 @@ def lacks(name):
         return ["a docstring"]
     if not inspect.isroutine(value):
         return []
-    takes = bool(inspect.signature(value).parameters) and name not in CONTRACT
-    says = {"Args:": takes, ">>>": name not in WITHOUT_EXAMPLE}
-    return [what for what, needed in says.items() if needed and what not in text.replace("Arguments as", "Args:")]
+    signature, own = inspect.signature(value), name not in CONTRACT
+    returns = signature.return_annotation not in (None, "None") and own
+    says = {"Args:": bool(signature.parameters) and own, "Returns:": returns, ">>>": name not in WITHOUT_EXAMPLE}
+    text = text.replace("Arguments as", "Args:").replace("Yields:", "Returns:")
+    return [what for what, needed in says.items() if needed and what not in text]
 
 
 def test_every_page_says_what_a_thing_takes_and_how_it_is_used():

@@ -22,6 +22,12 @@ def name(x: T, name: str) -> T:
         x: a pytree of arrays.
         name: their name.
 
+    Returns:
+        x, the same values.
+
+    Raises:
+        TypeError: the name is no string.
+
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
         >>> loss = lambda w, x: jnp.sum(bp.name(x @ w, "net") ** 2)

@@ -248,6 +248,9 @@ class Backward:
                 arguments have (numbers, strings, functions) it gets as it is, and what else it returns is returned as
                 it is. Feedback weights are those of its first argument.
 
+        Returns:
+            A function of the same arguments with the same values.
+
         Raises:
             TypeError: in forward mode: JAX has none for functions with a backward rule of their own.
             ValueError: f writes into its arguments.
@@ -418,6 +421,10 @@ class Backward:
         reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[P, PyTree]:
         """Make a function that computes the gradient of `fun`, as `jax.grad`. Arguments as in `value_and_grad`.
+
+        Returns:
+            A function of the same arguments that returns the gradient: in the structure of the argument that `argnums`
+            names, a tuple of such where it names several; with `has_aux`, the pair (gradient, auxiliary data).
 
         Example:
             >>> import jax.numpy as jnp, funcbp as bp

@@ -57,6 +57,9 @@ def unbroadcast(ct: jax.Array, x: Value | Aval) -> jax.Array:
         ct: an array.
         x: the operand, or its type: of a shape that broadcasts to that of `ct`.
 
+    Returns:
+        The cotangent, of the operand's shape and of the dtype of `ct`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from funcbp.rules import unbroadcast

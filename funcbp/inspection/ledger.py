@@ -101,6 +101,9 @@ class Trace(Stored):
             path: of an input, or of the part of the parameters it is in, as a pattern: `"dense_*/kernel"`. The rows are
                 the inputs, and the equations of the outermost program that they enter.
 
+        Returns:
+            A `Trace` of the rows, in their order.
+
         Raises:
             KeyError: no row is left; the message lists what there is.
 
@@ -148,6 +151,9 @@ class Trace(Stored):
         """The page as a whole file: search, filters, what is nested folded, and a map of both passes.
 
         It needs nothing from elsewhere, and shows ten thousand equations as well as three.
+
+        Returns:
+            The text of the file.
 
         Example:
             >>> import pathlib, tempfile, jax.numpy as jnp, funcbp as bp
@@ -218,6 +224,9 @@ def trace(
         A function of the arguments of `f` that returns a `Trace`. `t["h1"]` is the row of the value named "h1",
         `t["dense_0/kernel"]` that of a parameter, `t.at(line=12)` are those of a line of the program; `.value` and
         `.cotangent` of a row are arrays, `.of_value` and `.of_cotangent` their statistics.
+
+    Raises:
+        TypeError: `f` is no function, or the call is inside a jitted or mapped function; the output is no scalar.
 
     Example:
         >>> import jax.numpy as jnp, funcbp as bp

@@ -184,6 +184,9 @@ class Precision(Stored):
             operation: the primitive: `"dot_general"`.
             scope: the name scope or one around it, as a pattern: `"block_*/attention"`.
 
+        Returns:
+            A `Precision` of the rows, in their order.
+
         Raises:
             KeyError: no row is left; the message lists what there is.
         """
@@ -200,6 +203,9 @@ class Precision(Stored):
 
         Named is what loses more than two bits, and is felt as more than four ulps; of the equations of one rule at one
         line the worst.
+
+        Returns:
+            The sentences, the gravest first.
         """
         first: dict[Any, Rounding] = {}
         for r in self.by_loss:

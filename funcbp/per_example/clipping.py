@@ -160,6 +160,9 @@ def clipped_grad(
         A function of `(params, batch)`, or `(params, batch, mask)` with a factor for each example that is 0 for those
         that only fill up the batch, which returns the gradient and a `Clipping`.
 
+    Raises:
+        ValueError: a bound is not positive.
+
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
         >>> loss = lambda w, example: (example[0] @ w - example[1]) ** 2 / 2

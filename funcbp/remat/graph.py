@@ -24,6 +24,9 @@ def bytes_of(variables: Iterable[Atom]) -> int:
     Args:
         variables: of a jaxpr, each with its type as `aval`.
 
+    Returns:
+        How many bytes, an integer.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from funcbp import remat
@@ -46,6 +49,9 @@ def read_for(program: Program, targets: Sequence[Atom], given: set[Var]) -> set[
         program: the forward program that a policy gets.
         targets: variables of it.
         given: variables that need not be computed.
+
+    Returns:
+        The targets, and the variables that the equations read which make them from what is given.
     """
     read = {v for v in targets if not jx.is_literal(v)}
     for eqn in reversed(program.eqns):

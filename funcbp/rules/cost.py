@@ -15,6 +15,9 @@ def is_cheap(eqn: JaxprEqn) -> bool:
     Args:
         eqn: an equation of a jaxpr.
 
+    Returns:
+        Whether it is cheap.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from funcbp import remat

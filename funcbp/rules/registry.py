@@ -100,6 +100,9 @@ def elementwise_rule(
         save: what to keep.
         name: of the operation, for tracebacks and name scopes.
 
+    Returns:
+        The rule, for `Backward(rules=)`. Its cotangents have the shapes of the operands.
+
     Example:
         >>> import jax, funcbp as bp
         >>> smooth = bp.rules.elementwise_rule(lambda x, **_: 1 / (1 + x**2))
@@ -136,6 +139,9 @@ def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, n
         moves: how the operation moves numbers, if that is all it does.
         name: of the operation, for tracebacks and name scopes.
 
+    Returns:
+        The rule, for `Backward(rules=)`. Operands beside the first one have no derivative.
+
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
         >>> halved = bp.rules.linear_rule(lambda ct, x, *, dimensions: jax.lax.rev(ct, dimensions) / 2)
@@ -163,6 +169,9 @@ def bilinear_rule(
         factored: whether they are handed on as `Factored` products, to be contracted when somebody needs the array,
             or as arrays.
         name: of the operation, for tracebacks and name scopes.
+
+    Returns:
+        The rule, for `Backward(rules=)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp

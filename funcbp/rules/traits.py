@@ -181,6 +181,9 @@ def traits_of(primitive: Primitive | str | None) -> Traits:
     Args:
         primitive: a primitive, or its name.
 
+    Returns:
+        Its traits: what it costs, what it does with numbers, where it is linear and where singular.
+
     Example:
         >>> import jax, funcbp as bp
         >>> bp.rules.traits_of(jax.lax.tanh_p).cheap, bp.rules.traits_of(jax.lax.dot_general_p).cheap

@@ -154,6 +154,9 @@ def two_spirals(n: int = 97, *, targets: Pair = (0, 1)) -> Problem:
     Returns:
         Inputs of shape (2n, 2), the spirals' points in turn, and targets of shape (2n, 1).
 
+    Raises:
+        DataError: n is not from 1 to 104.
+
     Example:
         >>> from funcbp import data
         >>> x, t = data.two_spirals()

@@ -39,6 +39,9 @@ class Text:
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, int32: of characters, their places in the alphabet.
 
+        Returns:
+            An array of shape (tokens,), int32.
+
         Raises:
             DataError: a character is not in the alphabet.
         """

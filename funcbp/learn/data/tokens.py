@@ -43,6 +43,9 @@ class Tokens:
             text: any text; as characters, of those that there are.
             name: what the characters are of, for the error.
 
+        Returns:
+            An array of shape (tokens,), int32.
+
         Raises:
             DataError: a character is not in the alphabet.
         """
@@ -99,6 +102,9 @@ def learn_tokens(kind: str, text: str, alphabet_of: str = "") -> Tokens:
             one first, each joined before the next is looked for (`"bpe"` has 1024).
         text: what pairs are learnt from, of which the first million characters are looked at.
         alphabet_of: more text, whose characters are in the alphabet of `"characters"`.
+
+    Returns:
+        What turns text into numbers and back.
 
     Raises:
         DataError: there is no such kind.

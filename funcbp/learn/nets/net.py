@@ -101,6 +101,9 @@ def count(params: PyTree) -> int:
     Args:
         params: a pytree of arrays.
 
+    Returns:
+        How many numbers, an integer.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from funcbp import nets

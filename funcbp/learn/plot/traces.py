@@ -96,6 +96,9 @@ def histograms(trace: Trace, ax: Axes | None = None, of: str = "cotangent", bins
     Returns:
         The axes.
 
+    Raises:
+        ValueError: `of` is neither.
+
     Example:
         >>> import jax.numpy as jnp, funcbp as bp
         >>> t = bp.trace(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"])))({"w": jnp.ones((2, 2))}, jnp.ones((1, 2)))

@@ -80,6 +80,9 @@ def format_table(rows: Sequence[Comparison]) -> str:
     Args:
         rows: at least one.
 
+    Returns:
+        The text, of several lines.
+
     Example:
         >>> from funcbp.learn.reproduce import table
         >>> row = table.Comparison("encoder 4-2-4", "15.8", table.AGREES, "16.3", "100 of 100")

@@ -201,6 +201,7 @@ def fit(
 
     Raises:
         ValueError: an argument makes no sense; the message says which.
+        TypeError: the optimiser is no optax transformation, or something in `stop` is no rule.
         CheckpointError: a checkpoint cannot be read or written.
         LogError: measurements cannot be written any more; what was reached is in it, and in the checkpoint.
 

@@ -93,6 +93,9 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     Args:
         sizes: the size of each axis by name, out of `data`, `fsdp` and `tensor`; together as many as there are devices.
 
+    Returns:
+        The mesh, its axes in the order of `sizes`.
+
     Raises:
         ValueError: a name is none of these, or there are more or fewer devices.
 

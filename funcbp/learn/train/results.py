@@ -101,6 +101,9 @@ def leaf_paths(params: Mapping[str, PyTree]) -> dict[str, PyTree]:
     Args:
         params: nested dicts; the keys are strings without a slash.
 
+    Returns:
+        The leaves by their paths, in the order of the dicts.
+
     Raises:
         ValueError: it is something else.
 

@@ -152,6 +152,9 @@ def any_of(*rules: StoppingRule) -> StoppingRule:
     Args:
         rules: one or more.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Raises:
         ValueError: there is none; a loop without an end is not meant.
 
@@ -183,6 +186,9 @@ def all_correct(fraction: float = 1.0) -> StoppingRule:
     Args:
         fraction: how many, from 0 to 1.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Raises:
         ValueError: the fraction is not above 0 and at most 1.
 
@@ -205,6 +211,9 @@ def target_error(error: float, of: str = "loss") -> StoppingRule:
         error: stop at this loss or below.
         of: `"loss"` or `"validation_loss"`.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Raises:
         ValueError: `of` is neither.
 
@@ -223,6 +232,9 @@ def maximum_epochs(count: int) -> StoppingRule:
 
     Args:
         count: at least 1.
+
+    Returns:
+        The rule, for `stop=` of `fit`.
 
     Raises:
         ValueError: it is less than 1.
@@ -244,6 +256,9 @@ def plateau(patience: int, least: float = 1e-4, of: str = "loss") -> StoppingRul
         patience: how many epochs without improvement.
         least: what counts as improvement, E < E_best (1 - least).
         of: `"loss"` or `"validation_loss"`.
+
+    Returns:
+        The rule, for `stop=` of `fit`.
 
     Raises:
         ValueError: `patience` is less than 1, or `of` is neither.
@@ -282,6 +297,9 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
         least: what counts as improvement, E < E_best (1 - least).
         of: `"loss"` or `"validation_loss"`.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Raises:
         ValueError: `at_least` is less than 1, `factor` is not positive, or `of` is neither.
 
@@ -319,6 +337,9 @@ def generalization_loss(alpha: float = 5.0) -> StoppingRule:
     Args:
         alpha: per cent.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Example:
         >>> from funcbp.learn.train import stopping
         >>> rule = stopping.generalization_loss(5.0)
@@ -346,6 +367,9 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> StoppingRule:
     Args:
         alpha: the bound of the quotient.
         strip: k, how many epochs are in a strip.
+
+    Returns:
+        The rule, for `stop=` of `fit`.
 
     Raises:
         ValueError: `strip` is less than 1.
@@ -381,6 +405,9 @@ def low_progress(below: float = 0.1, strip: int = 5) -> StoppingRule:
         below: the bound of P_k.
         strip: k, how many epochs are in a strip.
 
+    Returns:
+        The rule, for `stop=` of `fit`.
+
     Raises:
         ValueError: `strip` is less than 1.
 
@@ -414,6 +441,9 @@ def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
     Args:
         count: s, how many strips.
         strip: k, how many epochs are in a strip.
+
+    Returns:
+        The rule, for `stop=` of `fit`.
 
     Raises:
         ValueError: one of them is less than 1.

@@ -15,17 +15,17 @@ import optax
 from jax import P
 from jax.sharding import Mesh
 
-from ...autodiff.arguments import checked, parameters_first, without_aux
-from ...autodiff.transformations import Backward, as_backward
+from ...autodiff.arguments import checked
+from ...autodiff.transformations import Backward
 from ...inspection import find_nan
 from ...jaxpr.types import PyTree
-from . import fingerprint, loop
-from . import optimizer as optimizers
+from . import loop
 from .checkpoint import Store, store_of
-from .drive import HostConfig, drive, stream
-from .layout import Layout, Placement, make_placement
-from .loop import MODES, Learner, State, Status
+from .drive import HostConfig, TrainingOutcome, drive, stream
+from .layout import Layout, make_placement
+from .loop import Learner, State, Status
 from .records import Log
+from .setup import check, make_learner, programs_of, settings_of
 from .stopping import Restart, StoppingRule
 
 
@@ -219,24 +219,24 @@ def fit(
         >>> xor.reason
         'learned'
     """
-    loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     streams = hasattr(data, "__next__")
-    optimizer = optimizers.as_transformation(optimizer)
-    rules, names = rules_of(stop)
     placement = make_placement(mesh, layout)
-    learner = Learner(
+    learner, names = make_learner(
         loss,
         optimizer,
-        "stream" if streams else mode,
-        1 if mode == "online" else batch_size,
-        replacement,
-        rules,
-        restart,
-        scores_of(score),
-        correct,
-        validation is not None,
-        as_backward(backward),
-        placement,
+        mode,
+        streams=streams,
+        batch_size=batch_size,
+        replacement=replacement,
+        stop=stop,
+        restart=restart,
+        score=score,
+        correct=correct,
+        validates=validation is not None,
+        argnums=argnums,
+        has_aux=has_aux,
+        backward=backward,
+        placement=placement,
     )
     if resume and checkpoint is None:
         raise ValueError("resume is from a checkpoint, and there is none: give checkpoint=.")
@@ -245,20 +245,17 @@ def fit(
             f"validation is of examples like data, and was {validation!r}. Divide the data first, as "
             "data[:n] and data[n:]."
         )
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer is an optax transformation, such as optax.sgd(0.1), and was {optimizer!r}.")
     check(learner, mode, data, epochs, updates)
     if placement:
         placement.check_patterns(params)
-    put = placement.everywhere if placement else functools.partial(jax.tree.map, jnp.asarray)
     key = jax.random.key(0) if key is None else key
     params = jax.tree.map(lambda x: jnp.asarray(checked(x)), params)
-    validation = put(validation) if validation is not None else None
+    validation = learner.put(validation)
     source: Iterator[PyTree]
     if streams:
         source = stream(data, updates, mode == "online", placement)
     else:
-        source = itertools.repeat(put(data))
+        source = itertools.repeat(learner.put(data))
     settings: dict[str, Any] = {}
     if checkpoint is not None:
         first = next(source, None)
@@ -274,22 +271,35 @@ def fit(
         None,
         HostConfig(epochs, progress, log, store_of(checkpoint), resume, settings, names),
     )
-    state, (reason,) = out.state, out.reasons
-    last = learner.judged(state)
-    result = Fit(
-        last,
-        last if validation is None else state.kept,
-        out.history,
-        reason,
-        int(state.epoch),
-        int(state.epoch if validation is None else state.best_epoch),
-        int(state.attempt) + 1,
-        out.seconds,
-        _diagnosis(learner, state, out.data) if reason == "diverged" else None,
-    )
+    (reason,) = out.reasons
+    divergence = _diagnosis(learner, out.state, out.data) if reason == "diverged" else None
+    result = fit_of(learner, out, learner.judged(out.state), int, reason, divergence)
     if out.unwritten:
         raise LogError(out.unwritten, result, out.kept) from out.unwritten
     return result
+
+
+def fit_of(
+    learner: Learner,
+    out: TrainingOutcome,
+    last: PyTree,
+    number: Callable[[jax.Array], Any],
+    reason: str | list[str],
+    divergence: Divergence | None = None,
+) -> Fit:
+    """How a training ended, with `last` the parameters to use; `number` makes what it counts numbers, or arrays."""
+    state, validates = out.state, learner.validates
+    return Fit(
+        params=last,
+        best_params=state.kept if validates else last,
+        history=out.history,
+        reason=reason,
+        epochs=number(state.epoch),
+        best_epoch=number(state.best_epoch if validates else state.epoch),
+        attempts=number(state.attempt) + 1,
+        seconds=out.seconds,
+        divergence=divergence,
+    )
 
 
 def _diagnosis(learner: Learner, state: State, data: PyTree) -> Divergence:
@@ -307,111 +317,3 @@ def _diagnosis(learner: Learner, state: State, data: PyTree) -> Divergence:
         loss = functools.partial(loss, key=jax.random.fold_in(key, bad[0]))
     found = find_nan(loss, backward=learner.backward)(params, batch)
     return Divergence(epoch, int(bad[0]) + 1, params, batch, str(found) if found else None, found.finite_value)
-
-
-# --- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def rules_of(stop: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """The stopping rules, and what they are called."""
-    if isinstance(stop, Mapping):
-        return tuple(stop.values()), tuple(stop)
-    rules = tuple(stop) if isinstance(stop, list | tuple) and not isinstance(stop, StoppingRule) else (stop,)
-    return rules, tuple(f"stop[{i}]" for i in range(len(rules)))
-
-
-def scores_of(score: Any) -> tuple[tuple[str, Any], ...]:
-    """The scores, by the names of their columns."""
-    scores = score if isinstance(score, Mapping) else {} if score is None else {"score": score}
-    return tuple((f"validation_{name}", f) for name, f in scores.items())
-
-
-def settings_of(
-    learner: Learner, mode: str, key: jax.Array, data: PyTree, validation: PyTree | None, updates: int
-) -> dict[str, Any]:
-    """What the course of a training depends on, beside what the state shows; a checkpoint must agree."""
-    settings: dict[str, Any] = {"mode": mode, "key": fingerprint.of_arrays(key)}
-    if validation is not None:
-        settings["validation"] = fingerprint.of_arrays(validation)
-    if learner.mode == "stream":
-        return {**settings, "updates": updates}
-    settings |= {"batch_size": learner.batch_size, "replacement": learner.replacement}
-    return {**settings, "data": fingerprint.of_arrays(data)}
-
-
-def programs_of(learner: Learner, params: PyTree, data: PyTree) -> dict[str, str]:
-    """Fingerprints of what is computed in an update: the loss, how it goes backward, and the optimiser's step."""
-    key = jax.random.key(0)
-
-    def batch_of(data: PyTree) -> PyTree:
-        items, batch_of = learner.batches(data, key)
-        return batch_of(jax.tree.map(lambda a: a[0], items))
-
-    batch = jax.eval_shape(batch_of, data)
-    memory = jax.eval_shape(functools.partial(optimizers.init, learner.optimizer), params)
-    loss = lambda params, batch: learner.on_batch(batch, key)(params)
-    value = jax.eval_shape(loss, params, batch)
-    return {
-        "loss": fingerprint.of_program(loss, params, batch),
-        "optimizer": fingerprint.of_program(
-            lambda g, m, w, e, b: learner.step(g, m, w, e, b, key), params, memory, params, value, batch
-        ),
-        "backward": fingerprint.placeless(repr(learner.backward)),
-    }
-
-
-def check(learner: Learner, mode: str, data: PyTree, epochs: int, updates: int) -> None:
-    """Raise if what is asked for makes no sense."""
-    if mode not in MODES:
-        raise ValueError(f"mode is one of {', '.join(map(repr, MODES))}, and was {mode!r}.")
-    for name, value in (("epochs", epochs), ("batch_size", learner.batch_size), ("updates", updates)):
-        if not value >= 1:
-            raise ValueError(f"{name} is at least 1, and was {value}.")
-        if not float(value).is_integer():
-            raise ValueError(f"{name} is a whole number, and was {value}.")
-    if learner.replacement and mode != "stochastic":
-        raise ValueError(f'replacement=True is for mode="stochastic": in mode={mode!r} no example is drawn.')
-    if learner.scores and not learner.validates:
-        raise ValueError("score is of the validation examples, and there are none: give validation=.")
-    _check_rules(learner)
-    if learner.mode == "stream":
-        if mode == "batch":
-            raise ValueError('mode="batch" needs all examples at once, and an iterator does not give them.')
-        if learner.correct:
-            raise ValueError("correct is of all training examples, and an iterator does not give them.")
-        return
-    for leaf in jax.tree.leaves(data):
-        if hasattr(leaf, "__iter__") and not hasattr(leaf, "shape"):
-            raise ValueError(
-                f"data holds a {type(leaf).__name__}, which is no array. A loader of batches is given as an iterator, "
-                "iter(loader)."
-            )
-    leaves = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
-    lengths = sorted({shape[0] if shape else -1 for shape in leaves})
-    if len(lengths) != 1 or lengths == [-1]:
-        raise ValueError(
-            f"The examples are a pytree of arrays with a common leading axis, and the shapes are "
-            f"{', '.join(map(str, leaves)) or 'none at all'}."
-        )
-    if lengths == [0]:
-        raise ValueError("Learning needs at least one example, and the leading axis has length 0.")
-    if isinstance(learner.placement, Placement):
-        learner.placement.check_batch(lengths[0] if mode == "batch" else min(learner.batch_size, lengths[0]))
-
-
-def _check_rules(learner: Learner) -> None:
-    """Raise if something is no rule, or a rule judges by what will not be known."""
-    known = {"epoch", "loss", *learner.columns}
-    for rule in (*learner.rules, *([learner.restart.when] if learner.restart else [])):
-        if not isinstance(rule, StoppingRule):
-            raise TypeError(f"stop is of rules such as train.stopping.target_error(0.01), and {rule!r} is none.")
-        for name in rule.needs:
-            if name not in known:
-                what, argument = _GIVEN.get(name, (f"{name!r}, which nothing reports", "another rule"))
-                raise ValueError(f"A rule of stop or restart judges by {what}: give {argument}.")
-
-
-_GIVEN = {
-    "validation_loss": ("the validation loss, and there are no validation examples", "validation="),
-    "correct": ("which training examples are right, and nothing says so", "correct="),
-}

@@ -107,6 +107,10 @@ class Learner:
         judged = ["validation_loss", *(name for name, _ in self.scores)] if self.validates else []
         return "loss", *(["correct"] if self.correct else []), *judged
 
+    def put(self, data: PyTree) -> PyTree:
+        """Data as arrays, whole on every device of the mesh, if there is one."""
+        return self.placement.everywhere(data) if self.placement else jax.tree.map(jnp.asarray, data)
+
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
     def init(self, params: PyTree, key: jax.Array) -> State:

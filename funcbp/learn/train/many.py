@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +14,16 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from ...autodiff.arguments import checked_arrays, parameters_first, without_aux
-from ...autodiff.transformations import Backward, as_backward
+from ...autodiff.arguments import checked_arrays
+from ...autodiff.transformations import Backward
 from ...jaxpr.types import PyTree
 from . import fingerprint, loop
-from . import optimizer as optimizers
 from .checkpoint import Store, store_of
 from .drive import HostConfig, drive
-from .fit import Fit, check, programs_of, rules_of, scores_of, settings_of
+from .fit import Fit, fit_of
 from .layout import MemberPlacement
 from .loop import Learner
+from .setup import check, make_learner, programs_of, settings_of
 from .stopping import Restart, StoppingRule
 
 Stop = StoppingRule | Callable[..., StoppingRule]
@@ -93,31 +92,29 @@ def fit_many(
         >>> many.reason
         ['epochs', 'learned', 'diverged']
     """
-    loss = parameters_first(without_aux(loss) if has_aux else loss, argnums)
     over = {name: jnp.asarray(value) for name, value in (over or {}).items()}
-    optimizer = optimizers.as_transformation(optimizer)
-    rules, names = rules_of(stop)
-    keys, params = _members(params, key, over)
-    _check_names(over, loss, optimizer, rules)
-    learner = Learner(
+    learner, names = make_learner(
         loss,
         optimizer,
         mode,
-        1 if mode == "online" else batch_size,
-        replacement,
-        rules,
-        restart,
-        scores_of(score),
-        correct,
-        validation is not None,
-        as_backward(backward),
-        MemberPlacement(mesh, ()) if mesh is not None else None,
+        streams=False,
+        batch_size=batch_size,
+        replacement=replacement,
+        stop=stop,
+        restart=restart,
+        score=score,
+        correct=correct,
+        validates=validation is not None,
+        argnums=argnums,
+        has_aux=has_aux,
+        backward=backward,
+        placement=MemberPlacement(mesh, ()) if mesh is not None else None,
     )
+    keys, params = _members(params, key, over)
+    _check_names(over, learner)
     one = learner.bind({name: value[0] for name, value in over.items()})
     check(one, mode, data, epochs, 1)
-    put = learner.placement.everywhere if learner.placement else functools.partial(jax.tree.map, jnp.asarray)
-    data = put(data)
-    validation = put(validation) if validation is not None else None
+    data, validation = learner.put(data), learner.put(validation)
     settings: dict[str, Any] = {}
     if checkpoint is not None:
         settings = settings_of(one, mode, keys, data, validation, 1) | {"over": fingerprint.of_arrays(over)}
@@ -131,18 +128,7 @@ def fit_many(
         over,
         HostConfig(epochs, progress, None, store_of(checkpoint), resume, settings, names),
     )
-    state = out.state
-    last = jax.vmap(learner.judged)(state)
-    return Fit(
-        last,
-        last if validation is None else state.kept,
-        out.history,
-        out.reasons,
-        np.asarray(state.epoch),
-        np.asarray(state.epoch if validation is None else state.best_epoch),
-        np.asarray(state.attempt) + 1,
-        out.seconds,
-    )
+    return fit_of(learner, out, jax.vmap(learner.judged)(out.state), np.asarray, out.reasons)
 
 
 def _members(params: PyTree, key: jax.Array, over: Mapping[str, jax.Array]) -> tuple[jax.Array, PyTree]:
@@ -169,8 +155,13 @@ def _members(params: PyTree, key: jax.Array, over: Mapping[str, jax.Array]) -> t
     return halves[:, 1], jax.vmap(draw)(halves[:, 0]) if drawn else jax.tree.map(jnp.asarray, params)
 
 
-def _check_names(over: Mapping[str, ArrayLike], loss: Any, optimizer: Any, rules: Sequence[Any]) -> None:
-    takers = [loss, *(rule for rule in rules if not isinstance(rule, StoppingRule))]
+def _check_names(over: Mapping[str, ArrayLike], learner: Learner) -> None:
+    """Raise if a hyperparameter goes to nothing."""
+    optimizer = learner.optimizer
+    takers: list[Callable[..., Any]] = [
+        learner.loss,
+        *(rule for rule in learner.rules if not isinstance(rule, StoppingRule)),
+    ]
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
             raise TypeError(f"optimizer is an optax transformation, or a function that returns one, not {optimizer!r}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,27 +89,20 @@ def transformer(
         J. Ainslie et al., "GQA", 2023; O. Press, L. Wolf, "Using the output embedding to improve language models",
         2017.
     """
-    groups = heads if key_heads is None else key_heads
     if mlp not in ("swiglu", "gelu"):
         raise ValueError(f"mlp is 'swiglu' or 'gelu', and was {mlp!r}.")
+    gated = mlp == "swiglu"
+    groups = heads if key_heads is None else key_heads
     if hidden is None:
-        hidden = 4 * width if mlp == "gelu" else 8 * math.ceil(width / 3)
+        hidden = 8 * math.ceil(width / 3) if gated else 4 * width
     check_sizes("transformer", [vocabulary, width, layers, heads, groups, hidden], 6)
     if width % heads or (width // heads) % 2:
         raise ValueError(f"The width is an even multiple of the heads, and was {width} with {heads} heads.")
     if heads % groups:
         raise ValueError(f"key_heads is a divisor of heads, and was {groups} with {heads} heads.")
-    size = width // heads
-    kernels = {
-        "query": (width, width),
-        "key": (width, groups * size),
-        "value": (width, groups * size),
-        "out": (width, width),
-        **({"gate": (width, hidden)} if mlp == "swiglu" else {}),
-        "up": (width, hidden),
-        "down": (hidden, width),
-    }
+    kernels = _kernels(width, groups * (width // heads), hidden, gated)
     into_stream = 1 / math.sqrt(2 * layers)  # so that what all of them add has the size of what is there
+    block = Block(width // heads, gated, base, dtype)
 
     def init(key: Array, x: Array) -> dict[str, PyTree]:
         check_tokens(x)
@@ -123,28 +117,6 @@ def transformer(
             "blocks": blocks,
             "norm": {"scale": jnp.ones(width, dtype_like(x))},
         }
-
-    def block(x: Array, p: PyTree, named: Callable[[Array, str], Array]) -> Array:
-        wide = x.dtype
-        p = {
-            each: layer if each in NORMS else {"kernel": layer["kernel"].astype(dtype or wide)}
-            for each, layer in p.items()
-        }
-        normed = lambda which: named(
-            ops.rms_norm(x, p[f"{which}_norm"]["scale"]).astype(dtype or wide), f"{which}_input"
-        )
-        heads_of = lambda y: y.reshape(*y.shape[:-1], -1, size)
-        y = normed("attention")
-        q, k, v = (heads_of(ops.dense(y, p[each]["kernel"])) for each in ("query", "key", "value"))
-        q, k = (ops.rotary(y, base=base) for y in (q, k))
-        y = ops.attention(q, k, v, is_causal=True, block=BLOCK)
-        y = ops.dense(y.reshape(*x.shape), p["out"]["kernel"])
-        x = named(x, "attention_skip") + named(y.astype(wide), "attention")
-        y = normed("mlp")
-        up = ops.dense(y, p["up"]["kernel"])
-        y = ops.swish(ops.dense(y, p["gate"]["kernel"])) * up if mlp == "swiglu" else ops.gelu(up)
-        x = named(x, "mlp_skip") + named(ops.dense(y, p["down"]["kernel"]).astype(wide), "mlp")
-        return named(x, "block")
 
     def numbered(i: int, x: Array, what: str) -> Array:
         return name(x, f"{what}_{i}")
@@ -167,6 +139,63 @@ def transformer(
         return name(logits.reshape(*x.shape, vocabulary), "logits")
 
     return Net(init, apply)
+
+
+def _kernels(width: int, keys: int, hidden: int, gated: bool) -> dict[str, tuple[int, int]]:
+    """The shapes of a block's kernels, from the width, that of all keys together, and the units of the MLP."""
+    return {
+        "query": (width, width),
+        "key": (width, keys),
+        "value": (width, keys),
+        "out": (width, width),
+        **({"gate": (width, hidden)} if gated else {}),
+        "up": (width, hidden),
+        "down": (hidden, width),
+    }
+
+
+class Block(NamedTuple):
+    """One block: x' = x + Attention(norm(x)), and then x' + MLP(norm(x')).
+
+    Attributes:
+        size: h, numbers of a head.
+        gated: whether the MLP is.
+        base: of the angles of positions.
+        dtype: in which attention and MLP compute, if not in that of the stream.
+    """
+
+    size: int
+    gated: bool
+    base: float
+    dtype: DTypeLike | None
+
+    def __call__(self, x: Array, p: PyTree, named: Callable[[Array, str], Array]) -> Array:
+        """The stream after the block, x of shape (b, t, d), with `named` to name what is in it."""
+        wide, narrow = x.dtype, self.dtype or x.dtype
+        p = {each: layer if each in NORMS else {"kernel": layer["kernel"].astype(narrow)} for each, layer in p.items()}
+
+        def normed(which: str) -> Array:
+            return named(ops.rms_norm(x, p[f"{which}_norm"]["scale"]).astype(narrow), f"{which}_input")
+
+        y = self.attention(normed("attention"), p)
+        x = named(x, "attention_skip") + named(y.astype(wide), "attention")
+        y = self.mlp(normed("mlp"), p)
+        x = named(x, "mlp_skip") + named(y.astype(wide), "mlp")
+        return named(x, "block")
+
+    def attention(self, y: Array, p: PyTree) -> Array:
+        """softmax(q k' / √h, over s ≤ t) v Wo, the heads beside each other."""
+        heads_of = lambda y: y.reshape(*y.shape[:-1], -1, self.size)
+        q, k, v = (heads_of(ops.dense(y, p[each]["kernel"])) for each in ("query", "key", "value"))
+        q, k = (ops.rotary(y, base=self.base) for y in (q, k))
+        out = ops.attention(q, k, v, is_causal=True, block=BLOCK)
+        return ops.dense(out.reshape(*y.shape), p["out"]["kernel"])
+
+    def mlp(self, y: Array, p: PyTree) -> Array:
+        """(swish(y Wg) · y Wu) Wd, or gelu(y Wu) Wd."""
+        up = ops.dense(y, p["up"]["kernel"])
+        up = ops.swish(ops.dense(y, p["gate"]["kernel"])) * up if self.gated else ops.gelu(up)
+        return ops.dense(up, p["down"]["kernel"])
 
 
 def check_tokens(x: Array) -> None:

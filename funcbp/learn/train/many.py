@@ -158,10 +158,7 @@ def _members(params: PyTree, key: jax.Array, over: Mapping[str, jax.Array]) -> t
 def _check_names(over: Mapping[str, ArrayLike], learner: Learner) -> None:
     """Raise if a hyperparameter goes to nothing."""
     optimizer = learner.optimizer
-    takers: list[Callable[..., Any]] = [
-        learner.loss,
-        *(rule for rule in learner.rules if not isinstance(rule, StoppingRule)),
-    ]
+    takers: list[Any] = [learner.loss, *(rule for rule in learner.rules if not isinstance(rule, StoppingRule))]
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
             raise TypeError(f"optimizer is an optax transformation, or a function that returns one, not {optimizer!r}.")

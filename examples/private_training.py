@@ -23,7 +23,7 @@ try:
     import dp_accounting
     from jax_privacy import batch_selection
 except ImportError:
-    sys.exit('This example needs jax-privacy and dp-accounting: pip install "funcbp[privacy,data]".')
+    sys.exit('This example needs jax-privacy and dp-accounting: pip install "funcbp[privacy]".')
 
 parser = argparse.ArgumentParser(description="Train with differential privacy.")
 parser.add_argument("--updates", type=int, default=400)

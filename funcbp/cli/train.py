@@ -11,13 +11,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from ..jaxpr.types import PyTree
 from ..learn import data, nets, optim, plot, train
 from ..learn.request import RequestError, whole
 from ..learn.train import stopping
@@ -200,11 +202,50 @@ def run_training(args: argparse.Namespace) -> int:
         return _run(args)
 
 
+class Plan(NamedTuple):
+    """What is asked for, read and found possible: what is missing or wrong shall be said before the training."""
+
+    dataset: data.Dataset
+    job: Job
+    params: PyTree
+    optimizer: optax.GradientTransformation
+    rate: float
+    stops: dict[str, stopping.StoppingRule]
+    correct: Callable[..., jax.Array] | None
+    mesh: Mesh | None
+    layout: str | None
+    store: train.Checkpoint | None
+    folder: Path
+    pictures: bool
+    watched: bool
+
+
 def _run(args: argparse.Namespace) -> int:
+    plan = _plan(args)
+    dataset = plan.dataset
+    _describe(args, plan)
+    few = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
+    if not gradient_is_right(plan.job.task.loss, plan.params, few, args.seed):
+        print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
+        return FAILED
+    first, fit, lost = _learn(args, plan)
+    code = _tell_the_end(fit, args.keep) or lost
+    best = args.keep == "best" and fit.epochs > 0
+    params = jax.tree.map(to_host, fit.best_params if best else fit.params)  # of every process its part
+    if jax.process_index() > 0:
+        return code
+    result = judge(plan.job, params, dataset)
+    records = [first, *_records(fit), {"epoch": fit.best_epoch if best else fit.epochs, **result.record}]
+    write = lambda folder: leave(folder, plan.job, params, records, result, dataset, plan.pictures)
+    return leave_somewhere(plan.folder, write) or code
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """Read the data, build the network, and raise if something that is asked for cannot be done."""
     source = getattr(args, "data", args.set)
     if source == "text":
         raise RequestError("What is learned comes first: funcbp train text [FILE|FOLDER], and then the options.")
-    pictures = not args.no_plots and can_draw()  # what is missing shall be missed now, not after the training
+    pictures = not args.no_plots and can_draw()
     watched = sys.stderr.isatty()
     if watched:
         tqdm()
@@ -220,9 +261,27 @@ def _run(args: argparse.Namespace) -> int:
     folder = prepare(getattr(args, "out", Path("runs") / run_name(dataset.name, args.network)))
     make_optimizer, rate = (OPTIMIZERS | BATCH_OPTIMIZERS)[args.optimizer]
     rate = getattr(args, "learning_rate", rate)
-    key = jax.random.key(args.seed)
-    params = job.net.init(jax.random.fold_in(key, 0), dataset.x_train)
+    params = job.net.init(jax.random.fold_in(jax.random.key(args.seed), 0), dataset.x_train)
+    return Plan(
+        dataset=dataset,
+        job=job,
+        params=params,
+        optimizer=make_optimizer(rate),
+        rate=rate,
+        stops=stops,
+        correct=correct,
+        mesh=mesh,
+        layout=layout,
+        store=store,
+        folder=folder,
+        pictures=pictures,
+        watched=watched,
+    )
 
+
+def _describe(args: argparse.Namespace, plan: Plan) -> None:
+    """Print what is learned from, by which network, how and where."""
+    dataset = plan.dataset
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"
     parts = {"training": dataset.x_train, "validation": dataset.x_validation, "test": dataset.x_test}
     sizes = ", ".join(f"{len(x):,} {name}" for name, x in parts.items())
@@ -231,52 +290,44 @@ def _run(args: argparse.Namespace) -> int:
     print(f"Data        {printable(dataset.name)}: {dataset.n_inputs:,} inputs, {kind}; {sizes} examples")
     for line in dataset.about:
         print(f"            {printable(line)}")
-    print(f"Network     {job.title}, {nets.count(params):,} parameters")
-    print(f"Learning    {args.optimizer}, rate {rate:g}, {batches}, {args.epochs} epochs")
-    say_where(mesh)
-    few = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
-    if not gradient_is_right(job.task.loss, params, few, args.seed):
-        print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
-        return FAILED
+    print(f"Network     {plan.job.title}, {nets.count(plan.params):,} parameters")
+    print(f"Learning    {args.optimizer}, rate {plan.rate:g}, {batches}, {args.epochs} epochs")
+    say_where(plan.mesh)
 
+
+def _learn(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, float], train.Fit, int]:
+    """Train the network: the record of epoch 0, before any update, how it ended, and the exit code."""
+    dataset, task = plan.dataset, plan.job.task
     x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
-    task, held_out = job.task, (jnp.asarray(dataset.x_validation), jnp.asarray(dataset.y_validation))
+    held_out = jnp.asarray(dataset.x_validation), jnp.asarray(dataset.y_validation)
     score = score_key(task.score_name)
     before = jax.jit(
         lambda params: (task.loss(params, x, y), task.loss(params, *held_out), task.score(params, *held_out))
     )
     names = "loss", "validation_loss", f"validation_{score}"
-    first = {"epoch": 0, **dict(zip(names, map(float, before(params)), strict=True)), "seconds": 0.0}
+    first = {"epoch": 0, **dict(zip(names, map(float, before(plan.params)), strict=True)), "seconds": 0.0}
     fit, lost = learned(
         lambda params, batch: task.loss(params, *batch),
-        params,
+        plan.params,
         (x, y),
-        optimizer=make_optimizer(rate),
+        optimizer=plan.optimizer,
         mode=args.mode,
         epochs=args.epochs,
         batch_size=args.batch_size,
         replacement=args.replacement,
-        key=jax.random.fold_in(key, 1),
+        key=jax.random.fold_in(jax.random.key(args.seed), 1),
         validation=held_out,
         score={score: lambda params, batch: task.score(params, *batch)},
-        correct=correct,
-        stop=stops,
-        progress=watched,
-        log=[folder / "metrics.jsonl", *getattr(args, "metrics", [])],
-        checkpoint=store,
+        correct=plan.correct,
+        stop=plan.stops,
+        progress=plan.watched,
+        log=[plan.folder / "metrics.jsonl", *getattr(args, "metrics", [])],
+        checkpoint=plan.store,
         resume=args.resume,
-        mesh=mesh,
-        layout=layout,
+        mesh=plan.mesh,
+        layout=plan.layout,
     )
-    code = _tell_the_end(fit, args.keep) or lost
-    best = args.keep == "best" and fit.epochs > 0
-    params = jax.tree.map(to_host, fit.best_params if best else fit.params)  # of every process its part
-    if jax.process_index() > 0:
-        return code
-    records = [first, *_records(fit)]
-    result = judge(job, params, dataset)
-    records.append({"epoch": fit.best_epoch if best else fit.epochs, **result.record})
-    return leave_somewhere(folder, lambda place: leave(place, job, params, records, result, dataset, pictures)) or code
+    return first, fit, lost
 
 
 def learned(*args: Any, **options: Any) -> tuple[train.Fit, int]:

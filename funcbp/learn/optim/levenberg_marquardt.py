@@ -121,32 +121,51 @@ def levenberg_marquardt(
         primal = method == "primal" or (method == "auto" and count <= e.size)
         step_of = _primal(rows, e, params) if primal else _dual(rows, e)
 
-        def error(step: PyTree) -> Array:
-            moved = optax.apply_updates(params, step)
-            return squares(jax.vmap(residuals, (None, 0))(moved, data))
-
-        def grown(trial: Any) -> Array:
-            _, value, _, tries = trial
-            return ~(value < before) & (tries < max_tries)
-
-        def try_more(trial: Any) -> Any:
-            damping, _, _, tries = trial
-            damping = jnp.where(tries > 0, damping * factor, damping)
-            step = step_of(damping)
-            return damping, error(step), step, tries + 1
-
         squares = lambda e: jnp.sum(jnp.square(e.astype(_wide(e.dtype)))).astype(state.mu.dtype)
+        moved = lambda step: jax.vmap(residuals, (None, 0))(optax.apply_updates(params, step), data)
         before = squares(e)
-        start = (state.mu, jnp.full_like(before, jnp.inf), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
-        damping, value, step, tries = jax.lax.while_loop(grown, try_more, start)
-        fell = value < before
-        step = jax.tree.map(lambda s: jnp.where(fell, s, jnp.zeros_like(s)), step)
-        shortest = (value == before) | ~jnp.isfinite(damping)
-        damping = jnp.where(shortest & ~fell, jnp.asarray(mu, damping.dtype), damping)
+        found = _search(step_of, lambda step: squares(moved(step)), before, params, state.mu, factor, max_tries)
+        fell = found.value < before
+        step = jax.tree.map(lambda s: jnp.where(fell, s, jnp.zeros_like(s)), found.step)
+        shortest = (found.value == before) | ~jnp.isfinite(found.mu)
+        damping = jnp.where(shortest & ~fell, jnp.asarray(mu, found.mu.dtype), found.mu)
         damping = jnp.where(fell, jnp.maximum(damping / factor, jnp.finfo(damping.dtype).tiny), damping)
-        return step, LevenbergMarquardtState(damping, jnp.where(fell, value, before), tries)
+        return step, LevenbergMarquardtState(damping, jnp.where(fell, found.value, before), found.tries)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Trial(NamedTuple):
+    """A step: by which μ, V after it, and which one it is, from 1."""
+
+    mu: Array
+    value: Array
+    step: PyTree
+    tries: Array
+
+
+def _search(
+    step_of: Callable[[Array], PyTree],
+    error: Callable[[PyTree], Array],
+    before: Array,
+    params: PyTree,
+    mu: Array,
+    factor: float,
+    max_tries: int,
+) -> _Trial:
+    """The first step after which V is smaller than before, μ growing by the factor; or the last one."""
+
+    def grown(trial: _Trial) -> Array:
+        return ~(trial.value < before) & (trial.tries < max_tries)
+
+    def try_more(trial: _Trial) -> _Trial:
+        damping, tries = trial.mu, trial.tries
+        damping = jnp.where(tries > 0, damping * factor, damping)
+        step = step_of(damping)
+        return _Trial(damping, error(step), step, tries + 1)
+
+    none_yet = _Trial(mu, jnp.full_like(before, jnp.inf), jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+    return jax.lax.while_loop(grown, try_more, none_yet)
 
 
 def _primal(rows: Examples, e: Array, params: PyTree) -> Callable[[Array], PyTree]:

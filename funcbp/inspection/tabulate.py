@@ -87,47 +87,61 @@ class Written(NamedTuple):
 NOWHERE = Written("", 0, "")
 
 
+class Around(NamedTuple):
+    """What is around a program: nothing around the outermost.
+
+    Attributes:
+        place: of the equation that it is inside of, with that of a branch.
+        ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
+        call: the line of the equation around it, for those inside that have none.
+        loops: how many loops are around it.
+        functions: the user's that the equation around it was written in.
+    """
+
+    place: tuple[int, ...] = ()
+    ran: Any = True
+    call: Written = NOWHERE
+    loops: int = 0
+    functions: jx.Calls = ()
+
+
+OUTERMOST = Around()
+
+
 def rows_of(
     backward: Backward,
     pullback: Pullback,
     tape: Tape,
     seen: dict[Any, Any],
-    around: tuple[int, ...] = (),
-    ran: Any = True,
-    call: Written = NOWHERE,
+    around: Around = OUTERMOST,
     wanted: Sequence[bool] | None = None,
-    loops: int = 0,
-    functions: jx.Calls = (),
 ) -> Iterator[Row]:
-    """The rows of a program.
+    """The rows of a program, after each equation those of the programs inside it.
 
     Args:
         backward, pullback, seen: of the backward pass; what `Everything` saw in it.
         tape: the program's.
-        around: its place.
-        ran: whether it ran: a boolean, or an array with one for each step of the loops around it.
-        call: the line of the equation around it, for those inside that have none.
+        around: what is around it.
         wanted: which of its outputs cotangents come from; all, if None.
-        loops: how many loops are around it.
-        functions: the user's that the equation around it was written in.
     """
     active = tape.active([True] * len(tape.outputs) if wanted is None else wanted)
     used = _used(tape, active)
     made: dict[int, tuple[str, int]] = {}  # by which equation each array of the outermost program was made
     kinds = backward.coverage()
+    outermost = not around.place
     for entry in tape.entries:
-        place = (*around, entry.number)
+        place = (*around.place, entry.number)
         inside, tapes = entry.inside, entry.tapes
         if place not in seen and not tapes:
             continue  # part of a tangent rule
         values, index, operands, function, cts = seen.get(place, ((), None, (), None, ()))
         inputs = entry.inputs if function is None else function.inputs
-        known = {} if around else _arithmetic(entry, inputs, operands, made)
+        known = _arithmetic(entry, inputs, operands, made) if outermost else {}
         made |= {id(v): (str(entry.number), i) for i, v in enumerate(values)}
         values = tuple(map(_shown, values))
         derivable = any(slot is not None for slot in entry.outputs)
-        written, scope = _line(entry.source, call), _scope(jx.scope(entry.source))
-        calls = () if scope else jx.calls(entry.source, functions)
+        written, scope = _line(entry.source, around.call), _scope(jx.scope(entry.source))
+        calls = () if scope else jx.calls(entry.source, around.functions)
         yield Row(
             index=".".join(map(str, place)),
             primitive=entry.primitive,
@@ -139,35 +153,38 @@ def rows_of(
             **written._asdict(),
             values=values,
             cotangents=tuple(None if c is Zero else np.asarray(c) for c in cts) if derivable else (),
-            depth=len(around),
-            taken=bool(np.any(ran)),
+            depth=len(around.place),
+            taken=bool(np.any(around.ran)),
             reached=not active.isdisjoint(entry.outputs),
             dead=derivable and used.isdisjoint(entry.outputs),
-            steps=None if np.ndim(ran) == 0 else ran,
-            loops=loops,
+            steps=None if np.ndim(around.ran) == 0 else around.ran,
+            loops=around.loops,
             types=values,
             inputs=inputs,
             function="" if function is None else function.where,
             along=_along(entry),
             outputs=entry.outputs,
-            program=around,
+            program=around.place,
             devices=jx.devices_of(entry.params) if inside.kind is jx.Kind.MAPPED else 1,
-            locals=() if around else _locals(entry, pullback),
+            locals=_locals(entry, pullback) if outermost else (),
             **known,
         )
         if inside.kind is jx.Kind.WHILE and not tapes:
             for i, part in enumerate(inside.programs):
-                yield from _unrun(part, (*place, i), bool(np.any(ran)), written)
-        more = loops + (inside.kind is jx.Kind.SCAN)
+                yield from _unrun(part, (*place, i), bool(np.any(around.ran)), written)
+        loops = around.loops + (inside.kind is jx.Kind.SCAN)
         for i, inner in enumerate(tapes):
+            within = Around(place, around.ran, written, loops, calls)
+            if inside.kind is jx.Kind.COND:
+                within = within._replace(place=(*place, i), ran=_ran_branch(around.ran, index, i))
             asked = _wanted(entry, inner, [slot in active for slot in entry.outputs])
-            if inside.kind is not jx.Kind.COND:
-                yield from rows_of(backward, pullback, inner, seen, place, ran, written, asked, more, calls)
-            else:
-                chosen = np.asarray(index) == i
-                before = np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran)))
-                ran_here = before & chosen
-                yield from rows_of(backward, pullback, inner, seen, (*place, i), ran_here, written, asked, more, calls)
+            yield from rows_of(backward, pullback, inner, seen, within, asked)
+
+
+def _ran_branch(ran: Any, index: Value, branch: int) -> Any:
+    """Whether a branch ran, where what it is in ran and the index chose it, at each step of the loops around."""
+    chosen = np.asarray(index) == branch
+    return np.reshape(ran, np.shape(ran) + (1,) * (chosen.ndim - np.ndim(ran))) & chosen
 
 
 def _arithmetic(

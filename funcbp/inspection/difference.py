@@ -180,6 +180,16 @@ class Difference:
         return "\n".join(lines)
 
     def _told(self, m: Match, back: bool) -> list[str]:
+        """Where the values, or going back the cotangents, part: how far, what both sides have there, what enters it."""
+        sides = [cotangents_of(r) if back else r.values for r in (m.a, m.b)]
+        sizes = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(apart, *sides)]
+        lines = self._parting(m, back)
+        for side, arrays in zip(("first", "second"), sides, strict=True):
+            lines.append(f"  {side}: {statistics(arrays[int(np.argmax(sizes))])}")
+        return lines if self._named_only else [*lines, *self._entering(m, back)]
+
+    def _parting(self, m: Match, back: bool) -> list[str]:
+        """The sentence of where they part, and by how much."""
         what = f"value {m.a.name!r}" if m.a.name and m.a.primitive == "name" else f"`{m.a.primitive}`"
         what = f"argument {m.a.name!r}" if m.a.primitive == "input" else what
         places, libraries = (
@@ -190,14 +200,13 @@ class Difference:
         when = f" in loop step {', '.join(map(str, step))}" if step else ""
         text = f"{size:.2g} of its size, and up to {noise:.2g} is rounding" if size != math.inf else "of another kind"
         name = "Going back, the cotangents part at the" if back else "The values part at the"
-        lines = [f"{name} {what}{where}{when}: the difference is {text}.", *(f"  in {lib}" for lib in libraries)]
-        sides = [cotangents_of(r) if back else r.values for r in (m.a, m.b)]
-        sizes = [-1.0 if d is None else float(np.max(d, initial=0.0)) for d in map(apart, *sides)]
-        for side, arrays in zip(("first", "second"), sides, strict=True):
-            lines.append(f"  {side}: {statistics(arrays[int(np.argmax(sizes))])}")
+        return [f"{name} {what}{where}{when}: the difference is {text}.", *(f"  in {lib}" for lib in libraries)]
+
+    def _entering(self, m: Match, back: bool) -> list[str]:
+        """How far what enters there differs: operands, or the cotangents that come back; and what follows from it."""
         pairs = enumerate((m.a, m.b))
         around = [r for k, of in pairs for r in self._next(k, of, back) if not k or id(r) not in self._by_row]
-        around = [] if self._named_only else around
+        lines = []
         for row in around:
             other = self._by_row.get(id(row))
             of = None if other is None else other.cotangent if back else other.value

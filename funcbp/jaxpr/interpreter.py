@@ -57,7 +57,7 @@ class Inside(NamedTuple):
         Primitives are told apart by their parameters, so that one of which nobody here has heard is known, too.
         """
         programs = programs_inside(params)
-        return cls(_kind(params, programs, types), programs) if programs else NOTHING_INSIDE
+        return cls(_kind(params, types), programs) if programs else NOTHING_INSIDE
 
 
 NOTHING_INSIDE = Inside(Kind(0), ())
@@ -78,7 +78,7 @@ def programs_inside(params: dict[str, Any]) -> tuple[AnyJaxpr, ...]:
     return tuple(found)
 
 
-def _kind(params: dict[str, Any], programs: Sequence[AnyJaxpr], types: Sequence[Aval]) -> Kind:
+def _kind(params: dict[str, Any], types: Sequence[Aval]) -> Kind:
     if "branches" in params:
         return Kind.COND
     if "cond_jaxpr" in params:

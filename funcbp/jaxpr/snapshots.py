@@ -26,7 +26,7 @@ from jax.extend.core import Primitive, primitives
 from .interpreter import as_function, while_condition, while_parts
 from .programs import Program, in_avals, out_avals, trace, trace_with
 from .types import Aval, ClosedJaxpr, JaxprEqn, Value
-from .values import split_list
+from .values import instantiated_tangent, split_list
 
 __all__ = [
     "as_plain",
@@ -177,10 +177,6 @@ def loop_tangent(*args: Value, of: Tangent) -> list[Value]:
     return with_snapshots(trace(both, [*map(core.typeof, args)], "tangent"), loop.params)(*args)
 
 
-def _instantiated(tangent: Value) -> Value:
-    return tangent.instantiate() if type(tangent) is Zero else tangent
-
-
 def _has_tangent(aval: Aval) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, np.inexact)
 
@@ -204,7 +200,7 @@ def _tangent_abstract_eval(*avals: Aval, of: Tangent) -> Aval:
 def _tangent_jvp(
     primals: Sequence[Value], tangents: Sequence[Value], *, of: Tangent
 ) -> tuple[list[Value], list[Value]]:
-    return jax.jvp(functools.partial(loop_tangent, of=of), list(primals), list(map(_instantiated, tangents)))
+    return jax.jvp(functools.partial(loop_tangent, of=of), list(primals), list(map(instantiated_tangent, tangents)))
 
 
 def _tangent_batched(
@@ -276,7 +272,7 @@ def _call_batched(
 def _call_jvp(
     primals: Sequence[Value], tangents: Sequence[Value], *, jaxpr: ClosedJaxpr
 ) -> tuple[list[Value], list[Value]]:
-    outs, moved = jax.jvp(as_function(jaxpr), list(primals), list(map(_instantiated, tangents)))
+    outs, moved = jax.jvp(as_function(jaxpr), list(primals), list(map(instantiated_tangent, tangents)))
     return outs, [t if t.dtype == jax.dtypes.float0 else loop_reversal_tangent_p.bind(t) for t in moved]
 
 

@@ -223,7 +223,7 @@ class Plan(NamedTuple):
 def _run(args: argparse.Namespace) -> int:
     plan = _plan(args)
     dataset = plan.dataset
-    _describe(args, plan)
+    _say_what_will_be_done(args, plan)
     few = dataset.x_train[:CHECKED_EXAMPLES], dataset.y_train[:CHECKED_EXAMPLES]
     if not gradient_is_right(plan.job.task.loss, plan.params, few, args.seed):
         print("The gradient is WRONG, so nothing was trained.", file=sys.stderr)
@@ -279,7 +279,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _describe(args: argparse.Namespace, plan: Plan) -> None:
+def _say_what_will_be_done(args: argparse.Namespace, plan: Plan) -> None:
     """Print what is learned from, by which network, how and where."""
     dataset = plan.dataset
     kind = "regression" if dataset.classes is None else f"{len(dataset.classes)} classes"

@@ -122,23 +122,21 @@ def _check(
         notes.append("The function has no floating-point output: every derivative is zero.")
     random = random_cotangents(rng, samples, subject.outputs.size)
 
-    findings, eager, jax_cts = _consistency(subject, vjp, random[0])
-    if eager is None:
-        leaves = [_blank(subject, i, "wrong", findings[-1].result) for i in range(len(subject.float_ids))]
+    def not_compared(leaves: list[LeafReport]) -> Report:
         return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")
 
+    findings, eager, jax_cts = _consistency(subject, vjp, random[0])
+    if eager is None:
+        return not_compared([_blank(subject, i, "wrong", findings[-1].result) for i in range(len(subject.float_ids))])
     if vjp is jax.vjp:
         jax_cts = eager
     elif jax_cts is None:
         jax_cts = or_none(lambda: _native(subject, jax.vjp, random[0]), notes, "jax.vjp")
     findings += consistency.types(subject, eager, jax_cts)
     shapes = [np.shape(eager[i]) == subject.types[i].shape for i in subject.float_ids]
-    if not all(shapes):  # nothing else can be compared
-        leaves = [
-            _blank(subject, i, "not informative" if s else "wrong", "" if s else "its cotangent has another shape")
-            for i, s in enumerate(shapes)
-        ]
-        return Report(name_of(f), tuple(leaves), tuple(findings), tuple(notes), "", seed, samples, "not compared")
+    if not all(shapes):
+        said = [("not informative", "") if s else ("wrong", "its cotangent has another shape") for s in shapes]
+        return not_compared([_blank(subject, i, *words) for i, words in enumerate(said)])
 
     with double_precision():
         wide, program = _widen(subject, notes)
@@ -158,24 +156,39 @@ def _check(
             second, gradient = _second_order(wide, setting, random[0])
             blamed = wide if any(leaf.verdict == "wrong" for leaf in leaves) else gradient
             leaves += second
-        culprit = ""
-        spoiled = [
-            leaf.verdict == "not finite" and leaf.wanted is not None and np.isfinite(leaf.wanted) for leaf in leaves
-        ]
-        if any(spoiled):
-            culprit = spoiler(wide, vjp, seed)
-        stopped = [leaf.verdict == "stopped gradient" for leaf in leaves]
-        if any(stopped) and w.frozen() is None and program is not None and has_own_rules(program):
-            wrong = spoiler(wide, vjp, seed, has_own_rule)  # JAX, by which these are right, has that rule, too
-            culprit = culprit or wrong
-            spoiled = [a or (b and bool(wrong)) for a, b in zip(spoiled, stopped, strict=True)]
-        if culprit:
-            pairs = zip(leaves, spoiled, strict=True)
-            leaves = [replace(leaf, verdict="wrong", note="") if s else leaf for leaf, s in pairs]
-        elif any(leaf.verdict == "wrong" for leaf in leaves):
-            culprit = blame(blamed, vjp, seed)
+        leaves, culprit = _with_culprit(leaves, w, program, blamed, vjp, seed)
     unique, mode = tuple(dict.fromkeys(notes)), "whole Jacobian" if w.full else "random directions"
     return Report(name_of(f), tuple(leaves), tuple(findings), unique, culprit, seed, samples, mode)
+
+
+def _with_culprit(
+    leaves: list[LeafReport],
+    w: Witnesses,
+    program: Program | None,
+    blamed: Subject,
+    vjp: Callable[..., tuple[PyTree, Callable[..., PyTree]]],
+    seed: int,
+) -> tuple[list[LeafReport], str]:
+    """The equation whose rule is wrong, if one is, and the leaves, of which those that it spoils are wrong.
+
+    A rule may spoil leaves that are judged otherwise: by making what is finite infinite or nan, or where JAX is the
+    only witness of what is stopped and has the same rule. `blamed` is what the wrong leaves are the derivative of.
+    """
+    wide, culprit = w.subject, ""
+    spoiled = [leaf.verdict == "not finite" and leaf.wanted is not None and np.isfinite(leaf.wanted) for leaf in leaves]
+    if any(spoiled):
+        culprit = spoiler(wide, vjp, seed)
+    stopped = [leaf.verdict == "stopped gradient" for leaf in leaves]
+    if any(stopped) and w.frozen() is None and program is not None and has_own_rules(program):
+        wrong = spoiler(wide, vjp, seed, has_own_rule)
+        culprit = culprit or wrong
+        spoiled = [a or (b and bool(wrong)) for a, b in zip(spoiled, stopped, strict=True)]
+    if culprit:
+        pairs = zip(leaves, spoiled, strict=True)
+        return [replace(leaf, verdict="wrong", note="") if s else leaf for leaf, s in pairs], culprit
+    if any(leaf.verdict == "wrong" for leaf in leaves):
+        culprit = blame(blamed, vjp, seed)
+    return leaves, culprit
 
 
 def assert_gradients(f: Callable[..., PyTree], *args: PyTree, **options: Any) -> Report:

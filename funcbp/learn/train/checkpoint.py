@@ -131,15 +131,14 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be written; then the file that was there is as it was.
         """
-        leaves = leaves_of(saved.state)
-        host = {path_of(path): to_host(leaf) for path, leaf in leaves}  # on every process: parts are exchanged
+        host = {
+            path_of(path): to_host(leaf) for path, leaf in leaves_of(saved.state)
+        }  # on every process: parts are exchanged
         if jax.process_index():
             return
-        types = {path_of(path): _type_of(leaf) for path, leaf in leaves}
-        about = {**_about(saved), "types": types}
         arrays: dict[str, Any] = {f"state/{name}": _storable(a) for name, a in host.items()}
         arrays |= {f"history/{name}": column for name, column in saved.history.items()}
-        arrays["about"] = np.array(json.dumps(about))
+        arrays["about"] = np.array(json.dumps(_about(saved)))
         try:
             for left in os.listdir(self._place.parent):
                 if left.startswith(unfinished(self._place)):  # by a process that was killed as it wrote
@@ -259,8 +258,7 @@ class OrbaxCheckpoint:
             CheckpointError: it cannot be written.
         """
         args = self._orbax.args
-        about = {**_about(saved), "types": {path_of(path): _type_of(leaf) for path, leaf in leaves_of(saved.state)}}
-        about["history"] = {name: column.tolist() for name, column in saved.history.items()}
+        about = _about(saved) | {"history": {name: column.tolist() for name, column in saved.history.items()}}
         items = args.Composite(state=args.StandardSave(_plain(saved.state)), about=args.JsonSave(about))
         try:
             with self._manager() as manager:
@@ -328,11 +326,12 @@ def check_about(where: str, about: Mapping[str, Any], like: Saved) -> None:
 
 def _about(saved: Saved) -> dict[str, Any]:
     versions = {"funcbp": __version__, "jax": jax.__version__}
-    return {"what": "funcbp checkpoint", "format": FORMAT, **versions, "settings": dict(saved.settings)}
+    held = {"settings": dict(saved.settings), "types": _types_of(saved.state)}
+    return {"what": "funcbp checkpoint", "format": FORMAT, **versions, **held}
 
 
 def _check_types(where: str, types: Mapping[str, str], state: PyTree) -> None:
-    wanted = {path_of(path): _type_of(leaf) for path, leaf in leaves_of(state)}
+    wanted = _types_of(state)
     for name in [*wanted, *types]:
         if wanted.get(name) != types.get(name):
             raise CheckpointError(
@@ -347,6 +346,10 @@ def _check_columns(where: str, names: list[str], like: Saved) -> None:
             f"{where} is of another training: its history has the columns {', '.join(names)}, and this one's "
             f"{', '.join(like.history) or 'has none'}."
         )
+
+
+def _types_of(state: PyTree) -> dict[str, str]:
+    return {path_of(path): _type_of(leaf) for path, leaf in leaves_of(state)}
 
 
 def _type_of(leaf: Value) -> str:

@@ -27,6 +27,7 @@ from ..jaxpr.types import PyTree, Value
 from ..rules.traits import UNKNOWN, Singularity, traits_of
 from .replay import Birth, first_birth, replay
 from .statistics import Statistics, statistics
+from .widened import is_float
 
 __all__ = ["FindNan", "Nonfinite", "find_nan"]
 
@@ -262,7 +263,7 @@ class FindNan:
 
     def whether(self, *args: PyTree, **kwargs: PyTree) -> jax.Array:
         """Whether the value or the gradient is not finite: a boolean, cheap, and at home in a jitted training step."""
-        leaves = [x for x in jax.tree.leaves(self._gradient(self.backward, *args, **kwargs)) if _is_float(x)]
+        leaves = [x for x in jax.tree.leaves(self._gradient(self.backward, *args, **kwargs)) if is_float(x)]
         return ~jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Nonfinite:
@@ -280,7 +281,7 @@ class FindNan:
 
         def flat(*leaves: Value) -> list[Value]:
             value, grads = of_arrays(*jax.tree.unflatten(tree, leaves))
-            floats = lambda tree: [x for x in jax.tree.leaves(tree) if _is_float(x)]
+            floats = lambda tree: [x for x in jax.tree.leaves(tree) if is_float(x)]
             in_values.append(len(floats(value)))
             return floats(value) + floats(grads)
 
@@ -290,14 +291,10 @@ class FindNan:
         bad = [
             path
             for path, x in _paths(self.f, args, kwargs)
-            if is_array(x) and _is_float(x) and not jnp.isfinite(x).all()
+            if is_array(x) and is_float(x) and not jnp.isfinite(x).all()
         ]
         in_value = first is not None and first.root in of_value
         return Nonfinite(first, bad, in_value, _replaced(self.backward), finite_value=not of_value)
-
-
-def _is_float(x: Value) -> bool:
-    return jax.dtypes.issubdtype(jx.type_of(x).dtype, np.inexact)
 
 
 def _replaced(backward: Backward) -> dict[str, str]:

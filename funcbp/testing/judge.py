@@ -130,8 +130,10 @@ def _suspects(w: Witnesses, leaf: int, scale: float) -> np.ndarray:
             for row, half in enumerate(halves):
                 directions[row, where.start + half] = signs[half]
             found = w.evaluator.slopes(directions, np.full(2, scale), w.project)
-            got = directions @ np.nan_to_num(w.got[k])
-            support = halves[int(np.argmax(np.nan_to_num(np.abs(got - found.central[:, k]), nan=np.inf)))]
+            with np.errstate(all="ignore"):
+                got = directions @ np.nan_to_num(w.got[k])
+                off = np.nan_to_num(np.abs(got - found.central[:, k]), nan=np.inf)
+            support = halves[int(np.argmax(off))]
         chosen.append(int(support[0]))
     chosen += w.rng.choice(n, REEXAMINED // 2, replace=False).tolist()
     return np.unique(chosen)

@@ -321,6 +321,13 @@ def test_what_the_first_steps_say_nothing_of_is_measured_with_smaller_ones(n, dt
     assert right.worst.verdict == "ok" and right.worst.error < 1e-10 and not right.worst.note
 
 
+def test_a_derivative_that_is_infinite_along_directions_has_a_verdict():
+    """Its elements are sought by halving, where sums of them overflow; warnings are errors here."""
+    report = check(lambda x: jnp.sum(1 / x), jnp.zeros(40_000))
+    assert report.mode == "random directions"
+    assert [leaf.verdict for leaf in report.leaves] == ["not finite"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_beside_ok_stands_the_error_of_an_element_that_differences_settle(dtype):
     """Of many rectifiers, some have their kinks within every step that rounding allows."""

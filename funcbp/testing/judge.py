@@ -446,9 +446,10 @@ def _judgement(
     with np.errstate(all="ignore"):
         own = float(unit[at] / of)
         coarse = verdict == "not informative" and own * w.tolerance > USELESS
+        if coarse:
+            note = note or f"differences are too coarse to tell: {own:.0e} of its largest element"
         return Judgement(
             verdict,
-            note=f"differences are too coarse to tell: {own:.0e} of its largest element" if coarse else "",
             error=float(np.abs(got[at] - wanted[at]) / of),
             reference_error=own,
             coordinate=coordinate,

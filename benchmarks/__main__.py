@@ -23,6 +23,7 @@ from . import (
     learning,
     memory,
     openbox,
+    peaks,
     per_example,
     report,
     step,
@@ -37,6 +38,7 @@ TABLES = {
     "accuracy": accuracy.run,
     "openbox": openbox.run,
     "memory": memory.run,
+    "peaks": peaks.run,
     "per_example": per_example.run,
     "curvature": curvature.run,
     "fused": fused.run,
@@ -61,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="funcbp against JAX's reverse mode.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables: {', '.join(TABLES)}; default: all")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of runs for each time ratio (default 20)")
-    parser.add_argument("--only", default="", help="numbers of workloads, separated by commas: W1,W4")
-    parser.add_argument("--tiny", action="store_true", help="accelerator: the same models as toys, on any machine")
+    parser.add_argument(
+        "--only", default="", help="numbers of workloads, separated by commas: W1,W4; peaks: parts of names"
+    )
+    parser.add_argument("--tiny", action="store_true", help="accelerator, peaks: the same models as toys")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw what can be drawn, into DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(argv)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     only = [name.strip().upper() for name in options.only.split(",") if name.strip()]
     around = surroundings()
     names = options.tables or list(TABLES)
-    run = TABLES | {"accelerator": functools.partial(accelerator.run, tiny=options.tiny)}
+    run = TABLES | {name: functools.partial(TABLES[name], tiny=options.tiny) for name in ("accelerator", "peaks")}
     tables = [run[name](options.pairs, only) for name in names]
     if not any(table.rows for table in tables):
         parser.error(f"there is no workload {', '.join(only)} in these tables")

@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from .. import jaxpr as jx
 from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
-from ..rules.cost import flops, is_cheap
+from ..rules.cost import flops, is_cheap, is_repeatable
 from ..rules.traits import Moves, Traits, traits_of
 from .plan import Plan
 
@@ -70,6 +72,7 @@ class Facts(NamedTuple):
     wide: tuple[int, ...] | None = None
 
 
+BARRIERS = jx.primitive("optimization_barrier_p"), jx.barrier_p
 CONSTANT = 0  # the number of all constants
 NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
 FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), (0, 0))
@@ -123,6 +126,16 @@ def _size(v: Any) -> int:
     return math.prod(map(jx.closed_size, shape)) * dtype.itemsize
 
 
+def _is_narrow(v: Any) -> bool:
+    """Tell whether a value is of a type that XLA computes with in float32."""
+    return getattr(v.aval, "dtype", None) in (jnp.bfloat16, jnp.float16)
+
+
+def _in_float32(v: Any) -> int:
+    """Count the bytes of a value in float32."""
+    return 4 * math.prod(map(jx.closed_size, v.aval.shape))
+
+
 def _turns_over(product: Any) -> bool:
     """Tell whether a product sums over several first axes of both operands, as a weight's gradient does."""
     summed, (batch, _) = product.params["dimension_numbers"]
@@ -148,6 +161,16 @@ def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
     if kind is Kind.WHILE:
         return len(eqn.invars) - len(eqn.outvars), len(eqn.outvars)
     return 0, int(traits.writes)
+
+
+def _merged_by(eqn: Any) -> tuple[Any, ...] | None:
+    """Return what equations share that XLA merges where they read the same; None for one that it keeps apart."""
+    inside = inside_of(eqn)
+    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
+    if nested or not is_repeatable(eqn) or eqn.primitive in BARRIERS:
+        return None
+    literals = [str(v) for v in eqn.invars if is_literal(v)]
+    return eqn.primitive, str(sorted(eqn.params.items())), *literals, *(v.aval for v in eqn.outvars)
 
 
 class Op(NamedTuple):
@@ -196,8 +219,12 @@ class Flow:
         self.masks: set[int | None] = set()
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int | None, int], int] = {}
+        self.widened: dict[int, int] = {}
         self.spreads: set[int | None] = set()
+        self.sums: set[int | None] = set()
         self.zeros: dict[int, int] = {}
+        self.merged: dict[Any, Sequence[int | None]] = {}
+        self.views: dict[int | None, int | None] = {}
         self.seen_otherwise: set[int | None] = set()
         self.known = {} if known is None else known
 
@@ -214,27 +241,40 @@ class Flow:
         look = lambda v: None if is_literal(v) else env.get(v)
         for eqn in jaxpr.eqns:
             facts = self._known(eqn, facts_of)
-            reads: list[int | None] = [*map(look, eqn.invars)]
-            made = [self.new() for _ in eqn.outvars]
-            outs: Sequence[int | None] = made
-            if facts.inside.programs and facts.inside.kind & jx.CALLS:
-                called = facts.inside.programs[0]
-                outs = self.call(called, reads[len(reads) - len(getattr(called, "jaxpr", called).invars) :])
-            elif facts.alias:
-                outs = reads[:1]
-                if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
-                    self.seen_otherwise.add(outs[0])
-            else:
-                self._note(eqn, reads, outs)
-                facts, reads = self._as_compiled(eqn, facts, reads)
-                first, n = facts.over
-                over = [*zip(reads[first:], made[:n], strict=False)]
-                if facts.inside.kind is Kind.SCAN and self.inside is None:
-                    over += self._zeros(made[n:], facts.sizes[n:])
-                    reads = [*reads, *(z for z, _ in over[n:])]
-                self._write(facts, reads, made, eqn, over)
+            given = [*map(look, eqn.invars)]
+            key = self._known(eqn, _merged_by)
+            same = key and (*key, *(None if is_literal(v) else env.get(v) or v for v in eqn.invars))
+            outs = self.merged.get(same) if same else None
+            if outs is None:
+                outs = self._equation(eqn, facts, given)
+                if same:
+                    self.merged[same] = outs
             env.update(zip(eqn.outvars, outs, strict=True))
         return [*map(look, jaxpr.outvars)]
+
+    def _equation(self, eqn: Any, facts: Facts, given: list[int | None]) -> Sequence[int | None]:
+        """Write an equation as it is compiled, and return its results."""
+        if facts.inside.programs and facts.inside.kind & jx.CALLS:
+            called = facts.inside.programs[0]
+            return self.call(called, given[len(given) - len(getattr(called, "jaxpr", called).invars) :])
+        reads, made = [*map(self._whole, given)], [self.new() for _ in eqn.outvars]
+        if facts.alias:
+            self.views[made[0]] = reads[0]
+            if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
+                self.seen_otherwise.add(reads[0])
+            return made
+        self._note(eqn, facts, reads, made)
+        facts, reads = self._as_compiled(eqn, facts, reads)
+        first, n = facts.over
+        over = [*zip(reads[first:], made[:n], strict=False)]
+        if facts.inside.kind is Kind.SCAN and self.inside is None:
+            over += self._zeros(made[n:], facts.sizes[n:])
+            reads = [*reads, *(z for z, _ in over[n:])]
+        return self._write(facts, reads, made, eqn, over)
+
+    def _whole(self, v: int | None) -> int | None:
+        """Return the value that another one is, seen otherwise."""
+        return self.views.get(v, v)
 
     def apart(self, program: Program, args: Sequence[int | None]) -> list[int | None]:
         """Write a program that is compiled apart from what is around it, such as one behind a barrier."""
@@ -255,6 +295,7 @@ class Flow:
         over: Iterable[tuple[int | None, int]] = (),
     ) -> Sequence[int]:
         """Write an equation; a copy (of no equation) after what makes that of which it is one."""
+        reads = [*map(self._whole, reads)]
         read = tuple(r for r in reads if r)
         at = (
             float(len(self.ops))
@@ -266,10 +307,14 @@ class Flow:
         self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over), wide))
         return makes
 
-    def _note(self, eqn: Any, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
+    def _note(self, eqn: Any, facts: Facts, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
         """Note what of an equation others ask for."""
         if eqn.primitive is primitives.broadcast_in_dim_p:
             self.spreads.add(makes[0])
+            if reads[0] in self.sums:
+                self.sums.add(makes[0])
+        if facts.takes and not facts.fuses:
+            self.sums.add(makes[0])
         if eqn.primitive is primitives.convert_element_type_p and eqn.invars[0].aval.dtype == bool:
             self.masks.add(makes[0])
         if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
@@ -283,13 +328,24 @@ class Flow:
             copy = FUSED._replace(moves=True)
             turn = lambda i, r: self._made(_size(eqn.invars[i]), [r], copy)[0] if i in facts.turned and r else r
             reads = [turn(i, r) for i, r in enumerate(reads)]
+        elif eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
+            # in float32, of operands in float32; what is rounded afterwards is not rounded by each of its readers
+            reads = [self._widened(v, r) if r and _is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
+            product = self._write(facts._replace(sizes=(_in_float32(eqn.outvars[0]),)), reads, [self.new()], None)
+            facts, reads = FUSED._replace(sizes=facts.sizes, dear=True), [*product]
+        elif eqn.primitive is primitives.random_bits_p:
+            # two halves of four bytes, which the rounds of the generator work on, and which what reads them combines
+            apart = FUSED._replace(fuses=False, takes=False, sizes=(4 * eqn.outvars[0].aval.size,) * 2)
+            halves = self._write(apart, reads, [self.new(), self.new()], None)
+            facts, reads = FUSED._replace(sizes=facts.sizes), [*halves]
         elif eqn.primitive is primitives.div_p and is_literal(eqn.invars[1]):
             facts = facts._replace(dear=False)  # a product with the reciprocal
         elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
             # a product with the reciprocal, which is spread once for all that is divided by it
             key = reads[1], facts.sizes[0]
             if key not in self.reciprocals:
-                (self.reciprocals[key],) = self._made(facts.sizes[0], reads[1:])
+                spread = FUSED._replace(dear=reads[1] in self.sums)  # with a sum it is one cluster, that stores it
+                (self.reciprocals[key],) = self._made(facts.sizes[0], reads[1:], spread)
                 self.spreads.add(self.reciprocals[key])
             facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self.reciprocals[key]]
         elif eqn.primitive is primitives.select_and_scatter_add_p:
@@ -303,6 +359,12 @@ class Flow:
             found = self._made(coordinates + _size(eqn.invars[0]), [reads[1], *axes], apart)
             reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
         return facts, reads
+
+    def _widened(self, v: Any, number: int) -> int:
+        """Write a narrow value in float32, once for all products that read it."""
+        if number not in self.widened:
+            (self.widened[number],) = self._made(_in_float32(v), [number])
+        return self.widened[number]
 
     def _zeros(self, stacks: Sequence[int], sizes: Sequence[int]) -> list[tuple[int | None, int]]:
         """Write the zeros that a loop's stacks are written over: made first of all, as they wait for nothing."""
@@ -336,6 +398,7 @@ class Flow:
         self, outs: Sequence[int | None], stored: Sequence[int | None] = (), state: dict[int, int] | None = None
     ) -> tuple[int, float]:
         """Predict the peak; and find which operation runs then, by how many were written before it."""
+        outs, stored = [*map(self._whole, outs)], [*map(self._whole, stored)]
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
         nodes, sizes, own = self._nodes(ops, {o for o in outs if o}, kept)
         nodes = _in_order(nodes, self._inputs(ops, outs))
@@ -384,6 +447,13 @@ class Flow:
             outs |= {*before.values()}
             written |= {*before}
         demanded, within = self._demanded(ops, maker, readers)
+        root = _clusters(ops, readers, outs)
+        inner = {v for v in root if root[v] != v}
+        for op in (op for op in ops if op.makes[0] in root):
+            demanded.update(op.reads)
+            within.discard(op.makes[0])
+        demanded -= inner
+        literals: dict[tuple[float, int], int] = {}
         apart = stored
         once = self._once(ops, maker, readers)
         stored = stored | demanded | once
@@ -394,9 +464,17 @@ class Flow:
         sizes: dict[int, int] = {}
         own: dict[int, int] = {}
         for op in ops:
-            alone = not op.facts.fuses or op.makes[0] in within
-            reads = frozenset().union(*({r} if alone and r in sizes else through.get(r, {r}) for r in op.reads))
-            moved = reads if op.facts.moves else frozenset().union(*(elsewhere.get(r, ()) for r in op.reads))
+            alone = not op.facts.fuses or op.makes[0] in within or op.makes[0] in root
+            ways = (frozenset({r}) if alone and r in sizes else through.get(r, frozenset({r})) for r in op.reads)
+            reads: frozenset[int] = frozenset().union(*ways)
+            if op.makes[0] in root:
+                reads |= self._literals(op, literals)
+            beyond: frozenset[int] = frozenset().union(*(elsewhere.get(r, frozenset()) for r in op.reads))
+            if op.makes[0] in inner:
+                through[op.makes[0]] = reads
+                elsewhere[op.makes[0]] = beyond if op.facts.takes else reads
+                continue
+            moved = reads if op.facts.moves else beyond
             if op.facts.fuses:
                 v, by = op.makes[0], readers.get(op.makes[0], [])
                 kept = v in stored or (op.facts.dear and len(by) > 1)
@@ -417,7 +495,19 @@ class Flow:
             if self.inside is Kind.COND and not apart.isdisjoint(op.makes):
                 over = frozenset()  # a branch's result has the buffer that all branches write into
             nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
+        nodes += [Node((v,), frozenset({CONSTANT}), 0, True, frozenset()) for v in literals.values()]
+        sizes |= {v: size for (_, size), v in literals.items()}
         return nodes, sizes, own
+
+    def _literals(self, op: Op, spread: dict[tuple[float, int], int]) -> frozenset[int]:
+        """Return the numbers that an equation of a cluster reads: each is spread to full size, once, first of all."""
+        if not op.facts.fuses or not hasattr(op.eqn, "invars") or op.facts.sizes[0] <= NEGLIGIBLE:
+            return frozenset()
+        divides = op.eqn.primitive is primitives.div_p
+        numbers = [1 / float(v.val) if divides else float(v.val) for v in op.eqn.invars if is_literal(v)]
+        keys = [(number, op.facts.sizes[0]) for number in numbers]
+        spread |= {key: self.new() for key in keys if key not in spread}
+        return frozenset(spread[key] for key in keys)
 
     def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
         """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
@@ -524,6 +614,25 @@ class Flow:
             (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
         outs = [o if r else None for o, r in zip(flow.call(jaxpr, args), read, strict=True)]
         return flow.peak(outs, [o for o, s in zip(outs, stored, strict=True) if s], state)
+
+
+def _clusters(ops: list[Op], readers: dict[int, list[Op]], outs: Collection[int]) -> dict[int, int]:
+    """Find what is compiled as one kernel that stores nothing between: products of several at once, sums, and what is
+    elementwise between them, as in a softmax and its derivative. For each value of such a cluster, which is its result.
+    """
+    root: dict[int, int] = {}
+    for op in reversed(ops):
+        v, primitive = op.makes[0], getattr(op.eqn, "primitive", None)
+        several = primitive is primitives.dot_general_p and op.eqn.params["dimension_numbers"][1][0] != ()
+        moved = op.facts.moves and primitive is not primitives.broadcast_in_dim_p
+        if several or (op.facts.takes and not op.facts.chooses and not moved):
+            after = {root.get(reader.makes[0]) for reader in readers.get(v, ())}
+            (only,) = after if len(after) == 1 and v not in outs else (None,)
+            root[v] = v if only is None else only
+    inner = [op for op in ops if root.get(op.makes[0], op.makes[0]) != op.makes[0]]
+    with_product = {root[op.makes[0]] for op in inner if not op.facts.takes}
+    with_sum = {root[op.makes[0]] for op in inner if op.facts.takes and not op.facts.fuses}
+    return {v: r for v, r in root.items() if r in with_product & with_sum}
 
 
 def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:

@@ -63,7 +63,42 @@ def experts(w, x):
     return jnp.sum(jnp.einsum("te,etd->td", x @ gate, y) ** 2)
 
 
+def attending(w, x):
+    """A softmax over products of several at once: sums, products and what is between are one kernel."""
+    q, k, v = (jnp.einsum("btd,dhe->bhte", x, p) for p in w)
+    weights = jax.nn.softmax(jnp.einsum("bhqe,bhke->bhqk", q, k) / 4)
+    return jnp.mean(jnp.einsum("bhqk,bhke->bhqe", weights, v) ** 2)
+
+
+def contrasted(w, x):
+    """What is computed twice of the same is computed once; of what is turned over it is not the same."""
+    scores = jnp.tanh(x @ w[0]) @ jnp.tanh(x @ w[1]).T
+    at = jnp.arange(len(scores))[:, None]
+    once = lambda s: jnp.take_along_axis(s, at, -1) ** 2
+    return jnp.sum(once(jnp.sin(scores)) + once(jnp.sin(scores)) + once(jnp.sin(scores.T)))
+
+
+def dropped(w, x):
+    """Random bits are made as two halves, which stay until a mask is made of them."""
+    for i, p in enumerate(w):
+        kept = jax.random.bernoulli(jax.random.key(i), 0.9, x.shape)
+        x = jnp.where(kept, jax.nn.relu(x @ p), 0.0)
+    return jnp.mean(x**2)
+
+
+def narrow(w, x):
+    """Products in bfloat16 are made in float32, of operands in float32."""
+    for p in w:
+        x = jax.nn.relu(x.astype(jnp.bfloat16) @ p.astype(jnp.bfloat16))
+    return jnp.mean(x.astype(jnp.float32) ** 2)
+
+
 PROGRAMS = {
+    "attending": (attending, [struct(64, 4, 16)] * 3, struct(2, 128, 64), False),
+    "attending, a region": (attending, [struct(64, 4, 16)] * 3, struct(2, 128, 64), True),
+    "contrasted": (contrasted, [struct(64, 64)] * 2, struct(256, 64), False),
+    "dropped": (dropped, [struct(64, 64)] * 4, struct(128, 64), False),
+    "narrow": (narrow, [struct(64, 64)] * 4, struct(512, 64), False),
     "lends": (lends, [struct(200, 400), struct(400, 200), struct(200, 100)], struct(64, 200), True),
     "normed": (normed, [struct(32, 32)] * 3, struct(256, 32), True),
     "convolved": (convolved, [struct(3, 3, 4, 8), *[struct(3, 3, 8, 8)] * 2], struct(2, 16, 16, 4), True),

@@ -267,7 +267,7 @@ def routed_experts(n: Size, count: int = 4) -> Loss:
 
 
 def convolutions(n: Size, norm: Callable[[Any], Any] = batch_norm) -> Loss:
-    c = n(16) + 16
+    c = 4 * n(8)
 
     def loss(w, x):
         for kernel in w:

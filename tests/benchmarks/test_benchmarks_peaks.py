@@ -37,7 +37,6 @@ def test_what_is_compared_is_the_gradient_with_its_value(usual_jax):
     loss = lambda w, x: jnp.sum(((x @ w[0]) @ w[1]) ** 2)
     workload = workloads.gradient_of(lambda: loss, (square, square), square)
     predicted, compiled = peaks.peaks_of(workload, peaks.PLANS["default"])
-    print(predicted, compiled)
     assert predicted == compiled
 
 

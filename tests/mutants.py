@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant("autodiff/tape.py", "reached |= {i for i in entry.inputs if i is not None}", "reached = {i for i in entry.inputs if i is not None}", "autodiff"),
     Mutant("autodiff/feedback.py", "if any(p and not h for p, h in zip(operation.perturbed, here, strict=True)):", "if False:", "autodiff/test_marks.py"),
     Mutant("autodiff/custom_rules.py", "if not operation.is_perturbed or trace.in_tangent_rule:", "if not operation.is_perturbed:", "autodiff/test_custom_rules.py"),
-    Mutant("autodiff/attach.py", "tuple(p.perturbed for p in primals)", "(True,) * len(primals)", "autodiff/test_attach.py"),
+    Mutant("autodiff/attach.py", "in_nzs=tuple(perturbed)", "in_nzs=(True,) * len(primals)", "autodiff/test_attach.py"),
     Mutant("autodiff/arguments.py", "if not -count <= i < count:", "if not -count <= i <= count:", "autodiff/test_transformations.py"),
     Mutant("per_example/leaf.py", "total = total + (inner if i == j else 2 * inner)", "total = total + inner", "per_example"),
     Mutant("per_example/statistics.py", "snr = [jnp.abs(m.astype(v.dtype)) / jnp.sqrt(v)", "snr = [jnp.abs(m.astype(v.dtype)) / v", "per_example/test_statistics.py"),

@@ -249,8 +249,9 @@ def test_every_ruled_primitive_has_a_row():
     # maps and collectives: tests/test_mapped.py; calls, and what is said to the compiler:
     # tests/control_flow/test_other_calls.py;
     # jax.experimental.sparse: test_sparse.py; operations written as classes: tests/control_flow/test_operations.py;
-    # people's own dtypes, and `eval_jaxpr`: tests/outside/test_faults.py
+    # people's own dtypes, and `eval_jaxpr`: tests/outside/test_faults.py; attached: tests/autodiff/test_attach.py
     elsewhere = {
+        "attached",
         "eval_jaxpr",
         "to_edtype",
         "from_edtype",

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ...jaxpr.types import PyTree
-from ..optim.base import scalar
+from ..optim import base
 
 LOSSES = ("loss", "validation_loss")
 
@@ -202,7 +202,7 @@ def all_correct(fraction: float = 1.0) -> StoppingRule:
     if not 0 < fraction <= 1:
         raise ValueError(f"all_correct needs a fraction above 0 and at most 1, and got {fraction}.")
     slack = 2 * float(jnp.finfo(jnp.float32).eps)
-    return _stateless(lambda seen: scalar(seen.correct) >= scalar(fraction) - slack, "correct")
+    return _stateless(lambda seen: base.scalar(seen.correct) >= base.scalar(fraction) - slack, "correct")
 
 
 def target_error(error: float, of: str = "loss") -> StoppingRule:
@@ -225,7 +225,7 @@ def target_error(error: float, of: str = "loss") -> StoppingRule:
         True
     """
     _check_loss("target_error", of)
-    return _stateless(lambda seen: scalar(getattr(seen, of)) <= scalar(error), of)
+    return _stateless(lambda seen: base.scalar(getattr(seen, of)) <= base.scalar(error), of)
 
 
 def maximum_epochs(count: int) -> StoppingRule:
@@ -321,8 +321,8 @@ def adaptive_patience(factor: float = 2.0, at_least: int = 10, least: float = 1e
 
     def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         state = _last_improvement(state, seen, of, least)
-        waited, last = _epoch(seen) - state[1], scalar(state[1])
-        return state, scalar(waited) >= jnp.maximum(scalar(at_least), scalar(factor) * last)
+        waited, last = _epoch(seen) - state[1], base.scalar(state[1])
+        return state, base.scalar(waited) >= jnp.maximum(base.scalar(at_least), base.scalar(factor) * last)
 
     return StoppingRule(_no_improvement_yet, update, (of,))
 
@@ -354,7 +354,7 @@ def generalization_loss(alpha: float = 5.0) -> StoppingRule:
 
     def update(best: jax.Array, seen: EpochMetrics) -> tuple[jax.Array, jax.Array]:
         best = _smaller(best, seen.validation_loss)
-        return best, _generalization_loss(best, seen) > scalar(alpha)
+        return best, _generalization_loss(best, seen) > base.scalar(alpha)
 
     return StoppingRule(_infinity, update, ("validation_loss",))
 
@@ -392,7 +392,7 @@ def progress_quotient(alpha: float = 1.0, strip: int = 5) -> StoppingRule:
         best = _smaller(best, seen.validation_loss)
         training, end, progress = _training_progress(training, seen, strip)
         # GL > α P, not GL / P > α: a strip without any progress has P = 0
-        return (best, training), end & (_generalization_loss(best, seen) > scalar(alpha) * progress)
+        return (best, training), end & (_generalization_loss(best, seen) > base.scalar(alpha) * progress)
 
     return StoppingRule(lambda: (_infinity(), _new_strip()), update, ("loss", "validation_loss"))
 
@@ -429,7 +429,7 @@ def low_progress(below: float = 0.1, strip: int = 5) -> StoppingRule:
 
     def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         state, end, progress = _training_progress(state, seen, strip)
-        return state, end & (progress < scalar(below))
+        return state, end & (progress < base.scalar(below))
 
     return StoppingRule(_new_strip, update)
 
@@ -467,7 +467,7 @@ def up_strips(count: int = 2, strip: int = 5) -> StoppingRule:
 
     def update(state: PyTree, seen: EpochMetrics) -> tuple[PyTree, jax.Array]:
         before, ups = state
-        now, end = scalar(seen.validation_loss), _epoch(seen) % strip == 0
+        now, end = base.scalar(seen.validation_loss), _epoch(seen) % strip == 0
         ups = jnp.where(end, jnp.where(now > before, ups + 1, 0), ups)
         return (jnp.where(end, now, before), ups), end & (ups >= count)
 
@@ -482,16 +482,16 @@ def _epoch(seen: EpochMetrics) -> jax.Array:
 
 
 def _infinity() -> jax.Array:
-    return scalar(jnp.inf)
+    return base.scalar(jnp.inf)
 
 
 def _smaller(best: jax.Array, loss: ArrayLike) -> jax.Array:
     """The smaller of two losses; one that is not a number changes nothing."""
-    return jnp.fmin(best, scalar(loss))
+    return jnp.fmin(best, base.scalar(loss))
 
 
 def _generalization_loss(best: jax.Array, seen: EpochMetrics) -> jax.Array:
-    return 100 * (scalar(seen.validation_loss) / best - 1)
+    return 100 * (base.scalar(seen.validation_loss) / best - 1)
 
 
 def _stateless(stop: Callable[[EpochMetrics], jax.Array], need: str) -> StoppingRule:
@@ -505,9 +505,9 @@ def _no_improvement_yet() -> tuple[jax.Array, jax.Array]:
 
 def _last_improvement(state: PyTree, seen: EpochMetrics, of: str, least: float) -> tuple[jax.Array, jax.Array]:
     best, epoch = state
-    loss = scalar(getattr(seen, of))
+    loss = base.scalar(getattr(seen, of))
     # for losses below 0, such as log-likelihoods, too
-    better = loss < jnp.where(jnp.isinf(best), best, best - scalar(least) * jnp.abs(best))
+    better = loss < jnp.where(jnp.isinf(best), best, best - base.scalar(least) * jnp.abs(best))
     return jnp.where(better, loss, best), jnp.where(better, _epoch(seen), epoch)
 
 
@@ -519,7 +519,7 @@ def _new_strip() -> tuple[jax.Array, jax.Array, jax.Array]:
 def _training_progress(state: PyTree, seen: EpochMetrics, strip: int) -> tuple[PyTree, jax.Array, jax.Array]:
     """The strip with this epoch in it, whether it is a whole strip's end, and P_k there."""
     total, smallest, count = state
-    total, smallest, count = total + scalar(seen.loss), _smaller(smallest, seen.loss), count + 1
+    total, smallest, count = total + base.scalar(seen.loss), _smaller(smallest, seen.loss), count + 1
     last = _epoch(seen) % strip == 0
     progress = 1000 * (total / (strip * smallest) - 1)
     fresh = _new_strip()

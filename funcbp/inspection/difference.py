@@ -87,7 +87,8 @@ class Difference:
         self.matches: list[Match] = []
         for i, (x, y) in enumerate(pairs):
             until = max(coarsest[0][id(x)], coarsest[1][id(y)])
-            self.matches.append(self._match(i, x, y, ulps, (until, whole), largest))
+            counts = i, 2 * len(pairs) - i  # a cotangent comes from all values and the way back to it
+            self.matches.append(self._match(counts, x, y, ulps, (until, whole), largest))
         self._by_row = {id(row): m for m in self.matches for row in (m.a, m.b)}
         known = {id(r) for pair in pairs for r in pair}
         self.only_a, self.only_b = ([r for r in side if id(r) not in known] for side in rows)
@@ -97,12 +98,15 @@ class Difference:
         found = [m for m in reversed(self.matches) if m.cotangents_differ and carried[1][id(m)]]
         self.cotangent = self._first(found, back=True)
 
-    def _match(self, before: int, a: Row, b: Row, ulps: float, units: Sequence[float], largest: float) -> Match:
+    def _match(
+        self, before: Sequence[int], a: Row, b: Row, ulps: float, units: Sequence[float], largest: float
+    ) -> Match:
+        """Compare two rows; `before` and `units` are of the value and of the cotangent: equations, and one ulp."""
         loops = a.loops if a.loops == b.loops else 0
-        grown = ulps * (1 + math.sqrt(before) / 8)  # rounding adds up
+        grown, grown_back = (ulps * (1 + math.sqrt(n) / 8) for n in before)  # rounding adds up
         lost = max(cancelled(row, links.operands(row)) for row, links in zip((a, b), self._links, strict=True))
         noise = grown * lost * units[0] if unit_of(*a.values, *b.values) else FLIPPED
-        noise_back = grown * units[1]
+        noise_back = grown_back * units[1]
         value, step = _largest(apart_in(a.values, b.values, loops), noise, 0)
         cotangent, step_back = _largest(apart_in(cotangents_of(a), cotangents_of(b), loops), noise_back, -1)
         gradient = numbers_of(a.cotangent) if a.primitive == "input" else None

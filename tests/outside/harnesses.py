@@ -167,7 +167,7 @@ def difference(case: Case, out: Any, cts: list[Any], harness: Any) -> str:
         tolerance = TOLERANCE[jnp.finfo(want.dtype).dtype.name] * (30 if harness.group_name in DECOMPOSED else 1)
         got, want = np.asarray(got, complex), np.asarray(want, complex)
         other = np.isfinite(got) != np.isfinite(want)
-        if other.shape == getattr(case.out, "shape", None):  # where the function is not defined, its derivative is not, either
+        if other.shape == getattr(case.out, "shape", None):  # where the function is nan, its derivative is, too
             other &= ~(np.isnan(np.asarray(case.out)) & np.isnan(got))
         if other.any():
             return f"Infinity: {where} is {got[other][0]}, not {want[other][0]}"

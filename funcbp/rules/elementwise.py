@@ -16,7 +16,6 @@ Conventions at kinks and ties are JAX's:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,20 +66,6 @@ def in_float32(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lax.convert_element_type(f(*(lax.convert_element_type(x, np.float32) for x in xs)), dtype)
 
     return computed
-
-
-def scale(*xs: jax.Array) -> jax.Array:
-    """A power of two near 1 / max |x|: multiplied by it, the squares of xs stay in range.
-
-    A constant for derivatives, as what is multiplied by it and back does not depend on it. No quotient, since XLA makes
-    a / b / c one by b c, which is a square again.
-    """
-    kind = jnp.finfo(xs[0].dtype)
-    largest = functools.reduce(lax.max, map(lax.abs, xs))
-    bound = lambda v: lax.full_like(largest, v)
-    inverse = lax.reciprocal(lax.clamp(bound(kind.tiny), largest, bound(kind.max / 4)))
-    power = lax.reduce_precision(inverse, kind.nexp, 0)
-    return lax.stop_gradient(lax.convert_element_type(power, xs[0].dtype))
 
 
 def grown(x: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -486,26 +471,20 @@ def_elementwise(primitives.asinh_p, lambda x, **_: asinh_slope(x))
 def_elementwise(primitives.acosh_p, lambda x, **_: acosh_slope(x), traits=EDGE)
 
 
-def asinh_slope(x: jax.Array, **_: Any) -> jax.Array:
-    """z = asinh x:  dz/dx = 1 / √(1 + x²) = r / √((x r)² + r²), for any r > 0."""
-    r = scale(x, lax.full_like(x, 1))
-    return lax.mul(r, lax.rsqrt(lax.add(lax.square(lax.mul(x, r)), lax.square(r))))
-
-
-def rotation(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
-    """x and y, both multiplied by an r, and the function t -> t r / (x² + y²) of what is multiplied so."""
-    x, y = lax.optimization_barrier((x, y))  # XLA makes (c r)² of a constant c to c² r²
-    r = scale(x, y)
-    u, v = lax.mul(x, r), lax.mul(y, r)
-    squares = lax.add(lax.square(u), lax.square(v))
-    return u, v, lambda t: lax.mul(lax.div(t, squares), r)
+@in_float32
+def asinh_slope(x: jax.Array) -> jax.Array:
+    """z = asinh x:  dz/dx = 1 / √(1 + x²) = 1 / (m √((x / m)² + 1 / m²)), for any m > 0: for m = max(|x|, 1)."""
+    one = lax.full_like(x, 1)
+    if is_complex(x):
+        return lax.rsqrt(lax.add(lax.square(x), one))
+    m = lax.stop_gradient(lax.clamp(one, lax.abs(x), lax.full_like(x, float(jnp.finfo(x.dtype).max) / 4)))
+    r = lax.reciprocal(m)
+    return lax.mul(r, lax.rsqrt(lax.add(lax.square(lax.div(x, m)), lax.square(r))))
 
 
 def atan_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
     """z = atan x:  x̄ = z̄ / (1 + x²)."""
-    (x,) = res
-    v, slope = rotation(x, lax.full_like(x, 1))[1:]
-    return [lax.mul(ct, slope(v))]
+    return [in_float32(lambda ct, x: lax.div(ct, lax.add(lax.full_like(x, 1), lax.square(x))))(ct, res[0])]
 
 
 def atanh_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool], **_: Any) -> list[Cotangent]:
@@ -525,12 +504,26 @@ def acosh_slope(x: jax.Array, **_: Any) -> jax.Array:
 
 def atan2_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
     """z = atan2(x, y):  x̄ = z̄ y / (x² + y²),  ȳ = -z̄ x / (x² + y²)."""
-    x, y = res
-    u, v, slope = rotation(grown(x, ct.shape), grown(y, ct.shape))
+    x, y = (grown(a, ct.shape) for a in res)
     return [
-        unbroadcast(ct * slope(v), x) if perturbed[0] else Zero,
-        unbroadcast(ct * slope(lax.neg(u)), y) if perturbed[1] else Zero,
+        unbroadcast(ct * _per_square(y, x, y), x) if perturbed[0] else Zero,
+        unbroadcast(ct * _per_square(lax.neg(x), x, y), y) if perturbed[1] else Zero,
     ]
+
+
+@in_float32
+def _per_square(t: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """t / (x² + y²), for a t no larger than x or y, of squares that stay in range: of x / m and y / m.
+
+    It does not depend on m, which is a constant for derivatives. Neither (c / m)² of a constant c nor t (1 / m) is made
+    a square by XLA, as c² (1 / m)² and t / m / m would be.
+    """
+    bound = lambda v: lax.full_like(x, float(v))
+    kind = jnp.finfo(x.dtype)
+    m = lax.clamp(bound(kind.tiny), lax.max(lax.abs(x), lax.abs(y)), bound(kind.max / 4))
+    m = lax.stop_gradient(m)
+    r, squares = lax.reciprocal(m), lax.add(lax.square(lax.div(x, m)), lax.square(lax.div(y, m)))
+    return lax.mul(lax.div(lax.mul(t, r), squares), r)
 
 
 def_rule(primitives.atan2_p, atan2_bwd, traits=QUOTIENT)

@@ -208,6 +208,7 @@ def _checkified(*given: Any, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> tuple[PyTree
     errors, tree = jax.tree.flatten(error)
     operands = [*errors, *args]
     types = map(core.typeof, operands)
+    out_tree: Any
     program, out_tree, _ = checkify.jaxpr_to_checkify_jaxpr(*given[:i], jaxpr, enabled_errors, tree, *types)
     passes = _Checked(bwd, program, len(errors), out_tree.num_leaves - len(out_avals(jaxpr)))
     return jax.tree.unflatten(out_tree, attached_p.bind(*operands, jaxpr=program, bwd=passes))

@@ -53,31 +53,29 @@ def bessel_deficit(x: jax.Array) -> jax.Array:
     return total
 
 
-def bessel_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where x is far out, |x| with 1 elsewhere, and x with 1 there: six terms of the series are enough far out."""
+def far_out(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where six terms of the series are enough, and |x| with 1 elsewhere."""
     size = lax.abs(x)
     far = lax.gt(size, lax.full_like(x, 30 if jnp.finfo(x.dtype).bits == 32 else 1000))
-    return far, where(far, size, 1), where(far, 1, x)
+    return far, where(far, size, 1)
 
 
 def bessel_i0e_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = e^-|x| I₀(x):  dz/dx = e^-|x| I₁(x) - z sign x, and -z sign(x) (1 - I₁ / I₀) far out."""
-    far, size, near = bessel_parts(x)
-    out = lax.neg(lax.bessel_i0e(size)) * bessel_deficit(size)
-    return lax.select(far, out * lax.sign(x), lax.bessel_i1e(near) - lax.sign(near) * lax.bessel_i0e(near))
+    z, (far, size) = lax.bessel_i0e(x), far_out(x)
+    return lax.select(far, lax.neg(z) * lax.sign(x) * bessel_deficit(size), lax.bessel_i1e(x) - lax.sign(x) * z)
 
 
 def bessel_i1e_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = e^-|x| I₁(x):  dz/dx = e^-|x| I₀(x) - z (sign x + 1/x), and 1/2 near 0.
 
-    Far out, with d = 1 - I₁ / I₀:  dz/dx = |z| (d / (1 - d) - 1/|x|).
+    Far out, with d = 1 - I₁ / I₀:  dz/dx = z sign(x) (d / (1 - d) - 1/|x|).
     """
-    far, size, near = bessel_parts(x)
+    z, (far, size) = lax.bessel_i1e(x), far_out(x)
     deficit = bessel_deficit(size)
-    out = lax.bessel_i1e(size) * (deficit / (1 - deficit) - lax.reciprocal(size))
-    tiny = lax.bitwise_not(lax.gt(lax.abs(near), lax.full_like(x, jnp.finfo(x.dtype).eps)))
-    safe = where(tiny, 1, near)
-    slope = lax.bessel_i0e(safe) - lax.bessel_i1e(safe) * (lax.sign(safe) + lax.reciprocal(safe))
+    out = z * lax.sign(x) * (deficit / (1 - deficit) - lax.reciprocal(size))
+    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
+    slope = lax.bessel_i0e(x) - z * (lax.sign(x) + lax.reciprocal(where(tiny, 1, x)))
     return lax.select(far, out, where(tiny, 0.5, slope))
 
 

@@ -51,8 +51,8 @@ def apply_rule(state: BackwardState, entry: Entry, saved: Sequence[Value], ct: l
             if all(c is Zero for c in ct) and not rule.takes_zeros:
                 return [Zero] * len(entry.inputs)  # it was only looked at
             out = rule.backward(state, entry, res, ct)
-        wanted = f"it returns a tuple with a cotangent for each of its {len(entry.inputs)} primals"
         if not isinstance(out, Sequence):
+            wanted = f"it returns a tuple with a cotangent for each of its {len(entry.inputs)} primals"
             raise TypeError(f"The rule {rule.name} returned a {type(out).__name__}: {wanted}.")
         if len(out) != len(entry.inputs):
             raise TypeError(f"The rule {rule.name} returned {len(out)} cotangents for {len(entry.inputs)} primals.")

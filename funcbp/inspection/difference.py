@@ -300,8 +300,8 @@ def diff(
 
     Equations are matched by name, by scope, operation and shape, and by their order, as far as both sides have them;
     what one side has alone is passed over. Two values agree if their difference (root mean square) is no more than some
-    ulps of the coarser type, a few more for each equation before, and for a sum more by as much as its terms are larger
-    than it is; what is found must be carried on to the next equation.
+    ulps of the coarser type, a few more for each equation before, of cotangents for those of both passes, and for a sum
+    more by as much as its terms are larger than it is; what is found must be carried on to the next equation.
 
     Args:
         f: a function with a scalar output; or a `Trace`, or a dict of named arrays.

@@ -88,7 +88,7 @@ def main(folder: str, kills: str, seed: str = "0") -> None:
     rng, killed, whole = random.Random(int(seed)), Path(folder, "killed.npz"), Path(folder, "whole.npz")
     jax.config.update("jax_compilation_cache_dir", str(Path(folder, "cache")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    length = 40 + 20 * int(kills)  # epochs
+    length = 40 + 200 * int(kills)  # epochs: more than a fast machine learns until the last kill
     assert os.waitpid(fork(whole, length), 0)[1] == 0
     in_writing, epochs = 0, []
     for _ in range(int(kills)):

@@ -112,12 +112,12 @@ def drive(
             if streams:  # what has been learned from is skipped
                 collections.deque(itertools.islice(feed, done), maxlen=0)
             while done < config.epochs and np.any(to_host(state.code) == Status.RUNNING):
-                stopped = 2 if recorder.unwritten else interrupted()
-                halt, due, count = agree(stopped, checkpointer.is_due(done), sizer.count)
+                full = recorder.unwritten is not None
+                unwritten, halt, due, count = agree(full, interrupted(), checkpointer.is_due(done), sizer.count)
                 if due:
                     checkpointer.save(state, columns, done)
-                if halt:
-                    ended = "unwritten" if halt == 2 else "interrupted"
+                if unwritten or halt:
+                    ended = "unwritten" if unwritten else "interrupted"
                     break
                 if (batch := next(feed, None)) is None:
                     ended = "data"

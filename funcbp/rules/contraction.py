@@ -45,13 +45,16 @@ def dot_general_left(
     batch = list(range(len(x_batch)))
     first = len(batch) + (0 if swapped else len(x_own))
     z_y_own = list(range(first, first + len(y_own)))
-    # the product has axes b.., i.., c.. with the contracted ones in y's order: put them where x has them
+    # the product of z̄ and y has axes b.., i.., c.., that of y and z̄ b.., c.., i..; the contracted ones are in y's order
     c_by_y = [x_contract[k] for k in np.argsort(y_contract)]
-    axes = [*x_batch, *x_own, *c_by_y]
+    axes, exchanged = [*x_batch, *x_own, *c_by_y], [*x_batch, *c_by_y, *x_own]
+    factors, contracted, batches = (ct, y), (z_y_own, y_own), (batch, list(y_batch))
+    if axes != sorted(axes) and exchanged == sorted(exchanged):  # no transposition: on a CPU, three times as fast
+        axes, factors, contracted, batches = exchanged, factors[::-1], contracted[::-1], batches[::-1]
+        precision = precision[::-1] if isinstance(precision, tuple) else precision
     product = lax.dot_general(
-        ct,
-        y,
-        ((z_y_own, y_own), (batch, list(y_batch))),
+        *factors,
+        (contracted, batches),
         precision=precision,
         preferred_element_type=preferred_element_type,
         out_sharding=permuted_sharding(x, axes),

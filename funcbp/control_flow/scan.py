@@ -32,7 +32,8 @@ from ..jaxpr import (
 )
 from ..jaxpr.types import Aval, PyTree, Value
 from ..remat import sinking
-from ..remat.hoisting import handed_on, hoisted_products, products_before, replaced
+from ..remat.hoisting import handed_on, hoisted_products, operands_before, products_before, replaced
+from ..remat.machine import machine_here
 from ..remat.plan import OuterNames, Passes, Plan, with_names
 from ..remat.policies import Policy
 from ..rules.kinds import State
@@ -206,7 +207,12 @@ def scan_bwd(
     constants, carry, along = ("consts", "hoisted", "names"), ("sums", "ct carry"), ("xs", "stacks", "ct ys")
     pick = lambda names: [x for name in names for x in inputs[name]]
     program = passes.made(program, lambda: program.reordered(_order(inputs, (*constants, *carry, *along))))
-    operands = pick(constants), pick(carry), pick(along)
+    given = [*program.consts, *pick(constants)]
+    divided = operands_before(program.jaxpr, len(given), machine_here())
+    if divided is not None:
+        before, program = divided
+        given = [*before(*given), *given]
+    operands = given, pick(carry), pick(along)
     if body.block not in (1, params["length"]):
         outs, later, to_xs, results = _run_blocks(state, res, program, body, operands, params)
     else:
@@ -233,7 +239,6 @@ def _run_steps(
         What it carries, the cotangents of constants that waited, those of xs, and what the backward pass found.
     """
     constants, carry, along = operands
-    constants = [*program.consts, *constants]
     divided = handed_on(program.jaxpr, len(constants), len(carry), replaced(state.options))
     if divided is None:
         outs, stacks = bind_scan(Program(program.jaxpr), constants, carry, along, params, not params["reverse"])
@@ -256,7 +261,6 @@ def _run_blocks(
     What is recomputed by a product of what was saved with a constant is contracted before a block's steps, all at once.
     """
     constants, carry, along = operands
-    constants = [*program.consts, *constants]
     n = params["length"] // body.block
     of_block = dict(params, length=body.block, unroll=min(params["unroll"], body.block))
     along = [x.reshape(n, body.block, *x.shape[1:]) for x in along]

@@ -13,6 +13,7 @@ first, and whoever wants the factors finds them.
 
 from .accumulate import Cotangents as Cotangents
 from .products import ABSORB as ABSORB
+from .products import NARROW as NARROW
 from .products import STACKED as STACKED
 from .products import SUMMED as SUMMED
 from .products import Cotangent as Cotangent

@@ -12,6 +12,7 @@ from jax._src import core, linear_util
 from jax._src.core import Effect
 from jax._src.effects import JaxprInputEffect
 from jax._src.interpreters import partial_eval
+from jax.extend.core import primitives
 from jax.tree_util import PyTreeDef
 
 from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var, WrappedFun
@@ -84,6 +85,19 @@ class Program:
         eqns = [e for e in self.jaxpr.eqns if not e.outvars or not made.issuperset(e.outvars)]
         invars = [*self.constvars, *variables, *self.invars]
         return Program(_replace(self.jaxpr, invars, self.jaxpr.outvars, eqns), self.consts)
+
+    def turned(self, reader: JaxprEqn, read: Var, order: Sequence[int], **params: Any) -> tuple[Program, Var]:
+        """The same program, where one equation reads a value with its axes in this order, and so has these parameters.
+
+        Returns:
+            The program, and the variable that the equation now reads.
+        """
+        new = core.Var(read.aval.update(shape=tuple(read.aval.shape[i] for i in order)))
+        how = {"permutation": tuple(order)}
+        turn = reader.replace(primitive=primitives.transpose_p, invars=[read], outvars=[new], params=how)
+        reads = reader.replace(invars=[new if v is read else v for v in reader.invars], params=reader.params | params)
+        eqns = [e for eqn in self.jaxpr.eqns for e in ([turn, reads] if eqn is reader else [eqn])]
+        return Program(_replace(self.jaxpr, self.jaxpr.invars, self.jaxpr.outvars, eqns), self.consts), new
 
     def then(self, other: Program, wiring: Sequence[int | None]) -> Program:
         """First this program, then `other`: input i of `other` is output `wiring[i]` of this one, or a new input."""

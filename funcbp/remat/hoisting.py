@@ -1,5 +1,6 @@
 """Hoisting: what does not follow from a loop's carry, made outside it for all steps at once: products with its
-constants, contracted before the loop, and what it would stack and has only been handed.
+constants, contracted before the loop, what products read of its constants, and what it would stack and has only been
+handed.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
+from ..cotangents import Moves
 from ..jaxpr.types import AnyJaxpr, Jaxpr, JaxprEqn, Value, Var
 from ..rules.cost import flops, is_cheap
 from ..rules.options import Options
 from ..rules.traits import traits_of
 from . import sinking
 from .graph import bytes_of
+from .machine import Machine
 from .sinking import Deferral
 
-__all__ = ["handed_on", "hoisted_products", "products_before", "replaced"]
+__all__ = ["handed_on", "hoisted_products", "operands_before", "products_before", "replaced"]
+
+
+LARGE = 2**17  # what is smaller, in bytes, is copied for a product in less time than the product is launched in
 
 
 def products_before(options: Options, params: dict[str, Any]) -> Callable[..., list[Value]] | None:
@@ -94,6 +100,47 @@ def handed_on(
     keep = [True] * (n_consts + n_carry) + [False] * len(xs)
     rest, read = program.with_outputs([*program.outvars[:n_carry], *left]).pruned(keep)
     return made, rest, apart, tuple(read[n_consts + n_carry :])
+
+
+@jx.weakref_cache
+def operands_before(body: Jaxpr, n_consts: int, machine: Machine) -> tuple[jx.Program, jx.Program] | None:
+    """Divide a body: constants -> what its products read of them, and the rest, with those as its first inputs.
+
+    That is a part of a constant, which would be copied out of it at every step, as XLA moves no slice out of a loop; and
+    a weight with its contracted axis first, where few rows are multiplied with it and the machine copies it into that
+    order for every product (`Machine.packs`). None where no product reads such a thing.
+    """
+    program = jx.Program(body)
+    if program.jaxpr.effects:
+        return None
+    constants = set(program.invars[:n_consts])
+    parts: set[Var] = set()
+    read: list[Var] = []
+    for eqn in program.eqns:
+        operands = [v for v in eqn.invars if not jx.is_literal(v)]
+        if constants.issuperset(operands):
+            moves = traits_of(eqn.primitive).moves >= Moves.ONCE
+            if moves and bytes_of(eqn.outvars) <= bytes_of(operands):
+                constants.update(eqn.outvars)
+                parts.update(eqn.outvars)
+        elif eqn.primitive is jx.primitives.dot_general_p:
+            if operands[-1] in constants and _packed(eqn, machine):
+                program, first = program.turned(eqn, operands[-1], (1, 0), dimension_numbers=(((1,), (0,)), ((), ())))
+                read.append(first)
+            else:
+                read += [v for v in operands if v in parts]
+    if not read:
+        return None
+    read = list(dict.fromkeys(read))
+    return program.between(program.invars[:n_consts], read), program.between([*read, *program.invars], program.outvars)
+
+
+def _packed(product: JaxprEqn, machine: Machine) -> bool:
+    """Tell whether the machine copies the second factor of a product of two matrices before it multiplies."""
+    left, right = (v.aval for v in product.invars)
+    last = product.params["dimension_numbers"] == (((1,), (1,)), ((), ()))
+    large = bytes_of(product.invars[1:]) >= LARGE and jx.cotangent_sharding(right) is None
+    return last and large and left.shape[0] <= machine.packs
 
 
 class Follows(enum.IntEnum):

@@ -28,6 +28,8 @@ class Machine:
         cache: what is no wider, in bytes, does not go through memory when it is made and read.
         fuses: whether a reduction takes its operand as it is made, without going through memory.
         launch: seconds that a product takes at least.
+        packs: where a matrix has no more rows than this, a product of it with one whose last axis is contracted first
+            copies that one into the other order.
     """
 
     wide: float
@@ -37,6 +39,7 @@ class Machine:
     cache: int = 2**25
     fuses: bool = True
     launch: float = 1e-6
+    packs: int = 0
 
     def balance(self, dtype: DTypeLike) -> float:
         """Return the operations of products of this type that are done while a byte is moved."""
@@ -65,7 +68,7 @@ class Machine:
 # Not compared: A10, L40S, the RTX cards, MI250X, the MI300X in float32 and float64, the caches of Blackwell and TPUs.
 # The CPU's are of one core and were measured (`docs/decisions/a-price.md`): what a loop keeps is written to pages
 # that are fresh at each call, and is copied out of its stack, at a byte a nanosecond.
-CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False)
+CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False, packs=64)
 GPU = Machine(10.0, 150.0, 300.0, 2.0)
 MACHINES: dict[str, Machine] = {
     "cpu": CPU,

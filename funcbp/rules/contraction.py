@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..cotangents import ABSORB, Cotangent, Product
+from ..cotangents import ABSORB, NARROW, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
@@ -88,6 +88,26 @@ def _dot_general_summed(product: Product) -> Product:
     return product._replace(ct=jnp.moveaxis(product.ct, 0, place), params=params)
 
 
+def _dot_general_narrowed(product: Product, axis: int, start: int, stop: int) -> Product:
+    """A part of x̄ along an axis of x: of z̄ where the axis is x's own, of y where it is contracted, else of both."""
+    contract, batch = product.params["dimension_numbers"]
+    mine = 0 if product.rule is dot_general_left else 1
+    x_contract, x_batch, y_contract, y_batch = (of[i] for i in (mine, 1 - mine) for of in (contract, batch))
+    x_own = [i for i in range(len(product.aval.shape)) if i not in x_contract and i not in x_batch]
+    part = lambda a, along: lax.slice_in_dim(a, start, stop, axis=along)
+    ct, other = product.ct, product.other
+    if axis in x_contract:
+        other = part(other, y_contract[x_contract.index(axis)])
+    elif axis in x_batch:
+        at = x_batch.index(axis)
+        ct, other = part(ct, at), part(other, y_batch[at])
+    else:
+        first = len(x_batch) if mine == 0 else ct.ndim - len(x_own)
+        ct = part(ct, first + x_own.index(axis))
+    shape = tuple(stop - start if i == axis else n for i, n in enumerate(product.aval.shape))
+    return product._replace(ct=ct, other=other, aval=product.aval.update(shape=shape))
+
+
 def dot_general_flops(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each term of each sum."""
     (x_contract, _), _ = eqn.params["dimension_numbers"]
@@ -101,7 +121,8 @@ def_bilinear(
     dot_general_right,
     traits=CONTRACTION.but(digits=Digits.SUM, flops=dot_general_flops),
 )
-ABSORB.update({dot_general_left: _dot_general_summed, dot_general_right: _dot_general_summed})
+for _rule in (dot_general_left, dot_general_right):
+    ABSORB[_rule], NARROW[_rule] = _dot_general_summed, _dot_general_narrowed
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
 
-from ..cotangents import Cotangent, Moves, Zero, instantiate
+from ..cotangents import Cotangent, Factored, Moves, Zero, instantiate, materialize
 from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives, row, zeros
-from ..jaxpr.types import Aval
+from ..jaxpr.types import Aval, PyTree
 from .contract import TYPES
-from .registry import def_linear, def_rule, def_zero
+from .kinds import Entry, Rule, State
+from .registry import def_linear, def_rule, def_zero, enter
 from .traits import STRUCTURAL, Traits, free
 
 
@@ -87,9 +89,25 @@ def concatenate_bwd(
     out, start = [], 0
     for x, p in zip(types, perturbed, strict=True):
         stop = start + x.shape[dimension]
-        out.append(lax.slice_in_dim(ct, start, stop, axis=dimension) if p else Zero)
+        whole = stop - start == ct.shape[dimension]
+        out.append(Zero if not p else ct if whole else lax.slice_in_dim(ct, start, stop, axis=dimension))
         start = stop
     return out
+
+
+class ConcatenateRule(Rule):
+    """Takes of a product not yet contracted the part that perturbed primals need: of [x h] W no x̄ for a fixed x."""
+
+    def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
+        whole, perturbed = ct[0], entry.perturbed
+        if type(whole) is not Factored or (perturbed[0] and perturbed[-1]):
+            return super().backward(state, entry, res, ct)
+        first, last = perturbed.index(True), len(perturbed) - perturbed[::-1].index(True)
+        axis = entry.params["dimension"]
+        ends = list(accumulate((x.shape[axis] for x in entry.types), initial=0))
+        part = materialize(whole.narrowed(axis, ends[first], ends[last]))
+        cts = concatenate_bwd(entry.types[first:last], part, perturbed[first:last], dimension=axis)
+        return [Zero] * first + [*cts] + [Zero] * (len(perturbed) - last)
 
 
 def pad_bwd(
@@ -161,7 +179,7 @@ def_linear(
 def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions), Moves.ALL)
 def_linear(primitives.slice_p, slice_back, Moves.ONCE)
 def_rule(primitive("split_p"), split_bwd, save=TYPES, traits=JOINED.but(linear=(0,)))
-def_rule(primitives.concatenate_p, concatenate_bwd, save=TYPES, traits=JOINED)
+enter(primitives.concatenate_p, ConcatenateRule(concatenate_bwd, save=TYPES), JOINED)
 def_rule(primitives.pad_p, pad_bwd, save=TYPES, traits=PADDED)
 def_linear(primitive("tile_p"), tile_back, Moves.COPIES)
 def_rule(primitive("stack_p"), stack_bwd, save=TYPES, traits=JOINED)

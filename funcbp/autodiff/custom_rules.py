@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -66,6 +66,8 @@ def record_custom_jvp(
     values = operation.values
     where = jx.written_where(fun)
     rule = trace.options.rules.get(where)
+    if rule is None and not has_cells and all(_is_floating(jx.type_of(v)) for v in values):
+        rule = NAMED.get(jx.own_name(fun))
     if has_cells and rule is not None:
         raise jx.UnfollowedReferenceError("into a `jax.custom_jvp` function whose rule was replaced")
     if has_cells:
@@ -75,13 +77,6 @@ def record_custom_jvp(
             return jx.run_custom_jvp(fun, jvp, operands, [c is not None for c in cells])
     if rule is not None:
         return _by_another_rule(trace, rule, where, operation, unchanged)
-    named = NAMED.get(jx.own_name(fun))
-    if named is not None and all(_is_floating(jx.type_of(v)) for v in values):
-        outs = trace.run(unchanged)
-        levels = _levels(operation, unchanged, len(outs))
-        with trace.tangent_rule(), jx.tangent_of(jx.own_name(fun)):
-            slopes = [_mapped_tangent(named, levels, operation)(values, tracers)]
-        return trace.carried(where, operation, outs, slopes)
     with trace.below():
         tangents = [
             trace.tangent(t) if p else jx.zero_tangent(v, params["symbolic_zeros"])
@@ -148,20 +143,6 @@ def record_custom_vjp(
 
 def _is_floating(aval: Any) -> bool:
     return not jx.is_high(aval) and jax.dtypes.issubdtype(aval.dtype, np.floating)
-
-
-def _mapped_tangent(
-    named: Callable[..., Value], levels: Sequence[jx.Level], operation: Operation
-) -> Callable[[Sequence[Value], Sequence[Value]], Value]:
-    """The rule of a function of JAX's own, for each example of a mapped call."""
-
-    def tangent(values: Sequence[Value], tangents: Sequence[Value]) -> Value:
-        return named(values, [t if p else None for t, p in zip(tangents, operation.perturbed, strict=True)])
-
-    for level in reversed(levels):
-        ins = list(level.ins)
-        tangent = jax.vmap(tangent, in_axes=(ins, ins), out_axes=level.outs[0], axis_size=level.size)
-    return lambda values, tangents: tangent(list(values), list(tangents))
 
 
 def _passed(trace: CallRecorder, operation: Operation, unchanged: Operation) -> list[Any]:

@@ -16,6 +16,7 @@ from .products import ABSORB as ABSORB
 from .products import NARROW as NARROW
 from .products import STACKED as STACKED
 from .products import SUMMED as SUMMED
+from .products import TURN as TURN
 from .products import Cotangent as Cotangent
 from .products import Factored as Factored
 from .products import Linear as Linear

@@ -72,6 +72,7 @@ class Product(NamedTuple):
 SUMMED, STACKED = "summed", "stacked"
 ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
 NARROW: dict[Any, Callable[[Product, int, int, int], Product]] = {}
+TURN: dict[Any, Callable[[Product, Sequence[int], Aval], Product | None]] = {}
 
 
 def _follow(product: Product, n: int, ct: jax.Array, other: jax.Array) -> jax.Array:
@@ -151,15 +152,25 @@ class Factored:
             rest = jx.add(self.rest, rest)
         return Factored(products, self.rest if rest is Zero else rest, self.shape, self.dtype)
 
-    def through(self, linear: Callable[[jax.Array], jax.Array], aval: Aval) -> Factored:
-        """Go back through a linear operation with this rule, to an operand of this type."""
+    def through(
+        self, linear: Callable[[jax.Array], jax.Array], aval: Aval, order: Sequence[int] | None = None
+    ) -> Factored:
+        """Go back through a linear operation with this rule, to an operand of this type.
+
+        Where it does nothing but put the axes in this order, the product becomes one with the operand itself, if its
+        rule has it (see `TURN`).
+        """
         rest = Zero if self.rest is Zero else linear(self.rest)
-        then = [p._replace(then=(*p.then, linear)) for p in self.products]
+        turned = [
+            TURN[p.rule](p, order, aval) if order is not None and not p.then and p.rule in TURN else None
+            for p in self.products
+        ]
+        then = [t or p._replace(then=(*p.then, linear)) for p, t in zip(self.products, turned, strict=True)]
         return Factored(then, rest, aval.shape, aval.dtype)
 
     def narrowed(self, axis: int, start: int, stop: int) -> Cotangent:
-        """Take a part of the cotangent along an axis: products of parts of their factors, where the rules have them (see
-        `NARROW`), so that nothing else is computed.
+        """Take a part of the cotangent along an axis: products of parts of their factors, where the rules have them
+        (see `NARROW`), so that nothing else is computed.
         """
         if any(p.then or p.rule not in NARROW for p in self.products):
             return jax.lax.slice_in_dim(self.materialize(), start, stop, axis=axis)

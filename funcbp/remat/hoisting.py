@@ -106,9 +106,9 @@ def handed_on(
 def operands_before(body: Jaxpr, n_consts: int, machine: Machine) -> tuple[jx.Program, jx.Program] | None:
     """Divide a body: constants -> what its products read of them, and the rest, with those as its first inputs.
 
-    That is a part of a constant, which would be copied out of it at every step, as XLA moves no slice out of a loop; and
-    a weight with its contracted axis first, where few rows are multiplied with it and the machine copies it into that
-    order for every product (`Machine.packs`). None where no product reads such a thing.
+    That is a part of a constant, which would be copied out of it at every step, as XLA moves no slice out of a loop;
+    and a weight with its contracted axis first, where few rows are multiplied with it and the machine copies it into
+    that order for every product (`Machine.packs`). None where no product reads such a thing.
     """
     program = jx.Program(body)
     if program.jaxpr.effects:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..cotangents import ABSORB, NARROW, Cotangent, Product
+from ..cotangents import ABSORB, NARROW, TURN, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
@@ -108,6 +108,17 @@ def _dot_general_narrowed(product: Product, axis: int, start: int, stop: int) ->
     return product._replace(ct=ct, other=other, aval=product.aval.update(shape=shape))
 
 
+def _dot_general_turned(product: Product, order: Sequence[int], x: Aval) -> Product | None:
+    """The product whose operand is x, where this one's is x with its axes in another order, but its own."""
+    mine = 0 if product.rule is dot_general_left else 1
+    contract, batch = ([*axes] for axes in product.params["dimension_numbers"])
+    own = [order[i] for i in range(len(order)) if i not in contract[mine] and i not in batch[mine]]
+    if own != sorted(own):
+        return None
+    contract[mine], batch[mine] = (tuple(order[i] for i in of[mine]) for of in (contract, batch))
+    return product._replace(aval=x, params=dict(product.params, dimension_numbers=(tuple(contract), tuple(batch))))
+
+
 def dot_general_flops(eqn: JaxprEqn) -> int:
     """A multiplication and an addition for each term of each sum."""
     (x_contract, _), _ = eqn.params["dimension_numbers"]
@@ -122,7 +133,7 @@ def_bilinear(
     traits=CONTRACTION.but(digits=Digits.SUM, flops=dot_general_flops),
 )
 for _rule in (dot_general_left, dot_general_right):
-    ABSORB[_rule], NARROW[_rule] = _dot_general_summed, _dot_general_narrowed
+    ABSORB[_rule], NARROW[_rule], TURN[_rule] = _dot_general_summed, _dot_general_narrowed, _dot_general_turned
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------

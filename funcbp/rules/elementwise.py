@@ -424,42 +424,45 @@ logistic_slope = logistic_slope_p.bind
 def_elementwise(logistic_slope_p, logistic_curvature)
 
 
-def relu_tangent(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> jax.Array:
-    """z = max(x, 0):  dz = dx where x > 0, and 0 elsewhere, at 0 too."""
-    (x,), (dx,) = primals, tangents
-    return where(lax.gt(x, np.zeros((), x.dtype)), dx, 0)
+def is_positive(primals: Sequence[jax.Array], out: jax.Array, perturbed: Sequence[bool], params: Any) -> jax.Array:
+    """Keep where z = max(x, 0) is positive, which is where x is, but in the place of x, z is mostly kept anyhow."""
+    return lax.gt(out, np.zeros((), out.dtype))
 
 
-def shares(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any], rate: float) -> jax.Array:
-    """σ(rate (x - y)) dx + σ(rate (y - x)) dy, in equal shares at equal infinities."""
-    x, y = primals
+def relu_bwd(positive: jax.Array, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
+    """z = max(x, 0):  x̄ = z̄ where x > 0, and 0 elsewhere, at 0 too."""
+    return [where(positive, ct, 0)]
+
+
+def shares(res: Sequence[jax.Array], ct: jax.Array, perturbed: Sequence[bool], rate: float) -> list[Cotangent]:
+    """x̄ = σ(rate (x - y)) z̄, ȳ = σ(rate (y - x)) z̄, in equal shares at equal infinities."""
+    x, y = res
     infinite = lax.bitwise_and(lax.eq(x, y), lax.bitwise_not(lax.is_finite(x)))
     difference = where(infinite, 0, lax.sub(x, y))
     share = in_float32(lambda d: lax.logistic(d if rate == 1 else lax.mul(d, lax.full_like(d, rate))))
-    terms = ((tangents[0], difference), (tangents[1], lax.neg(difference)))
-    one, *other = (lax.mul(t, share(d)) for t, d in terms if t is not None)
-    return lax.add(one, *other) if other else one
+    differences = difference, lax.neg(difference)
+    return [lax.mul(ct, share(d)) if p else Zero for d, p in zip(differences, perturbed, strict=True)]
 
 
-def logaddexp_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
-    """z = log(e^x + e^y):  dz = σ(x - y) dx + σ(y - x) dy.
+def logaddexp_bwd(res: Sequence[jax.Array], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
+    """z = log(e^x + e^y):  x̄ = σ(x - y) z̄, ȳ = σ(y - x) z̄.
 
     The same numbers as JAX's e^(x - z), whose own derivative cancels in the tail: softplus, log_sigmoid.
     """
-    return shares(primals, tangents, 1)
+    return shares(res, ct, perturbed, 1)
 
 
-def logaddexp2_tangent(primals: Sequence[jax.Array | Any], tangents: Sequence[jax.Array | Any]) -> jax.Array:
-    """z = log₂(2^x + 2^y):  dz = σ((x - y) log 2) dx + σ((y - x) log 2) dy."""
-    return shares(primals, tangents, np.log(2))
+def logaddexp2_bwd(res: Sequence[jax.Array], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
+    """z = log₂(2^x + 2^y):  x̄ = σ((x - y) log 2) z̄, ȳ = σ((y - x) log 2) z̄."""
+    return shares(res, ct, perturbed, np.log(2))
 
 
 def_elementwise(primitives.tanh_p, tanh_slope, save=OUTPUT, traits=ELEMENTWISE.but(bounds=(-1.0, 1.0)))
 tanh_from_input = rule(tanh_from_input_bwd)  # for `Backward(rules={jnp.tanh: tanh_from_input})`
 def_elementwise(primitives.logistic_p, lambda x, **_: logistic_slope(x), traits=ELEMENTWISE.but(bounds=(0.0, 1.0)))
-def_named("relu", relu_tangent)
-def_named("logaddexp", logaddexp_tangent)
-def_named("logaddexp2", logaddexp2_tangent)
+def_named("relu", rule(relu_bwd, save=is_positive))
+def_named("logaddexp", rule(logaddexp_bwd))
+def_named("logaddexp2", rule(logaddexp2_bwd))
 def_elementwise(primitives.sin_p, lambda x, **_: lax.cos(x), traits=STEEP)
 def_elementwise(primitives.cos_p, lambda x, **_: lax.neg(lax.sin(x)), traits=STEEP)
 def_elementwise(primitives.tan_p, lambda z, **_: lax.add(lax.full_like(z, 1), lax.square(z)), save=OUTPUT, traits=STEEP)

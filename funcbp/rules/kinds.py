@@ -248,15 +248,18 @@ class LinearRule(Rule):
 
     Attributes:
         moves: how it moves numbers, if that is all it does.
+        order: the parameter by which it puts the axes in another order and does nothing else.
     """
 
     moves: Moves = Moves.NOT
+    order: str = ""
 
     def backward(self, state: State, entry: Entry, res: PyTree, ct: list[Cotangent]) -> Sequence[Cotangent]:
         if type(ct[0]) is not Factored:
             return super().backward(state, entry, res, ct)
         linear = Linear(self.bwd, res, entry.perturbed, entry.params, self.moves)  # type: ignore[arg-type]
-        return [ct[0].through(linear, entry.types[0]), *(None for _ in entry.types[1:])]
+        back = ct[0].through(linear, entry.types[0], entry.params.get(self.order))
+        return [back, *(None for _ in entry.types[1:])]
 
 
 class CastRule(LinearRule):

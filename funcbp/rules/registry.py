@@ -432,18 +432,17 @@ def def_bilinear(
     )
 
 
-NAMED: dict[str, Callable[..., jax.Array]] = {}
+NAMED: dict[str, Rule] = {}
 
 
-def def_named(name: str, tangent: Callable[..., jax.Array]) -> None:
+def def_named(name: str, rule: Rule) -> None:
     """Enter a rule that stands in front of the `custom_jvp` rule of a function of JAX's own, with this name.
 
     Args:
         name: of the function.
-        tangent: `(primals, tangents) -> tangent of the output`, for real numbers; None is the tangent of an
-            unperturbed primal.
+        rule: for real numbers.
     """
-    NAMED[name] = tangent
+    NAMED[name] = rule
 
 
 LATER = {"jax.experimental.sparse": ".sparse", "jax.experimental.multihost_utils": ".multihost"}

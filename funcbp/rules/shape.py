@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..jaxpr import cotangent_sharding, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, PyTree
 from .contract import TYPES
 from .kinds import Entry, Rule, State
-from .registry import def_linear, def_rule, def_zero, enter
+from .registry import def_linear, def_rule, def_zero, enter, linear_rule
 from .traits import STRUCTURAL, Traits, free
 
 
@@ -136,6 +137,11 @@ def squeeze_back(ct: jax.Array, x: Aval, *, dimensions: Sequence[int]) -> jax.Ar
     return lax.reshape(ct, x.shape, out_sharding=cotangent_sharding(x))
 
 
+def transpose_back(ct: jax.Array, x: Aval, *, permutation: Sequence[int]) -> jax.Array:
+    """z = x with its axes in another order:  x̄ = z̄ with them in x's."""
+    return lax.transpose(ct, tuple(np.argsort(permutation).tolist()))
+
+
 def tile_back(ct: jax.Array, x: Aval, *, reps: Sequence[int], **_: Any) -> jax.Array:
     """z = x repeated along its axes:  x̄ is the sum over the repetitions."""
     shape = [k for n, r in zip(x.shape, reps, strict=True) for k in (r, n)]
@@ -171,10 +177,10 @@ def_rule(
 )
 def_linear(primitives.reshape_p, reshape_back, Moves.ALL)
 def_linear(primitives.squeeze_p, squeeze_back, Moves.ALL)
-def_linear(
+enter(
     primitives.transpose_p,
-    lambda ct, x, *, permutation: lax.transpose(ct, tuple(np.argsort(permutation).tolist())),
-    Moves.ALL,
+    replace(linear_rule(transpose_back, Moves.ALL, "transpose"), order="permutation"),
+    family=STRUCTURAL.but(linear=(0,), moves=Moves.ALL),
 )
 def_linear(primitives.rev_p, lambda ct, x, *, dimensions: lax.rev(ct, dimensions), Moves.ALL)
 def_linear(primitives.slice_p, slice_back, Moves.ONCE)

@@ -46,7 +46,7 @@ def dot_general_left(
     first = len(batch) + (0 if swapped else len(x_own))
     z_y_own = list(range(first, first + len(y_own)))
     # the product of z̄ and y has axes b.., i.., c.., that of y and z̄ b.., c.., i..; the contracted ones are in y's order
-    c_by_y = [x_contract[k] for k in np.argsort(y_contract)]
+    c_by_y = [c for _, c in sorted(zip(y_contract, x_contract, strict=True))]
     axes, exchanged = [*x_batch, *x_own, *c_by_y], [*x_batch, *c_by_y, *x_own]
     factors, contracted, batches = (ct, y), (z_y_own, y_own), (batch, list(y_batch))
     if axes != sorted(axes) and exchanged == sorted(exchanged):  # no transposition: on a CPU, three times as fast

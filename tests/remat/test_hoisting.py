@@ -1,4 +1,4 @@
-"""Products with a loop's constants that go ahead of the loop."""
+"""What goes ahead of a loop: products with its constants, and what products read of its constants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp.remat import sinking
+from funcbp.remat import hoisting, sinking
 
 from .programs import rng
 
@@ -124,3 +124,59 @@ def test_what_has_a_rule_of_the_users_stays_in_the_loop(monkeypatch):
     monkeypatch.setattr(sinking, "HOIST", sinking.Deferral(0.0, 0))
     got = bp.Backward(rules={lax.tanh_p: clipped}).grad(f)(jnp.ones((4, 3)))
     np.testing.assert_allclose(got, np.full((4, 3), 3**-0.5), rtol=1e-12)
+
+
+def cell(xs, w, h):
+    """A net of [x h] W, of which no x̄ is wanted: the product that goes back reads half of the weight."""
+    step = lambda h, x: (jnp.tanh(jnp.concatenate([x, h], 1) @ w), None)
+    return (lax.scan(step, h, xs)[0] ** 2).sum()
+
+
+def inside_and_before(f, *args):
+    """The equations that make what the last loop reads of a weight; and how its bodies read that in products."""
+    program = jax.make_jaxpr(f)(*args)
+    moves = [e.primitive.name for e in program.eqns if e.primitive.name in ("slice", "transpose")]
+    bodies = [e for e in program.eqns if e.primitive.name == "scan"][-1:]
+    read = []
+    while bodies:
+        eqns = [e for body in bodies for e in jx.inner(body)]
+        read += [e.params["dimension_numbers"][0] for e in eqns if e.primitive.name == "dot_general"]
+        moves += [f"inside: {e.primitive.name}" for e in eqns if e.primitive.name in ("slice", "transpose")]
+        bodies = [e for e in eqns if e.primitive.name == "scan"]
+    return moves, read
+
+
+@pytest.mark.parametrize(("rows", "large", "turned"), [(4, 0, True), (64, 0, True), (65, 0, False), (4, 2**17, False)])
+def test_what_products_read_of_a_constant_is_made_before_the_loop(monkeypatch, rows, large, turned):
+    """The part of it always; and with its contracted axis first where a CPU would copy it for each product."""
+    monkeypatch.setattr(hoisting, "LARGE", large)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape, scale=0.3))
+    xs, w, h = normal(6, rows, 3), normal(8, 5), normal(rows, 5)
+    for g, inputs in ((bp.grad, (1, 2)), (bp.grad, 1)):
+        moves, read = inside_and_before(g(cell, inputs), xs, w, h)
+        assert moves == ["slice", *["transpose"] * turned]
+        assert ((1,), (0,) if turned else (1,)) in read
+        assert not (turned and ((1,), (1,)) in read)
+
+
+@pytest.mark.parametrize("residuals", ["min_cut", "inputs", "needed"])
+def test_what_is_made_before_the_loop_changes_no_gradient(monkeypatch, residuals):
+    monkeypatch.setattr(hoisting, "LARGE", 0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape, scale=0.3))
+    xs, w, h = normal(6, 2, 3), normal(8, 5), normal(2, 5)
+    own = bp.Backward(residuals=residuals)
+    nested = lambda xs, w, h: lax.scan(lambda c, _: (jnp.sin(cell(xs, w * c, h)), None), 1.0, None, 2)[0]
+    bent = lambda api, f: lambda *a: sum((g**2).sum() for g in api.grad(f, (1, 2))(*a))
+    mapped = lambda xs, w, h: jax.vmap(cell, (None, 0, None))(xs, jnp.stack([w, 2 * w]), h).sum()
+    sides = [(f, f) for f in (cell, nested, mapped)] + [(bent(own, cell), bent(jax, cell))]
+    for ours, theirs in sides:
+        want = jax.jit(jax.grad(theirs, (1, 2)))(xs, w, h)
+        for got in (own.grad(ours, (1, 2))(xs, w, h), jax.jit(own.grad(ours, (1, 2)))(xs, w, h)):
+            jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-10, atol=1e-11), got, want)
+
+
+def test_a_loop_that_reads_its_constants_as_they_are_makes_nothing_before():
+    moves, read = inside_and_before(
+        bp.grad(lambda w, xs: rnn({"in": w, "hidden": w}, xs)), jnp.eye(3), jnp.ones((4, 2, 3))
+    )
+    assert "slice" not in moves and "transpose" not in moves and ((1,), (1,)) in read

@@ -102,3 +102,11 @@ def test_of_several_that_are_joined_what_lies_between_is_computed():
     jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-12), got, want)
     _, *back = equations(bp.grad(loss, (0, 1)), b, c)
     assert [e.outvars[0].aval.shape for e in back] == [(3, 5)]
+
+
+def test_of_a_weight_whose_own_axes_change_places_the_gradient_is_turned_back():
+    """The axes of the output follow those of the weight as it is read."""
+    heads = lambda v: lax.dot_general(X, v.transpose(2, 1, 0), (((2,), (0,)), ((), ())))
+    ct = normal(2, 3, 5, 5)
+    got = bp.grad(lambda v: (heads(v) * ct).sum())(normal(5, 5, 4))
+    np.testing.assert_allclose(got, jnp.einsum("btd,bthk->khd", X, ct), rtol=1e-12)

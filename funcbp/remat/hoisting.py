@@ -136,11 +136,11 @@ def operands_before(body: Jaxpr, n_consts: int, machine: Machine) -> tuple[jx.Pr
 
 
 def _packed(product: JaxprEqn, machine: Machine) -> bool:
-    """Tell whether the machine copies the second factor of a product of two matrices before it multiplies."""
+    """Tell whether a product of two matrices, not of a single row, copies the second one before it multiplies."""
     left, right = (v.aval for v in product.invars)
     last = product.params["dimension_numbers"] == (((1,), (1,)), ((), ()))
     large = bytes_of(product.invars[1:]) >= LARGE and jx.cotangent_sharding(right) is None
-    return last and large and left.shape[0] <= machine.packs
+    return last and large and 1 < left.shape[0] <= machine.packs
 
 
 class Follows(enum.IntEnum):

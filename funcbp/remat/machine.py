@@ -28,8 +28,8 @@ class Machine:
         cache: what is no wider, in bytes, does not go through memory when it is made and read.
         fuses: whether a reduction takes its operand as it is made, without going through memory.
         launch: seconds that a product takes at least.
-        packs: where a matrix has no more rows than this, a product of it with one whose last axis is contracted first
-            copies that one into the other order.
+        packs: up to how many rows a matrix has whose product with another one is faster where that lies with its
+            contracted axis first, because it is copied into that order otherwise.
     """
 
     wide: float
@@ -68,7 +68,7 @@ class Machine:
 # Not compared: A10, L40S, the RTX cards, MI250X, the MI300X in float32 and float64, the caches of Blackwell and TPUs.
 # The CPU's are of one core and were measured (`docs/decisions/a-price.md`): what a loop keeps is written to pages
 # that are fresh at each call, and is copied out of its stack, at a byte a nanosecond.
-CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False, packs=64)
+CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False, packs=48)
 GPU = Machine(10.0, 150.0, 300.0, 2.0)
 MACHINES: dict[str, Machine] = {
     "cpu": CPU,

@@ -146,7 +146,9 @@ def inside_and_before(f, *args):
     return moves, read
 
 
-@pytest.mark.parametrize(("rows", "large", "turned"), [(4, 0, True), (64, 0, True), (65, 0, False), (4, 2**17, False)])
+@pytest.mark.parametrize(
+    ("rows", "large", "turned"), [(4, 0, True), (48, 0, True), (49, 0, False), (1, 0, False), (4, 2**17, False)]
+)
 def test_what_products_read_of_a_constant_is_made_before_the_loop(monkeypatch, rows, large, turned):
     """The part of it always; and with its contracted axis first where a CPU would copy it for each product."""
     monkeypatch.setattr(hoisting, "LARGE", large)

@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant("rules/elementwise.py", "lax.neg(unbroadcast(ct, y)) if perturbed[1] else Zero,", "unbroadcast(ct, y) if perturbed[1] else Zero,", "rules/test_rules.py -k sub"),
     Mutant("rules/contraction.py", "exchanged = (y_contract, x_contract), (y_batch, x_batch)", "exchanged = (x_contract, y_contract), (y_batch, x_batch)", "rules/test_rules.py -k dot_general"),
     Mutant("rules/contraction.py", "if axes != sorted(axes) and exchanged == sorted(exchanged):", "if False:", "rules/test_contraction.py"),
-    Mutant("rules/contraction.py", "precision[::-1] if isinstance(precision, tuple) else precision", "precision", "rules/test_contraction.py"),
+    Mutant("rules/contraction.py", "precision = precision[1], precision[0]", "precision = precision[0], precision[1]", "rules/test_contraction.py"),
     Mutant("rules/contraction.py", "ct, other = part(ct, at), part(other, y_batch[at])", "ct, other = part(ct, at), other", "rules/test_contraction.py"),
     Mutant("rules/contraction.py", "if own != sorted(own):", "if False:", "rules/test_contraction.py"),
     Mutant("rules/shape.py", "first, last = perturbed.index(True), len(perturbed) - perturbed[::-1].index(True)", "first, last = 0, len(perturbed)", "rules/test_contraction.py"),

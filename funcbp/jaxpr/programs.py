@@ -16,7 +16,7 @@ from jax.extend.core import primitives
 from jax.tree_util import PyTreeDef
 
 from .types import AnyJaxpr, Atom, ClosedJaxpr, Jaxpr, JaxprEqn, Literal, PyTree, T, Value, Var, WrappedFun
-from .values import Aval
+from .values import Aval, aval_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -92,7 +92,8 @@ class Program:
         Returns:
             The program, and the variable that the equation now reads.
         """
-        new = core.Var(read.aval.update(shape=tuple(read.aval.shape[i] for i in order)))
+        lies = aval_of(read.aval)
+        new = core.Var(lies.update(shape=tuple(lies.shape[i] for i in order)))
         how = {"permutation": tuple(order)}
         turn = reader.replace(primitive=primitives.transpose_p, invars=[read], outvars=[new], params=how)
         reads = reader.replace(invars=[new if v is read else v for v in reader.invars], params=reader.params | params)

@@ -137,7 +137,7 @@ def operands_before(body: Jaxpr, n_consts: int, machine: Machine) -> tuple[jx.Pr
 
 def _packed(product: JaxprEqn, machine: Machine) -> bool:
     """Tell whether a product of two matrices, not of a single row, copies the second one before it multiplies."""
-    left, right = (v.aval for v in product.invars)
+    left, right = (jx.aval_of(v.aval) for v in product.invars)
     last = product.params["dimension_numbers"] == (((1,), (1,)), ((), ()))
     large = bytes_of(product.invars[1:]) >= LARGE and jx.cotangent_sharding(right) is None
     return last and large and 1 < left.shape[0] <= machine.packs

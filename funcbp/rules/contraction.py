@@ -51,7 +51,8 @@ def dot_general_left(
     factors, contracted, batches = (ct, y), (z_y_own, y_own), (batch, list(y_batch))
     if axes != sorted(axes) and exchanged == sorted(exchanged):  # no transposition: on a CPU, three times as fast
         axes, factors, contracted, batches = exchanged, factors[::-1], contracted[::-1], batches[::-1]
-        precision = precision[::-1] if isinstance(precision, tuple) else precision
+        if isinstance(precision, tuple) and len(precision) == 2:
+            precision = precision[1], precision[0]  # type: ignore[assignment]
     product = lax.dot_general(
         *factors,
         (contracted, batches),

@@ -131,7 +131,7 @@ def _scaled(ct: jax.Array, slope: ArrayLike) -> jax.Array:
     return lax.mul(ct, slope) if alike else ct * slope
 
 
-def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, name: str = "linear") -> Rule:
+def linear_rule(transpose: Callable[..., jax.Array], moves: Moves = Moves.NOT, name: str = "linear") -> LinearRule:
     """Make a rule for an operation linear in its first operand: x̄ = transpose(z̄, type of x). It keeps no numbers.
 
     Args:

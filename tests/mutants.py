@@ -46,6 +46,8 @@ MUTANTS = [
     Mutant("rules/shape.py", "first, last = perturbed.index(True), len(perturbed) - perturbed[::-1].index(True)", "first, last = 0, len(perturbed)", "rules/test_contraction.py"),
     Mutant("remat/hoisting.py", "return last and large and 1 < left.shape[0] <= machine.packs", "return last and large", "remat/test_hoisting.py"),
     Mutant("remat/hoisting.py", "read += [v for v in operands if v in parts]", "pass", "remat/test_hoisting.py"),
+    Mutant("rules/reduction.py", "which = lax.select(stays, which, lax.full_like(which, place))", "which = lax.select(stays, lax.full_like(which, place), which)", "rules/test_pooling.py"),
+    Mutant("rules/reduction.py", "rest = [(0, n - size, 0)", "rest = [(n - size, 0, 0)", "rules/test_pooling.py"),
     Mutant("rules/reduction.py", "return lax.cumsum(ct, axis=axis, reverse=not reverse)", "return lax.cumsum(ct, axis=axis, reverse=reverse)", "rules/test_rules.py -k cumsum"),
     Mutant("rules/shape.py", "p_bar = lax.reduce_sum(lax.select(is_padding, ct, lax.full_like(ct, 0)), range(ct.ndim))", "p_bar = lax.reduce_sum(ct, range(ct.ndim))", "rules/test_rules.py -k pad"),
     Mutant("rules/indexing.py", "dict(allow_negative_indices=False)", "dict(allow_negative_indices=True)", "rules/test_rules.py"),

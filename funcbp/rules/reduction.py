@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent
-from ..jaxpr import cotangent_sharding, dilated, primitives, reducer, sharding_of
+from ..jaxpr import aval_of, cotangent_sharding, dilated, primitives, reducer, sharding_of
 from ..jaxpr.types import Aval, JaxprEqn, Primitive, PyTree
+from .elementwise import where
 from .registry import def_body, def_linear, def_nondiff, def_rule
 from .traits import DEAR, REDUCTION, Digits, def_traits, free, operand, results
 
@@ -131,6 +132,8 @@ def reduce_window_sum_back(
     window_dilation: Sequence[int],
 ) -> jax.Array:
     """z = the sums over windows of x:  x̄ sums z̄ over the windows that an element was in."""
+    if are_tiles(x, window_dimensions, window_strides, padding, (*base_dilation, *window_dilation)):
+        return joined_tiles(tiled(ct, window_dimensions), x)
     pads = window_padding(x, ct, window_dimensions, window_strides, padding, base_dilation, window_dilation)
     config = [(lo, hi, stride - 1) for (lo, hi), stride in zip(pads, window_strides, strict=True)]
     return lax.reduce_window(
@@ -163,9 +166,62 @@ def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
         size = dict(window_dimensions=window_dimensions, window_strides=window_strides)
         if any(d != 1 for d in (*base_dilation, *window_dilation)):
             raise NotImplementedError("Pooling by maximum or minimum with dilation has no derivative in JAX or funcbp.")
+        few = math.prod(window_dimensions) <= UNROLLED
+        if few and are_tiles(aval_of(x), window_dimensions, window_strides, padding, ()):
+            return [to_winners(ct, x, better, window_dimensions)]
         return [primitives.select_and_scatter_add_p.bind(ct, x, select_prim=better, padding=padding, **size)]
 
     return reduce_window_extremum_bwd
+
+
+UNROLLED = 16  # as many places of a window are compared one by one
+
+
+def are_tiles(
+    x: Aval,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> bool:
+    """Tell whether windows lie side by side on x: each element is in one at most, and what they say of it is no sum."""
+    plain = tuple(window) == tuple(strides) and not any(map(any, padding)) and all(d == 1 for d in dilation)
+    return plain and cotangent_sharding(x) is None and all(isinstance(n, int) for n in x.shape)
+
+
+def tiled(ct: jax.Array, window: Sequence[int]) -> jax.Array:
+    """A value for each window at all its places, which are an axis of their own behind each axis."""
+    shape = [n for pair in zip(ct.shape, window, strict=True) for n in pair]
+    return lax.broadcast_in_dim(ct, shape, range(0, len(shape), 2))
+
+
+def joined_tiles(tiles: jax.Array, x: Aval) -> jax.Array:
+    """The array that windows side by side make, with zeros for what of x is in none of them."""
+    sizes = [n * w for n, w in zip(tiles.shape[::2], tiles.shape[1::2], strict=True)]
+    rest = [(0, n - size, 0) for n, size in zip(x.shape, sizes, strict=True)]
+    joined = lax.reshape(tiles, sizes)
+    return lax.pad(joined, np.zeros((), tiles.dtype), rest) if any(map(any, rest)) else joined
+
+
+def to_winners(ct: jax.Array, x: jax.Array, better: Primitive, window: Sequence[int]) -> jax.Array:
+    """z̄ at the winner of each window, for windows side by side: comparisons, in the place of a scatter, which is slow.
+
+    The winner is that of `select_and_scatter_add`: what has been found so far stays as long as it is better.
+    """
+    best, which = None, lax.full_like(ct, 0, np.int32)
+    for place, start in enumerate(np.ndindex(*window)):
+        stop = [s + (n - 1) * w + 1 for s, n, w in zip(start, ct.shape, window, strict=True)]
+        here = lax.slice(x, start, stop, window)
+        if best is None:
+            best = here
+        else:
+            stays = better.bind(best, here)
+            which = lax.select(stays, which, lax.full_like(which, place))
+            best = lax.select(stays, best, here)
+    places = lax.reshape(np.arange(math.prod(window), dtype=np.int32), [n for w in window for n in (1, w)])
+    mine = tiled(which, window)
+    won = lax.eq(mine, lax.broadcast_in_dim(places, mine.shape, range(mine.ndim)))
+    return joined_tiles(where(won, tiled(ct, window), 0), aval_of(x))
 
 
 def select_and_scatter_add_bwd(

@@ -1,0 +1,73 @@
+"""Pooling over windows that lie side by side: the way back compares and repeats, and scatters and sums nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcbp as bp
+
+rng = np.random.default_rng(0)
+KINDS = {"max": (-jnp.inf, lax.max), "min": (jnp.inf, lax.min), "sum": (0.0, lax.add)}
+
+
+def pooled(x, kind, window=(2, 2), strides=None, padding="VALID"):
+    start, join = KINDS[kind]
+    return lax.reduce_window(x, start, join, (1, *window, 1), (1, *(strides or window), 1), padding)
+
+
+def by_hand(x, ct, kind, window):
+    """Window by window: z̄ to its first winner, or to all."""
+    found = np.zeros_like(x)
+    for n, i, j, c in np.ndindex(*ct.shape):
+        part = np.s_[n, i * window[0] : (i + 1) * window[0], j * window[1] : (j + 1) * window[1], c]
+        if kind == "sum":
+            found[part] += ct[n, i, j, c]
+        else:
+            best = {"max": np.argmax, "min": np.argmin}[kind](x[part])
+            found[part][np.unravel_index(best, window)] += ct[n, i, j, c]
+    return found
+
+
+def primitives_of(f, *args):
+    return {e.primitive.name for e in jax.make_jaxpr(f)(*args).eqns}
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 1), (1, 2), (4, 4)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_side_by_side(kind, window):
+    """With ties, and with rows and columns that are in no window."""
+    x = np.round(rng.normal(size=(2, 9, 7, 3)), 0)
+    ct = rng.normal(size=pooled(jnp.asarray(x), kind, window).shape)
+    loss = lambda x: (pooled(x, kind, window) * ct).sum()
+    assert not primitives_of(bp.grad(loss), x) & {"select_and_scatter_add", "reduce_window_sum"} - {
+        f"reduce_window_{kind}"
+    }
+    for grad in (bp.grad(loss), jax.jit(bp.grad(loss))):
+        np.testing.assert_array_equal(grad(x), by_hand(x, ct, kind, window))
+
+
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_nan_and_second_order(kind):
+    x = jnp.asarray(rng.normal(size=(2, 4, 4, 3)))
+    nan = x.at[0, 0, 0, 0].set(jnp.nan).at[1, 3, 2, 1].set(jnp.nan)
+    bent = lambda x: jnp.sin(pooled(x, kind)).sum()
+    ours, theirs = (jax.jit(api.grad(bent)) for api in (bp, jax))
+    np.testing.assert_array_equal(ours(nan), theirs(nan))
+    step = 1e-6 * jnp.asarray(rng.normal(size=x.shape))
+    got = bp.grad(lambda x: (bp.grad(bent)(x) * x).sum())(x)
+    along = lambda x: (theirs(x) * x).sum()
+    np.testing.assert_allclose(jnp.vdot(got, step), (along(x + step) - along(x - step)) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), "SAME"), ((5, 5), (5, 5), "VALID")]
+)
+def test_windows_that_overlap_or_are_padded_or_large_go_another_way(window, strides, padding):
+    x = jnp.asarray(rng.normal(size=(2, 9, 7, 3)))
+    loss = lambda x: jnp.sin(pooled(x, "max", window, strides, padding)).sum()
+    assert "select_and_scatter_add" in primitives_of(bp.grad(loss), x)
+    np.testing.assert_allclose(bp.grad(loss)(x), jax.grad(loss)(x), rtol=1e-12)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax._src import config, source_info_util
 from jax._src.source_info_util import SourceInfo
 
-from .programs import Program, bind_eqn, close, is_literal
+from .programs import Program, bind_eqn, close, in_avals, is_literal
 from .sources import Nearness, nearness, of_library, own_name, scope, user_called_by, user_line
 from .types import AnyJaxpr, ClosedJaxpr, Jaxpr, JaxprEqn, Value, Var
 from .values import Aval, split_list, weakref_cache, zeros
@@ -96,7 +96,7 @@ def _kind(params: dict[str, Any], types: Sequence[Aval]) -> Kind:
     reduces = "dimensions" in params or "window_dimensions" in params  # perhaps scalars, with a program of scalars
     if reduces or not any(name in params for name in CALLED):
         return Kind.OTHER
-    of_operands, of_inputs = map(_bare, types), map(_bare, close(call_jaxpr(params)).in_avals)
+    of_operands, of_inputs = map(_bare, types), map(_bare, in_avals(call_jaxpr(params)))
     return Kind.CALL if list(of_operands) == list(of_inputs) else Kind.OTHER
 
 
@@ -363,7 +363,7 @@ def _equations(
     place: tuple[int, ...],
     numbers: Iterator[int],
 ) -> Iterator[Occurrence]:
-    for eqn in _opened(program)[0].eqns:
+    for eqn in program.eqns:
         inside = inside_of(eqn)
         programs = into(inside) if inside.programs else ()
         called = bool(programs) and bool(inside.kind & CALLS)

@@ -277,11 +277,11 @@ def is_literal(v: Atom | None) -> TypeIs[Literal]:
 
 
 def in_avals(jaxpr: AnyJaxpr) -> list[Aval]:
-    return list(close(jaxpr).in_avals)
+    return list(jaxpr.in_avals)
 
 
 def out_avals(jaxpr: AnyJaxpr) -> list[Aval]:
-    return list(close(jaxpr).out_avals)
+    return list(jaxpr.out_avals)
 
 
 def close(jaxpr: Any) -> ClosedJaxpr:

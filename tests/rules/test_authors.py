@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax._src import core
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -16,12 +17,12 @@ def primitive(name, impl, several=False):
     p = Primitive(name)
     p.multiple_results = several
     p.def_impl(impl)
-    p.def_abstract_eval(lambda *avals: list(avals[:1]) * 2 if several else avals[0])
+    p.def_abstract_eval(lambda *avals, **params: list(avals[:1]) * 2 if several else avals[0])
     mlir.register_lowering(p, mlir.lower_fun(impl, multiple_results=several))
 
-    def batched(args, dims):
+    def batched(args, dims, **params):
         (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
-        outs = p.bind(*(batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)))
+        outs = p.bind(*(batching.bdim_at_front(x, d, size) for x, d in zip(args, dims, strict=True)), **params)
         return outs, [0] * 2 if several else 0
 
     batching.primitive_batchers[p] = batched
@@ -50,6 +51,17 @@ crooked, bare = primitive("authors_crooked", lambda x: x), primitive("authors_ba
 ad.primitive_jvps[crooked] = lambda primals, tangents: (crooked.bind(*primals), bare.bind(*tangents))
 ad.primitive_jvps[bare] = lambda primals, tangents: (bare.bind(*primals), bare.bind(*tangents))
 
+# (x, *constants) ↦ an open program of x, whose constants are operands: so Equinox hands on what a function closed over
+applied = primitive("authors_applied", lambda x, *consts, static, jaxpr: core.eval_jaxpr(jaxpr, consts, x)[0])
+
+
+def applied_jvp(primals, tangents, **params):
+    return applied.bind(*primals, **params), applied.bind(tangents[0], *primals[1:], **params)
+
+
+ad.primitive_jvps[applied] = applied_jvp
+ad.primitive_transposes[applied] = lambda ct, x, n, **params: (applied.bind(ct, n, **params), None)
+
 X = jnp.array([1.0, 2.0])
 N = jnp.array([5.0, 5.0])
 CALLS = {
@@ -67,6 +79,18 @@ def test_they_go_back_as_their_author_says(call):
     np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(jnp.sin(f(x))))(X), 3 * jnp.cos(2 * X))
     g = CALLS[call](lambda x: squares.bind(x, 5 * jnp.ones_like(x))[0])
     np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(g(x)))(X), 3 * 5 * X)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_program_among_the_parameters_whose_constants_are_operands(call):
+    """Also where it is not differentiated, and is looked through for marked weights."""
+    programs = {n: jax.make_jaxpr(lambda x, five=N[:n]: x * five)(X[:n]).jaxpr for n in (1, 2)}
+    assert all(len(program.constvars) == 1 for program in programs.values())
+    params = {n: {"jaxpr": program, "static": (program, "its name")} for n, program in programs.items()}
+    five_times = lambda x: applied.bind(x, 5 * jnp.ones_like(x), **params[x.size])
+    f = CALLS[call](lambda x: x * five_times(lax.stop_gradient(x)) + five_times(x))
+    np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(f(x)))(X), 5 * X + 5)
+    np.testing.assert_array_equal(jax.grad(bp.Backward().attach(lambda x: jnp.sum(f(x))))(X), 5 * X + 5)
 
 
 def test_an_output_without_a_tangent_has_none():

@@ -49,7 +49,10 @@ def main(argv: list[str]) -> int:
             "--minutes",
             type=float,
             default=60,
-            help="of the processor, for a suite on JAX's; with ours three times that",
+            help="of the processor, for a suite with ours; what failed is then run on JAX's",
+        )
+        command.add_argument(
+            "--records", default="", metavar="DIR", help="keeps what became of each test: a run ended early goes on"
         )
     options = vars(parser.parse_args(argv))
 

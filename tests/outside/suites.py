@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .report import Row
-from .swap_reverse_mode import REVERSE_MODE
+from .swap_reverse_mode import read_records
 
 HERE = Path(__file__).parent
 JAX_FILES = (  # of the folder tests of JAX's repository
@@ -72,43 +72,61 @@ def jax_files(repo: str, files: list[str], module: str, **options: Any) -> Itera
 
 
 def suite(
-    name: str, version: str, root: Path, files: list[Path], module: str, minutes: float = 60, **options: Any
+    name: str,
+    version: str,
+    root: Path,
+    files: list[Path],
+    module: str,
+    minutes: float = 60,
+    records: str = "",
+    **options: Any,
 ) -> Row:
-    """Run those of these files that mention reverse mode; with ours, the tests that pass on JAX and call it.
+    """Run the tests with ours, and what failed on JAX's own: those count that call reverse mode and pass with either.
 
-    With ours they have three times as long, so that what is slower is not what failed.
+    What passes with ours is taken to pass with JAX's. The folder `records` keeps what became of each test, and a run
+    that was ended goes on from there.
     """
-    chosen = [p for p in files if REVERSE_MODE.search(p.read_text())]
-    if not chosen:
-        return Row(name, version, note="its tests do not call reverse mode")
-    on_jax = pytest(root, chosen, module="jax", minutes=minutes, **options)
-    tests = [t for t, r in on_jax.items() if r["outcome"] == "passed" and r["calls"]]
-    if not tests:
-        failed = sum(r["outcome"] == "failed" for r in on_jax.values())
-        return Row(name, version, note=f"of {len(on_jax)} tests none calls reverse mode and passes; {failed} fail")
-    ours = pytest(root, chosen, module=module, only=tests, minutes=3 * minutes, **options)
-    passed = [t for t in tests if ours.get(t, {}).get("outcome") == "passed"]
-    failures = {t: ours[t]["error"] if t in ours else "Not run" for t in tests if t not in passed}
-    return Row(name, version, len(tests), len(passed), sum(r["calls"] for r in ours.values()), failures)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(records or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = pytest(root, files, folder / f"{name}-{module}.jsonl", module=module, minutes=minutes, **options)
+        failed = [t for t, r in ours.items() if r["outcome"] == "failed"]
+        on_jax = {}
+        if failed:
+            on_jax = pytest(root, files, folder / f"{name}-on-jax.jsonl", module="jax", only=failed, **options)
+    passed = [t for t, r in ours.items() if r["outcome"] == "passed" and r["calls"]]
+    failures = {t: ours[t]["error"] for t, r in on_jax.items() if r["outcome"] == "passed" and r["calls"]}
+    if not passed and not failures:
+        return Row(name, version, note=f"of {len(ours)} tests none calls reverse mode and passes; {len(failed)} fail")
+    calls = sum(ours[t]["calls"] for t in [*passed, *failures])
+    return Row(name, version, len(passed) + len(failures), len(passed), calls, failures)
 
 
-def pytest(root: Path, files: list[Path], tests: str = "", **settings: Any) -> dict[str, dict[str, Any]]:
-    """Run test files with the plugin; what it wrote down of each test, by the test's name."""
-    with tempfile.TemporaryDirectory() as folder:
-        records = Path(folder, "records.jsonl")
-        path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {
-            "SWAP": json.dumps({"records": str(records), **settings}),
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        }
-        if settings.get("source") is not None:
-            environment["PYTHONSAFEPATH"] = "1"  # the JAX that is installed, not the one in the copy
-        options = ["-q", "-p", "swap_reverse_mode", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(root)]
-        options += ["-k", tests, "--continue-on-collection-errors"]
-        command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+def pytest(root: Path, files: list[Path], records: Path, tests: str = "", **settings: Any) -> dict[str, dict[str, Any]]:
+    """Run test files with the plugin; what it wrote down of each test, by the test's name.
+
+    After a crash a new process runs what is left.
+    """
+    path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "SWAP": json.dumps({"records": str(records), **settings}),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    if settings.get("source") is not None:
+        environment["PYTHONSAFEPATH"] = "1"  # the JAX that is installed, not the one in the copy
+    options = ["-q", "-p", "swap_reverse_mode", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(root)]
+    options += ["-k", tests, "--continue-on-collection-errors"]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+    while True:
         result = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if not records.exists():
-            raise RuntimeError(f"No test of {root} ran:\n{result.stdout.decode()[-3000:]}")
-        return {r["test"]: r for r in map(json.loads, records.read_text().splitlines())}
+        last = json.loads(records.read_text().splitlines()[-1]) if records.exists() else {}
+        if result.returncode in range(6) or last.get("outcome") != "running":  # pytest's own codes end at 5
+            break
+        error = f"Crashed: the process ended with {result.returncode}."
+        with records.open("a") as file:
+            file.write(json.dumps(last | {"outcome": "failed", "error": error}) + "\n")
+    if not records.exists():
+        raise RuntimeError(f"No test of {root} ran:\n{result.stdout.decode()[-3000:]}")
+    return read_records(records)

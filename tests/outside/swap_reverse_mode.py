@@ -77,6 +77,12 @@ def put_in_place(module: Any, calls: collections.Counter[str]) -> None:
                 setattr(imported, name, new[id(value)])
 
 
+def read_records(file: str | Path) -> dict[str, dict[str, Any]]:
+    """Read what became of each test, by its name: of a test's lines the last one counts."""
+    lines = Path(file).read_text().splitlines() if Path(file).exists() else []
+    return {record["test"]: record for record in map(json.loads, lines)}
+
+
 def mentions_reverse_mode(item: pytest.Item) -> bool:
     """Tell whether a test's own text mentions reverse mode: those are run first, as time may run out."""
     try:
@@ -99,7 +105,7 @@ class Plugin:
 
     Args:
         module: whose functions take the place of JAX's; `jax` for its own, counted.
-        records: the file that gets a line of JSON per test.
+        records: the file that gets a line of JSON per test; the tests that it has already are not run again.
         only: the tests to run, by name; None for all.
         per_test: how many of a test's parametrisations to run; 0 for all.
         seconds: how long the processor may work on one test.
@@ -119,6 +125,8 @@ class Plugin:
     ) -> None:
         self.calls: collections.Counter[str] = collections.Counter()
         self.records, self.only, self.per_test, self.seconds = records, only, per_test, seconds
+        self.done = {test for test, record in read_records(records).items() if record["outcome"] != "running"}
+        self.file = Path()
         self.end = time.process_time() + 60 * minutes
         if source is not None:
             jax._src.__path__.append(os.path.join(source, "jax", "_src"))
@@ -134,7 +142,9 @@ class Plugin:
             few = bool(self.per_test) and len(row) > self.per_test
             chosen.update(random.Random(name).sample(row, self.per_test) if few else row)
         if self.only is not None:
-            chosen = {item for item in items if item.nodeid in set(self.only)}
+            only = set(self.only)
+            chosen = {item for item in items if item.nodeid in only}
+        chosen = {item for item in chosen if item.nodeid not in self.done}
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = sorted((item for item in items if item in chosen), key=lambda i: not mentions_reverse_mode(i))
 
@@ -143,8 +153,12 @@ class Plugin:
         def stop(*_: Any) -> None:
             raise TookTooLong(f"It took more than {self.seconds:g} seconds of the processor.")
 
+        if item.path != self.file:  # what a file compiled is of no use to the next one
+            jax.clear_caches()
+            self.file = item.path
         self.calls.clear()
         self.ran.clear()
+        self.record(item, "running", "")
         before = signal.signal(signal.SIGPROF, stop)
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
         try:
@@ -161,12 +175,16 @@ class Plugin:
         report = yield
         if report.when == "call" or report.outcome != "passed":
             error = "" if call.excinfo is None else f"{call.excinfo.typename}: {str(call.excinfo.value).strip()}"
-            record = {"test": item.nodeid, "outcome": report.outcome, "calls": self.calls.total(), "error": error[:600]}
-            with open(self.records, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            self.record(item, report.outcome, error[:600])
         if time.process_time() > self.end:
             item.session.shouldstop = "the time is over"
         return report
+
+    def record(self, item: pytest.Item, outcome: str, error: str) -> None:
+        """Write a test's line."""
+        record = {"test": item.nodeid, "outcome": outcome, "calls": self.calls.total(), "error": error}
+        with open(self.records, "a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 @pytest.hookimpl(tryfirst=True)

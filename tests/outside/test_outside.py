@@ -17,14 +17,15 @@ import funcbp as bp
 from . import programs
 from .report import Row
 from .suites import suite
-from .swap_reverse_mode import note_reverse_mode
+from .swap_reverse_mode import note_reverse_mode, read_records
 
 ROOT = Path(__file__).parents[2]
 SOME = (
     "cumsum dot_general dynamic_slice gather pad pow reduce_max scatter_add select_n sort tanh triangular_solve".split()
 )
 THEIR_TESTS = """
-import jax, pytest
+import jax, os, pytest
+def test_that_crashes(): jax.grad(lambda x: x**2)(3.0); os.abort()
 def test_grad(): assert jax.grad(lambda x: x**2)(3.0) == 6.0
 @pytest.mark.parametrize("x", [2.0, 3.0])
 def test_vjp(x): assert jax.vjp(lambda x: x**2, x)[1](1.0)[0] == 2 * x
@@ -53,11 +54,18 @@ def test_a_wrong_derivative_and_one_of_jax_fail_their_tests(tmp_path, monkeypatc
     (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
     (tmp_path / "wrong.py").write_text(WRONG)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    row = suite("theirs", "1.0", tmp_path, [tmp_path / "test_theirs.py"], "wrong", per_test=1)
+    run = lambda: suite(
+        "theirs", "1.0", tmp_path, [tmp_path / "test_theirs.py"], "wrong", per_test=1, records=str(tmp_path / "records")
+    )
+    row = run()
     assert row[:5] == ("theirs", "1.0", 3, 1, 3)
     assert [name.split("::")[1].split("[")[0] for name in row.failures] == ["test_grad", "test_vjp"]
     assert row.kinds() == "1 AssertionError, 1 Failed"
-    assert "first from test_theirs.py:5." in row.details()
+    assert "first from test_theirs.py:6." in row.details()
+    records = read_records(tmp_path / "records" / "theirs-wrong.jsonl")
+    assert len(records) == 6 and records["test_theirs.py::test_that_crashes"]["error"].startswith("Crashed: ")
+    (tmp_path / "test_theirs.py").write_text("")
+    assert run() == row  # nothing was left to run
 
 
 def test_a_row_of_the_table_counts_failures_by_kind():

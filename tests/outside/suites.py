@@ -94,8 +94,9 @@ def suite(
         on_jax = {}
         if failed:
             on_jax = pytest(root, files, folder / f"{name}-on-jax.jsonl", module="jax", only=failed, **options)
-    passed = [t for t, r in ours.items() if r["outcome"] == "passed" and r["calls"]]
-    failures = {t: ours[t]["error"] for t, r in on_jax.items() if r["outcome"] == "passed" and r["calls"]}
+    counts = lambda record: record["outcome"] == "passed" and record["calls"] > 0
+    passed = [t for t, r in ours.items() if counts(r)]
+    failures = {t: ours[t]["error"] for t in failed if t in on_jax and counts(on_jax[t])}
     if not passed and not failures:
         return Row(name, version, note=f"of {len(ours)} tests none calls reverse mode and passes; {len(failed)} fail")
     calls = sum(ours[t]["calls"] for t in [*passed, *failures])

@@ -144,9 +144,12 @@ def policy_of(
         return residuals
     if isinstance(residuals, str) and residuals in POLICIES:
         return POLICIES[residuals]
-    if callable(residuals):
+    of_jax = (getattr(residuals, "__module__", None) or "").startswith("jax.")  # is told of equations, not of a body
+    if callable(residuals) and not of_jax:
         return FunctionPolicy(residuals)
     raise ValueError(
         f"residuals is one of {', '.join(map(repr, POLICIES))}, a Budget, a subclass of funcbp.remat.Policy, or a "
         f"function (forward, needed, available) -> variables to keep, and was {residuals!r}."
+        + " Policies of JAX's go into jax.checkpoint(policy=), and are honoured there."
+        * of_jax
     )

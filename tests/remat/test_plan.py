@@ -182,6 +182,16 @@ def test_unknown_policy():
         bp.Backward(residuals="most")
 
 
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable", "save_only_these_names"])
+def test_a_policy_of_jax_is_none_of_ours(policy):
+    theirs = getattr(jax.checkpoint_policies, policy)
+    with pytest.raises(ValueError, match=r"variables to keep, and was .*\. Policies of JAX's go into"):
+        bp.Backward(residuals=theirs("a") if policy == "save_only_these_names" else theirs)
+    kept = lambda forward, needed, available: needed
+    f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 2)[0]
+    np.testing.assert_allclose(bp.Backward(residuals=kept).grad(f)(1.0), np.cos(1.0) * np.cos(np.sin(1.0)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["scan", "cond", "jit", "remat"])
 def test_called_again_nothing_is_compiled_again(kind):
     """Called plainly with the same functions, the programs of both passes are those of the first time."""

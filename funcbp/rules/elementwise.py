@@ -216,12 +216,16 @@ def extremum(op: Callable[..., jax.Array]) -> Callable[..., list[Cotangent]]:
     """The backward rule of `max` or `min`."""
 
     def extremum_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:
-        """z = max(x, y) or min:  the cotangent goes to the operand that was chosen, half to each at a tie."""
+        """z = max(x, y) or min:  the cotangent goes to the operand that was chosen, half to each at a tie.
+
+        Neither was chosen where z is nan. The cotangent is nan there too, if z was computed with, and is not lost.
+        """
         x, y = res
         z = op(x, y)
         x_won, y_won = lax.eq(x, z), lax.eq(y, z)
         half = lax.mul(ct, lax.full_like(ct, 0.5))
-        share = lambda mine, others: where(mine, where(others, half, ct), 0)
+        neither = where(lax.eq(z, z), 0, lax.mul(ct, lax.full_like(ct, 0)))
+        share = lambda mine, others: where(mine, where(others, half, ct), neither)
         return [
             unbroadcast(share(x_won, y_won), x) if perturbed[0] else Zero,
             unbroadcast(share(y_won, x_won), y) if perturbed[1] else Zero,

@@ -38,11 +38,13 @@ def reduce_sum_back(ct: jax.Array, x: Aval, *, axes: Sequence[int], **_: Any) ->
 def reduce_extremum_bwd(
     res: PyTree, ct: jax.Array, perturbed: Sequence[bool], *, axes: Sequence[int], **_: Any
 ) -> list[Cotangent]:
-    """z = max x or min x:  x̄ = z̄ at the extremum, shared equally where several elements attain it."""
+    """z = max x or min x:  x̄ = z̄ at the extremum, shared equally where several elements attain it; nan if z is."""
     x, z = res
-    here = lax.convert_element_type(lax.eq(x, repeated(z, x.shape, axes, sharding_of(x))), ct.dtype)
-    count = lax.reduce_sum(here, axes)
-    return [lax.mul(here, spread(lax.div(ct, count), x, axes))]
+    here = lax.eq(x, repeated(z, x.shape, axes, sharding_of(x)))
+    count = lax.reduce_sum(lax.convert_element_type(here, ct.dtype), axes)
+    none = lax.eq(count, lax.full_like(count, 0))
+    elsewhere = lax.select(none, lax.full_like(ct, np.nan), lax.full_like(ct, 0))
+    return [lax.select(here, spread(lax.div(ct, count), x, axes), spread(elsewhere, x, axes))]
 
 
 def reduce_prod_bwd(

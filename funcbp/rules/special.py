@@ -74,7 +74,7 @@ def bessel_i1e_slope(x: jax.Array, **_: Any) -> jax.Array:
     z, (far, size) = lax.bessel_i1e(x), far_out(x)
     deficit = bessel_deficit(size)
     out = z * lax.sign(x) * (deficit / (1 - deficit) - lax.reciprocal(size))
-    tiny = lax.bitwise_not(lax.gt(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps)))
+    tiny = lax.le(lax.abs(x), lax.full_like(x, jnp.finfo(x.dtype).eps))
     slope = lax.bessel_i0e(x) - z * (lax.sign(x) + lax.reciprocal(where(tiny, 1, x)))
     return lax.select(far, out, where(tiny, 0.5, slope))
 

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import funcbp as bp
 from funcbp.autodiff import recording
 from funcbp.jaxpr import sparse
-from funcbp.rules import TABLE
+from funcbp.rules import TABLE, traits_of
+from funcbp.rules.traits import free
 from funcbp.testing.rules import structural_claims
 
 from ..interpret import interpreted
@@ -281,3 +283,44 @@ def test_singular_values_are_the_same_bits():
     f = lambda x: jnp.linalg.svd(x, compute_uv=False)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4)))
     assert jnp.array_equal(bp.vjp(f, x)[0], f(x))
+
+
+def test_smooth_functions_have_no_derivative_at_nan():
+    """A rule that asks which of its formulas holds, as that of `i1e`, is asked about nan, too."""
+    piecewise_linear = "abs", "clamp", "cummax", "cummin", "custom_jvp_call"  # its row is relu
+    asked = 0
+    for name, row in FIRST.items():
+        traits = traits_of(name)
+        if traits.linear or traits.step or traits.sorts or traits.flops is free or name in piecewise_linear:
+            continue
+        if len(row.args) != 1 or getattr(row.args[0], "dtype", None) != np.float64:
+            continue
+        nan = jnp.full(row.args[0].shape, np.nan)
+        y, pullback = bp.vjp(row.f, nan)
+        if not (isinstance(y, jax.Array) and y.shape == nan.shape and np.isnan(y).all()):
+            continue
+        assert np.isnan(pullback(jnp.ones_like(y))[0]).all(), name
+        asked += 1
+    assert asked > 25, asked
+
+
+@pytest.mark.parametrize("f", [lax.max, lax.min])
+def test_a_nan_is_not_hidden_by_an_extremum(f):
+    """At nan neither operand is chosen: a finite cotangent is 0 as in JAX, and nan stays nan."""
+    nan, one = jnp.float64(np.nan), jnp.float64(1.0)
+    for args in ((nan, one), (one, nan), (nan, nan)):
+        _, pullback = bp.vjp(f, *args)
+        for given, want in ((1.0, 0.0), (np.nan, np.nan)):
+            np.testing.assert_array_equal(pullback(jnp.float64(given)), [want, want])
+    # the operand that was not chosen gets nothing, not even of an infinite cotangent
+    assert jax.tree.map(float, bp.vjp(lax.max, one, 2 * one)[1](jnp.float64(np.inf))) == (0.0, np.inf)
+    assert np.isnan(bp.grad(jax.nn.celu)(nan))
+
+
+@pytest.mark.parametrize("compile", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("f", [jnp.max, jnp.min])
+def test_the_extremum_of_nan_has_no_derivative(f, compile):
+    x = jnp.asarray([[0.3, np.nan, 0.7], [1.0, 2.0, 2.0]])
+    got = compile(bp.grad(lambda x: f(x, 1).sum()))(x)
+    want = [[np.nan] * 3, [0.0, 0.5, 0.5] if f is jnp.max else [1.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(got, want)

@@ -37,7 +37,7 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
             left, place_left = _divided(jax.tree.leaves((args, kwargs)))
             return [*own, *left], (out_tree, place_outs, len(own), place_left)
 
-        found = jx.trace_with(of_arrays, list(map(jax.typeof, arrays)), "attached")
+        found = jx.trace_with(of_arrays, list(map(jax.typeof, arrays)), "attached", jx.defined_where(f))
         program, (out_tree, place_outs, n, place_left) = found
         kept, _ = program.with_outputs(program.outvars[n:]).pruned(keep_inputs=True)
         _refuse_changed(leaves, place_left([None if i is None else arrays[i] for i in jx.passed_on(kept)]), f)

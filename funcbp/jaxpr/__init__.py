@@ -137,6 +137,7 @@ from .sources import calls as calls
 from .sources import count_as_library as count_as_library
 from .sources import current_source as current_source
 from .sources import current_traceback as current_traceback
+from .sources import defined_where as defined_where
 from .sources import function_name as function_name
 from .sources import inside_call as inside_call
 from .sources import is_library as is_library

@@ -184,15 +184,18 @@ def signature(program: Program, i: int) -> Hashable:
     return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
 
 
-def trace(f: Callable[..., Sequence[Value]], avals: Sequence[Aval], name: str = "funcbp") -> Program:
-    """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types."""
-    debug = core.DebugInfo(name, f"{name} at funcbp", None, None)
+def trace(f: Callable[..., Sequence[Value]], avals: Sequence[Aval], name: str = "funcbp", where: str = "") -> Program:
+    """Trace `f`, a function from arrays to a flat list of arrays, on inputs of these types.
+
+    `where` is `name at file:line` of a function of the user's that the program stands for, if it does for one.
+    """
+    debug = core.DebugInfo(name, where or f"{name} at funcbp", None, None)
     jaxpr, _, consts = partial_eval.trace_to_jaxpr_dynamic(linear_util.wrap_init(f, debug_info=debug), list(avals))
     return Program(partial_eval.convert_constvars_jaxpr(jaxpr), consts)
 
 
 def trace_with(
-    f: Callable[..., tuple[Sequence[Value], T]], avals: Sequence[Aval], name: str = "funcbp"
+    f: Callable[..., tuple[Sequence[Value], T]], avals: Sequence[Aval], name: str = "funcbp", where: str = ""
 ) -> tuple[Program, T]:
     """Trace `f`, a function to (flat list of arrays, anything that is no array), and return both.
 
@@ -205,7 +208,7 @@ def trace_with(
         left.append(anything)
         return outs
 
-    return trace(arrays, avals, name), left[0]
+    return trace(arrays, avals, name, where), left[0]
 
 
 def trace_tree(f: Callable[..., PyTree], avals: Sequence[Aval], name: str = "funcbp") -> tuple[Program, PyTreeDef]:

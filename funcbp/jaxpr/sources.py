@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import inspect
 import itertools
 import os
 import re
@@ -213,6 +214,16 @@ def user_called_by(fun: Any, traceback: Any) -> bool:
 def written_where(fun: Any) -> str:
     """`name at file:line` of a `jax.custom_vjp` or `jax.custom_jvp` function, or of the body of a call of it."""
     return fun_sourceinfo(fun.fun) if hasattr(fun, "fun") else fun.debug_info.func_src_info or ""
+
+
+def defined_where(f: Any) -> str:
+    """`name at file:line` of a function, or of an object that is called as one; "" of what is not written in Python."""
+    f = inspect.unwrap(f)
+    while isinstance(f, functools.partial):
+        f = inspect.unwrap(f.func)
+    name = getattr(f, "__name__", type(f).__name__)
+    code = getattr(f if hasattr(f, "__code__") else type(f).__call__, "__code__", None)
+    return f"{name} at {code.co_filename}:{code.co_firstlineno}" if code else ""
 
 
 def scope(source: SourceInfo | Source) -> str:

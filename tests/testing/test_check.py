@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -101,6 +102,25 @@ def test_the_equation_is_named_inside_a_loop_and_a_function_with_its_own_rule():
     my_square.defvjp(lambda x: (x * x, x), lambda x, ct: (3 * x * ct,))
     culprit = check(lambda x: jnp.sum(my_square(x)), X, vjp=jax.vjp).culprit
     assert "my_square" in culprit and "custom_vjp" in culprit
+
+
+def layer(x):
+    return jnp.tanh(x)
+
+
+class Layer:
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.vmap, jax.jit])
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [(layer, "layer"), (functools.partial(layer), "layer"), (Layer(), "Layer"), (Layer().__call__, "__call__")],
+)
+def test_an_attached_function_is_named_by_its_line(f, name, around):
+    attached = around(WRONG.attach(f))
+    assert f"rule of {name} at {__file__}:" in check(lambda x: jnp.sum(attached(x)), X, vjp=jax.vjp).culprit
 
 
 def wrong_where(bad):

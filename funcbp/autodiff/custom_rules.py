@@ -157,8 +157,17 @@ def _by_another_rule(
 ) -> list[Value]:
     """Record a function with a derivative of its own by the rule that an option gives it instead.
 
-    It is run as the call that it is: whoever differentiates the result again meets its derivative, not its body.
+    It is run as the call that it is: whoever differentiates the result again meets its derivative, not its body. The
+    rule is of the function's own arguments. What the function closes over has no cotangent by it.
     """
+    n = jx.constants_before(unchanged.params["subfuns"][1])
+    if any(operation.perturbed[:n]):
+        raise ValueError(
+            f"The function {where} closes over a value that is differentiated, and the rule given for it by rules= "
+            "has a cotangent for its arguments alone. Pass the value as an argument, or write "
+            "jax.lax.stop_gradient(value)."
+        )
+    operation = operation.after(n)
     values = operation.values
     outs, kept = trace.run(unchanged), None
     for level in reversed(_levels(operation, unchanged, len(outs))):

@@ -89,6 +89,7 @@ from .programs import Level as Level
 from .programs import Program as Program
 from .programs import bind_eqn as bind_eqn
 from .programs import close as close
+from .programs import constants_before as constants_before
 from .programs import in_avals as in_avals
 from .programs import is_literal as is_literal
 from .programs import levels_of as levels_of

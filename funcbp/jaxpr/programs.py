@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -238,41 +238,64 @@ def levels_of(
     Args:
         rule: the function's own, of tangents or going forward.
         args: what it takes, from the operands.
-        avals: the operands' types.
+        avals: the operands' types, without the constants before them.
         n_outs: how many outputs the function has; they are the last of the forward rule's, and the only ones of which
             the tangent rule says where the examples lie.
     """
     mapping: list[Any] = []
-    inside: Any = rule
-    while inside is not None:
-        if isinstance(inside, WrappedFun):
-            whole = inside
-            mapping += [t for t in whole.transforms if t[0].__name__ in MAPPING]
-            inside = whole.f
-        inside = _inside_of(inside)
+    lifted: list[int] = []  # of each of these, how many constants stand before the operands further out
+    for whole in _rules_inside(rule):
+        before = sum(map(_constants_before, _rules_inside(whole)))
+        mine = [t for t in whole.transforms if t[0].__name__ in MAPPING]
+        mapping, lifted = [*mapping, *mine], [*lifted, *[before] * len(mine)]
     if not mapping:
         return []
     new = linear_util.wrap_init(whole.f, debug_info=whole.debug_info)
     for (transformation, more), store in reversed(list(zip(whole.transforms, whole.stores, strict=True))):
         if transformation.__name__ not in MAPPING:
             new = new.wrap(transformation, more, None if store is None else type(store)())
+    # those of a forward rule go by pairs, of an operand and of whether it is perturbed
+    pairs = [1 if len(more[-1]) == len(avals) + n else 2 for (_, more), n in zip(mapping, lifted, strict=True)]
+    dims = [list(more[-1])[k * n :] for (_, more), n, k in zip(mapping, lifted, pairs, strict=True)]
     stores = [linear_util.Store() for _ in mapping]
-    for (transformation, more), store in zip(reversed(mapping), reversed(stores), strict=True):
-        new = new.wrap(transformation, more, store)
+    for (transformation, more), own, store in zip(reversed(mapping), reversed(dims), reversed(stores), strict=True):
+        new = new.wrap(transformation, (*more[:-1], tuple(own)), store)
     trace(lambda *xs: [y for y in new.call_wrapped(*args(xs)) if hasattr(y, "dtype")], avals, "mapped")
-    ins = [list(more[-1])[:: 1 if len(more[-1]) == len(avals) else 2] for _, more in mapping]
     return [
-        Level(more[-2].size, i, list(store.val)[-n_outs:])
-        for (_, more), i, store in zip(mapping, ins, stores, strict=True)
+        Level(more[-2].size, own[::k], list(store.val)[-n_outs:])
+        for (_, more), own, k, store in zip(mapping, dims, pairs, stores, strict=True)
     ]
 
 
-def _inside_of(f: Any) -> Any:
-    """The rule inside a function by which JAX takes it out of a compiled program."""
+def constants_before(rule: WrappedFun) -> int:
+    """How many operands of a `custom_jvp` or `custom_vjp` call stand before those of the function itself.
+
+    What it closes over are operands of the call where that is an equation of a program.
+    """
+    return sum(map(_constants_before, _rules_inside(rule)))
+
+
+def _constants_before(rule: WrappedFun) -> int:
+    """The same of those that were lifted when this rule went into a program."""
+    held = _held(rule.f)
+    return held.get("num_consts", 0) if {"jvp_jaxpr_fun", "fwd_jaxpr_thunk"} & held.keys() else 0
+
+
+def _rules_inside(rule: Any) -> Iterator[WrappedFun]:
+    """The rule, and the ones inside the functions by which JAX takes it out of compiled programs, outermost first."""
+    while rule is not None:
+        if isinstance(rule, WrappedFun):
+            yield rule
+            rule = rule.f
+        held = _held(rule)
+        rule = next((held[k] for k in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "fn", "jvp", "fwd") if k in held), None)
+
+
+def _held(f: Any) -> dict[str, Any]:
+    """What a function of JAX's own closes over."""
     if not getattr(f, "__module__", "").startswith("jax._src") or not getattr(f, "__closure__", None):
-        return None
-    held = dict(zip(f.__code__.co_freevars, (c.cell_contents for c in f.__closure__), strict=True))
-    return next((held[k] for k in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "fn", "jvp", "fwd") if k in held), None)
+        return {}
+    return dict(zip(f.__code__.co_freevars, (c.cell_contents for c in f.__closure__), strict=True))
 
 
 def is_literal(v: Atom | None) -> TypeIs[Literal]:

@@ -79,6 +79,11 @@ class Operation(NamedTuple):
     def is_perturbed(self) -> bool:
         return self.indices.count(None) < len(self.indices)
 
+    def after(self, n: int) -> Operation:
+        """The same of the operands that come after the first n."""
+        feedback = self.feedback and self.feedback[n:]
+        return Operation(self.primitive, self.params, self.operands[n:], self.values[n:], self.indices[n:], feedback)
+
 
 class Entry(Protocol):
     """One equation on the tape, as its rule sees it. See `autodiff/tape.py`."""

@@ -282,3 +282,52 @@ def test_a_replaced_rule_is_of_one_example_of_a_mapped_function(kind, rule, how)
         got = bp.Backward(rules={f: given}).grad(total(run(f)), (0, 1))(x, y)
         want = jax.grad(total(plain), (0, 1))(x, y)
         jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-14), got, want)
+
+
+def closing_over(w, kind):
+    """x ↦ sin(w x), where w is an operand of the call if that stands in a program."""
+
+    @kind
+    def f(x):
+        return jnp.sin(w * x)
+
+    if kind is jax.custom_vjp:
+        f.defvjp(lambda x: (f(x), x), lambda x, ct: (ct * w * jnp.cos(w * x),))
+    else:
+        f.defjvp(lambda x, t: (f(*x), t[0] * w * jnp.cos(w * x[0])))
+    return f
+
+
+INSIDE = {
+    "eager": lambda f: f,
+    "jit": jax.jit,
+    "jit in jit": lambda f: jax.jit(lambda x: jax.jit(f)(x)),
+    "checkpoint": jax.checkpoint,
+    "scan": lambda f: lambda x: lax.scan(lambda c, _: (c, f(x)), 0.0, length=1)[1][0],
+    "cond": lambda f: lambda x: lax.cond(x[0] < 9, f, lambda x: x, x),
+    "vmap": lambda f: lambda x: jax.vmap(f)(x[None])[0],
+    "jit of vmap": lambda f: lambda x: jax.jit(jax.vmap(f))(x[None])[0],
+    "vmap of jit": lambda f: lambda x: jax.vmap(jax.jit(f), in_axes=1)(x[:, None])[0],
+    "jit of vmap of jit of vmap": lambda f: lambda x: jax.jit(jax.vmap(jax.jit(jax.vmap(f))))(x[None, None])[0, 0],
+}
+
+
+@pytest.mark.parametrize("kind", [jax.custom_jvp, jax.custom_vjp])
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_rule_given_for_a_function_is_of_its_own_arguments(inside, kind):
+    """Also where what it closes over has become an operand of the call."""
+    x, w = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 2.0, 3.0])
+    f = closing_over(w, kind)
+    given = bp.rule(lambda res, ct, perturbed: [10 * ct * res[0]], save=bp.rules.INPUTS)
+    backward = bp.Backward(rules={f: given})
+    loss = lambda x: jnp.sum(INSIDE[inside](f)(x))
+    for compile in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(compile(backward.grad(loss))(x), 10 * x)
+
+
+@pytest.mark.parametrize("kind", [jax.custom_jvp, jax.custom_vjp])
+def test_a_differentiated_value_that_such_a_function_closes_over_is_refused(kind):
+    given = bp.rule(lambda res, ct, perturbed: [ct], save=bp.rules.INPUTS)
+    backward = bp.Backward(rules={closing_over(1.0, kind): given})
+    with pytest.raises(ValueError, match=r"The function f at .*test_custom_rules.py:\d+ closes over"):
+        backward.grad(lambda w: jax.jit(closing_over(w, kind))(1.0))(2.0)

@@ -2,7 +2,7 @@
 
 It is a call of the function's program that has our two passes with it (`jaxpr/attached.py`); what goes from the first
 to the second is our pullback. What the function closes over is an operand of that program beside its arguments, so it
-is differentiated too.
+is differentiated too. Of a mutable reference that is what it holds, and what the program made of that is written back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from .. import jaxpr as jx
-from ..cotangents import Zero, materialize
+from ..cotangents import Zero, is_differentiable, materialize
 from ..jaxpr.types import AnyJaxpr, P, PyTree, T, Value
 from .pullback import Pullback
 
@@ -42,8 +42,13 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
         kept, _ = program.with_outputs(program.outvars[n:]).pruned(keep_inputs=True)
         _refuse_changed(leaves, place_left([None if i is None else arrays[i] for i in jx.passed_on(kept)]), f)
         program = program.with_outputs(program.outvars[:n])
-        outs = jx.attached_p.bind(*program.consts, *arrays, jaxpr=program.closed, bwd=_Passes(program.closed, vjp))
-        return jax.tree.unflatten(out_tree, place_outs(outs))
+        program, operands, written = jx.on_values(program, arrays)
+        passes = _Passes(program.closed, vjp, writes=len(program.outvars) > n)
+        outs = jx.attached_p.bind(*operands, jaxpr=program.closed, bwd=passes)
+        if passes.writes:
+            moving = passes.moving(list(map(is_differentiable, operands)))
+            outs = [y if m else jax.lax.stop_gradient(y) for y, m in zip(outs, moving, strict=True)]
+        return jax.tree.unflatten(out_tree, place_outs(written(outs)))
 
     return carrying
 
@@ -79,13 +84,28 @@ def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable
 
 @dataclass(frozen=True, eq=False)
 class _Passes:
-    """A program forward and backward, by `vjp`."""
+    """A program forward and backward, by `vjp`.
+
+    Attributes:
+        writes: whether its last outputs are what is written into references. A gradient may be stopped on the way.
+    """
 
     program: AnyJaxpr
     vjp: Callable[..., tuple[PyTree, Pullback]]
+    writes: bool
 
     def forward(self, primals: Sequence[Value], perturbed: Sequence[bool]) -> tuple[list[Value], Pullback]:
         return self.vjp(jx.as_function(self.program), *primals, in_nzs=tuple(perturbed))
+
+    def moving(self, perturbed: Sequence[bool]) -> list[bool]:
+        if not self.writes:
+            return list(map(is_differentiable, jx.out_avals(self.program)))
+
+        def forward(*xs: Value) -> tuple[list[Value], list[bool]]:
+            outs, pullback = self.forward(xs, perturbed)
+            return outs, [i is not None for i in pullback.tape.outputs]
+
+        return jx.trace_with(forward, jx.in_avals(self.program), "attached")[1]
 
     def backward(self, pullback: Pullback, cts: Sequence[Value | None]) -> list[Value | None]:
         back, _ = pullback.flat([Zero if c is None else c for c in cts])

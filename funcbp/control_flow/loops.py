@@ -147,8 +147,9 @@ def _with_snapshots(plain: Callable[..., PyTree], args: tuple[PyTree, ...], **ow
     leaves = [*map(jx.as_array, leaves)]
     flat = lambda *leaves: plain(*jax.tree.unflatten(tree, leaves))
     program, out_tree = jx.trace_tree(flat, [*map(jax.typeof, leaves)], "loop")
+    program, operands, written = jx.on_values(program, leaves)
     program = jx.with_snapshots(program, own)
-    return jax.tree.unflatten(out_tree, jx.run(program.jaxpr, (*program.consts, *leaves)))
+    return jax.tree.unflatten(out_tree, written(jx.run(program.jaxpr, operands)))
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -111,6 +111,7 @@ from .references import enters_custom as enters_custom
 from .references import is_reference as is_reference
 from .references import makes_reference as makes_reference
 from .references import meets_references as meets_references
+from .references import on_values as on_values
 from .references import passes_by as passes_by
 from .references import read_reference as read_reference
 from .references import run_custom_jvp as run_custom_jvp

@@ -37,6 +37,9 @@ class TwoPasses(Protocol):
     def forward(self, primals: Sequence[Value], perturbed: Sequence[bool]) -> tuple[list[Value], PyTree]:
         """Return the outputs and what the backward pass needs."""
 
+    def moving(self, perturbed: Sequence[bool]) -> list[bool]:
+        """Return which outputs may have a derivative, if these inputs are perturbed."""
+
     def backward(self, res: PyTree, cts: Sequence[Value | None]) -> list[Value | None]:
         """Return the cotangents of the inputs from those of the outputs; None are those that are zero."""
 
@@ -73,9 +76,9 @@ def _jvp(primals: Sequence[Value], tangents: Sequence[Value], **params: Any) -> 
         return run_attached(*full, **params)
 
     outs, moved = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-    has_none = lambda t: t.dtype == jax.dtypes.float0
-    pairs = zip(outs, moved, strict=True)
-    return outs, [Zero(core.typeof(o).to_tangent_aval()) if has_none(t) else t for o, t in pairs]
+    moves = params["bwd"].moving([i in moving for i in range(len(primals))])
+    found = zip(outs, moved, moves, strict=True)
+    return outs, [t if m else Zero(core.typeof(o).to_tangent_aval()) for o, t, m in found]
 
 
 # --- mapped -----------------------------------------------------------------------------------------------------------
@@ -123,6 +126,10 @@ class _Mapped:
         n = len(self.out_dims)
         outs = [self._moved(y, d, to) for y, d, to in zip(found, found_dims, self.out_dims, strict=False)]
         return outs, _Residuals(found[n:], tree, found_dims[n:])
+
+    def moving(self, perturbed: Sequence[bool]) -> list[bool]:
+        with self._among():
+            return self.of_one.moving(perturbed)
 
     def backward(self, res: _Residuals, cts: Sequence[Value | None]) -> list[Value | None]:
         """Give what all examples share of the cotangents to the first one, and add up those of shared inputs."""
@@ -196,6 +203,9 @@ class _Checked:
         forward = checkify.checkify(lambda *xs: self.unchecked.forward(xs, perturbed[self.ins :]))
         _, (outs, res) = forward(*primals[self.ins :])  # the checks in it are those that the program makes
         return [*as_function(self.program)(*primals)[: self.outs], *outs], res
+
+    def moving(self, perturbed: Sequence[bool]) -> list[bool]:
+        return [False] * self.outs + self.unchecked.moving(perturbed[self.ins :])
 
     def backward(self, res: PyTree, cts: Sequence[Value | None]) -> list[Value | None]:
         return [None] * self.ins + self.unchecked.backward(res, cts[self.outs :])

@@ -22,6 +22,7 @@ from jax._src.state import discharge
 from jax._src.state.types import AbstractRef, RefEffect
 from jax.extend.core import primitives
 
+from .attached import attached_p
 from .inside import bind_cond, bind_remat, bind_scan, bind_while, custom_bwd
 from .interpreter import (
     Inside,
@@ -36,7 +37,7 @@ from .interpreter import (
 )
 from .operations import region_of
 from .programs import Program, bind_eqn, close, in_avals, out_avals, trace, trace_with
-from .sources import current_source, user_line
+from .sources import current_source, user_line, written_where
 from .types import AnyJaxpr, JaxprEqn, Primitive, Value, WrappedFun
 from .values import Aval, as_array, like, primitive, split_list, type_of, weakref_cache, zeros
 
@@ -53,6 +54,7 @@ __all__ = [
     "is_reference",
     "makes_reference",
     "meets_references",
+    "on_values",
     "passes_by",
     "read_reference",
     "run_custom_jvp",
@@ -162,7 +164,7 @@ def enters_custom(params: dict[str, Any]) -> bool:
 
 
 def _is_custom(primitive: Primitive) -> bool:
-    return primitive in (primitives.custom_vjp_call_p, primitives.custom_jvp_call_p)
+    return primitive in (primitives.custom_vjp_call_p, primitives.custom_jvp_call_p, attached_p)
 
 
 def _closed_over(params: dict[str, Any]) -> list[Value]:
@@ -315,7 +317,8 @@ def _discharged(jaxpr: AnyJaxpr, outlasting: tuple[bool, ...]) -> Discharged:
         return [*outs, *(c.value for c in cells if c is not None and c.written)], (written, passed)
 
     values = [t.inner_aval if is_reference(t) else t for t in types]
-    program, (written, passed) = trace_with(f, [*values, *(t for t, o in zip(types, outlasting, strict=True) if o)])
+    outer = [t for t, o in zip(types, outlasting, strict=True) if o]
+    program, (written, passed) = trace_with(f, [*values, *outer], where=written_where(jaxpr))
     kept = [True] * n + [p for p, o in zip(passed, outlasting, strict=True) if o]
     return Discharged(program.taking(kept), written, passed)
 
@@ -330,6 +333,36 @@ def without_references(program: Program) -> Program:
 def discharged(jaxpr: AnyJaxpr, args: Sequence[Value]) -> Discharged:
     """Discharge a program that is run on these arguments, cells among them."""
     return _discharged(jaxpr, tuple(type(x) is Cell and x.outlasts for x in args))
+
+
+def on_values(
+    program: Program, args: Sequence[Value]
+) -> tuple[Program, list[Value], Callable[[Sequence[Value]], list[Value]]]:
+    """Make of a program that makes, reads or writes references one of values.
+
+    Args:
+        program: the program.
+        args: what it is run on, references among them.
+
+    Returns:
+        The program, what it is run on, its constants included, and what takes its outputs: that writes what has become
+        of the references into these, and returns the outputs of the program that was given.
+    """
+    operands = [*program.consts, *args]
+    if not _has_effects(program.jaxpr, RefEffect, core.InternalMutableArrayEffect):
+        return program, operands, list
+    cells = [Cell(type_of(x), read_reference(x), x) if is_reference(x) else x for x in operands]
+    inside = discharged(program.closed, cells)
+
+    def written(outs: Sequence[Value]) -> list[Value]:
+        outs, values = split_list(list(outs), len(outs) - sum(inside.written))
+        for reference, value in zip(
+            (x for x, w in zip(operands, inside.written, strict=True) if w), values, strict=True
+        ):
+            write_reference(reference, value)
+        return outs
+
+    return inside.program, [*inside.program.consts, *inside.inputs(cells)], written
 
 
 class _Discharging(Visitor):

@@ -254,3 +254,124 @@ def test_checks_in_it_are_made(jit):
         for error, slope in (outside(w), inside(w)[::-1], mapped(jnp.array([1.0, w]))[::-1]):
             np.testing.assert_allclose(np.ravel(slope)[-1], 20 * w)
             assert (error.get() is None) if message is None else (message in error.get())
+
+
+# --- mutable references -----------------------------------------------------------------------------------------------
+
+C = jnp.array([0.3, -0.7, 1.1])
+
+
+def making(x):
+    """Make a reference inside what is attached: (x₀ x₁ + x₁) x₁, by steps."""
+    a = jax.new_ref(x)
+
+    def step(c, i):
+        a[i] = a[i] * c
+        return c + a[i], None
+
+    return lax.scan(step, x[1], jnp.arange(2))[0] + jnp.sum(a[...])
+
+
+def writing(r, c):
+    """Write into a reference that is an argument."""
+    r[0] = r[1] * c
+    return r[0]
+
+
+def over_argument(attach):
+    def f(x):
+        r = jax.new_ref(x)
+        return attach(writing)(r, x[0]) + jnp.sum(r[...])
+
+    return f
+
+
+def over_closed(attach):
+    def f(x):
+        r = jax.new_ref(x)
+        return attach(lambda c: writing(r, c))(x[0]) + jnp.sum(r[...])
+
+    return f
+
+
+def in_snapshots(attach):
+    def f(x):
+        r = jax.new_ref(x)
+
+        def step(c, i):
+            own = jax.new_ref(c)
+            r[i % 3] = jnp.sin(r[(i + 1) % 3] * own[...])
+            return c + r[i % 3], None
+
+        return attach(lambda c: bp.scan(step, c, jnp.arange(6), snapshots=2)[0])(x[1]) + jnp.sum(r[...])
+
+    return f
+
+
+def in_bounded_loop(attach):
+    def f(x):
+        r = jax.new_ref(x)
+
+        def step(state):
+            i, c = state
+            own = jax.new_ref(c)
+            r[i % 3] = jnp.sin(r[(i + 1) % 3] * own[...])
+            return i + 1, c + r[i % 3]
+
+        loop = lambda c: bp.while_loop(lambda state: state[0] < 5, step, (0, c), max_steps=8)[1]
+        return attach(loop)(x[1]) + jnp.sum(r[...])
+
+    return f
+
+
+WITH_REFERENCES = {
+    "made": lambda attach: attach(making),
+    "argument": over_argument,
+    "closed over": over_closed,
+    "snapshots": in_snapshots,
+    "bounded loop": in_bounded_loop,
+}
+DIFFERENTIATED = {
+    "jax": jax.grad,
+    "ours": bp.grad,
+    "jit of jax": lambda f: jax.jit(jax.grad(f)),
+    "jax of jit": lambda f: jax.grad(jax.jit(f)),
+    "ours of jit": lambda f: bp.grad(jax.jit(f)),
+    "vmap of jax": lambda f: lambda x: jax.vmap(jax.grad(f))(x[None])[0],
+    "ours of vmap": lambda f: bp.grad(lambda x: jax.vmap(f)(x[None])[0]),
+    "ours of checkpoint": lambda f: bp.grad(jax.checkpoint(f)),
+}
+
+
+@pytest.mark.parametrize("program", WITH_REFERENCES)
+@pytest.mark.parametrize("how", DIFFERENTIATED)
+def test_attached_functions_read_and_write_references(program, how):
+    """Against differences of the same program without any derivative."""
+    with jax.enable_x64(True):
+        x = np.asarray(C, np.float64)
+        f = WITH_REFERENCES[program](bp.Backward().attach)
+        plain = WITH_REFERENCES[program](lambda f: f)
+        want = [(plain(jnp.asarray(x + d)) - plain(jnp.asarray(x - d))) / 2e-5 for d in 1e-5 * np.eye(3)]
+        np.testing.assert_allclose(DIFFERENTIATED[how](f)(jnp.asarray(x)), want, atol=1e-8)
+
+
+def test_what_is_stopped_is_written_into_a_reference_outside():
+    r = jax.new_ref(jnp.zeros(()))
+
+    @bp.Backward().attach
+    def adding(x):
+        r[...] += lax.stop_gradient(x)
+        return x * x + r[...]
+
+    @bp.Backward().attach
+    def setting(x):
+        r[...] = lax.stop_gradient(x)
+        return x * x + r[...]
+
+    assert jax.grad(adding)(3.0) == 6.0 and r[...] == 3.0
+    assert jax.jit(jax.grad(adding))(4.0) == 8.0 and r[...] == 7.0
+    for i, grad in enumerate((jax.grad, bp.grad, jax.jit(jax.grad(setting)), jax.jit(bp.grad(setting)))):
+        gradient = grad(setting) if i < 2 else grad
+        assert gradient(float(i)) == 2.0 * i and r[...] == i
+    with pytest.raises(ValueError, match="Make the reference inside"):
+        bp.grad(adding)(3.0)

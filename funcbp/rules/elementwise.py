@@ -9,7 +9,7 @@ Conventions at kinks and ties are JAX's:
 | `max`, `min` at a tie | one half to each |
 | `clamp` at a bound | 0 for the operand |
 | `sqrt` at 0 | inf; `rsqrt`, `log` at 0 inf |
-| `x ** y` at x = 0 | 0 for y; for x, y x^(y-1), so nan at y = 0.0, and 0 at the integer exponent 0 |
+| `x ** y` at x = 0 | 0 for y; for x, y x^(y-1), and 0 at y = 0 (JAX: nan at y = 0.0) |
 | `select_n` | to the case selected |
 | `jax.nn.relu` at 0 | 0 (its own `custom_jvp` rule, not that of `max`) |
 """
@@ -159,12 +159,13 @@ def is_integer(x: Value | Aval) -> bool:
 
 
 def _pow_slope(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-    """y x^(y-1), of the output's shape and dtype; for integer exponents, 0 where y = 0."""
+    """y x^(y-1), of the output's shape and dtype: 0 where x and y are 0, and for integer exponents, where y is."""
     x, y = grown(x, z.shape), grown(y, z.shape)
-    if not is_integer(y):  # in bfloat16, 300 - 1 is 300
-        return in_float32(lambda x, y: lax.mul(y, lax.pow(x, lax.sub(y, lax.full_like(y, 1)))))(x, y)
-    one = lax.full_like(y, 1)
     is_zero = lax.eq(y, lax.full_like(y, 0))
+    if not is_integer(y):
+        x = where(lax.bitwise_and(is_zero, lax.eq(x, lax.full_like(x, 0))), 1, x)
+        return in_float32(lambda x, y: lax.mul(y, lax.pow(x, lax.sub(y, lax.full_like(y, 1)))))(x, y)  # 299 of bfloat16
+    one = lax.full_like(y, 1)
     safe = lax.select(is_zero, one, y)
     slope = lax.mul(lax.convert_element_type(safe, z.dtype), lax.pow(x, lax.sub(safe, one)))
     return lax.select(is_zero, lax.full_like(slope, 0), slope)

@@ -82,7 +82,6 @@ UNARY = {
     "abs": lax.abs, "neg": lax.neg, "exp": lax.exp, "exp2": lax.exp2, "expm1": lax.expm1, "sin": lax.sin,
     "cos": lax.cos, "tan": lax.tan, "tanh": lax.tanh, "sinh": lax.sinh, "cosh": lax.cosh, "asinh": lax.asinh,
     "atan": lax.atan, "logistic": lax.logistic, "square": lax.square, "erf": lax.erf, "erfc": lax.erfc,
-    "bessel_i0e": lax.bessel_i0e, "bessel_i1e": lax.bessel_i1e,
     "integer_pow": lambda x: lax.integer_pow(x, 3), "copy": lax.full_like and jnp.copy,
     "reduce_precision": lambda x: lax.reduce_precision(x, 11, 52),
 }  # fmt: skip
@@ -98,14 +97,20 @@ for name, f in UNARY.items():
     row(name, f, scalar, label="scalar")
     row(name, f, empty, label="size 0")
     row(name, f, special, label="special values", numeric=False, order=1)
-    ends = nonfinite[:2] if name == "bessel_i1e" else nonfinite  # at nan JAX says 0.5
-    row(name, f, ends, label="not finite", numeric=False, order=1)
+    row(name, f, nonfinite, label="not finite", numeric=False, order=1)
+for name, f in (("bessel_i0e", lax.bessel_i0e), ("bessel_i1e", lax.bessel_i1e)):  # at 0: test_accuracy.py
+    row(name, f, x23)
+    row(name, f, scalar, label="scalar")
+    row(name, f, empty, label="size 0")
+    row(name, f, np.array([0.1, -0.1, 1.0, -1.0, 25.0, -35.0]), label="near and far")
+    row(name, f, nonfinite[:2], label="infinite", numeric=False, order=1)
 for name, f in POSITIVE.items():
     row(name, f, positive)
     row(name, f, np.array([0.0, 1e-300, 1e300, np.inf, np.nan]), label="special values", numeric=False, order=1)
 for name, f in UNIT.items():
     row(name, f, unit)
     row(name, f, np.array([0.0, 1.0, -1.0, 2.0]), label="special values", numeric=False, order=1)
+row("digamma", lax.digamma, np.array([-0.4, -9.7, -20.3]), label="left of 0, where JAX's is wrong", against_jax=False)
 row("acosh", lax.acosh, 1 + positive)
 row("acosh", lax.acosh, z23, label="complex, where JAX's rule has the wrong sign", against_jax=False)
 row("integer_pow", lambda x: lax.integer_pow(x, 0), x23, label="to the 0")
@@ -160,7 +165,9 @@ row("rem", lambda x: lax.rem(x, 0.7), 3 * x23, label="literal")
 row("pow", lax.pow, positive, y23)
 row("pow", lambda x: lax.pow(x, 2.5), positive, label="literal exponent")
 row("pow", lambda y: lax.pow(np.array([0.0, 1.0, 2.0]), y), np.array([0.0, 2.0, -1.0]), label="0 base", numeric=False)
-row("pow", lax.pow, np.array([0.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0]), label="zeros", numeric=False, order=1)
+row("pow", lax.pow, np.array([0.0, 2.0]), np.array([2.0, 0.0]), label="zeros", numeric=False, order=1)
+row("pow", lambda x: lax.pow(x, np.array([0.0, 2.0])), np.zeros(2), label="at 0, where JAX's is nan",
+    against_jax=False, forward=False, same=lambda x: x * np.array([0.0, 1.0]) * x + np.array([1.0, 0.0]))  # fmt: skip
 row(
     "pow", lambda x: lax.pow(x, np.array([2, 0, -1])), positive[0], label="integer exponents", against_jax=False
 )  # JAX's own rule mixes dtypes, which strict promotion refuses

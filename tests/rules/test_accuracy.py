@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import funcbp as bp
 
@@ -196,3 +197,47 @@ def test_small_gamma_draws(a):
     moved = lambda h: (log_quantile + math.lgamma(a + h + 1)) / (a + h)
     want = (moved(1e-4 * a) - moved(-1e-4 * a)) / (2e-4 * a)
     np.testing.assert_allclose(slope[small], want[small], rtol=1e-5)
+
+
+special = jax.scipy.special
+FAR = {  # a function, where, and its first derivatives there, by mpmath to 60 digits; JAX 0.12 has others, but of erfcx
+    "log_ndtr": (special.log_ndtr, -20, (20.0497530685, -0.997536738385, 0.000242726578936)),
+    "log_ndtr, further": (special.log_ndtr, -1000, (1000.001, -0.999999000006, 1.9999760003e-9)),
+    "dawsn": (special.dawsn, 20, (-0.00125471705615, 0.000125946393068, -1.89874981233e-5)),
+    "erfcx": (special.erfcx, 20, (-0.00140521745346, 0.000139999343711, -2.08960654155e-5)),
+    "i0e": (special.i0e, 40, (-0.000796050800793, 3.00458747255e-5, -1.89023312775e-6)),
+    "i1e": (special.i1e, 40, (-0.000766004926068, 2.81556415977e-5, -1.72373372835e-6)),
+    "digamma": (special.digamma, -10.25, (19.646252424623, 124.01647202149)),
+    "digamma, further": (special.digamma, -20.25, (19.691025351009, 124.02278552474)),
+    "i0 at 0": (special.i0, 0.0, (0, 1 / 2, 0, 3 / 8)),
+    "i0 near 0": (special.i0, 1e-20, (0, 1 / 2, 0, 3 / 8)),
+    "i1 at 0": (special.i1, 0.0, (1 / 2, 0, 3 / 8, 0)),
+    "i1 near 0": (special.i1, -1e-20, (1 / 2, 0, 3 / 8, 0)),
+    "jnp.i0": (jnp.i0, 0.0, (0, 1 / 2, 0, 3 / 8)),
+    "x ** 2.0": (lambda x: lax.pow(x, x.dtype.type(2)), 0.0, (0, 2, 0, 0)),
+    "x ** 0.0": (lambda x: lax.pow(x, x.dtype.type(0)), 0.0, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", FAR)
+def test_derivatives_that_cancel(name, dtype):
+    """Far out or at 0, several times over: of a function by itself, and mapped."""
+    f, x, want = FAR[name]
+    for derivative in want:
+        f = bp.grad(f)
+        slack = max(64 * float(np.finfo(dtype).eps), 1e-10) * (abs(derivative) or 1)
+        for run in (f, lambda x, f=f: jax.vmap(f)(x[None])[0]):
+            got = float(interpreted(run, np.asarray(x, dtype)))
+            assert abs(got - derivative) <= slack, (derivative, got)
+
+
+def test_the_mixed_derivative_of_a_power_to_the_0():
+    """∂²(x^y)/∂x∂y = x^(y-1) (1 + y log x), 1/x at y = 0, though the power to the 0 has slope 0 in x at 0."""
+    mixed = bp.grad(bp.grad(lax.pow), 1)
+    np.testing.assert_allclose(interpreted(mixed, np.float64(2.0), np.float64(0.0)), 0.5)
+
+
+def test_log_ndtr_at_infinity():
+    got = interpreted(jax.vmap(bp.grad(special.log_ndtr)), np.array([-np.inf, np.inf, -1e30, np.nan]))
+    np.testing.assert_allclose(got, [np.inf, 0, 1e30, np.nan], rtol=1e-15)

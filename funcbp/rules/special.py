@@ -28,7 +28,7 @@ def exp_of_minus_square(x: jax.Array) -> jax.Array:
     """e^(-x²) without the rounding of x²: with x = h + l, h short enough that h² is exact, e^(-h²) e^(-l (x + h))."""
     kind = jnp.finfo(x.dtype)
     bound = lax.full_like(x, 1 + np.sqrt(-np.log(float(kind.smallest_subnormal))))  # beyond it the result is 0
-    x = lax.clamp(lax.neg(bound), x, bound)
+    x = lax.select(lax.gt(lax.abs(x), bound), bound, x)  # a nan stays one, in the derivative too
     high = lax.stop_gradient(lax.reduce_precision(x, kind.nexp, kind.nmant // 2))
     return lax.mul(lax.exp(lax.neg(lax.square(high))), lax.exp(lax.neg(lax.mul(x - high, x + high))))
 

@@ -118,6 +118,14 @@ def test_erf_far_out(dtype):
         assert jnp.all(jnp.abs(second[1:4]) == 0) and jnp.all(jnp.isfinite(second[:4]))
 
 
+@pytest.mark.parametrize("f", [jax.scipy.special.erf, jax.scipy.special.log_ndtr, jax.scipy.special.i0e])
+def test_what_is_no_number_stays_none(f):
+    """Also in derivatives, which a bound on x would make 0."""
+    for _ in range(3):
+        f = bp.grad(f)
+        assert np.isnan(interpreted(f, np.float32(np.nan)))
+
+
 FIRST = {r.primitive: r for r in reversed(ROWS) if r.numeric and all(np.asarray(x).dtype == np.float64 for x in r.args)}
 
 

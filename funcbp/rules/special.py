@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.scipy.special
 import numpy as np
 from jax import lax
 
@@ -67,7 +66,7 @@ DEFICIT = [Fraction(0), *(-q for q in quotient(bessel_series(1, 24), bessel_seri
 
 def polynomial(coefficients: Sequence[Fraction], x: jax.Array) -> jax.Array:
     """Σ cₖ xᵏ."""
-    total = lax.full_like(x, 0)
+    total: jax.Array = jnp.zeros_like(x)
     for c in reversed(coefficients):
         total = total * x + lax.full_like(x, float(c))
     return total
@@ -165,16 +164,20 @@ def log_ndtr_slope(x: jax.Array) -> jax.Array:
 @in_float32
 def dawsn_slope(x: jax.Array) -> jax.Array:
     """z = Dawson's integral of x:  dz/dx = 1 - 2x z, which cancels far out."""
+    from jax.scipy.special import dawsn  # whoever calls it has it; `import funcbp` does without
+
     far, _, u = beyond(lax.abs(x))
-    return lax.select(far, -u * polynomial(ODD_FACTORIALS[1:], u), 1 - 2 * x * jax.scipy.special.dawsn(x))
+    return lax.select(far, -u * polynomial(ODD_FACTORIALS[1:], u), 1 - 2 * x * dawsn(x))
 
 
 @in_float32
 def erfcx_slope(x: jax.Array) -> jax.Array:
     """z = e^(x²) erfc x:  dz/dx = 2x z - 2/√π, which cancels far out."""
+    from jax.scipy.special import erfcx
+
     far, _, u = beyond(x)
     root = np.asarray(TWO_OVER_ROOT_PI, x.dtype)
-    near = 2 * x * jax.scipy.special.erfcx(x) - root
+    near = 2 * x * erfcx(x) - root
     return lax.select(far, -root * u * polynomial(ODD_FACTORIALS[1:], -u), near)
 
 

@@ -86,7 +86,7 @@ def far_out(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 def bessel_i0e_slope(x: jax.Array, **_: Any) -> jax.Array:
     """z = e^-|x| I₀(x):  dz/dx = e^-|x| I₁(x) - z sign x, and -z sign(x) (1 - I₁ / I₀) far out."""
-    z, (side, far, _, deficit) = lax.bessel_i0e(x), far_out(x)
+    z, (side, far, _size, deficit) = lax.bessel_i0e(x), far_out(x)
     return lax.select(far, -z * side * deficit, lax.bessel_i1e(x) - side * z)
 
 

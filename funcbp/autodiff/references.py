@@ -53,7 +53,7 @@ def cell_of(trace: Any, x: Value) -> jx.Cell | None:
 
 def meets_cells(trace: Any, primitive: Primitive, params: dict[str, Any], tracers: Sequence[Value]) -> bool:
     """Tell whether an operation has to do with references: it makes, reads or writes some, or is handed one of ours."""
-    return jx.meets_references(primitive, params) or any(cell_of(trace, t) is not None for t in tracers)
+    return jx.meets_references(primitive, params, tracers) or any(cell_of(trace, t) is not None for t in tracers)
 
 
 def record_on_cells(

@@ -38,7 +38,7 @@ from .interpreter import (
 from .operations import region_of
 from .programs import Program, bind_eqn, close, in_avals, out_avals, trace, trace_with
 from .sources import current_source, user_line, written_where
-from .types import AnyJaxpr, JaxprEqn, Primitive, Value, WrappedFun
+from .types import AnyJaxpr, JaxprEqn, Primitive, Value, Var, WrappedFun
 from .values import Aval, as_array, like, primitive, split_list, type_of, weakref_cache, zeros
 
 __all__ = [
@@ -147,15 +147,20 @@ def accesses(primitive: Primitive) -> bool:
     return primitive.name in ACCESSES
 
 
-def meets_references(primitive: Primitive, params: dict[str, Any]) -> bool:
+def meets_references(primitive: Primitive, params: dict[str, Any], operands: Sequence[Value | Var]) -> bool:
     """Whether an operation makes, reads or writes references, itself or in a program inside, or closed over some.
 
-    What a function with a derivative of its own does to references that it makes itself is its own affair.
+    What a function with a derivative of its own does to references that it makes itself is its own affair, and so is
+    what a kernel does to those that its program is handed in the place of its operands, which are values.
     """
     if accesses(primitive) or _closed_over(params):
         return True
-    programs = programs_inside(params)
-    return bool(programs) and not _is_custom(primitive) and any(map(_stateful, programs))
+    programs = () if _is_custom(primitive) else programs_inside(params)
+    if not any(map(_stateful, programs)):
+        return False
+    types = [x.aval if isinstance(x, core.Var | core.Literal) else type_of(x) for x in operands]
+    own = Inside.of(params, types).kind is Kind.OTHER and not any(map(is_reference, types))
+    return not own or any(_has_effects(p, core.InternalMutableArrayEffect) for p in programs)
 
 
 def enters_custom(params: dict[str, Any]) -> bool:
@@ -180,7 +185,7 @@ def _has_effects(program: AnyJaxpr | JaxprEqn, *kinds: type) -> bool:
 def _stateful(jaxpr: AnyJaxpr) -> bool:
     if not _has_effects(jaxpr, RefEffect, core.InternalMutableArrayEffect):
         return False
-    return any(_enters(eqn) or meets_references(eqn.primitive, eqn.params) for eqn in jaxpr.eqns)
+    return any(_enters(eqn) or meets_references(eqn.primitive, eqn.params, eqn.invars) for eqn in jaxpr.eqns)
 
 
 @weakref_cache
@@ -369,7 +374,7 @@ class _Discharging(Visitor):
     """Runs a program on cells."""
 
     def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
-        if not meets_references(eqn.primitive, eqn.params) and not any(type(x) is Cell for x in args):
+        if not meets_references(eqn.primitive, eqn.params, eqn.invars) and not any(type(x) is Cell for x in args):
             return bind_eqn(eqn, args)
         outs = run_on_cells(eqn.primitive, eqn.params, args)
         return outs if eqn.primitive.multiple_results else [outs]

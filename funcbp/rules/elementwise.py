@@ -514,8 +514,8 @@ def atan2_bwd(res: PyTree, ct: jax.Array, perturbed: Sequence[bool]) -> list[Cot
     """z = atan2(x, y):  x̄ = z̄ y / (x² + y²),  ȳ = -z̄ x / (x² + y²)."""
     x, y = (grown(a, ct.shape) for a in res)
     return [
-        unbroadcast(ct * _per_square(y, x, y), x) if perturbed[0] else Zero,
-        unbroadcast(ct * _per_square(lax.neg(x), x, y), y) if perturbed[1] else Zero,
+        unbroadcast(ct * _per_square(y, x, y), res[0]) if perturbed[0] else Zero,
+        unbroadcast(ct * _per_square(lax.neg(x), x, y), res[1]) if perturbed[1] else Zero,
     ]
 
 

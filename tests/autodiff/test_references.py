@@ -428,3 +428,36 @@ def test_one_from_outside_is_read_and_written_by_a_function_with_its_own_derivat
     want = np.cos(4 * first) * 5 * 4 * np.cos(2 * 0.7) * 5 * 2
     np.testing.assert_allclose(jax.jit(bp.grad(f))(0.7), want, rtol=1e-12)
     assert r[...] == 8
+
+
+# --- references that an operation hands its own program ---------------------------------------------------------------
+
+
+def doubling(x_ref, y_ref):
+    y_ref[...] = 2 * x_ref[...]
+
+
+def kernel(x):
+    pl = pytest.importorskip("jax.experimental.pallas")
+    return pl.pallas_call(doubling, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+
+def updated(x):
+    pl = pytest.importorskip("jax.experimental.pallas")
+    return pl.run_state(lambda ref: doubling(ref, ref))(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+@pytest.mark.parametrize("f, name", [(kernel, "pallas_call"), (updated, "run_state")])
+def test_a_kernel_is_refused_by_its_name_and_runs_on_what_is_not_differentiated(f, name, wrap):
+    x = np.arange(3.0)
+    with pytest.raises(bp.MissingRuleError, match=f"no derivative for `{name}`"):
+        bp.grad(lambda x: jnp.sum(wrap(f)(x)))(x)
+    np.testing.assert_array_equal(bp.grad(lambda y: jnp.sum(wrap(lambda y: y * f(x))(y)))(np.ones(3)), 2 * x)
+
+    def among_references(y):
+        held = jax.new_ref(y)
+        held[...] *= f(x)
+        return jnp.sum(held[...] * y)
+
+    np.testing.assert_array_equal(bp.grad(wrap(among_references))(np.ones(3)), 4 * x)

@@ -174,6 +174,9 @@ row(
 row("pow", lax.pow, z23 + 3, w23, label="complex")
 row("atan2", lax.atan2, x23, y23)
 row("atan2", lax.atan2, np.array([0.0, 1.0]), np.array([1.0, 0.0]), label="axes")
+for name, f in {"rem": lax.rem, "pow": lax.pow, "atan2": lax.atan2, "complex": lax.complex}.items():
+    row(name, f, positive[:, :1] + 3, positive, label="size-1 axis")
+    row(name, f, positive + 3, positive[:1] + 0.1, label="size-1 axis, right")
 row("complex", lax.complex, x23, y23)
 row("real", lax.real, z23)
 row("imag", lax.imag, z23)

@@ -173,6 +173,14 @@ def test_numbers_that_know_of_no_mesh_go_into_automatic_axes(name):
         assert jax.jit(f)(2.0, 2.0) == right
 
 
+def test_a_cotangent_leaves_a_map_over_automatic_axes_as_it_is():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+    f = jax.shard_map(lambda x: x * 2, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    names = lambda f: [eqn.primitive.name for eqn in jax.make_jaxpr(f)(jnp.ones(8)).eqns]
+    assert names(bp.vjp(f, jnp.ones(8))[1]) == ["shard_map"]
+    assert names(lambda x: bp.vjp(lambda x: f(f(x)), x)[1](x)) == ["shard_map"] * 4
+
+
 @pytest.mark.parametrize("computed", [False, True] if hasattr(parallel, "pbroadcast_dynamic_p") else [False])
 def test_a_broadcast_over_a_named_axis(computed):
     """JAX's own rule is for numbers alone."""

@@ -19,14 +19,18 @@ from ..jaxpr import (
     as_function,
     attached_p,
     bind_compute_on,
+    bind_fused,
     bind_jit,
     bind_with_metadata,
     call_jaxpr,
     constrained,
+    fused_body,
+    in_space_of,
     is_staging,
     primitive,
     primitives,
     run_attached,
+    type_of,
 )
 from ..jaxpr.types import PyTree, Value
 from ..remat.plan import Passes, Plan, Residuals, plan_of_call
@@ -123,7 +127,26 @@ def metadata_bwd(state: State, res: Any, ct: Sequence[Any], perturbed: Sequence[
     return call_back(state, res, ct, lambda program, args: bind_with_metadata(program, args, params, back=True))
 
 
+def fused_fwd(
+    options: Options, perturbed: Sequence[bool], *primals: Value, **params: Any
+) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
+    """Run the kernel as it is, keeping its operands alone."""
+    plan = plan_of_call(passes_of(fused_body(params["jaxpr"]), perturbed, options), "fused", choose=lambda *_: [])
+    outs, res, differentiable = call_res(plan, primals, bind_fused(plan.forward, primals, params, params["out_spaces"]))
+    return outs, (res, [*map(type_of, primals)]), differentiable
+
+
+def fused_bwd(
+    state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+) -> list[Cotangent]:
+    """Run what is recomputed and the way back as one kernel; cotangents go to the memory that their primals are in."""
+    kept, types = res
+    back = call_back(state, kept, ct, lambda program, args: bind_fused(program, args, params))
+    return [c if c is Zero or c is None else in_space_of(c, x) for c, x in zip(back, types, strict=True)]
+
+
 def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
+def_control(primitive("fused_p"), fused_fwd, fused_bwd, reaches=call_reached, traits=CALL)
 if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:
     def_control(xla_metadata_call_p, metadata_fwd, metadata_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, *map(primitive, ("composite_p", "custom_vmap_p", "eval_jaxpr_p"))):

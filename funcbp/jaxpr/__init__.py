@@ -22,6 +22,7 @@ from .inside import bind_call as bind_call
 from .inside import bind_compute_on as bind_compute_on
 from .inside import bind_cond as bind_cond
 from .inside import bind_device_put as bind_device_put
+from .inside import bind_fused as bind_fused
 from .inside import bind_jit as bind_jit
 from .inside import bind_remat as bind_remat
 from .inside import bind_scan as bind_scan
@@ -33,6 +34,7 @@ from .inside import cond_sum as cond_sum
 from .inside import constrained as constrained
 from .inside import custom_bwd as custom_bwd
 from .inside import fetched as fetched
+from .inside import fused_body as fused_body
 from .inside import inlined as inlined
 from .inside import is_inlined as is_inlined
 from .inside import is_planned as is_planned
@@ -170,6 +172,7 @@ from .values import cotangent_type as cotangent_type
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import in_mesh_of as in_mesh_of
+from .values import in_space_of as in_space_of
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_high as is_high
 from .values import is_number as is_number

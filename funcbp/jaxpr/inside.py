@@ -18,7 +18,7 @@ from jax.extend.core import primitives
 from .barrier import barrier_p
 from .interpreter import CALLS, Inside, Kind, Visitor, as_function, inside_of, run, scan_parts
 from .marks import feedback_p
-from .programs import Program, bind_eqn, in_avals, trace
+from .programs import Program, bind_eqn, close, in_avals, trace
 from .types import AnyJaxpr, ClosedJaxpr, JaxprEqn, PyTree, Value, Var, WrappedFun
 from .values import (
     Aval,
@@ -36,6 +36,8 @@ from .values import (
 )
 
 compute_on_p = primitive("compute_on_p")
+fused_p = primitive("fused_p")
+fused_p = primitive("fused_p")
 xla_metadata_call_p = primitive("xla_metadata_call_p")
 
 
@@ -150,6 +152,24 @@ def bind_with_metadata(program: Program, args: Sequence[Any], params: dict[str, 
     if back and params.get("ad_metadata", "same") != "same":
         new |= dict(xla_metadata=params["ad_metadata"], ad_metadata="same")
     return list(xla_metadata_call_p.bind(*program.consts, *args, **new))
+
+
+@weakref_cache
+def fused_body(jaxpr: AnyJaxpr) -> AnyJaxpr:
+    """The program of a fused kernel with its values in the device's memory: as they are, constants go with none."""
+    types = [t.update(memory_space=core.MemorySpace.Device) for t in in_avals(jaxpr)]
+    return close(jax.make_jaxpr(as_function(jaxpr))(*types))
+
+
+def bind_fused(
+    program: Program, args: Sequence[Value], params: dict[str, Any], outs: Sequence[Any] = ()
+) -> list[Value]:
+    """Run a program as one kernel (`jax.experimental.fused`).
+
+    Its first outputs go to the memories `outs`, and the others to that of the device.
+    """
+    spaces = (*outs, *(core.MemorySpace.Device for _ in program.outvars[len(outs) :]))
+    return list(fused_p.bind(*program.consts, *args, **dict(params, jaxpr=program.closed, out_spaces=spaces)))
 
 
 def is_planned(policy: Any) -> bool:

@@ -33,13 +33,14 @@ _PLACES = """
     lax.control_flow.conditionals lax.control_flow.solves lax.parallel core pjit dispatch custom_batching
     custom_derivatives random.core random.prng interpreters.partial_eval hijax xla_metadata shard_alike compute_on
 """.split()
+_TRIAL_PLACES = ("scheduling_groups", "fused")
 
 
 def primitive(name: str) -> Primitive | Any:
     """The primitive of this name (`tanh_p`), or None where this JAX has no such primitive."""
     if hasattr(primitives, name):
         return getattr(primitives, name)
-    modules = [*(f"jax._src.{place}" for place in _PLACES), "jax.experimental.scheduling_groups"]
+    modules = [*(f"jax._src.{place}" for place in _PLACES), *(f"jax.experimental.{place}" for place in _TRIAL_PLACES)]
     found = (importlib.import_module(m) for m in modules if importlib.util.find_spec(m))
     return next((getattr(m, name) for m in found if hasattr(m, name)), None)
 
@@ -360,6 +361,11 @@ def to_space(x: Value, space: core.MemorySpace) -> Value:
     return primitives.device_put_p.bind(x, devices=(space,), srcs=(None,), copy_semantics=(how,))[0]
 
 
+def in_space_of(x: Value, aval: Aval) -> Value:
+    """The same numbers in the memory that values of this type are in."""
+    return x if core.typeof(x).memory_space == aval.memory_space else to_space(x, aval.memory_space)
+
+
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
@@ -400,10 +406,11 @@ def laid_out_for(ct: jax.Array, x: Value | Aval, concrete_mesh: Any = None) -> j
 def in_mesh_of(ct: jax.Array, x: Aval) -> jax.Array:
     """A cotangent that was made in a mesh which is neither that of x nor that around, in the mesh of x.
 
-    Inside `jax.sharding.auto_axes`, where the mesh is another one, a function may use what it closes over.
+    Inside `jax.sharding.auto_axes`, where the mesh is another one, a function may use what it closes over. Where x and
+    what is around know of no mesh, a cotangent that left `shard_map` over automatic axes goes with both as it is.
     """
-    own = sharding_of(ct)
-    if own is None or own.mesh in (aval_of(x).sharding.mesh, get_abstract_mesh()):
+    own, around, home = sharding_of(ct), get_abstract_mesh(), aval_of(x).sharding.mesh
+    if own is None or own.mesh in (home, around) or (home.empty and around.empty and own.mesh.are_all_axes_auto):
         return ct
     return laid_out_for(ct, x)
 

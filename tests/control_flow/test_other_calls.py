@@ -8,6 +8,7 @@ from jax import export, lax
 from jax._src import compute_on
 from jax._src.core import MemorySpace as Space
 from jax.experimental import checkify, multihost_utils, xla_metadata
+from jax.experimental.fused import fused
 from jax.experimental.xla_metadata import set_xla_metadata
 
 import funcbp as bp
@@ -139,3 +140,23 @@ def test_arrays_of_several_hosts(how):
     part = lambda x: multihost_utils.global_array_to_host_local_array(x, *where)
     f = lambda x: jnp.sum(part(jnp.sin(whole(x))) ** 2)
     np.testing.assert_allclose(WRAPS[how](bp.grad(f))(X[None])[0], np.sin(2 * X))
+
+
+@fused(out_spaces=(Space.Host, Space.Device))
+def sums_and_products(x, y):
+    return jnp.sin(x) + y, jnp.tanh(x) ** 3 * jnp.exp(y)
+
+
+def test_a_fused_kernel_goes_back_as_one():
+    """JAX compiles it for one kind of GPU alone, so that here its program is evaluated."""
+    x, y = jnp.array([0.3, -0.7, 1.1]), jnp.array([0.5, 0.2, -0.4])
+    want = 3 * jnp.tanh(x) ** 2 / jnp.cosh(x) ** 2 * jnp.exp(y), jnp.tanh(x) ** 3 * jnp.exp(y)
+    on_host = jax.device_put(x, Space.Host)
+    for i, expected in enumerate([(jnp.cos(x), jnp.ones(3)), want]):
+        f = lambda x, y, i=i: jnp.sum(sums_and_products(x, y)[i])
+        program = jax.make_jaxpr(bp.grad(f, (0, 1)))(on_host, y)
+        assert [v.aval.memory_space for v in program.jaxpr.outvars] == [Space.Host, Space.Device]
+        _, back = (eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "fused_call")
+        got = jax.core.eval_jaxpr(back.params["jaxpr"].jaxpr, (), x, y, jnp.ones(3))
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)

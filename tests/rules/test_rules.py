@@ -259,6 +259,7 @@ def test_every_ruled_primitive_has_a_row():
         "from_edtype",
         "linear_call",
         "compute_on",
+        "fused_call",
         "xla_metadata_call",
         "host_local_array_to_global_array",  # there once jax.experimental.multihost_utils is imported
         "global_array_to_host_local_array",

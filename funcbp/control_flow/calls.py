@@ -142,7 +142,7 @@ def fused_bwd(
     """Run what is recomputed and the way back as one kernel; cotangents go to the memory that their primals are in."""
     kept, types = res
     back = call_back(state, kept, ct, lambda program, args: bind_fused(program, args, params))
-    return [c if c is Zero or c is None else in_space_of(c, x) for c, x in zip(back, types, strict=True)]
+    return [c if c is Zero or c is None else in_space_of(materialize(c), x) for c, x in zip(back, types, strict=True)]
 
 
 def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)

@@ -37,7 +37,6 @@ from .values import (
 
 compute_on_p = primitive("compute_on_p")
 fused_p = primitive("fused_p")
-fused_p = primitive("fused_p")
 xla_metadata_call_p = primitive("xla_metadata_call_p")
 
 

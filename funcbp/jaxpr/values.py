@@ -409,8 +409,11 @@ def in_mesh_of(ct: jax.Array, x: Aval) -> jax.Array:
     Inside `jax.sharding.auto_axes`, where the mesh is another one, a function may use what it closes over. Where x and
     what is around know of no mesh, a cotangent that left `shard_map` over automatic axes goes with both as it is.
     """
-    own, around, home = sharding_of(ct), get_abstract_mesh(), aval_of(x).sharding.mesh
-    if own is None or own.mesh in (home, around) or (home.empty and around.empty and own.mesh.are_all_axes_auto):
+    own = sharding_of(ct)
+    if own is None:
+        return ct
+    home, around = aval_of(x).sharding.mesh, get_abstract_mesh()
+    if own.mesh in (home, around) or (home.empty and around.empty and own.mesh.are_all_axes_auto):
         return ct
     return laid_out_for(ct, x)
 

@@ -662,6 +662,241 @@ def ensemble(n: Size, members: int = 4) -> Loss:
     return loss, kernels, f32(batch, d), i32(batch)
 
 
+def convolved_scan(n: Size, layers: int = 2, states: int = 8) -> Loss:
+    """Blocks as in Mamba: a causal convolution over time, a selective recurrence of two factors, a gate."""
+    d, batch, time = n(64), n(4), n(128)
+
+    def mixed(p, x):
+        def step(h, inputs):
+            u, pace, into, out = inputs
+            h = jnp.exp(-pace[..., None] * p["rates"]) * h + (pace * u)[..., None] * into[:, None]
+            return h, jnp.einsum("bds,bs->bd", h, out)
+
+        u, gate = jnp.split(layer_norm(x) @ p["in"], 2, -1)
+        u = jnp.pad(u, ((0, 0), (3, 0), (0, 0)))
+        u = jax.nn.silu(sum(u[:, i : i + time] * p["taps"][i] for i in range(4)))
+        into, out = jnp.split(u @ p["factors"], 2, -1)
+        inputs = u, jax.nn.softplus(u @ p["pace"]), into, out
+        _, y = lax.scan(step, jnp.zeros((batch, 2 * d, states)), jax.tree.map(lambda a: a.swapaxes(0, 1), inputs))
+        return x + (y.swapaxes(0, 1) * jax.nn.silu(gate)) @ p["out"]
+
+    def loss(w, x):
+        for p in w:
+            x = mixed(p, x)
+        return jnp.mean(x**2)
+
+    block = {"in": f32(d, 4 * d), "taps": f32(4, 2 * d), "factors": f32(2 * d, 2 * states), "pace": f32(2 * d, 2 * d)}
+    return loss, [block | {"rates": f32(2 * d, states), "out": f32(2 * d, d)}] * layers, f32(batch, time, d)
+
+
+def weighed_keys(n: Size, layers: int = 2) -> Loss:
+    """Blocks as in RWKV: a decaying average of values, weighed by keys, and a squared relu between channels."""
+    d, batch, time, words = n(64), n(8), n(128), n(512)
+    shifted = lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+    def loss(w, tokens):
+        x = w["embedding"][tokens]
+        for p in w["blocks"]:
+            y = layer_norm(x)
+            mixed = y * p["mix"] + shifted(y) * (1 - p["mix"])
+            k, v, r = mixed @ p["k"], mixed @ p["v"], jax.nn.sigmoid(mixed @ p["r"])
+
+            def step(state, inputs, p=p):
+                (top, low), (k, v) = state, inputs
+                e = jnp.exp(p["bonus"] + k)
+                out = (top + e * v) / (low + e + 1e-6)
+                decay = jnp.exp(-jnp.exp(p["decay"]))
+                return (decay * top + jnp.exp(k) * v, decay * low + jnp.exp(k)), out
+
+            start = (jnp.zeros((batch, d)),) * 2
+            _, y = lax.scan(step, start, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
+            x = x + (r * y.swapaxes(0, 1)) @ p["o"]
+            x = x + jax.nn.relu(layer_norm(x) @ p["up"]) ** 2 @ p["down"]
+        return cross_entropy(layer_norm(x) @ w["head"], jnp.roll(tokens, -1, 1))
+
+    block = dict.fromkeys("kvro", f32(d, d)) | dict.fromkeys(("mix", "bonus", "decay"), f32(d))
+    params = {"embedding": f32(words, d), "blocks": [block | {"up": f32(d, 4 * d), "down": f32(4 * d, d)}] * layers}
+    return loss, params | {"head": f32(d, words)}, i32(batch, time)
+
+
+def cached_decoder(n: Size, heads: int = 4) -> Loss:
+    """Tokens decoded one by one, each attends to a cache of keys and values that is written step by step."""
+    d, batch, time, words = n(64), n(8), n(64), n(256)
+    size = d // heads
+
+    def loss(w, tokens):
+        def step(cache, inputs):
+            at, token = inputs
+            x = w["embedding"][token]
+            q, k, v = (a.reshape(batch, heads, size) for a in jnp.split(x @ w["qkv"], 3, -1))
+            keys, values = (lax.dynamic_update_slice_in_dim(c, a[:, None], at, 1) for c, a in zip(cache, (k, v)))
+            scores = jnp.einsum("bhd,bthd->bht", q, keys) / size**0.5
+            weights = jax.nn.softmax(jnp.where(jnp.arange(time) <= at, scores, -1e9))
+            x = x + jnp.einsum("bht,bthd->bhd", weights, values).reshape(batch, d) @ w["out"]
+            return (keys, values), x @ w["head"]
+
+        cache = (jnp.zeros((batch, time, heads, size)),) * 2
+        _, logits = lax.scan(step, cache, (jnp.arange(time), tokens))
+        return cross_entropy(logits, jnp.roll(tokens, -1, 0))
+
+    params = {"embedding": f32(words, d), "qkv": f32(d, 3 * d), "out": f32(d, d), "head": f32(d, words)}
+    return loss, params, i32(time, batch)
+
+
+def dropped_mixers(n: Size, layers: int = 2) -> Loss:
+    """A mixer of patches and channels with dropout, from images to classes."""
+    d, size, patch, batch = n(64), n(32), 4, n(16)
+    t = (size // patch) ** 2
+
+    def loss(w, images, y, key):
+        x = conv(images, w["patches"], patch).reshape(batch, t, d)
+        for i, (a, b, c, e) in enumerate(w["blocks"]):
+            x = x + jnp.einsum("bsd,st->btd", jax.nn.gelu(jnp.einsum("btd,ts->bsd", layer_norm(x), a)), b)
+            h = jax.nn.gelu(layer_norm(x) @ c)
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 0.9, h.shape)
+            x = x + jnp.where(kept, h / 0.9, 0.0) @ e
+        return cross_entropy(x.mean(1) @ w["head"], y)
+
+    blocks = [(f32(t, 2 * t), f32(2 * t, t), f32(d, 4 * d), f32(4 * d, d))] * layers
+    params = {"patches": f32(patch, patch, 3, d), "blocks": blocks, "head": f32(d, 10)}
+    return loss, params, f32(batch, size, size, 3), i32(batch), jax.eval_shape(lambda: jax.random.key(0))
+
+
+def u_net_in_time(n: Size) -> Loss:
+    """A U-net over time: strided convolutions down, repeated steps up, what was there before beside them."""
+    c, batch, time = n(16), n(8), n(1024)
+
+    def loss(w, x, y):
+        skips = []
+        for kernel in w["down"]:
+            x = jax.nn.relu(conv(x, kernel))
+            skips.append(x)
+            x = x.reshape(batch, x.shape[1] // 2, 2, -1).max(2)
+        x = jax.nn.relu(conv(x, w["middle"]))
+        for kernel, skip in zip(w["up"], reversed(skips)):
+            x = jax.nn.relu(conv(jnp.concatenate([jnp.repeat(x, 2, 1), skip], -1), kernel))
+        return jnp.mean((conv(x, w["out"]) - y) ** 2)
+
+    down = [f32(5, 2, c), f32(5, c, 2 * c)]
+    up = [f32(5, 6 * c, 2 * c), f32(5, 3 * c, c)]
+    return (
+        loss,
+        {"down": down, "middle": f32(5, 2 * c, 4 * c), "up": up, "out": f32(5, c, 2)},
+        f32(batch, time, 2),
+        f32(batch, time, 2),
+    )
+
+
+def critic(n: Size) -> Loss:
+    """A critic's loss against a generator, with a penalty on the norm of its gradient with respect to the images."""
+    z, d, m, batch = n(64), n(784), n(256), n(128)
+
+    def loss(w, generator, x, noise):
+        judged = lambda x: jax.nn.leaky_relu(jax.nn.leaky_relu(x @ w[0]) @ w[1]) @ w[2]
+        made = jnp.tanh(jax.nn.relu(noise @ generator[0]) @ generator[1])
+        slope = jax.grad(lambda x: jnp.sum(judged(x)))(0.5 * (x + made))
+        penalty = jnp.mean((jnp.sqrt(jnp.sum(slope**2, -1) + 1e-6) - 1) ** 2)
+        return jnp.mean(judged(made)) - jnp.mean(judged(x)) + 10 * penalty
+
+    return loss, (f32(d, m), f32(m, m), f32(m, 1)), (f32(z, m), f32(m, d)), f32(batch, d), f32(batch, z)
+
+
+def meta_learning(n: Size, tasks: int = 4, steps: int = 3) -> Loss:
+    """MAML: the loss after a few steps of descent on each task."""
+    m, shots = n(64), n(64)
+
+    def loss(w, xs, ys):
+        def of_task(x, y):
+            fits = lambda w: jnp.mean((jnp.tanh(jnp.tanh(x @ w[0] + w[1]) @ w[2] + w[3]) @ w[4] - y) ** 2)
+            adapted = w
+            for _ in range(steps):
+                adapted = jax.tree.map(lambda p, g: p - 0.1 * g, adapted, jax.grad(fits)(adapted))
+            return fits(adapted)
+
+        return jnp.mean(jax.vmap(of_task)(xs, ys))
+
+    return loss, (f32(4, m), f32(m), f32(m, m), f32(m), f32(m, 1)), f32(tasks, shots, 4), f32(tasks, shots, 1)
+
+
+def deep_sets(n: Size) -> Loss:
+    """Each element by itself, a sum and a maximum over those of a set that are there, then the set."""
+    d, sets, size = n(128), n(32), n(64)
+
+    def loss(w, x, there, y):
+        h = jax.nn.relu(jax.nn.relu(x @ w["each"][0]) @ w["each"][1])
+        h = jnp.where(there[..., None] > 0, h, 0.0)
+        pooled = jnp.concatenate([h.sum(1), h.max(1)], -1)
+        return cross_entropy(jax.nn.relu(pooled @ w["all"][0]) @ w["all"][1], y)
+
+    params = {"each": [f32(3, d), f32(d, d)], "all": [f32(2 * d, d), f32(d, 10)]}
+    return loss, params, f32(sets, size, 3), f32(sets, size), i32(sets)
+
+
+def translation(n: Size) -> Loss:
+    """An LSTM that reads, one that writes and looks at what was read."""
+    d, batch, words = n(64), n(16), n(512)
+
+    def lstm(w, state, x):
+        h, c = state
+        i, f, o, g = jnp.split(jnp.concatenate([x, h], -1) @ w, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    def loss(w, source, target):
+        def read(state, x):
+            state = lstm(w["read"], state, x)
+            return state, state[0]
+
+        def write(state, x):
+            state = lstm(w["write"], state, x)
+            weights = jax.nn.softmax(jnp.einsum("bd,tbd->bt", state[0], hs))
+            seen = jnp.einsum("bt,tbd->bd", weights, hs)
+            return state, jnp.tanh(jnp.concatenate([state[0], seen], -1) @ w["mix"])
+
+        state, hs = lax.scan(read, (jnp.zeros((batch, d)),) * 2, w["source"][source])
+        _, ys = lax.scan(write, state, w["target"][target])
+        return cross_entropy(ys @ w["head"], jnp.roll(target, -1, 0))
+
+    params = dict.fromkeys(("read", "write"), f32(2 * d, 4 * d)) | dict.fromkeys(("source", "target"), f32(words, d))
+    return loss, params | {"mix": f32(2 * d, d), "head": f32(d, words)}, i32(n(50), batch), i32(n(40), batch)
+
+
+def low_rank_tuning(n: Size, layers: int = 2, heads: int = 4, rank: int = 4) -> Loss:
+    """Fine-tuning by products of low rank beside frozen kernels (LoRA)."""
+    d, batch, time, words = n(128), n(4), n(128), n(512)
+
+    def loss(w, frozen, tokens):
+        x = frozen["embedding"][tokens]
+        for p, q in zip(w, frozen["blocks"]):
+            adapted = lambda x, name, p=p, q=q: x @ q[name] + (x @ p[name][0]) @ p[name][1]
+            y = layer_norm(x)
+            x = x + attend(*(heads_of(adapted(y, k), heads) for k in "qkv"), causal=True).reshape(x.shape) @ q["o"]
+            x = x + jax.nn.gelu(layer_norm(x) @ q["up"]) @ q["down"]
+        return cross_entropy(layer_norm(x) @ frozen["embedding"].T, jnp.roll(tokens, -1, 1))
+
+    block = dict.fromkeys("qkvo", f32(d, d)) | {"up": f32(d, 4 * d), "down": f32(4 * d, d)}
+    params = [dict.fromkeys("qkv", (f32(d, rank), f32(rank, d)))] * layers
+    return loss, params, {"embedding": f32(words, d), "blocks": [block] * layers}, i32(batch, time)
+
+
+def residual_network(n: Size) -> Loss:
+    """Residual blocks with batch norm, of two widths, the second with a stride."""
+    c, size, batch = n(16), n(32), n(16)
+
+    def loss(w, images, y):
+        x = jax.nn.relu(batch_norm(conv(images, w["first"])))
+        for p, stride in zip(w["blocks"], (1, 2)):
+            h = jax.nn.relu(batch_norm(conv(x, p["a"], stride)))
+            short = batch_norm(conv(x, p["short"], stride)) if "short" in p else x
+            x = jax.nn.relu(batch_norm(conv(h, p["b"])) + short)
+        return cross_entropy(x.mean((1, 2)) @ w["head"], y)
+
+    narrow = {"a": f32(3, 3, c, c), "b": f32(3, 3, c, c)}
+    wide = {"a": f32(3, 3, c, 2 * c), "b": f32(3, 3, 2 * c, 2 * c), "short": f32(1, 1, c, 2 * c)}
+    params = {"first": f32(3, 3, 3, c), "blocks": [narrow, wide], "head": f32(2 * c, 10)}
+    return loss, params, f32(batch, size, size, 3), i32(batch)
+
+
 def of(make: Callable[..., Loss], *args: Any) -> Callable[[Size], Workload]:
     """The workload of a loss, as a function of the sizes."""
 
@@ -672,6 +907,20 @@ def of(make: Callable[..., Loss], *args: Any) -> Callable[[Size], Workload]:
     return build
 
 
+# written after the model, for which no rule was made
+UNSEEN: dict[str, Callable[[Size], Workload]] = {
+    "Mamba, 2 blocks": of(convolved_scan),
+    "RWKV, 2 blocks": of(weighed_keys),
+    "decoder with a cache": of(cached_decoder),
+    "mixer with dropout, images": of(dropped_mixers),
+    "U-net over time": of(u_net_in_time),
+    "critic with a penalty": of(critic),
+    "MAML, 3 steps": of(meta_learning),
+    "deep sets, 32 x 64": of(deep_sets),
+    "LSTM, sequence to sequence": of(translation),
+    "LoRA, 2 blocks": of(low_rank_tuning),
+    "residual network with batch norm": of(residual_network),
+}
 ARCHITECTURES: dict[str, Callable[[Size], Workload]] = {
     "3 gated layers, 512 x 256, 512 units inside": of(gated_layers, 512),
     "3 gated layers, 512 x 256": of(gates_alone),
@@ -719,4 +968,4 @@ ARCHITECTURES: dict[str, Callable[[Size], Workload]] = {
     "Sinkhorn, 256 points, 20 steps": of(transport),
     "recommendation, 8 embeddings": of(recommendation),
     "4 networks by vmap": of(ensemble),
-}
+} | UNSEEN

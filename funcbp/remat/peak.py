@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.lax import GatherScatterMode
 
 from .. import jaxpr as jx
 from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
@@ -52,7 +53,10 @@ class Facts(NamedTuple):
         dear: whether its result is stored all the same where several read it.
         alias: whether its result is its operand, seen otherwise.
         inside: the programs inside it that are compiled as such, and how they run.
-        turned: which operands are turned over first, in copies.
+        turned: which operands are turned over first, in copies, and to which order of their axes.
+        stored_as: the shape in which XLA makes its result, if that is another one.
+        library: whether XLA's library for kernels makes it.
+        scratch: bytes in use while it runs, beside its results, that are not those of a program inside.
         over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
         chooses: whether it chooses between its operands, which no cluster does.
         moves: whether it reads numbers elsewhere than where it writes them, so that it cannot write over them.
@@ -65,22 +69,36 @@ class Facts(NamedTuple):
     dear: bool
     alias: bool
     inside: jx.Inside
-    turned: tuple[int, ...]
+    turned: tuple[tuple[int, tuple[int, ...]], ...]
     over: tuple[int, int]
     chooses: bool = False
     moves: bool = False
     wide: tuple[int, ...] | None = None
+    stored_as: tuple[int, ...] | None = None
+    library: bool = False
+    scratch: int = 0
 
 
+# what does no more than a reshape where it makes as many numbers as it reads
+RESHAPES = {
+    getattr(primitives, f"{name}_p") for name in "broadcast_in_dim reduce_max reduce_min reduce_sum reshape".split()
+}
 BARRIERS = jx.primitive("optimization_barrier_p"), jx.barrier_p
 CONSTANT = 0  # the number of all constants
 NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
 FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
-TWICE = (
-    "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
-)
+TWICE = "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 gather lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
 DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
+# what XLA's library for kernels makes (its `YnnMatcher`), beside products, and of how many numbers on
+MOVED = frozenset({primitives.broadcast_in_dim_p, primitives.transpose_p, primitives.iota_p, primitives.pad_p})
+KERNELS = (
+    "abs add ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul neg pow "
+    "reduce_max reduce_min reduce_sum round rsqrt sign sin sqrt square sub tan tanh"
+)
+LIBRARY = MOVED | {jx.primitive("add_any_p")} | {getattr(primitives, f"{name}_p") for name in KERNELS.split()}
+ENOUGH = 4096
+WINDOW = 32  # a sum of more numbers than this, and not of the library, is one of sums (XLA's `TreeReductionRewriter`)
 
 
 def facts_of(eqn: Any) -> Facts:
@@ -91,22 +109,24 @@ def facts_of(eqn: Any) -> Facts:
     cheap = not nested and is_cheap(eqn)
     computes = cheap and flops(eqn) > 0
     reduces = computes and sum(sizes) < max(read, default=0)
+    split = reduces and not _in_library(eqn) and sum(sizes) * WINDOW < max(read)
     turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
-    seen = eqn.primitive is primitives.reshape_p or turns
-    stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes == read[:1]
-    product = eqn.primitive is primitives.dot_general_p
-    turned = (0,) if product and _turns_over(eqn) else _turned(eqn)
+    same = sizes == read[:1] and eqn.primitive in RESHAPES
+    seen = turns or same or eqn.primitive is primitives.stop_gradient_p or _is_identity(eqn)
+    stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes[0] in read
     inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
     made_where_read = cheap or (traits.moves is not Moves.NOT and not nested)  # a lookup, too
     return Facts(
         sizes=tuple(sizes),
         fuses=made_where_read and not reduces,
-        takes=made_where_read,
+        takes=made_where_read and not split,
         dear=dear,
         alias=stays,
         inside=inside,
-        turned=turned,
+        turned=_turned(eqn),
+        stored_as=_with_slices(eqn),
+        library=_in_library(eqn),
         over=over,
         chooses=eqn.primitive is primitives.select_n_p,
         moves=Moves.NOT < traits.moves < Moves.STAYS and eqn.primitive is not primitives.select_n_p and not stays,
@@ -136,21 +156,77 @@ def _in_float32(v: Any) -> int:
     return 4 * math.prod(map(jx.closed_size, v.aval.shape))
 
 
-def _turns_over(product: Any) -> bool:
-    """Tell whether a product sums over several first axes of both operands, as a weight's gradient does."""
-    summed, (batch, _) = product.params["dimension_numbers"]
-    n = len(batch)
-    leads = lambda v, axes: sorted(axes) == [*range(n, n + len(axes))] and v.aval.ndim > n + len(axes)
-    return len(summed[0]) > 1 and all(map(leads, product.invars, summed))
+class Matrices(NamedTuple):
+    """How a product is made one of matrices.
+
+    Attributes:
+        turned: which operands are turned over in copies, and to which order of their axes.
+        stored_as: the shape in which its result is made, if that is another one.
+        library: whether XLA's library for kernels makes it: it reads the first operand row by row.
+    """
+
+    turned: tuple[tuple[int, tuple[int, ...]], ...]
+    stored_as: tuple[int, ...] | None
+    library: bool
 
 
-def _turned(eqn: Any) -> tuple[int, ...]:
+def _as_matrices(shapes: Sequence[tuple[int, ...]], summed: Sequence[Any], batch: Sequence[Any]) -> Matrices:
+    """Find how a product of operands of these shapes is made one of matrices.
+
+    XLA's products have their batch axes first, and one axis of each operand that is summed and one that is not. Of others
+    the axes are brought into this order, and taken together. A matrix that is just transposed is read so, without a copy.
+    """
+    n = len(batch[0])
+    leads = [tuple(b) == tuple(range(n)) for b in batch]
+    if all(leads) and all(len(s) == 1 and len(x) <= n + 2 for x, s in zip(shapes, summed, strict=True)):
+        sizes = [math.prod(x[n:]) // x[c[0]] for x, c in zip(shapes, summed, strict=True)]
+        return Matrices((), None, min(sizes) > 1 and summed[0][0] == len(shapes[0]) - 1)
+    turned, sizes, in_rows = [], [], True
+    for i, (shape, s, b) in enumerate(zip(shapes, summed, batch, strict=True)):
+        free = [a for a in range(len(shape)) if a not in s and a not in b]
+        order = (*b, *free, *s) if i == 0 else (*b, *s, *free)
+        moved = [a for a in order if shape[a] != 1]
+        if moved != sorted(moved):
+            if not leads[i] or len(s) != 1 or len(free) != 1:
+                turned.append((i, order))
+            elif i == 0:
+                in_rows = False
+        sizes.append(math.prod(shape[a] for a in free))
+    shape = (*(shapes[0][a] for a in batch[0]), *(size for size in sizes if size > 1))
+    return Matrices(tuple(turned), shape, min(sizes) > 1 and in_rows)
+
+
+def _is_identity(eqn: Any) -> bool:
+    """Tell whether this is the larger one of a value and minus infinity, as a softmax has it: that value."""
+    numbers = [v.val for v in eqn.invars if is_literal(v)]
+    return eqn.primitive is primitives.max_p and len(numbers) == 1 and numbers[0] == -math.inf
+
+
+def _in_library(eqn: Any) -> bool:
+    """Tell whether XLA's library for kernels makes this: of enough numbers, and of types that it knows."""
+    if eqn.primitive not in LIBRARY:
+        return False
+    types = [v.aval for v in (*eqn.invars, *eqn.outvars) if not is_literal(v)]
+    elements = [math.prod(map(jx.closed_size, t.shape)) for t in types]
+    known = all(t.dtype in (jnp.float32, jnp.float64, jnp.bfloat16) for t in types)
+    return known and (eqn.primitive in MOVED or max(elements, default=0) >= ENOUGH)
+
+
+def _with_slices(eqn: Any) -> tuple[int, ...] | None:
+    """Return the shape in which a lookup makes its result: with the axes of length one of the slices that it takes."""
+    if eqn.primitive is not primitives.gather_p or not eqn.params["dimension_numbers"].collapsed_slice_dims:
+        return None
+    return (*eqn.invars[1].aval.shape[:-1], *eqn.params["slice_sizes"])
+
+
+def _turned(eqn: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """List the operands of a convolution that have not the batch, or what is summed, where XLA wants it."""
     if eqn.primitive is not primitives.conv_general_dilated_p:
         return ()
     numbers, n = eqn.params["dimension_numbers"], eqn.invars[0].aval.ndim
     wanted = (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2))
-    return tuple(i for i, spec in enumerate((numbers.lhs_spec, numbers.rhs_spec)) if tuple(spec) != wanted[i])
+    specs = map(tuple, (numbers.lhs_spec, numbers.rhs_spec))
+    return tuple((i, spec) for i, spec in enumerate(specs) if spec != wanted[i])
 
 
 def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
@@ -174,7 +250,10 @@ def _merged_by(eqn: Any) -> tuple[Any, ...] | None:
 
 
 class Op(NamedTuple):
-    """An equation of a flat program: what it does with memory, and the numbers of the values it reads and makes."""
+    """An equation of a flat program: what it does with memory, and the numbers of the values it reads and makes.
+
+    `reshaped` are those that it reads in another shape than they are made in.
+    """
 
     facts: Facts
     reads: tuple[int, ...]
@@ -183,6 +262,7 @@ class Op(NamedTuple):
     at: float
     over: Sequence[tuple[int | None, int]]
     wide: tuple[int, ...]
+    reshaped: frozenset[int]
 
 
 class Node(NamedTuple):
@@ -220,8 +300,10 @@ class Flow:
         self.made: dict[int, float] = {}
         self.reciprocals: dict[tuple[int | None, int], int] = {}
         self.widened: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self.transposed: dict[int | None, tuple[int, tuple[int, ...], tuple[int, ...]]] = {}
+        self.turned: dict[tuple[int, tuple[int, ...]], int] = {}
         self.spreads: set[int | None] = set()
-        self.sums: set[int | None] = set()
         self.zeros: dict[int, int] = {}
         self.merged: dict[Any, Sequence[int | None]] = {}
         self.views: dict[int | None, int | None] = {}
@@ -259,9 +341,10 @@ class Flow:
             return self.call(called, given[len(given) - len(getattr(called, "jaxpr", called).invars) :])
         reads, made = [*map(self._whole, given)], [self.new() for _ in eqn.outvars]
         if facts.alias:
-            self.views[made[0]] = reads[0]
-            if eqn.invars[0].aval.shape != eqn.outvars[0].aval.shape:
-                self.seen_otherwise.add(reads[0])
+            whole, v = next((r, v) for r, v in zip(reads, eqn.invars, strict=True) if r or len(reads) == 1)
+            self.views[made[0]] = whole
+            if v.aval.shape != eqn.outvars[0].aval.shape:
+                self.seen_otherwise.add(whole)
             return made
         self._note(eqn, facts, reads, made)
         facts, reads = self._as_compiled(eqn, facts, reads)
@@ -270,7 +353,20 @@ class Flow:
         if facts.inside.kind is Kind.SCAN and self.inside is None:
             over += self._zeros(made[n:], facts.sizes[n:])
             reads = [*reads, *(z for z, _ in over[n:])]
-        return self._write(facts, reads, made, eqn, over)
+        reshaped = self._reshaped(eqn, facts, reads)
+        self.shapes |= {v: facts.stored_as or o.aval.shape for v, o in zip(made, eqn.outvars, strict=True)}
+        return self._write(facts, reads, made, eqn, over, reshaped)
+
+    def _reshaped(self, eqn: Any, facts: Facts, reads: Sequence[int | None]) -> frozenset[int]:
+        """Collect what an equation reads in another shape than it was made in."""
+        numbers = eqn.params.get("dimension_numbers")
+        if eqn.primitive is primitives.dot_general_p and facts.stored_as is not None:
+            longest = len(numbers[1][0]) + 2
+            return frozenset(r for r, v in zip(reads, eqn.invars, strict=True) if r and v.aval.ndim > longest)
+        if getattr(numbers, "inserted_window_dims", ()) and reads[2]:  # a scatter takes slices, too
+            return frozenset({reads[2]})
+        read = zip(reads, (getattr(v.aval, "shape", None) for v in eqn.invars), strict=False)
+        return frozenset(r for r, shape in read if r and self.shapes.get(r, shape) != shape)
 
     def _whole(self, v: int | None) -> int | None:
         """Return the value that another one is, seen otherwise."""
@@ -293,6 +389,7 @@ class Flow:
         makes: Sequence[int],
         eqn: Any,
         over: Iterable[tuple[int | None, int]] = (),
+        reshaped: frozenset[int] = frozenset(),
     ) -> Sequence[int]:
         """Write an equation; a copy (of no equation) after what makes that of which it is one."""
         reads = [*map(self._whole, reads)]
@@ -304,38 +401,45 @@ class Flow:
         )
         self.made |= dict.fromkeys(makes, at)
         wide = read if facts.wide is None else tuple(r for i in facts.wide if (r := reads[i]))
-        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over), wide))
+        self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over), wide, reshaped))
         return makes
 
     def _note(self, eqn: Any, facts: Facts, reads: Sequence[int | None], makes: Sequence[int | None]) -> None:
         """Note what of an equation others ask for."""
         if eqn.primitive is primitives.broadcast_in_dim_p:
             self.spreads.add(makes[0])
-            if reads[0] in self.sums:
-                self.sums.add(makes[0])
-        if facts.takes and not facts.fuses:
-            self.sums.add(makes[0])
         if eqn.primitive is primitives.convert_element_type_p and eqn.invars[0].aval.dtype == bool:
             self.masks.add(makes[0])
+        if eqn.primitive is primitives.transpose_p and reads[0]:
+            self.transposed[makes[0]] = reads[0], eqn.params["permutation"], eqn.invars[0].aval.shape
         if eqn.primitive is primitives.dot_general_p:  # its operands are made matrices
             self.seen_otherwise |= {r for r, v in zip(reads, eqn.invars, strict=True) if v.aval.ndim > 2}
 
     def _as_compiled(self, eqn: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
         """Return what XLA makes of an equation that it writes anew, and write what comes before that."""
         if eqn.primitive is primitives.mul_p and not self.masks.isdisjoint(reads):
-            facts = facts._replace(chooses=True)  # a number or zero, by a mask
+            facts = facts._replace(chooses=True, library=False)  # a number or zero, by a mask
+        if eqn.primitive is primitives.dot_general_p:
+            facts, reads = self._of_matrices(eqn, facts, reads)
+        if eqn.primitive is primitives.gather_p and eqn.params["mode"] is GatherScatterMode.FILL_OR_DROP:
+            taken = self._write(facts, reads, [self.new()], None)  # and a choice between that and what is filled in
+            self.shapes[taken[0]] = facts.stored_as or eqn.outvars[0].aval.shape
+            return FUSED._replace(sizes=facts.sizes, chooses=True, wide=(0,)), [*taken, reads[1]]
         if facts.turned and not (self.inside is not None and eqn.primitive is primitives.conv_general_dilated_p):
-            copy = FUSED._replace(moves=True)
-            turn = lambda i, r: self._made(_size(eqn.invars[i]), [r], copy)[0] if i in facts.turned and r else r
-            reads = [turn(i, r) for i, r in enumerate(reads)]
+            reads = [*reads]
+            for i, order in facts.turned:
+                if (r := reads[i]) is not None:
+                    reads[i] = self._turned_over(eqn.invars[i], r, order)
         elif eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
             # in float32, of operands in float32; what is rounded afterwards is not rounded by each of its readers
             reads = [self._widened(v, r) if r and _is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
             product = self._write(facts._replace(sizes=(_in_float32(eqn.outvars[0]),)), reads, [self.new()], None)
             facts, reads = FUSED._replace(sizes=facts.sizes, dear=True), [*product]
         elif eqn.primitive is primitives.random_bits_p:
-            # two halves of four bytes, which the rounds of the generator work on, and which what reads them combines
-            apart = FUSED._replace(fuses=False, takes=False, sizes=(4 * eqn.outvars[0].aval.size,) * 2)
+            # two halves of four bytes, which a loop of the generator's rounds works on, with two more of the kind in a
+            # round, and which what reads them combines
+            half = 4 * eqn.outvars[0].aval.size
+            apart = FUSED._replace(fuses=False, takes=False, sizes=(half, half), scratch=2 * half)
             halves = self._write(apart, reads, [self.new(), self.new()], None)
             facts, reads = FUSED._replace(sizes=facts.sizes), [*halves]
         elif eqn.primitive is primitives.div_p and is_literal(eqn.invars[1]):
@@ -344,10 +448,10 @@ class Flow:
             # a product with the reciprocal, which is spread once for all that is divided by it
             key = reads[1], facts.sizes[0]
             if key not in self.reciprocals:
-                spread = FUSED._replace(dear=reads[1] in self.sums)  # with a sum it is one cluster, that stores it
+                spread = FUSED._replace(library=facts.library)
                 (self.reciprocals[key],) = self._made(facts.sizes[0], reads[1:], spread)
                 self.spreads.add(self.reciprocals[key])
-            facts, reads = FUSED._replace(sizes=facts.sizes), [reads[0], self.reciprocals[key]]
+            facts, reads = FUSED._replace(sizes=facts.sizes, library=facts.library), [reads[0], self.reciprocals[key]]
         elif eqn.primitive is primitives.select_and_scatter_add_p:
             # a scatter, to places found on the way forward among the coordinates of all elements, one array an axis,
             # which are made at the very beginning
@@ -359,6 +463,24 @@ class Flow:
             found = self._made(coordinates + _size(eqn.invars[0]), [reads[1], *axes], apart)
             reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
         return facts, reads
+
+    def _of_matrices(self, product: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
+        """Return how a product is made of matrices: what is transposed is read as it was before."""
+        reads, shapes = [*reads], [tuple(map(jx.closed_size, v.aval.shape)) for v in product.invars]
+        summed, batch = map(list, product.params["dimension_numbers"])
+        for i, r in enumerate(reads):
+            if r in self.transposed:
+                reads[i], order, shape = self.transposed[r]
+                shapes[i] = tuple(map(jx.closed_size, shape))
+                summed[i], batch[i] = (tuple(order[a] for a in axes) for axes in (summed[i], batch[i]))
+        how = _as_matrices(shapes, summed, batch)
+        return facts._replace(**how._asdict()), reads
+
+    def _turned_over(self, v: Any, number: int, order: tuple[int, ...]) -> int:
+        """Write a copy of a value with its axes in this order, once for all that read it so."""
+        if (number, order) not in self.turned:
+            (self.turned[number, order],) = self._made(_size(v), [number], FUSED._replace(moves=True))
+        return self.turned[number, order]
 
     def _widened(self, v: Any, number: int) -> int:
         """Write a narrow value in float32, once for all products that read it."""
@@ -400,8 +522,8 @@ class Flow:
         """Predict the peak; and find which operation runs then, by how many were written before it."""
         outs, stored = [*map(self._whole, outs)], [*map(self._whole, stored)]
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
-        nodes, sizes, own = self._nodes(ops, {o for o in outs if o}, kept)
-        nodes = _in_order(nodes, self._inputs(ops, outs))
+        nodes, sizes, own, users = self._nodes(ops, {o for o in outs if o}, kept, [o for o in outs if o])
+        nodes = _in_order(nodes, self._inputs(ops, outs), users)
         sizes |= state
         if self.inside in (None, Kind.COND):
             sizes |= dict.fromkeys(_lent(nodes, sizes, kept, own), 0)
@@ -433,9 +555,11 @@ class Flow:
         return [*(v for v in met if v not in maker), CONSTANT]
 
     def _nodes(
-        self, ops: list[Op], outs: set[int], stored: set[int]
-    ) -> tuple[list[Node], dict[int, int], dict[int, int]]:
-        """Fuse: list what runs as one, the bytes of what is stored, and those of results with buffers of their own."""
+        self, ops: list[Op], outs: set[int], stored: set[int], results: Sequence[int] = ()
+    ) -> tuple[list[Node], dict[int, int], dict[int, int], dict[int, list[int]]]:
+        """Fuse: list what runs as one, the bytes of what is stored, those of results with buffers of their own, and what
+        reads each value, in the compiler's order.
+        """
         readers: dict[int, list[Op]] = {}
         maker = {v: op for op in ops for v in op.makes}
         for op in ops:
@@ -446,42 +570,41 @@ class Flow:
             before = {v: r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
             outs |= {*before.values()}
             written |= {*before}
-        demanded, within = self._demanded(ops, maker, readers)
-        root = _clusters(ops, readers, outs)
+        root = _clusters(ops, readers, maker, outs | stored)
         inner = {v for v in root if root[v] != v}
-        for op in (op for op in ops if op.makes[0] in root):
-            demanded.update(op.reads)
-            within.discard(op.makes[0])
-        demanded -= inner
+        demanded = {r for op in ops if not op.facts.takes or op.makes[0] in root for r in op.reads} - inner
         literals: dict[tuple[float, int], int] = {}
+        numbers: dict[tuple[float, int], set[int]] = {}  # by which kernels or other operations a number is read
+        for op in ops if root else ():
+            for key in _literals(op):
+                numbers.setdefault(key, set()).add(root.get(op.makes[0], op.makes[0]))
         apart = stored
-        once = self._once(ops, maker, readers)
+        once = self._once(ops, maker, readers, root)
         stored = stored | demanded | once
-        spread = self.spreads
+        kept, anew = self._fused(ops, readers, root, stored, once)
         through: dict[int, frozenset[int]] = {}  # what is read, where a value is made as it is read
         elsewhere: dict[int, frozenset[int]] = {}  # and of that, what is read at another place than it is made for
         nodes: list[Node] = []
         sizes: dict[int, int] = {}
         own: dict[int, int] = {}
         for op in ops:
-            alone = not op.facts.fuses or op.makes[0] in within or op.makes[0] in root
+            alone = not op.facts.fuses or op.makes[0] in root
             ways = (frozenset({r}) if alone and r in sizes else through.get(r, frozenset({r})) for r in op.reads)
             reads: frozenset[int] = frozenset().union(*ways)
             if op.makes[0] in root:
-                reads |= self._literals(op, literals)
+                own_numbers = (k for k in _literals(op) if len(numbers[k]) > 1)
+                reads |= {literals.setdefault(k, self.new()) for k in own_numbers}
             beyond: frozenset[int] = frozenset().union(*(elsewhere.get(r, frozenset()) for r in op.reads))
             if op.makes[0] in inner:
                 through[op.makes[0]] = reads
-                elsewhere[op.makes[0]] = beyond if op.facts.takes else reads
+                elsewhere[op.makes[0]] = beyond if op.facts.fuses and not op.facts.moves else reads
                 continue
-            moved = reads if op.facts.moves else beyond
+            moved = reads if op.facts.moves else beyond.union(*(through.get(r, frozenset({r})) for r in op.reshaped))
             if op.facts.fuses:
-                v, by = op.makes[0], readers.get(op.makes[0], [])
-                kept = v in stored or (op.facts.dear and len(by) > 1)
-                large = [r for r in op.wide if r not in spread]
-                if v not in once and (not kept or (not op.facts.dear and (len(large) < 2 or v in self.seen_otherwise))):
+                v = op.makes[0]
+                if v in anew:
                     through[v], elsewhere[v] = reads, moved
-                if not kept and v not in outs:
+                if v not in kept and v not in outs:
                     continue
             for v, size in zip(op.makes, op.facts.sizes, strict=True):
                 if v in outs and v not in apart:
@@ -492,50 +615,55 @@ class Flow:
                     sizes[v] = size
             reads = reads or (frozenset({CONSTANT}) if op.eqn is not None else reads)
             over = reads - moved if op.facts.fuses else frozenset(r for r, _ in op.over if r)
+            by = readers.get(op.makes[0], [])
+            if op.facts.fuses and by and all(op.makes[0] in reader.reshaped for reader in by):
+                over = frozenset()  # it is made in the other shape
             if self.inside is Kind.COND and not apart.isdisjoint(op.makes):
                 over = frozenset()  # a branch's result has the buffer that all branches write into
             nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
         nodes += [Node((v,), frozenset({CONSTANT}), 0, True, frozenset()) for v in literals.values()]
         sizes |= {v: size for (_, size), v in literals.items()}
-        return nodes, sizes, own
+        return nodes, sizes, own, _users(ops, root, anew, kept | outs, results)
 
-    def _literals(self, op: Op, spread: dict[tuple[float, int], int]) -> frozenset[int]:
-        """Return the numbers that an equation of a cluster reads: each is spread to full size, once, first of all."""
-        if not op.facts.fuses or not hasattr(op.eqn, "invars") or op.facts.sizes[0] <= NEGLIGIBLE:
-            return frozenset()
-        divides = op.eqn.primitive is primitives.div_p
-        numbers = [1 / float(v.val) if divides else float(v.val) for v in op.eqn.invars if is_literal(v)]
-        keys = [(number, op.facts.sizes[0]) for number in numbers]
-        spread |= {key: self.new() for key in keys if key not in spread}
-        return frozenset(spread[key] for key in keys)
+    def _fused(
+        self, ops: list[Op], readers: dict[int, list[Op]], root: dict[int, int], stored: set[int], once: set[int]
+    ) -> tuple[set[int], set[int]]:
+        """Collect what is stored of what could be made where it is read, and what is made there, stored or not.
 
-    def _demanded(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> tuple[set[int], set[int]]:
-        """Collect what is stored because something reads it that makes nothing as it reads it; and what is made within
-        a cluster.
+        What is dear is made at one place only. Those places are found from the last reader on, as XLA fuses: two readers
+        that are made where a third one is are one place, and one that is made anew at two places is two.
         """
-        demanded: set[int] = set()
-        within: set[int] = set()
+        kept: set[int] = set()
+        anew: set[int] = set()
+        repeated: set[int] = set()  # of what is made anew, what is read several times
+        places: dict[int, frozenset[int]] = {}  # where a value is read: two places, if there are more
+        for op in reversed(ops):
+            v = op.makes[0]
+            if not op.facts.fuses or (v in root and root[v] != v):
+                continue
+            at: set[int] = set()
+            others = again = False
+            for reader in readers.get(v, ()):
+                r = reader.makes[0]
+                if not reader.facts.takes or r in root:
+                    others = True
+                    continue
+                at |= places.get(r, frozenset({r}))
+                again |= r in repeated or reader.facts.sizes[0] > op.facts.sizes[0]
+            if v in stored or v in root or (op.facts.dear and (again or len(at) + others > 1)):
+                kept.add(v)
+            once_only = v in once or v in root or (v in kept and op.facts.dear)
+            large = [r for r in op.wide if r not in self.spreads]
+            if not once_only and (v not in kept or len(large) < 2 or v in self.seen_otherwise):
+                anew.add(v)
+                places[v] = frozenset(sorted({*at, v} if v in kept else at)[:2])
+                if again:
+                    repeated.add(v)
+        return kept, anew
 
-        def between(v: int) -> None:
-            """Store what a cluster reads: what it alone reads is made within it."""
-            op = maker.get(v)
-            if op is None or not op.facts.fuses or op.facts.dear or op.facts.chooses or len(readers[v]) > 1:
-                demanded.add(v)
-            else:
-                within.add(v)
-                for r in op.reads:
-                    between(r)
-
-        for op in ops:
-            if not op.facts.takes:
-                demanded.update(op.reads)
-            elif not op.facts.fuses:
-                within.add(op.makes[0])
-                for r in op.reads:
-                    between(r)
-        return demanded, within
-
-    def _once(self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]]) -> set[int]:
+    def _once(
+        self, ops: list[Op], maker: dict[int, Op], readers: dict[int, list[Op]], root: dict[int, int]
+    ) -> set[int]:
         """Collect what is not made anew by each of its readers, though it could be: what reads more than it makes, and
         comes to a reader by way of a product or the like, too (XLA's `InstructionFusion::ComputeGloballyUnfusible`).
         """
@@ -549,7 +677,8 @@ class Flow:
             for r in reads:
                 made = maker.get(r)
                 fuses = made is not None and made.facts.fuses and not (made.facts.dear and len(readers[r]) > 1)
-                way = 0 if fuses and r not in once and op.facts.takes else follows.get(r, 0)
+                fuses = fuses and r not in root
+                way = 0 if fuses and r not in once and op.facts.takes and op.makes[0] not in root else follows.get(r, 0)
                 far |= apart.get(r, 0) | way
                 # before a product, what is made a matrix is seen otherwise, and that is what reads it
                 before |= apart.get(r, 0) | (0 if fuses and r in self.seen_otherwise else way)
@@ -571,7 +700,7 @@ class Flow:
         """Predict the bytes in use while an operation runs, beside its results."""
         kind = op.facts.inside.kind
         if not op.facts.inside.programs:
-            return 0
+            return op.facts.scratch
         if kind is not Kind.COND:
             return max(self._inner(op.eqn, p, kind) for p in op.facts.inside.programs)
         read = [v in sizes for v in op.makes]
@@ -616,41 +745,137 @@ class Flow:
         return flow.peak(outs, [o for o, s in zip(outs, stored, strict=True) if s], state)
 
 
-def _clusters(ops: list[Op], readers: dict[int, list[Op]], outs: Collection[int]) -> dict[int, int]:
-    """Find what is compiled as one kernel that stores nothing between: products of several at once, sums, and what is
-    elementwise between them, as in a softmax and its derivative. For each value of such a cluster, which is its result.
+def _literals(op: Op) -> list[tuple[float, int]]:
+    """List the numbers that an elementwise operation reads, each with the bytes that it has at full size."""
+    if not op.facts.fuses or not hasattr(op.eqn, "invars") or op.facts.sizes[0] <= NEGLIGIBLE:
+        return []
+    divides = op.eqn.primitive is primitives.div_p
+    values = [float(v.val) for v in op.eqn.invars if is_literal(v) and jnp.isrealobj(v.val)]
+    return [(1 / value if divides else value, op.facts.sizes[0]) for value in values]
+
+
+def _clusters(
+    ops: list[Op], readers: dict[int, list[Op]], maker: dict[int, Op], outs: Collection[int]
+) -> dict[int, int]:
+    """Find what is compiled as one kernel of a library: a sum or the like, what it alone reads, and what alone reads it.
+    For each value of such a cluster, which is its result (XLA's `LibraryRewriter`).
     """
     root: dict[int, int] = {}
+    for seed in reversed(ops):
+        if not seed.facts.library or not seed.facts.takes or seed.facts.fuses or seed.makes[0] in root:
+            continue
+        cluster, result, grows = {seed.makes[0]}, seed, True
+        while grows:
+            grows = False
+            todo = [r for v in cluster for r in maker[v].reads]
+            while todo:
+                if (r := todo.pop()) in maker and r not in root and r not in cluster and r not in outs:
+                    op = maker[r]
+                    if op.facts.library and all(reader.makes[0] in cluster for reader in readers[r]):
+                        cluster.add(r)
+                        todo += op.reads
+                        grows = True
+            while len(after := readers.get(result.makes[0], ())) == 1 and result.makes[0] not in outs:
+                (op,) = after
+                if not op.facts.library or op.makes[0] in root:
+                    break
+                cluster.add(op.makes[0])
+                result, grows = op, True
+        root |= dict.fromkeys(cluster, result.makes[0])
+    return root
+
+
+def _users(
+    ops: list[Op], root: dict[int, int], anew: Collection[int], stored: Collection[int], results: Sequence[int] = ()
+) -> dict[int, list[int]]:
+    """List what reads each value in the order in which XLA has it, which is that of the program until things are fused.
+
+    What is fused takes the place of what it is fused of. Of several such places, and where something is made anew, it
+    has one, and the last reader moves to where one is free (`HloInstruction::Users`). The last operation fuses first.
+    """
+    users: dict[int, list[int]] = {}
+    by = {v: i for i, op in enumerate(ops) for v in op.makes}
+    readers_of: dict[int, list[Op]] = {}
+    for op in ops:
+        for r in set(op.reads):
+            readers_of.setdefault(r, []).append(op)
+    roots = [
+        i for i, op in enumerate(ops) if op.facts.inside.programs and op.facts.inside.kind in (Kind.SCAN, Kind.WHILE)
+    ]
+    roots += [by[v] for v in results if v in by]
+    number, begun, todo = {}, set(), roots[::-1]
+    while todo:
+        n = todo[-1]
+        if n in begun:
+            todo.pop()
+            number.setdefault(n, len(number))
+            continue
+        begun.add(n)
+        todo += [by[r] for r in reversed(ops[n].reads) if r in by and by[r] not in begun]
+    for i in sorted(
+        range(len(ops)), key=lambda i: (ops[i].eqn is None and ops[i].facts.moves, number.get(i, -1))
+    ):  # copies come in last
+        op = ops[i]
+        for r in dict.fromkeys(op.reads):
+            users.setdefault(r, []).append(op.makes[0])
+
+    for op in ops:  # where all read it through one reshape, that is dropped, and the last reader takes its place
+        after = [r for r in readers_of.get(op.makes[0], ()) if r.makes]
+        if op.facts.takes and not op.facts.fuses and after and all(op.makes[0] in r.reshaped for r in after):
+            listed = users[op.makes[0]]
+            users[op.makes[0]] = [*listed[-1:], *listed[:-1]]
+
+    def remove(user: int, v: int) -> None:
+        i = users[v].index(user)
+        users[v][i] = users[v][-1]
+        users[v].pop()
+
+    def fuse(op: Op, into: int, gone: bool) -> None:
+        for r in dict.fromkeys(op.reads):
+            if into not in users[r]:
+                users[r].append(into)
+            if gone:
+                remove(op.makes[0], r)
+
+    maker, place = {}, {}
+    for i, op in enumerate(ops):
+        maker[op.makes[0]], place[op.makes[0]] = op, i
     for op in reversed(ops):
-        v, primitive = op.makes[0], getattr(op.eqn, "primitive", None)
-        several = primitive is primitives.dot_general_p and op.eqn.params["dimension_numbers"][1][0] != ()
-        moved = op.facts.moves and primitive is not primitives.broadcast_in_dim_p
-        if several or (op.facts.takes and not op.facts.chooses and not moved):
-            after = {root.get(reader.makes[0]) for reader in readers.get(v, ())}
-            (only,) = after if len(after) == 1 and v not in outs else (None,)
-            root[v] = v if only is None else only
-    inner = [op for op in ops if root.get(op.makes[0], op.makes[0]) != op.makes[0]]
-    with_product = {root[op.makes[0]] for op in inner if not op.facts.takes}
-    with_sum = {root[op.makes[0]] for op in inner if op.facts.takes and not op.facts.fuses}
-    return {v: r for v, r in root.items() if r in with_product & with_sum}
+        if (result := root.get(op.makes[0], op.makes[0])) != op.makes[0]:
+            fuse(op, result, gone=True)
+    for op in reversed(ops):
+        v = op.makes[0]
+        if v in root or not op.facts.takes or (v in anew and v not in stored):
+            continue
+        waiting = {r for r in op.reads if r in anew}
+        while waiting:
+            p = max(waiting, key=place.__getitem__)
+            waiting.discard(p)
+            remove(v, p)
+            fuse(maker[p], v, gone=not users[p] and p not in stored)
+            waiting |= {r for r in maker[p].reads if r in anew}
+    return users
 
 
-def _in_order(nodes: list[Node], inputs: Sequence[int]) -> list[Node]:
+def _in_order(nodes: list[Node], inputs: Sequence[int], users: dict[int, list[int]]) -> list[Node]:
     """Order nodes as XLA's scheduler for CPUs does: what is ready first runs first, beginning with these inputs.
 
-    Of those for which one value was the last that they waited for, what is elementwise comes first.
+    Args:
+        users: what reads each value, in the order in which it becomes ready.
     """
     maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
-    maker |= {v: n for n, v in enumerate(inputs, len(nodes)) if v not in maker}
+    made = [*(node.makes for node in nodes), *((v,) for v in inputs if v not in maker)]
+    maker |= {v: n for n, v in enumerate((v for v in inputs if v not in maker), len(nodes))}
     waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
-    waits += [set() for _ in inputs]
+    waits += [set() for _ in range(len(made) - len(nodes))]
     then: list[list[int]] = [[] for _ in waits]
     for n, before in enumerate(waits):
         for b in before:
             then[b].append(n)
     order = [n for n, before in enumerate(waits) if not before]
     for n in order:  # which grows
-        for m in sorted(then[n], key=lambda m: not nodes[m].fused):
+        place = {maker[u]: i for v in made[n] for i, u in enumerate(users.get(v, ())) if u in maker}
+        for m in sorted(then[n], key=lambda m: (place.get(m, len(place)), not nodes[m].fused)):
             waits[m].discard(n)
             if not waits[m]:
                 order.append(m)

@@ -729,7 +729,9 @@ def cached_decoder(n: Size, heads: int = 4) -> Loss:
             at, token = inputs
             x = w["embedding"][token]
             q, k, v = (a.reshape(batch, heads, size) for a in jnp.split(x @ w["qkv"], 3, -1))
-            keys, values = (lax.dynamic_update_slice_in_dim(c, a[:, None], at, 1) for c, a in zip(cache, (k, v)))
+            keys, values = (
+                lax.dynamic_update_slice_in_dim(c, a[:, None], at, 1) for c, a in zip(cache, (k, v), strict=True)
+            )
             scores = jnp.einsum("bhd,bthd->bht", q, keys) / size**0.5
             weights = jax.nn.softmax(jnp.where(jnp.arange(time) <= at, scores, -1e9))
             x = x + jnp.einsum("bht,bthd->bhd", weights, values).reshape(batch, d) @ w["out"]
@@ -773,7 +775,7 @@ def u_net_in_time(n: Size) -> Loss:
             skips.append(x)
             x = x.reshape(batch, x.shape[1] // 2, 2, -1).max(2)
         x = jax.nn.relu(conv(x, w["middle"]))
-        for kernel, skip in zip(w["up"], reversed(skips)):
+        for kernel, skip in zip(w["up"], reversed(skips), strict=True):
             x = jax.nn.relu(conv(jnp.concatenate([jnp.repeat(x, 2, 1), skip], -1), kernel))
         return jnp.mean((conv(x, w["out"]) - y) ** 2)
 
@@ -867,7 +869,7 @@ def low_rank_tuning(n: Size, layers: int = 2, heads: int = 4, rank: int = 4) -> 
 
     def loss(w, frozen, tokens):
         x = frozen["embedding"][tokens]
-        for p, q in zip(w, frozen["blocks"]):
+        for p, q in zip(w, frozen["blocks"], strict=True):
             adapted = lambda x, name, p=p, q=q: x @ q[name] + (x @ p[name][0]) @ p[name][1]
             y = layer_norm(x)
             x = x + attend(*(heads_of(adapted(y, k), heads) for k in "qkv"), causal=True).reshape(x.shape) @ q["o"]
@@ -885,7 +887,7 @@ def residual_network(n: Size) -> Loss:
 
     def loss(w, images, y):
         x = jax.nn.relu(batch_norm(conv(images, w["first"])))
-        for p, stride in zip(w["blocks"], (1, 2)):
+        for p, stride in zip(w["blocks"], (1, 2), strict=True):
             h = jax.nn.relu(batch_norm(conv(x, p["a"], stride)))
             short = batch_norm(conv(x, p["short"], stride)) if "short" in p else x
             x = jax.nn.relu(batch_norm(conv(h, p["b"])) + short)

@@ -425,12 +425,11 @@ class Flow:
             taken = self._write(facts, reads, [self.new()], None)  # and a choice between that and what is filled in
             self.shapes[taken[0]] = facts.stored_as or eqn.outvars[0].aval.shape
             return FUSED._replace(sizes=facts.sizes, chooses=True, wide=(0,)), [*taken, reads[1]]
-        if facts.turned and not (self.inside is not None and eqn.primitive is primitives.conv_general_dilated_p):
-            reads = [*reads]
+        if self.inside is None or eqn.primitive is not primitives.conv_general_dilated_p:
             for i, order in facts.turned:
                 if (r := reads[i]) is not None:
                     reads[i] = self._turned_over(eqn.invars[i], r, order)
-        elif eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
+        if eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
             # in float32, of operands in float32; what is rounded afterwards is not rounded by each of its readers
             reads = [self._widened(v, r) if r and _is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
             product = self._write(facts._replace(sizes=(_in_float32(eqn.outvars[0]),)), reads, [self.new()], None)
@@ -555,7 +554,7 @@ class Flow:
         return [*(v for v in met if v not in maker), CONSTANT]
 
     def _nodes(
-        self, ops: list[Op], outs: set[int], stored: set[int], results: Sequence[int] = ()
+        self, ops: list[Op], outs: set[int], stored: set[int], results: Sequence[int]
     ) -> tuple[list[Node], dict[int, int], dict[int, int], dict[int, list[int]]]:
         """Fuse: list what runs as one, the bytes of what is stored, those of results with buffers of their own, and what
         reads each value, in the compiler's order.
@@ -749,9 +748,11 @@ def _literals(op: Op) -> list[tuple[float, int]]:
     """List the numbers that an elementwise operation reads, each with the bytes that it has at full size."""
     if not op.facts.fuses or not hasattr(op.eqn, "invars") or op.facts.sizes[0] <= NEGLIGIBLE:
         return []
-    divides = op.eqn.primitive is primitives.div_p
-    values = [float(v.val) for v in op.eqn.invars if is_literal(v) and jnp.isrealobj(v.val)]
-    return [(1 / value if divides else value, op.facts.sizes[0]) for value in values]
+    if op.eqn.primitive is primitives.div_p:  # a product with the reciprocal
+        values = [1 / float(v.val) for v in op.eqn.invars[1:] if is_literal(v) and v.val]
+    else:
+        values = [float(v.val) for v in op.eqn.invars if is_literal(v) and jnp.isrealobj(v.val)]
+    return [(value, op.facts.sizes[0]) for value in values]
 
 
 def _clusters(
@@ -785,45 +786,42 @@ def _clusters(
     return root
 
 
-def _users(
-    ops: list[Op], root: dict[int, int], anew: Collection[int], stored: Collection[int], results: Sequence[int] = ()
-) -> dict[int, list[int]]:
-    """List what reads each value in the order in which XLA has it, which is that of the program until things are fused.
-
-    What is fused takes the place of what it is fused of. Of several such places, and where something is made anew, it
-    has one, and the last reader moves to where one is free (`HloInstruction::Users`). The last operation fuses first.
+def _come_upon(ops: list[Op], results: Iterable[int]) -> list[Op]:
+    """Order operations as they are come upon from the results, the operands of each one first; from loops before that,
+    as some of their results are read by nothing. So XLA lists what reads a value (`MakeInstructionPostOrder`).
     """
-    users: dict[int, list[int]] = {}
-    by = {v: i for i, op in enumerate(ops) for v in op.makes}
-    readers_of: dict[int, list[Op]] = {}
-    for op in ops:
-        for r in set(op.reads):
-            readers_of.setdefault(r, []).append(op)
-    roots = [
-        i for i, op in enumerate(ops) if op.facts.inside.programs and op.facts.inside.kind in (Kind.SCAN, Kind.WHILE)
-    ]
-    roots += [by[v] for v in results if v in by]
-    number, begun, todo = {}, set(), roots[::-1]
+    maker = {v: n for n, op in enumerate(ops) for v in op.makes}
+    loops = [n for n, op in enumerate(ops) if op.facts.inside.programs and op.facts.inside.kind is not Kind.COND]
+    order: dict[int, Op] = {}
+    begun: set[int] = set()
+    todo = [*loops, *(maker[v] for v in results if v in maker)][::-1]
     while todo:
         n = todo[-1]
         if n in begun:
-            todo.pop()
-            number.setdefault(n, len(number))
+            order.setdefault(todo.pop(), ops[n])
             continue
         begun.add(n)
-        todo += [by[r] for r in reversed(ops[n].reads) if r in by and by[r] not in begun]
-    for i in sorted(
-        range(len(ops)), key=lambda i: (ops[i].eqn is None and ops[i].facts.moves, number.get(i, -1))
-    ):  # copies come in last
-        op = ops[i]
+        todo += [m for r in reversed(ops[n].reads) if (m := maker.get(r)) is not None and m not in begun]
+    return list(order.values())
+
+
+def _users(
+    ops: list[Op], root: dict[int, int], anew: set[int], stored: Collection[int], results: Iterable[int]
+) -> dict[int, list[int]]:
+    """List what reads each value, in the order in which XLA has it after fusing: in which it becomes ready.
+
+    What is fused takes the place of what it is fused of. Where something is made anew, one more reader comes last; where
+    one is fused into a reader that is there already, the last one moves to its place (`HloInstruction::Users`).
+
+    Args:
+        anew: what is made where it is read, `stored` or not.
+    """
+    users: dict[int, list[int]] = {}
+    reshaped: dict[int, bool] = {}
+    for op in _come_upon(ops, results):
         for r in dict.fromkeys(op.reads):
             users.setdefault(r, []).append(op.makes[0])
-
-    for op in ops:  # where all read it through one reshape, that is dropped, and the last reader takes its place
-        after = [r for r in readers_of.get(op.makes[0], ()) if r.makes]
-        if op.facts.takes and not op.facts.fuses and after and all(op.makes[0] in r.reshaped for r in after):
-            listed = users[op.makes[0]]
-            users[op.makes[0]] = [*listed[-1:], *listed[:-1]]
+            reshaped[r] = r in op.reshaped and reshaped.get(r, True)
 
     def remove(user: int, v: int) -> None:
         i = users[v].index(user)
@@ -837,9 +835,11 @@ def _users(
             if gone:
                 remove(op.makes[0], r)
 
-    maker, place = {}, {}
-    for i, op in enumerate(ops):
-        maker[op.makes[0]], place[op.makes[0]] = op, i
+    maker = {op.makes[0]: op for op in ops}
+    place = {v: i for i, v in enumerate(maker)}
+    for v, op in maker.items():
+        if op.facts.takes and not op.facts.fuses and reshaped.get(v):
+            users[v] = [*users[v][-1:], *users[v][:-1]]  # the one reshape of a sum, which all read, is dropped
     for op in reversed(ops):
         if (result := root.get(op.makes[0], op.makes[0])) != op.makes[0]:
             fuse(op, result, gone=True)
@@ -847,13 +847,13 @@ def _users(
         v = op.makes[0]
         if v in root or not op.facts.takes or (v in anew and v not in stored):
             continue
-        waiting = {r for r in op.reads if r in anew}
+        waiting = anew & {*op.reads}
         while waiting:
             p = max(waiting, key=place.__getitem__)
             waiting.discard(p)
             remove(v, p)
             fuse(maker[p], v, gone=not users[p] and p not in stored)
-            waiting |= {r for r in maker[p].reads if r in anew}
+            waiting |= anew & {*maker[p].reads}
     return users
 
 

@@ -838,8 +838,8 @@ def _users(
     maker = {op.makes[0]: op for op in ops}
     place = {v: i for i, v in enumerate(maker)}
     for v, op in maker.items():
-        if op.facts.takes and not op.facts.fuses and reshaped.get(v):
-            users[v] = [*users[v][-1:], *users[v][:-1]]  # the one reshape of a sum, which all read, is dropped
+        if op.facts.takes and not op.facts.fuses and reshaped.get(v):  # what has one operand is made before the reshape
+            users[v].sort(key=lambda u: len(maker[u].reads) == 1 and maker[u].facts.fuses)
     for op in reversed(ops):
         if (result := root.get(op.makes[0], op.makes[0])) != op.makes[0]:
             fuse(op, result, gone=True)

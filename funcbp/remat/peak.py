@@ -88,7 +88,10 @@ CONSTANT = 0  # the number of all constants
 NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
 FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), (0, 0))
 # what XLA does not compute twice: its `InstructionFusion::IsExpensive`
-TWICE = "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 gather lgamma log log1p logistic pow rsqrt sin sinh sqrt tan tanh"
+TWICE = (
+    "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 gather lgamma log log1p logistic pow rsqrt sin sinh sqrt "
+    "tan tanh"
+)
 DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
 # what XLA's library for kernels makes (its `YnnMatcher`), beside products, and of how many numbers on
 MOVED = frozenset({primitives.broadcast_in_dim_p, primitives.transpose_p, primitives.iota_p, primitives.pad_p})
@@ -173,8 +176,9 @@ class Matrices(NamedTuple):
 def _as_matrices(shapes: Sequence[tuple[int, ...]], summed: Sequence[Any], batch: Sequence[Any]) -> Matrices:
     """Find how a product of operands of these shapes is made one of matrices.
 
-    XLA's products have their batch axes first, and one axis of each operand that is summed and one that is not. Of others
-    the axes are brought into this order, and taken together. A matrix that is just transposed is read so, without a copy.
+    XLA's products have their batch axes first, and one axis of each operand that is summed and one that is not. Of
+    others the axes are brought into this order, and taken together. A matrix that is just transposed is read so,
+    without a copy.
     """
     n = len(batch[0])
     leads = [tuple(b) == tuple(range(n)) for b in batch]
@@ -194,6 +198,30 @@ def _as_matrices(shapes: Sequence[tuple[int, ...]], summed: Sequence[Any], batch
         sizes.append(math.prod(shape[a] for a in free))
     shape = (*(shapes[0][a] for a in batch[0]), *(size for size in sizes if size > 1))
     return Matrices(tuple(turned), shape, min(sizes) > 1 and in_rows)
+
+
+def _swapped(jaxpr: Any) -> set[int]:
+    """Find the products of several matrices at once of which only the transposed result is read: these are made the
+    other way round.
+    """
+    makes = {e.outvars[0]: e for e in jaxpr.eqns if e.primitive is primitives.dot_general_p}
+    makes = {v: e for v, e in makes.items() if (n := len(e.params["dimension_numbers"][1][0])) and v.aval.ndim == n + 2}
+    if not makes:
+        return set()
+    reads: dict[Any, list[Any]] = {v: [] for v in makes}
+    for eqn in jaxpr.eqns:
+        for v in eqn.invars:
+            if not is_literal(v) and v in reads:
+                reads[v].append(eqn)
+    for v in jaxpr.outvars:
+        if not is_literal(v) and v in reads:
+            reads[v].append(None)
+    crossed = lambda eqn, n: (
+        eqn is not None
+        and eqn.primitive is primitives.transpose_p
+        and eqn.params["permutation"] == (*range(n), n + 1, n)
+    )
+    return {id(e) for v, e in makes.items() if len(reads[v]) == 1 and crossed(reads[v][0], v.aval.ndim - 2)}
 
 
 def _is_identity(eqn: Any) -> bool:
@@ -302,6 +330,7 @@ class Flow:
         self.widened: dict[int, int] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.transposed: dict[int | None, tuple[int, tuple[int, ...], tuple[int, ...]]] = {}
+        self.swapped: set[int] = set()
         self.turned: dict[tuple[int, tuple[int, ...]], int] = {}
         self.spreads: set[int | None] = set()
         self.zeros: dict[int, int] = {}
@@ -321,6 +350,7 @@ class Flow:
         invars = jaxpr.invars[len(jaxpr.invars) - len(args) :]
         env: dict[Any, int | None] = dict(zip(invars, args, strict=True))
         look = lambda v: None if is_literal(v) else env.get(v)
+        self.swapped |= self._known(jaxpr, _swapped)
         for eqn in jaxpr.eqns:
             facts = self._known(eqn, facts_of)
             given = [*map(look, eqn.invars)]
@@ -428,7 +458,7 @@ class Flow:
         if self.inside is None or eqn.primitive is not primitives.conv_general_dilated_p:
             for i, order in facts.turned:
                 if (r := reads[i]) is not None:
-                    reads[i] = self._turned_over(eqn.invars[i], r, order)
+                    reads[i] = self._turned_over(_size(eqn.invars[i]), r, order)
         if eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
             # in float32, of operands in float32; what is rounded afterwards is not rounded by each of its readers
             reads = [self._widened(v, r) if r and _is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
@@ -464,7 +494,9 @@ class Flow:
         return facts, reads
 
     def _of_matrices(self, product: Any, facts: Facts, reads: list[int | None]) -> tuple[Facts, list[int | None]]:
-        """Return how a product is made of matrices: what is transposed is read as it was before."""
+        """Return how a product is made of matrices, and what it reads: what is transposed as it was before, or a copy
+        that is turned over.
+        """
         reads, shapes = [*reads], [tuple(map(jx.closed_size, v.aval.shape)) for v in product.invars]
         summed, batch = map(list, product.params["dimension_numbers"])
         for i, r in enumerate(reads):
@@ -472,13 +504,19 @@ class Flow:
                 reads[i], order, shape = self.transposed[r]
                 shapes[i] = tuple(map(jx.closed_size, shape))
                 summed[i], batch[i] = (tuple(order[a] for a in axes) for axes in (summed[i], batch[i]))
+        if id(product) in self.swapped:
+            reads, shapes, summed, batch = (x[::-1] for x in (reads, shapes, summed, batch))
         how = _as_matrices(shapes, summed, batch)
-        return facts._replace(**how._asdict()), reads
+        for i, order in how.turned:
+            if (r := reads[i]) is not None:
+                size = math.prod(shapes[i]) * product.invars[0].aval.dtype.itemsize
+                reads[i] = self._turned_over(size, r, order)
+        return facts._replace(stored_as=how.stored_as, library=how.library), reads
 
-    def _turned_over(self, v: Any, number: int, order: tuple[int, ...]) -> int:
+    def _turned_over(self, size: int, number: int, order: tuple[int, ...]) -> int:
         """Write a copy of a value with its axes in this order, once for all that read it so."""
         if (number, order) not in self.turned:
-            (self.turned[number, order],) = self._made(_size(v), [number], FUSED._replace(moves=True))
+            (self.turned[number, order],) = self._made(size, [number], FUSED._replace(moves=True))
         return self.turned[number, order]
 
     def _widened(self, v: Any, number: int) -> int:
@@ -556,8 +594,8 @@ class Flow:
     def _nodes(
         self, ops: list[Op], outs: set[int], stored: set[int], results: Sequence[int]
     ) -> tuple[list[Node], dict[int, int], dict[int, int], dict[int, list[int]]]:
-        """Fuse: list what runs as one, the bytes of what is stored, those of results with buffers of their own, and what
-        reads each value, in the compiler's order.
+        """Fuse: list what runs as one, the bytes of what is stored, those of results with buffers of their own, and
+        what reads each value, in the compiler's order.
         """
         readers: dict[int, list[Op]] = {}
         maker = {v: op for op in ops for v in op.makes}
@@ -629,8 +667,8 @@ class Flow:
     ) -> tuple[set[int], set[int]]:
         """Collect what is stored of what could be made where it is read, and what is made there, stored or not.
 
-        What is dear is made at one place only. Those places are found from the last reader on, as XLA fuses: two readers
-        that are made where a third one is are one place, and one that is made anew at two places is two.
+        What is dear is made at one place only. Those places are found from the last reader on, as XLA fuses: two
+        readers that are made where a third one is are one place, and one that is made anew at two places is two.
         """
         kept: set[int] = set()
         anew: set[int] = set()
@@ -758,7 +796,8 @@ def _literals(op: Op) -> list[tuple[float, int]]:
 def _clusters(
     ops: list[Op], readers: dict[int, list[Op]], maker: dict[int, Op], outs: Collection[int]
 ) -> dict[int, int]:
-    """Find what is compiled as one kernel of a library: a sum or the like, what it alone reads, and what alone reads it.
+    """Find what is compiled as one kernel of a library: a sum or the like, what it alone reads, what alone reads it.
+
     For each value of such a cluster, which is its result (XLA's `LibraryRewriter`).
     """
     root: dict[int, int] = {}
@@ -810,8 +849,8 @@ def _users(
 ) -> dict[int, list[int]]:
     """List what reads each value, in the order in which XLA has it after fusing: in which it becomes ready.
 
-    What is fused takes the place of what it is fused of. Where something is made anew, one more reader comes last; where
-    one is fused into a reader that is there already, the last one moves to its place (`HloInstruction::Users`).
+    What is fused takes the place of what it is fused of. Where something is made anew, one more reader comes last;
+    where one is fused into a reader that is there already, the last one moves to its place (`HloInstruction::Users`).
 
     Args:
         anew: what is made where it is read, `stored` or not.

@@ -39,7 +39,8 @@ def peak_of_plan(plan: Plan) -> int:
     made = flow.call(plan.forward, inputs)
     backward, _ = plan.backward(plan.passes.differentiable, None)
     given = [inputs[i] for i in plan.available_inputs]
-    cts = [flow.new() for d in plan.passes.differentiable if d]
+    types = zip(plan.passes.outputs, plan.passes.differentiable, strict=True)
+    cts = [None if v.aval.shape == () else flow.new() for v, d in types if d]  # that of a number is one
     return flow.peak([*made[:n], *flow.call(backward, [*given, *made[n:], *cts])])
 
 
@@ -905,13 +906,14 @@ def _in_order(nodes: list[Node], inputs: Sequence[int], users: dict[int, list[in
     maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
     made = [*(node.makes for node in nodes), *((v,) for v in inputs if v not in maker)]
     maker |= {v: n for n, v in enumerate((v for v in inputs if v not in maker), len(nodes))}
-    waits = [{maker[r] for r in node.reads if r in maker} for node in nodes]
+    waits = [{maker[r] for r in node.reads - {CONSTANT} if r in maker} for node in nodes]
     waits += [set() for _ in range(len(made) - len(nodes))]
     then: list[list[int]] = [[] for _ in waits]
     for n, before in enumerate(waits):
         for b in before:
             then[b].append(n)
     order = [n for n, before in enumerate(waits) if not before]
+    order.sort(key=lambda n: n < len(nodes))  # what is given, and then what is made of constants
     for n in order:  # which grows
         place = {maker[u]: i for v in made[n] for i, u in enumerate(users.get(v, ())) if u in maker}
         for m in sorted(then[n], key=lambda m: (place.get(m, len(place)), not nodes[m].fused)):

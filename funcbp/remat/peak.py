@@ -40,7 +40,9 @@ def peak_of_plan(plan: Plan) -> int:
     backward, _ = plan.backward(plan.passes.differentiable, None)
     given = [inputs[i] for i in plan.available_inputs]
     types = zip(plan.passes.outputs, plan.passes.differentiable, strict=True)
-    cts = [None if v.aval.shape == () else flow.new() for v, d in types if d]  # that of a number is one
+    cts = [
+        None if getattr(v.aval, "shape", None) == () else flow.new() for v, d in types if d
+    ]  # that of a number is one
     return flow.peak([*made[:n], *flow.call(backward, [*given, *made[n:], *cts])])
 
 
@@ -506,7 +508,8 @@ class Flow:
                 shapes[i] = tuple(map(jx.closed_size, shape))
                 summed[i], batch[i] = (tuple(order[a] for a in axes) for axes in (summed[i], batch[i]))
         if id(product) in self.swapped:
-            reads, shapes, summed, batch = (x[::-1] for x in (reads, shapes, summed, batch))
+            for both in (reads, shapes, summed, batch):
+                both.reverse()
         how = _as_matrices(shapes, summed, batch)
         for i, order in how.turned:
             if (r := reads[i]) is not None:
@@ -816,8 +819,8 @@ def _clusters(
                         cluster.add(r)
                         todo += op.reads
                         grows = True
-            while len(after := readers.get(result.makes[0], ())) == 1 and result.makes[0] not in outs:
-                (op,) = after
+            while len(after := readers.get(result.makes[0], [])) == 1 and result.makes[0] not in outs:
+                op = after[0]
                 if not op.facts.library or op.makes[0] in root:
                     break
                 cluster.add(op.makes[0])

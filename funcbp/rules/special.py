@@ -17,7 +17,7 @@ from ..jaxpr import primitives
 from ..jaxpr.types import PyTree
 from .contract import OUTPUT
 from .elementwise import EDGE, grown, in_float32, where
-from .registry import def_elementwise, def_named, def_rule
+from .registry import def_elementwise, def_named, def_rule, elementwise_rule
 from .traits import DEAR, ELEMENTWISE, Singularity
 
 TWO_OVER_ROOT_PI, ROOT_PI_OVER_TWO = 2 / np.sqrt(np.pi), np.sqrt(np.pi) / 2
@@ -220,7 +220,7 @@ def_elementwise(
     traits=DEAR,
 )
 for name, slope in (("log_ndtr", log_ndtr_slope), ("_dawsn", dawsn_slope), ("_erfcx", erfcx_slope), ("_i0", i0_slope)):
-    def_named(name, lambda primals, tangents, slope=slope: lax.mul(tangents[0], slope(*primals)))
+    def_named(name, elementwise_rule(slope, name=name))
 def_elementwise(primitives.bessel_i0e_p, lambda x, **_: in_float32(bessel_i0e_slope)(x), traits=DEAR)
 def_elementwise(primitives.bessel_i1e_p, lambda x, **_: in_float32(bessel_i1e_slope)(x), traits=DEAR)
 def_elementwise(

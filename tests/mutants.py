@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant("jaxpr/inside.py", "values = list(dict.fromkeys([*values, *made]))", "values = list(dict.fromkeys(made))", "remat/test_policies.py -k into_the_loops"),
     Mutant("remat/policies.py", "if v in read_for(forward, needed, set()) and v not in available]", "if v in read_for(forward, needed, set())]", "remat/test_policies.py -k not_stacked"),
     Mutant("remat/regions.py", "and _wiring(program, a + copies * period, period) == first:", ":", "remat/test_regions.py -k wiring_or"),
-    Mutant("remat/peak.py", "if all(end < a or b < begin for a, b in taken):", "if True:", "remat/test_peak.py"),
+    Mutant("remat/heap.py", "if all(end < a or b < begin for a, b in taken):", "if True:", "remat/test_peak.py"),
     Mutant("remat/budget.py", "if self.fraction is not None and self.fraction > 1:", "if self.fraction is not None and self.fraction > 100:", "remat/test_budget.py -k part_of_what"),
     Mutant("rules/traits.py", "TRAITS.setdefault(key, family)", "TRAITS[key] = family", "rules/test_traits.py -k outlast"),
     Mutant("rules/fallback.py", "options.rules.get(primitive) or TABLE.get(primitive)", "TABLE.get(primitive) or options.rules.get(primitive)", "autodiff/test_transformations.py -k rule_can_be_replaced"),

@@ -7,18 +7,26 @@ Arguments and results of the whole program are not counted: they have buffers of
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
 from .. import jaxpr as jx
-from ..jaxpr import Kind, Program, inside_of, is_literal, primitives
-from ..rules.cost import flops, is_cheap, is_repeatable
-from ..rules.traits import Moves, Traits, traits_of
+from ..jaxpr import Kind, Program, is_literal, primitives
+from .compiled import (
+    FUSED,
+    Facts,
+    as_matrices,
+    bytes_in_float32,
+    facts_of,
+    is_narrow,
+    merged_by,
+    size_of,
+    swapped_products,
+)
+from .heap import CONSTANT, Node, Op, clusters, in_order, lent, literals_of, most_in_use, users_of
 from .plan import Plan
 
 __all__ = ["Flow", "peak_of_plan"]
@@ -44,274 +52,6 @@ def peak_of_plan(plan: Plan) -> int:
         None if getattr(v.aval, "shape", None) == () else flow.new() for v, d in types if d
     ]  # that of a number is one
     return flow.peak([*made[:n], *flow.call(backward, [*given, *made[n:], *cts])])
-
-
-class Facts(NamedTuple):
-    """What an equation does with memory.
-
-    Attributes:
-        sizes: bytes of its results.
-        fuses: whether its result is made where it is read, if what reads it can do that, and not stored.
-        takes: whether it makes its operands as it reads them.
-        dear: whether its result is stored all the same where several read it.
-        alias: whether its result is its operand, seen otherwise.
-        inside: the programs inside it that are compiled as such, and how they run.
-        turned: which operands are turned over first, in copies, and to which order of their axes.
-        stored_as: the shape in which XLA makes its result, if that is another one.
-        library: whether XLA's library for kernels makes it.
-        scratch: bytes in use while it runs, beside its results, that are not those of a program inside.
-        over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
-        chooses: whether it chooses between its operands, which no cluster does.
-        moves: whether it reads numbers elsewhere than where it writes them, so that it cannot write over them.
-        wide: which operands have as many axes as its result, not counting those of length one; None where all have.
-    """
-
-    sizes: tuple[int, ...]
-    fuses: bool
-    takes: bool
-    dear: bool
-    alias: bool
-    inside: jx.Inside
-    turned: tuple[tuple[int, tuple[int, ...]], ...]
-    over: tuple[int, int]
-    chooses: bool = False
-    moves: bool = False
-    wide: tuple[int, ...] | None = None
-    stored_as: tuple[int, ...] | None = None
-    library: bool = False
-    scratch: int = 0
-
-
-# what does no more than a reshape where it makes as many numbers as it reads
-RESHAPES = {
-    getattr(primitives, f"{name}_p") for name in "broadcast_in_dim reduce_max reduce_min reduce_sum reshape".split()
-}
-BARRIERS = jx.primitive("optimization_barrier_p"), jx.barrier_p
-CONSTANT = 0  # the number of all constants
-NEGLIGIBLE = 1000  # what has no more than this part of all stored bytes is not looked at one by one
-FUSED = Facts((), True, True, False, False, jx.NOTHING_INSIDE, (), (0, 0))
-# what XLA does not compute twice: its `InstructionFusion::IsExpensive`
-TWICE = (
-    "atan2 cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 gather lgamma log log1p logistic pow rsqrt sin sinh sqrt "
-    "tan tanh"
-)
-DEAR = frozenset(getattr(primitives, f"{name}_p") for name in TWICE.split())
-# what XLA's library for kernels makes (its `YnnMatcher`), beside products, and of how many numbers on
-MOVED = frozenset({primitives.broadcast_in_dim_p, primitives.transpose_p, primitives.iota_p, primitives.pad_p})
-KERNELS = (
-    "abs add ceil convert_element_type cos div erf exp expm1 floor integer_pow log log1p logistic max min mul neg pow "
-    "reduce_max reduce_min reduce_sum round rsqrt sign sin sqrt square sub tan tanh"
-)
-LIBRARY = MOVED | {jx.primitive("add_any_p")} | {getattr(primitives, f"{name}_p") for name in KERNELS.split()}
-ENOUGH = 4096
-WINDOW = 32  # a sum of more numbers than this, and not of the library, is one of sums (XLA's `TreeReductionRewriter`)
-
-
-def facts_of(eqn: Any) -> Facts:
-    """Read off an equation what it does with memory."""
-    inside, traits = inside_of(eqn), traits_of(eqn.primitive)
-    sizes, read = [*map(_size, eqn.outvars)], [*map(_size, eqn.invars)]
-    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
-    cheap = not nested and is_cheap(eqn)
-    computes = cheap and flops(eqn) > 0
-    reduces = computes and sum(sizes) < max(read, default=0)
-    split = reduces and not _in_library(eqn) and sum(sizes) * WINDOW < max(read)
-    turns = eqn.primitive is primitives.transpose_p and eqn.outvars[0].aval.ndim == 2
-    same = sizes == read[:1] and eqn.primitive in RESHAPES
-    seen = turns or same or eqn.primitive is primitives.stop_gradient_p or _is_identity(eqn)
-    stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes[0] in read
-    inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
-    over = _overwritten(eqn, inside.kind, traits)
-    made_where_read = cheap or (traits.moves is not Moves.NOT and not nested)  # a lookup, too
-    return Facts(
-        sizes=tuple(sizes),
-        fuses=made_where_read and not reduces,
-        takes=made_where_read and not split,
-        dear=dear,
-        alias=stays,
-        inside=inside,
-        turned=_turned(eqn),
-        stored_as=_with_slices(eqn),
-        library=_in_library(eqn),
-        over=over,
-        chooses=eqn.primitive is primitives.select_n_p,
-        moves=Moves.NOT < traits.moves < Moves.STAYS and eqn.primitive is not primitives.select_n_p and not stays,
-        wide=tuple(i for i, v in enumerate(eqn.invars) if _axes(v) >= max(map(_axes, eqn.outvars), default=0)),
-    )
-
-
-def _axes(v: Any) -> int:
-    """Count the axes of a value that are longer than one."""
-    return sum(n != 1 for n in getattr(v.aval, "shape", ()))
-
-
-def _size(v: Any) -> int:
-    shape, dtype = getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None)
-    if shape is None or dtype is None or not hasattr(dtype, "itemsize"):  # no array, or of a dtype of somebody's own
-        return jx.bytes_of_type(v.aval)
-    return math.prod(map(jx.closed_size, shape)) * dtype.itemsize
-
-
-def _is_narrow(v: Any) -> bool:
-    """Tell whether a value is of a type that XLA computes with in float32."""
-    return getattr(v.aval, "dtype", None) in (jnp.bfloat16, jnp.float16)
-
-
-def _in_float32(v: Any) -> int:
-    """Count the bytes of a value in float32."""
-    return 4 * math.prod(map(jx.closed_size, v.aval.shape))
-
-
-class Matrices(NamedTuple):
-    """How a product is made one of matrices.
-
-    Attributes:
-        turned: which operands are turned over in copies, and to which order of their axes.
-        stored_as: the shape in which its result is made, if that is another one.
-        library: whether XLA's library for kernels makes it: it reads the first operand row by row.
-    """
-
-    turned: tuple[tuple[int, tuple[int, ...]], ...]
-    stored_as: tuple[int, ...] | None
-    library: bool
-
-
-def _as_matrices(shapes: Sequence[tuple[int, ...]], summed: Sequence[Any], batch: Sequence[Any]) -> Matrices:
-    """Find how a product of operands of these shapes is made one of matrices.
-
-    XLA's products have their batch axes first, and one axis of each operand that is summed and one that is not. Of
-    others the axes are brought into this order, and taken together. A matrix that is just transposed is read so,
-    without a copy.
-    """
-    n = len(batch[0])
-    leads = [tuple(b) == tuple(range(n)) for b in batch]
-    if all(leads) and all(len(s) == 1 and len(x) <= n + 2 for x, s in zip(shapes, summed, strict=True)):
-        sizes = [math.prod(x[n:]) // x[c[0]] for x, c in zip(shapes, summed, strict=True)]
-        return Matrices((), None, min(sizes) > 1 and summed[0][0] == len(shapes[0]) - 1)
-    turned, sizes, in_rows = [], [], True
-    for i, (shape, s, b) in enumerate(zip(shapes, summed, batch, strict=True)):
-        free = [a for a in range(len(shape)) if a not in s and a not in b]
-        order = (*b, *free, *s) if i == 0 else (*b, *s, *free)
-        moved = [a for a in order if shape[a] != 1]
-        if moved != sorted(moved):
-            if not leads[i] or len(s) != 1 or len(free) != 1:
-                turned.append((i, order))
-            elif i == 0:
-                in_rows = False
-        sizes.append(math.prod(shape[a] for a in free))
-    shape = (*(shapes[0][a] for a in batch[0]), *(size for size in sizes if size > 1))
-    return Matrices(tuple(turned), shape, min(sizes) > 1 and in_rows)
-
-
-def _swapped(jaxpr: Any) -> set[int]:
-    """Find the products of several matrices at once of which only the transposed result is read: these are made the
-    other way round.
-    """
-    makes = {e.outvars[0]: e for e in jaxpr.eqns if e.primitive is primitives.dot_general_p}
-    makes = {v: e for v, e in makes.items() if (n := len(e.params["dimension_numbers"][1][0])) and v.aval.ndim == n + 2}
-    if not makes:
-        return set()
-    reads: dict[Any, list[Any]] = {v: [] for v in makes}
-    for eqn in jaxpr.eqns:
-        for v in eqn.invars:
-            if not is_literal(v) and v in reads:
-                reads[v].append(eqn)
-    for v in jaxpr.outvars:
-        if not is_literal(v) and v in reads:
-            reads[v].append(None)
-    crossed = lambda eqn, n: (
-        eqn is not None
-        and eqn.primitive is primitives.transpose_p
-        and eqn.params["permutation"] == (*range(n), n + 1, n)
-    )
-    return {id(e) for v, e in makes.items() if len(reads[v]) == 1 and crossed(reads[v][0], v.aval.ndim - 2)}
-
-
-def _is_identity(eqn: Any) -> bool:
-    """Tell whether this is the larger one of a value and minus infinity, as a softmax has it: that value."""
-    numbers = [v.val for v in eqn.invars if is_literal(v)]
-    return eqn.primitive is primitives.max_p and len(numbers) == 1 and numbers[0] == -math.inf
-
-
-def _in_library(eqn: Any) -> bool:
-    """Tell whether XLA's library for kernels makes this: of enough numbers, and of types that it knows."""
-    if eqn.primitive not in LIBRARY:
-        return False
-    types = [v.aval for v in (*eqn.invars, *eqn.outvars) if not is_literal(v)]
-    elements = [math.prod(map(jx.closed_size, t.shape)) for t in types]
-    known = all(t.dtype in (jnp.float32, jnp.float64, jnp.bfloat16) for t in types)
-    return known and (eqn.primitive in MOVED or max(elements, default=0) >= ENOUGH)
-
-
-def _with_slices(eqn: Any) -> tuple[int, ...] | None:
-    """Return the shape in which a lookup makes its result: with the axes of length one of the slices that it takes."""
-    if eqn.primitive is not primitives.gather_p or not eqn.params["dimension_numbers"].collapsed_slice_dims:
-        return None
-    return (*eqn.invars[1].aval.shape[:-1], *eqn.params["slice_sizes"])
-
-
-def _turned(eqn: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """List the operands of a convolution that have not the batch, or what is summed, where XLA wants it."""
-    if eqn.primitive is not primitives.conv_general_dilated_p:
-        return ()
-    numbers, n = eqn.params["dimension_numbers"], eqn.invars[0].aval.ndim
-    wanted = (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2))
-    specs = map(tuple, (numbers.lhs_spec, numbers.rhs_spec))
-    return tuple((i, spec) for i, spec in enumerate(specs) if spec != wanted[i])
-
-
-def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
-    """Find which operands are written over: a loop's state, and what other numbers are written into."""
-    if kind is Kind.SCAN:
-        _, n_consts, n_carry = jx.scan_parts(eqn.params)
-        return n_consts, n_carry
-    if kind is Kind.WHILE:
-        return len(eqn.invars) - len(eqn.outvars), len(eqn.outvars)
-    return 0, int(traits.writes)
-
-
-def _merged_by(eqn: Any) -> tuple[Any, ...] | None:
-    """Return what equations share that XLA merges where they read the same; None for one that it keeps apart."""
-    inside = inside_of(eqn)
-    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
-    if nested or not is_repeatable(eqn) or eqn.primitive in BARRIERS:
-        return None
-    literals = [str(v) for v in eqn.invars if is_literal(v)]
-    return eqn.primitive, str(sorted(eqn.params.items())), *literals, *(v.aval for v in eqn.outvars)
-
-
-class Op(NamedTuple):
-    """An equation of a flat program: what it does with memory, and the numbers of the values it reads and makes.
-
-    `reshaped` are those that it reads in another shape than they are made in.
-    """
-
-    facts: Facts
-    reads: tuple[int, ...]
-    makes: tuple[int, ...]
-    eqn: Any
-    at: float
-    over: Sequence[tuple[int | None, int]]
-    wide: tuple[int, ...]
-    reshaped: frozenset[int]
-
-
-class Node(NamedTuple):
-    """What runs as one in the compiled program.
-
-    Attributes:
-        makes: the values it stores.
-        reads: the stored ones that it reads.
-        scratch: bytes in use while it runs.
-        fused: whether it is elementwise.
-        over: the values that it may write its results over.
-    """
-
-    makes: tuple[int, ...]
-    reads: frozenset[int]
-    scratch: int
-    fused: bool
-    over: frozenset[int]
 
 
 class Flow:
@@ -353,11 +93,11 @@ class Flow:
         invars = jaxpr.invars[len(jaxpr.invars) - len(args) :]
         env: dict[Any, int | None] = dict(zip(invars, args, strict=True))
         look = lambda v: None if is_literal(v) else env.get(v)
-        self.swapped |= self._known(jaxpr, _swapped)
+        self.swapped |= self._known(jaxpr, swapped_products)
         for eqn in jaxpr.eqns:
             facts = self._known(eqn, facts_of)
             given = [*map(look, eqn.invars)]
-            key = self._known(eqn, _merged_by)
+            key = self._known(eqn, merged_by)
             same = key and (*key, *(None if is_literal(v) else env.get(v) or v for v in eqn.invars))
             outs = self.merged.get(same) if same else None
             if outs is None:
@@ -407,7 +147,7 @@ class Flow:
 
     def apart(self, program: Program, args: Sequence[int | None]) -> list[int | None]:
         """Write a program that is compiled apart from what is around it, such as one behind a barrier."""
-        inside, sizes = jx.Inside(Kind.COND, (program.jaxpr,)), tuple(map(_size, program.outvars))
+        inside, sizes = jx.Inside(Kind.COND, (program.jaxpr,)), tuple(map(size_of, program.outvars))
         facts = FUSED._replace(sizes=sizes, fuses=False, takes=False, inside=inside)
         return list(self._write(facts, args, [self.new() for _ in program.outvars], program))
 
@@ -461,11 +201,11 @@ class Flow:
         if self.inside is None or eqn.primitive is not primitives.conv_general_dilated_p:
             for i, order in facts.turned:
                 if (r := reads[i]) is not None:
-                    reads[i] = self._turned_over(_size(eqn.invars[i]), r, order)
-        if eqn.primitive is primitives.dot_general_p and _is_narrow(eqn.outvars[0]):
+                    reads[i] = self._turned_over(size_of(eqn.invars[i]), r, order)
+        if eqn.primitive is primitives.dot_general_p and is_narrow(eqn.outvars[0]):
             # in float32, of operands in float32; what is rounded afterwards is not rounded by each of its readers
-            reads = [self._widened(v, r) if r and _is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
-            product = self._write(facts._replace(sizes=(_in_float32(eqn.outvars[0]),)), reads, [self.new()], None)
+            reads = [self._widened(v, r) if r and is_narrow(v) else r for v, r in zip(eqn.invars, reads, strict=True)]
+            product = self._write(facts._replace(sizes=(bytes_in_float32(eqn.outvars[0]),)), reads, [self.new()], None)
             facts, reads = FUSED._replace(sizes=facts.sizes, dear=True), [*product]
         elif eqn.primitive is primitives.random_bits_p:
             # two halves of four bytes, which a loop of the generator's rounds works on, with two more of the kind in a
@@ -476,7 +216,7 @@ class Flow:
             facts, reads = FUSED._replace(sizes=facts.sizes), [*halves]
         elif eqn.primitive is primitives.div_p and is_literal(eqn.invars[1]):
             facts = facts._replace(dear=False)  # a product with the reciprocal
-        elif eqn.primitive is primitives.div_p and None not in reads and _size(eqn.invars[1]) < facts.sizes[0]:
+        elif eqn.primitive is primitives.div_p and None not in reads and size_of(eqn.invars[1]) < facts.sizes[0]:
             # a product with the reciprocal, which is spread once for all that is divided by it
             key = reads[1], facts.sizes[0]
             if key not in self.reciprocals:
@@ -490,9 +230,9 @@ class Flow:
             source, operand = (v.aval for v in eqn.invars)
             apart = FUSED._replace(fuses=False, takes=False)
             axes = [self._made(4 * operand.size, [], apart)[0] for _ in operand.shape]
-            zeros = self._made(_size(eqn.invars[1]), [], apart)
+            zeros = self._made(size_of(eqn.invars[1]), [], apart)
             coordinates = 4 * source.size * source.ndim
-            found = self._made(coordinates + _size(eqn.invars[0]), [reads[1], *axes], apart)
+            found = self._made(coordinates + size_of(eqn.invars[0]), [reads[1], *axes], apart)
             reads = [reads[0], *self._made(coordinates, found, apart), *zeros]
         return facts, reads
 
@@ -510,7 +250,7 @@ class Flow:
         if id(product) in self.swapped:
             for both in (reads, shapes, summed, batch):
                 both.reverse()
-        how = _as_matrices(shapes, summed, batch)
+        how = as_matrices(shapes, summed, batch)
         for i, order in how.turned:
             if (r := reads[i]) is not None:
                 size = math.prod(shapes[i]) * product.invars[0].aval.dtype.itemsize
@@ -526,7 +266,7 @@ class Flow:
     def _widened(self, v: Any, number: int) -> int:
         """Write a narrow value in float32, once for all products that read it."""
         if number not in self.widened:
-            (self.widened[number],) = self._made(_in_float32(v), [number])
+            (self.widened[number],) = self._made(bytes_in_float32(v), [number])
         return self.widened[number]
 
     def _zeros(self, stacks: Sequence[int], sizes: Sequence[int]) -> list[tuple[int | None, int]]:
@@ -564,11 +304,11 @@ class Flow:
         outs, stored = [*map(self._whole, outs)], [*map(self._whole, stored)]
         ops, kept, state = self._read(outs), {s for s in stored if s}, state or {}
         nodes, sizes, own, users = self._nodes(ops, {o for o in outs if o}, kept, [o for o in outs if o])
-        nodes = _in_order(nodes, self._inputs(ops, outs), users)
+        nodes = in_order(nodes, self._inputs(ops, outs), users)
         sizes |= state
         if self.inside in (None, Kind.COND):
-            sizes |= dict.fromkeys(_lent(nodes, sizes, kept, own), 0)
-        most, node = _most(nodes, sizes, kept, state)
+            sizes |= dict.fromkeys(lent(nodes, sizes, kept, own), 0)
+        most, node = most_in_use(nodes, sizes, kept, state)
         return most - sum(state.values()), -1.0 if node is None else self.made[node.makes[0]]
 
     def _read(self, outs: Sequence[int | None]) -> list[Op]:
@@ -611,13 +351,13 @@ class Flow:
             before = {v: r for r, v in op.over if r and v in outs - stored and len(readers[r]) == 1}
             outs |= {*before.values()}
             written |= {*before}
-        root = _clusters(ops, readers, maker, outs | stored)
+        root = clusters(ops, readers, maker, outs | stored)
         inner = {v for v in root if root[v] != v}
         demanded = {r for op in ops if not op.facts.takes or op.makes[0] in root for r in op.reads} - inner
         literals: dict[tuple[float, int], int] = {}
         numbers: dict[tuple[float, int], set[int]] = {}  # by which kernels or other operations a number is read
         for op in ops if root else ():
-            for key in _literals(op):
+            for key in literals_of(op):
                 numbers.setdefault(key, set()).add(root.get(op.makes[0], op.makes[0]))
         apart = stored
         once = self._once(ops, maker, readers, root)
@@ -633,7 +373,7 @@ class Flow:
             ways = (frozenset({r}) if alone and r in sizes else through.get(r, frozenset({r})) for r in op.reads)
             reads: frozenset[int] = frozenset().union(*ways)
             if op.makes[0] in root:
-                own_numbers = (k for k in _literals(op) if len(numbers[k]) > 1)
+                own_numbers = (k for k in literals_of(op) if len(numbers[k]) > 1)
                 reads |= {literals.setdefault(k, self.new()) for k in own_numbers}
             beyond: frozenset[int] = frozenset().union(*(elsewhere.get(r, frozenset()) for r in op.reads))
             if op.makes[0] in inner:
@@ -664,7 +404,7 @@ class Flow:
             nodes.append(Node(op.makes, reads, self._scratch(op, sizes), op.facts.fuses, over))
         nodes += [Node((v,), frozenset({CONSTANT}), 0, True, frozenset()) for v in literals.values()]
         sizes |= {v: size for (_, size), v in literals.items()}
-        return nodes, sizes, own, _users(ops, root, anew, kept | outs, results)
+        return nodes, sizes, own, users_of(ops, root, anew, kept | outs, results)
 
     def _fused(
         self, ops: list[Op], readers: dict[int, list[Op]], root: dict[int, int], stored: set[int], once: set[int]
@@ -779,188 +519,8 @@ class Flow:
         flow = Flow(self.known, kind)
         args = [flow.new() for _ in jaxpr.invars]
         end = len(args) - n_slices
-        state = {args[i]: _size(jaxpr.invars[i]) for i in range(end - n_carry, end)}
+        state = {args[i]: size_of(jaxpr.invars[i]) for i in range(end - n_carry, end)}
         for i in range(end, len(args)):
-            (args[i],) = flow._made(_size(jaxpr.invars[i]), args[i : i + 1])
+            (args[i],) = flow._made(size_of(jaxpr.invars[i]), args[i : i + 1])
         outs = [o if r else None for o, r in zip(flow.call(jaxpr, args), read, strict=True)]
         return flow.peak(outs, [o for o, s in zip(outs, stored, strict=True) if s], state)
-
-
-def _literals(op: Op) -> list[tuple[float, int]]:
-    """List the numbers that an elementwise operation reads, each with the bytes that it has at full size."""
-    if not op.facts.fuses or not hasattr(op.eqn, "invars") or op.facts.sizes[0] <= NEGLIGIBLE:
-        return []
-    if op.eqn.primitive is primitives.div_p:  # a product with the reciprocal
-        values = [1 / float(v.val) for v in op.eqn.invars[1:] if is_literal(v) and v.val]
-    else:
-        values = [float(v.val) for v in op.eqn.invars if is_literal(v) and jnp.isrealobj(v.val)]
-    return [(value, op.facts.sizes[0]) for value in values]
-
-
-def _clusters(
-    ops: list[Op], readers: dict[int, list[Op]], maker: dict[int, Op], outs: Collection[int]
-) -> dict[int, int]:
-    """Find what is compiled as one kernel of a library: a sum or the like, what it alone reads, what alone reads it.
-
-    For each value of such a cluster, which is its result (XLA's `LibraryRewriter`).
-    """
-    root: dict[int, int] = {}
-    for seed in reversed(ops):
-        if not seed.facts.library or not seed.facts.takes or seed.facts.fuses or seed.makes[0] in root:
-            continue
-        cluster, result, grows = {seed.makes[0]}, seed, True
-        while grows:
-            grows = False
-            todo = [r for v in cluster for r in maker[v].reads]
-            while todo:
-                if (r := todo.pop()) in maker and r not in root and r not in cluster and r not in outs:
-                    op = maker[r]
-                    if op.facts.library and all(reader.makes[0] in cluster for reader in readers[r]):
-                        cluster.add(r)
-                        todo += op.reads
-                        grows = True
-            while len(after := readers.get(result.makes[0], [])) == 1 and result.makes[0] not in outs:
-                op = after[0]
-                if not op.facts.library or op.makes[0] in root:
-                    break
-                cluster.add(op.makes[0])
-                result, grows = op, True
-        root |= dict.fromkeys(cluster, result.makes[0])
-    return root
-
-
-def _come_upon(ops: list[Op], results: Iterable[int]) -> list[Op]:
-    """Order operations as they are come upon from the results, the operands of each one first; from loops before that,
-    as some of their results are read by nothing. So XLA lists what reads a value (`MakeInstructionPostOrder`).
-    """
-    maker = {v: n for n, op in enumerate(ops) for v in op.makes}
-    loops = [n for n, op in enumerate(ops) if op.facts.inside.programs and op.facts.inside.kind is not Kind.COND]
-    order: dict[int, Op] = {}
-    begun: set[int] = set()
-    todo = [*loops, *(maker[v] for v in results if v in maker)][::-1]
-    while todo:
-        n = todo[-1]
-        if n in begun:
-            order.setdefault(todo.pop(), ops[n])
-            continue
-        begun.add(n)
-        todo += [m for r in reversed(ops[n].reads) if (m := maker.get(r)) is not None and m not in begun]
-    return list(order.values())
-
-
-def _users(
-    ops: list[Op], root: dict[int, int], anew: set[int], stored: Collection[int], results: Iterable[int]
-) -> dict[int, list[int]]:
-    """List what reads each value, in the order in which XLA has it after fusing: in which it becomes ready.
-
-    What is fused takes the place of what it is fused of. Where something is made anew, one more reader comes last;
-    where one is fused into a reader that is there already, the last one moves to its place (`HloInstruction::Users`).
-
-    Args:
-        anew: what is made where it is read, `stored` or not.
-    """
-    users: dict[int, list[int]] = {}
-    reshaped: dict[int, bool] = {}
-    for op in _come_upon(ops, results):
-        for r in dict.fromkeys(op.reads):
-            users.setdefault(r, []).append(op.makes[0])
-            reshaped[r] = r in op.reshaped and reshaped.get(r, True)
-
-    def remove(user: int, v: int) -> None:
-        i = users[v].index(user)
-        users[v][i] = users[v][-1]
-        users[v].pop()
-
-    def fuse(op: Op, into: int, gone: bool) -> None:
-        for r in dict.fromkeys(op.reads):
-            if into not in users[r]:
-                users[r].append(into)
-            if gone:
-                remove(op.makes[0], r)
-
-    maker = {op.makes[0]: op for op in ops}
-    place = {v: i for i, v in enumerate(maker)}
-    for v, op in maker.items():
-        if op.facts.takes and not op.facts.fuses and reshaped.get(v):  # what has one operand is made before the reshape
-            users[v].sort(key=lambda u: len(maker[u].reads) == 1 and maker[u].facts.fuses)
-    for op in reversed(ops):
-        if (result := root.get(op.makes[0], op.makes[0])) != op.makes[0]:
-            fuse(op, result, gone=True)
-    for op in reversed(ops):
-        v = op.makes[0]
-        if v in root or not op.facts.takes or (v in anew and v not in stored):
-            continue
-        waiting = anew & {*op.reads}
-        while waiting:
-            p = max(waiting, key=place.__getitem__)
-            waiting.discard(p)
-            remove(v, p)
-            fuse(maker[p], v, gone=not users[p] and p not in stored)
-            waiting |= anew & {*maker[p].reads}
-    return users
-
-
-def _in_order(nodes: list[Node], inputs: Sequence[int], users: dict[int, list[int]]) -> list[Node]:
-    """Order nodes as XLA's scheduler for CPUs does: what is ready first runs first, beginning with these inputs.
-
-    Args:
-        users: what reads each value, in the order in which it becomes ready.
-    """
-    maker = {v: n for n, node in enumerate(nodes) for v in node.makes}
-    made = [*(node.makes for node in nodes), *((v,) for v in inputs if v not in maker)]
-    maker |= {v: n for n, v in enumerate((v for v in inputs if v not in maker), len(nodes))}
-    waits = [{maker[r] for r in node.reads - {CONSTANT} if r in maker} for node in nodes]
-    waits += [set() for _ in range(len(made) - len(nodes))]
-    then: list[list[int]] = [[] for _ in waits]
-    for n, before in enumerate(waits):
-        for b in before:
-            then[b].append(n)
-    order = [n for n, before in enumerate(waits) if not before]
-    order.sort(key=lambda n: n < len(nodes))  # what is given, and then what is made of constants
-    for n in order:  # which grows
-        place = {maker[u]: i for v in made[n] for i, u in enumerate(users.get(v, ())) if u in maker}
-        for m in sorted(then[n], key=lambda m: (place.get(m, len(place)), not nodes[m].fused)):
-            waits[m].discard(n)
-            if not waits[m]:
-                order.append(m)
-    return [nodes[n] for n in order if n < len(nodes)]
-
-
-def _lent(nodes: list[Node], sizes: dict[int, int], kept: set[int], own: dict[int, int]) -> list[int]:
-    """Find what is put into buffers of results before these are written: the widest first, into the narrowest that
-    holds it and is free as long as it is needed.
-    """
-    made = {v: i for i, node in enumerate(nodes) for v in node.makes}
-    last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)}
-    buffers = sorted((size, [(made[v], len(nodes))]) for v, size in own.items() if v in made)
-    least = sum(sizes.values()) // NEGLIGIBLE
-    waiting = sorted((v for v in made if sizes.get(v, 0) > least and v not in kept), key=lambda v: (-sizes[v], made[v]))
-    lent = []
-    for v in waiting:
-        begin, end = made[v], last[v]
-        for _, taken in buffers[bisect.bisect_left(buffers, sizes[v], key=lambda b: b[0]) :]:
-            if all(end < a or b < begin for a, b in taken):
-                taken.append((begin, end))
-                lent.append(v)
-                break
-    return lent
-
-
-def _most(nodes: list[Node], sizes: dict[int, int], kept: set[int], state: Collection[int]) -> tuple[int, Node | None]:
-    """Return the most bytes in use while nodes run in this order, and the node that runs then."""
-    last = {v: i for i, node in enumerate(nodes) for v in (*node.makes, *node.reads)} | dict.fromkeys(kept, len(nodes))
-    live = most = sum(sizes[v] for v in state if v in last)
-    highest: Node | None = None
-    for i, node in enumerate(nodes):
-        made = sum(sizes.get(v, 0) for v in node.makes)
-        spent = {v: sizes[v] for v in (*node.makes, *node.reads) if v in sizes and last[v] == i}
-        free = sorted(spent[v] for v in node.over if v in spent)
-        over = 0
-        for size in (sizes.get(v, 0) for v in node.makes):
-            if size in free:
-                free.remove(size)
-                over += size
-        if live + made - over + node.scratch > most:
-            most, highest = live + made - over + node.scratch, node
-        live += made - sum(spent.values())
-    return most, highest

@@ -445,8 +445,10 @@ def shares(res: Sequence[jax.Array], ct: jax.Array, perturbed: Sequence[bool], r
     infinite = lax.bitwise_and(lax.eq(x, y), lax.bitwise_not(lax.is_finite(x)))
     difference = where(infinite, 0, lax.sub(x, y))
     share = in_float32(lambda d: lax.logistic(d if rate == 1 else lax.mul(d, lax.full_like(d, rate))))
-    differences = difference, lax.neg(difference)
-    return [lax.mul(ct, share(d)) if p else Zero for d, p in zip(differences, perturbed, strict=True)]
+    return [
+        lax.mul(ct, share(difference)) if perturbed[0] else Zero,
+        lax.mul(ct, share(lax.neg(difference))) if perturbed[1] else Zero,
+    ]
 
 
 def logaddexp_bwd(res: Sequence[jax.Array], ct: jax.Array, perturbed: Sequence[bool]) -> list[Cotangent]:

@@ -107,25 +107,10 @@ def crossing(w, x):
     return jnp.sum((jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape[0], 32, -1) @ w[3]) ** 2)
 
 
-def coded(w, x):
-    """What is fused takes the place of what it is fused of, and runs in the order of these places."""
-    mean, spread = jnp.split(jax.nn.relu(x @ w[0]) @ w[1], 2, -1)
-    logits = jax.nn.relu((mean + jnp.exp(spread)) @ w[2]) @ w[3]
-    likelihood = jnp.sum(jax.nn.softplus(logits) - x * logits, -1)
-    return jnp.mean(likelihood + 0.5 * jnp.sum(mean**2 + jnp.exp(2 * spread) - 1 - 2 * spread, -1))
-
-
 PROGRAMS = {
     "linear": (linear, [struct(64, 64)] * 3, struct(4, 128, 64), False),
     "crossing, a region": (crossing, [struct(64, 64)] * 4, struct(8, 128, 64), True),
     "gated, a region": (gated, [(struct(64, 128), struct(64, 128), struct(128, 64))] * 3, struct(128, 64), True),
-    "coded": (coded, [struct(512, 128), struct(128, 32), struct(16, 128), struct(128, 512)], struct(128, 512), False),
-    "coded, a region": (
-        coded,
-        [struct(512, 128), struct(128, 32), struct(16, 128), struct(128, 512)],
-        struct(128, 512),
-        True,
-    ),
     "attending": (attending, [struct(64, 4, 16)] * 3, struct(2, 128, 64), False),
     "attending, a region": (attending, [struct(64, 4, 16)] * 3, struct(2, 128, 64), True),
     "contrasted": (contrasted, [struct(64, 64)] * 2, struct(256, 64), False),

@@ -722,6 +722,7 @@ def weighed_keys(n: Size, layers: int = 2) -> Loss:
 def cached_decoder(n: Size, heads: int = 4) -> Loss:
     """Tokens decoded one by one, each attends to a cache of keys and values that is written step by step."""
     d, batch, time, words = n(64), n(8), n(64), n(256)
+    heads = min(heads, d)
     size = d // heads
 
     def loss(w, tokens):
@@ -747,7 +748,8 @@ def cached_decoder(n: Size, heads: int = 4) -> Loss:
 
 def dropped_mixers(n: Size, layers: int = 2) -> Loss:
     """A mixer of patches and channels with dropout, from images to classes."""
-    d, size, patch, batch = n(64), n(32), 4, n(16)
+    d, size, batch = n(64), n(32), n(16)
+    patch = min(4, size)
     t = (size // patch) ** 2
 
     def loss(w, images, y, key):

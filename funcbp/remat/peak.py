@@ -38,9 +38,9 @@ def peak_of_plan(plan: Plan) -> int:
     Example:
         >>> import jax, jax.numpy as jnp, funcbp as bp
         >>> loss = lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2)
-        >>> args = jnp.ones((64, 64)), jnp.ones((8, 64))
+        >>> args = jnp.ones((64, 64)), jnp.ones((128, 64))
         >>> bp.residuals(loss)(*args).peak
-        4096
+        32768
     """
     flow, n = Flow(), len(plan.passes.outputs)
     inputs = [flow.new() for _ in plan.passes.in_types]

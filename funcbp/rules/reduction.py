@@ -168,15 +168,22 @@ def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
         size = dict(window_dimensions=window_dimensions, window_strides=window_strides)
         if any(d != 1 for d in (*base_dilation, *window_dilation)):
             raise NotImplementedError("Pooling by maximum or minimum with dilation has no derivative in JAX or funcbp.")
-        few = math.prod(window_dimensions) <= UNROLLED
-        if few and are_tiles(aval_of(x), window_dimensions, window_strides, padding, ()):
-            return [to_winners(ct, x, better, window_dimensions)]
+        if math.prod(window_dimensions) <= UNROLLED and is_plain(aval_of(x)) and min(map(min, padding)) >= 0:
+            which = winners(ct, x, better, window_dimensions, window_strides, padding)
+            if are_tiles(aval_of(x), window_dimensions, window_strides, padding, ()):
+                return [to_tiles(ct, which, aval_of(x), window_dimensions)]
+            return [to_places(ct, which, aval_of(x), window_dimensions, window_strides, padding)]
         return [primitives.select_and_scatter_add_p.bind(ct, x, select_prim=better, padding=padding, **size)]
 
     return reduce_window_extremum_bwd
 
 
 UNROLLED = 16  # as many places of a window are compared one by one
+
+
+def is_plain(x: Aval) -> bool:
+    """Tell whether the sizes are numbers, and the array is not divided over devices in a way that its type says."""
+    return cotangent_sharding(x) is None and all(isinstance(n, int) for n in x.shape)
 
 
 def are_tiles(
@@ -187,8 +194,8 @@ def are_tiles(
     dilation: Sequence[int],
 ) -> bool:
     """Tell whether windows lie side by side on x: each element is in one at most, and what they say of it is no sum."""
-    plain = tuple(window) == tuple(strides) and not any(map(any, padding)) and all(d == 1 for d in dilation)
-    return plain and cotangent_sharding(x) is None and all(isinstance(n, int) for n in x.shape)
+    dilated = any(d != 1 for d in dilation)
+    return is_plain(x) and tuple(window) == tuple(strides) and not any(map(any, padding)) and not dilated
 
 
 def tiled(ct: jax.Array, window: Sequence[int]) -> jax.Array:
@@ -205,25 +212,59 @@ def joined_tiles(tiles: jax.Array, x: Aval) -> jax.Array:
     return lax.pad(joined, np.zeros((), tiles.dtype), rest) if any(map(any, rest)) else joined
 
 
-def to_winners(ct: jax.Array, x: jax.Array, better: Primitive, window: Sequence[int]) -> jax.Array:
-    """z̄ at the winner of each window, for windows side by side: comparisons, in the place of a scatter, which is slow.
+def winners(
+    ct: jax.Array,
+    x: jax.Array,
+    better: Primitive,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+    """The number of the place where each window has its winner: what was found so far stays as long as it is better.
 
-    The winner is that of `select_and_scatter_add`: what has been found so far stays as long as it is better.
+    The same place as that of `select_and_scatter_add`, of which the way back would be a scatter, which is slow.
     """
-    best, which = None, lax.full_like(ct, 0, np.int32)
+    worst = np.array(-np.inf if better is primitives.ge_p else np.inf, x.dtype)
+    padded = lax.pad(x, worst, [(lo, hi, 0) for lo, hi in padding]) if any(map(any, padding)) else x
+    which, best = lax.full_like(ct, 0, np.int32), None
     for place, start in enumerate(np.ndindex(*window)):
-        stop = [s + (n - 1) * w + 1 for s, n, w in zip(start, ct.shape, window, strict=True)]
-        here = lax.slice(x, start, stop, window)
-        if best is None:
-            best = here
-        else:
+        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, ct.shape, strides, strict=True)]
+        here = lax.slice(padded, start, stop, strides)
+        if best is not None:
             stays = better.bind(best, here)
             which = lax.select(stays, which, lax.full_like(which, place))
-            best = lax.select(stays, best, here)
+            here = lax.select(stays, best, here)
+        best = here
+    return which
+
+
+def to_tiles(ct: jax.Array, which: jax.Array, x: Aval, window: Sequence[int]) -> jax.Array:
+    """z̄ at the winner of each window, for windows side by side."""
     places = lax.reshape(np.arange(math.prod(window), dtype=np.int32), [n for w in window for n in (1, w)])
     mine = tiled(which, window)
     won = lax.eq(mine, lax.broadcast_in_dim(places, mine.shape, range(mine.ndim)))
-    return joined_tiles(where(won, tiled(ct, window), 0), aval_of(x))
+    return joined_tiles(where(won, tiled(ct, window), 0), x)
+
+
+def to_places(
+    ct: jax.Array,
+    which: jax.Array,
+    x: Aval,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+    """The sum of z̄ over the windows that an element won: what was won at each place of a window, where that lies."""
+    total: jax.Array | None = None
+    for place, start in enumerate(np.ndindex(*window)):
+        won = where(lax.eq(which, lax.full_like(which, place)), ct, 0)
+        config = []
+        for a, n, size, stride, (low, _) in zip(start, x.shape, ct.shape, strides, padding, strict=True):
+            config.append((a - low, n - (a - low) - (1 + stride * (size - 1)), stride - 1))
+        part = lax.pad(won, np.zeros((), ct.dtype), config)
+        total = part if total is None else lax.add(total, part)
+    assert total is not None  # a window has a place
+    return total
 
 
 def select_and_scatter_add_bwd(

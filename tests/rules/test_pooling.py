@@ -1,4 +1,4 @@
-"""Pooling over windows that lie side by side: the way back compares and repeats, and scatters and sums nothing."""
+"""Pooling over windows: the way back compares, and scatters nothing; over windows side by side it sums nothing."""
 
 from __future__ import annotations
 
@@ -63,11 +63,26 @@ def test_nan_and_second_order(kind):
     np.testing.assert_allclose(jnp.vdot(got, step), (along(x + step) - along(x - step)) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("window", "strides", "padding"), [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), "SAME"), ((5, 5), (5, 5), "VALID")]
-)
-def test_windows_that_overlap_or_are_padded_or_large_go_another_way(window, strides, padding):
+PLACED = [(w, s, p) for w in ((2, 2), (3, 3), (1, 3)) for s in ((1, 1), (2, 2), (3, 1)) for p in ("VALID", "SAME")]
+PLACED.append(((3, 2), (2, 1), ((0, 0), (1, 2), (2, 0), (0, 0))))
+
+
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_windows_that_overlap_or_are_padded(kind):
+    """The winners are those that JAX scatters to, with ties, with nan and where all is as low as the padding."""
+    x = jnp.asarray(np.round(rng.normal(size=(2, 7, 6, 3)), 0))
+    nan = x.at[0, 0, 0, 0].set(jnp.nan).at[1, 3, 2, 1].set(jnp.nan)
+    for window, strides, padding in PLACED:
+        ct = rng.normal(size=pooled(x, kind, window, strides, padding).shape)
+        loss = lambda x, args=(window, strides, padding), ct=ct: (pooled(x, kind, *args) * ct).sum()
+        assert "select_and_scatter_add" not in primitives_of(bp.grad(loss), x)
+        for z in (x, nan, jnp.full_like(x, KINDS[kind][0])):
+            np.testing.assert_allclose(bp.grad(loss)(z), jax.grad(loss)(z), rtol=1e-12, atol=1e-14)
+
+
+def test_large_windows_go_another_way():
+    """Twenty-five places are not compared one by one."""
     x = jnp.asarray(rng.normal(size=(2, 9, 7, 3)))
-    loss = lambda x: jnp.sin(pooled(x, "max", window, strides, padding)).sum()
+    loss = lambda x: jnp.sin(pooled(x, "max", (5, 5))).sum()
     assert "select_and_scatter_add" in primitives_of(bp.grad(loss), x)
     np.testing.assert_allclose(bp.grad(loss)(x), jax.grad(loss)(x), rtol=1e-12)

@@ -126,6 +126,17 @@ def test_types_over_an_explicit_mesh(name):
     assert counts[0]["reshard"] == counts[1]["reshard"] and communication(ours) == communication(theirs)
 
 
+def test_a_product_with_what_is_joined_over_an_explicit_mesh():
+    """Three of the eight rows of a divided weight cannot be taken out of it: the cotangent is made whole."""
+    mesh = meshed(kind=AxisType.Explicit)
+    w = jax.ShapeDtypeStruct((8, 4), np.float64, sharding=jax.NamedSharding(mesh, P("data")))
+    h = jax.ShapeDtypeStruct((8, 3), np.float64, sharding=jax.NamedSharding(mesh, P()))
+    product = lambda h, w: jnp.matmul(jnp.concatenate([jnp.ones((8, 5)), h], 1), w, out_sharding=P())
+    with use_abstract_mesh(mesh):
+        ours, theirs = (jax.make_jaxpr(t.grad(lambda *a: jnp.sum(product(*a) ** 2)))(h, w) for t in (bp, jax))
+    assert ours.out_avals == theirs.out_avals and communication(ours) == communication(theirs)
+
+
 def test_a_sort_over_an_explicit_mesh():
     """The rule of JAX 0.10.2 has a counter that is laid out otherwise, and fails."""
     mesh = meshed(kind=AxisType.Explicit)

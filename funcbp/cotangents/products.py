@@ -71,7 +71,7 @@ class Product(NamedTuple):
 
 SUMMED, STACKED = "summed", "stacked"
 ABSORB: dict[Any, Callable[[Product], Product | None]] = {}
-NARROW: dict[Any, Callable[[Product, int, int, int], Product]] = {}
+NARROW: dict[Any, Callable[[Product, int, int, int], Product | None]] = {}
 TURN: dict[Any, Callable[[Product, Sequence[int], Aval], Product | None]] = {}
 
 
@@ -172,11 +172,13 @@ class Factored:
         """Take a part of the cotangent along an axis: products of parts of their factors, where the rules have them
         (see `NARROW`), so that nothing else is computed.
         """
-        if any(p.then or p.rule not in NARROW for p in self.products):
+        known = [p for p in self.products if not p.then and p.rule in NARROW]
+        products = [part for p in known if (part := NARROW[p.rule](p, axis, start, stop)) is not None]
+        if len(products) < len(self.products):
             return jax.lax.slice_in_dim(self.materialize(), start, stop, axis=axis)
         rest = Zero if self.rest is Zero else jax.lax.slice_in_dim(self.rest, start, stop, axis=axis)
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
-        return Factored([NARROW[p.rule](p, axis, start, stop) for p in self.products], rest, shape, self.dtype)
+        return Factored(products, rest, shape, self.dtype)
 
     def summed(self) -> Factored:
         """Sum over the steps after a loop, whose steps' factors are stacked, for what is loop-invariant."""

@@ -140,7 +140,8 @@ def _packed(product: JaxprEqn, machine: Machine) -> bool:
     left, right = (jx.aval_of(v.aval) for v in product.invars)
     last = product.params["dimension_numbers"] == (((1,), (1,)), ((), ()))
     large = bytes_of(product.invars[1:]) >= LARGE and jx.cotangent_sharding(right) is None
-    return last and large and 1 < left.shape[0] <= machine.packs
+    rows = left.shape[0] if last else 0  # not a number in a program that is exported for any size
+    return last and large and isinstance(rows, int) and 1 < rows <= machine.packs
 
 
 class Follows(enum.IntEnum):

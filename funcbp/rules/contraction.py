@@ -89,8 +89,13 @@ def _dot_general_summed(product: Product) -> Product:
     return product._replace(ct=jnp.moveaxis(product.ct, 0, place), params=params)
 
 
-def _dot_general_narrowed(product: Product, axis: int, start: int, stop: int) -> Product:
-    """A part of x̄ along an axis of x: of z̄ where the axis is x's own, of y where it is contracted, else of both."""
+def _dot_general_narrowed(product: Product, axis: int, start: int, stop: int) -> Product | None:
+    """A part of x̄ along an axis of x: of z̄ where the axis is x's own, of y where it is contracted, else of both.
+
+    None for a y whose type says how it is divided over devices: not every part of that can be taken.
+    """
+    if cotangent_sharding(aval_of(product.other)) is not None:
+        return None
     contract, batch = product.params["dimension_numbers"]
     mine = 0 if product.rule is dot_general_left else 1
     x_contract, x_batch, y_contract, y_batch = (of[i] for i in (mine, 1 - mine) for of in (contract, batch))

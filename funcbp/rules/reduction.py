@@ -168,7 +168,8 @@ def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
         size = dict(window_dimensions=window_dimensions, window_strides=window_strides)
         if any(d != 1 for d in (*base_dilation, *window_dilation)):
             raise NotImplementedError("Pooling by maximum or minimum with dilation has no derivative in JAX or funcbp.")
-        if math.prod(window_dimensions) <= UNROLLED and is_plain(aval_of(x)) and min(map(min, padding)) >= 0:
+        few = math.prod(window_dimensions) <= UNROLLED and min(map(min, padding)) >= 0
+        if few and is_plain(aval_of(x)) and ct.size:
             which = winners(ct, x, better, window_dimensions, window_strides, padding)
             if are_tiles(aval_of(x), window_dimensions, window_strides, padding, ()):
                 return [to_tiles(ct, which, aval_of(x), window_dimensions)]

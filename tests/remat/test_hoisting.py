@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,3 +183,13 @@ def test_a_loop_that_reads_its_constants_as_they_are_makes_nothing_before():
         bp.grad(lambda w, xs: rnn({"in": w, "hidden": w}, xs)), jnp.eye(3), jnp.ones((4, 2, 3))
     )
     assert "slice" not in moves and "transpose" not in moves and ((1,), (1,)) in read
+
+
+def test_of_a_batch_of_any_size_nothing_is_turned_and_its_parts_are_made_before(monkeypatch):
+    monkeypatch.setattr(hoisting, "LARGE", 0)
+    (rows,) = jax.export.symbolic_shape("rows")
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(jax.jit(bp.grad(cell, 1)))(struct(6, rows, 3), struct(8, 5), struct(rows, 5))
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape, scale=0.3), jnp.float32)
+    args = normal(6, 4, 3), normal(8, 5), normal(4, 5)
+    np.testing.assert_allclose(exported.call(*args), jax.grad(cell, 1)(*args), rtol=1e-4, atol=1e-5)

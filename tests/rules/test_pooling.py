@@ -86,3 +86,14 @@ def test_large_windows_go_another_way():
     loss = lambda x: jnp.sin(pooled(x, "max", (5, 5))).sum()
     assert "select_and_scatter_add" in primitives_of(bp.grad(loss), x)
     np.testing.assert_allclose(bp.grad(loss)(x), jax.grad(loss)(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 5, 2), (0, 4, 4, 2), (2, 4, 4, 0)])
+def test_windows_that_fit_nowhere_have_no_cotangent(shape, strides):
+    x = jnp.ones(shape)
+    for kind in KINDS:
+        got = bp.grad(lambda x, kind=kind: jnp.sin(pooled(x, kind, strides=strides)).sum())(x)
+        np.testing.assert_array_equal(
+            got, jax.grad(lambda x, kind=kind: jnp.sin(pooled(x, kind, strides=strides)).sum())(x)
+        )

@@ -55,6 +55,6 @@ def run(pairs: int, only: Collection[str] = ()) -> Table:
         pairs: of runs for each ratio.
         only: the numbers of the workloads to measure, all of them if empty.
     """
-    rows = [] if only and NAME not in only else [weight(pairs, *size) for size in LAYERS]
-    rows += [turned(pairs, *size) for size in LOOPS] if rows else []
+    chosen = not only or NAME in only
+    rows = [*(weight(pairs, *size) for size in LAYERS), *(turned(pairs, *size) for size in LOOPS)] if chosen else []
     return Table("Products of the way back", ("time",), rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import imports, measure, memory, openbox, report, step, workloads
+from benchmarks import imports, measure, memory, openbox, products, report, step, workloads
 
 TOYS = {
     "W1 MLP": functools.partial(workloads.mlp, (6, 5, 4, 3), batch=2),
@@ -208,3 +208,14 @@ def test_what_the_import_adds():
     (row,) = imports.run(pairs=1).rows
     assert row.cells["time"].value > 0 and 50 < row.cells["modules"].value <= 120
     assert imports.run(pairs=1, only=["W1"]).rows == []
+
+
+def test_products_are_timed_by_ways_that_agree(monkeypatch):
+    monkeypatch.setattr(products, "LAYERS", ((2, 3, 4, 5),))
+    monkeypatch.setattr(products, "LOOPS", ((1, 3, 4), (2, 3, 4)))
+    rows = products.run(pairs=1).rows
+    assert [("W̄" in row.name, "1 rows" in row.name) for row in rows] == [(True, False), (False, True), (False, False)]
+    assert all(row.cells["time"].value > 0 for row in rows)
+    assert products.run(pairs=1, only=["W1"]).rows == []
+    with pytest.raises(AssertionError):
+        products.compared("two ways that differ", jnp.sin, jnp.cos, [jnp.ones(2)], 1)

@@ -20,12 +20,14 @@ NAME = "W16"
 LAYERS = ((5, 16, 256, 512), (8, 128, 128, 512), (8, 128, 512, 128), (8, 128, 256, 1024), (4, 256, 512, 2048))
 LOOPS = ((1, 128, 512), (2, 128, 512), (16, 128, 512), (48, 128, 512), (128, 128, 512), (1024, 128, 512))
 STEPS = 50
+IMAGES = (8, 32, 32, 16)
 
 
 def compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], args: list[Any], pairs: int) -> Row:
     """The time of one compiled function beside that of another, which returns the same."""
     first, second = (jax.jit(f).lower(*args).compile() for f in (ours, theirs))
-    np.testing.assert_allclose(first(*args), second(*args), rtol=1e-3, atol=1e-3)
+    for a, b in zip(jax.tree.leaves(first(*args)), jax.tree.leaves(second(*args)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
     times = measure.take_turns(lambda: first(*args), lambda: second(*args), pairs)
     return Row(name, {"time": spread(times.ratios)})
 
@@ -48,6 +50,45 @@ def turned(pairs: int, rows: int, units: int, out: int) -> Row:
     return compared(name, lambda w, cts: over(w.T, cts, 0), lambda w, cts: over(w, cts, 1), args, pairs)
 
 
+def scanned(w: jax.Array, x: jax.Array) -> jax.Array:
+    """Layers of 3 x 3 convolutions, one after the other in a scan."""
+    return jnp.sum(lax.scan(lambda h, v: (jax.nn.relu(convolved(h, v)) + h, None), x, w)[0] ** 2)
+
+
+def conv_lstm(w: jax.Array, xs: jax.Array) -> jax.Array:
+    """A recurrent network whose state is an image, gated."""
+
+    def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
+        value, gate = jnp.split(convolved(jnp.concatenate([x, h], -1), w), 2, -1)
+        return jnp.tanh(value) * jax.nn.sigmoid(gate) + 0.5 * h, None
+
+    return jnp.sum(lax.scan(step, jnp.zeros_like(xs[0]), xs)[0] ** 2)
+
+
+def convolved(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Convolve images of any number of channels, of the same size before and after."""
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def convolutions(pairs: int) -> list[Row]:
+    """The gradients of convolutions in loops, beside JAX's."""
+    rng = np.random.default_rng(16)
+    c = IMAGES[-1]
+    kinds = {
+        "6 convolutions of 3 x 3 in a scan": (scanned, [normal(rng, 6, 3, 3, c, c), normal(rng, *IMAGES)]),
+        "10 steps of a convolutional recurrent network": (
+            conv_lstm,
+            [normal(rng, 3, 3, 2 * c, 2 * c), normal(rng, 10, 8, 16, 16, c)],
+        ),
+    }
+    rows = []
+    for name, (loss, args) in kinds.items():
+        args[0] *= 0.1
+        both = (api.grad(loss, (0, 1)) for api in (bp, jax))
+        rows.append(compared(f"{NAME} {name}, funcbp : jax", *both, args, pairs))
+    return rows
+
+
 def run(pairs: int, only: Collection[str] = ()) -> Table:
     """Measure.
 
@@ -56,5 +97,8 @@ def run(pairs: int, only: Collection[str] = ()) -> Table:
         only: the numbers of the workloads to measure, all of them if empty.
     """
     chosen = not only or NAME in only
-    rows = [*(weight(pairs, *size) for size in LAYERS), *(turned(pairs, *size) for size in LOOPS)] if chosen else []
+    rows: list[Row] = []
+    if chosen:
+        products = [*(weight(pairs, *size) for size in LAYERS), *(turned(pairs, *size) for size in LOOPS)]
+        rows = [*products, *convolutions(pairs)]
     return Table("Products of the way back", ("time",), rows)

@@ -7,8 +7,9 @@ import argparse
 import jax
 import jax.numpy as jnp
 
+from ..jaxpr import device_here
 from ..learn.request import RequestError, whole
-from ..remat.machine import device_here, machine_here
+from ..remat.machine import machine_here
 from ..remat.measured import measure_balance
 
 __all__ = ["add_balance_command"]

@@ -16,6 +16,7 @@ from .authors import authors_transpose as authors_transpose
 from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
 from .barrier import barrier_p as barrier_p
+from .convolution import convolve as convolve
 from .elementwise import elementwise_primitive as elementwise_primitive
 from .following import trace_on as trace_on
 from .inside import bind_call as bind_call
@@ -169,6 +170,7 @@ from .values import closed_sizes as closed_sizes
 from .values import concrete as concrete
 from .values import cotangent_sharding as cotangent_sharding
 from .values import cotangent_type as cotangent_type
+from .values import device_here as device_here
 from .values import dilated as dilated
 from .values import float0 as float0
 from .values import in_mesh_of as in_mesh_of

@@ -16,6 +16,7 @@ from jax._src.lax.control_flow import conditionals
 from jax.extend.core import primitives
 
 from .barrier import barrier_p
+from .convolution import InOrder
 from .interpreter import CALLS, Inside, Kind, Visitor, as_function, inside_of, run, scan_parts
 from .marks import feedback_p
 from .programs import Program, bind_eqn, close, in_avals, trace
@@ -25,6 +26,7 @@ from .values import (
     Offload,
     Storage,
     as_cotangent,
+    device_here,
     float0,
     is_high,
     primitive,
@@ -437,12 +439,12 @@ def run_behind_barrier(program: Program, args: Sequence[Any]) -> list[Any]:
     if _meets_high(program):
         return program(*barrier_p.bind(*args))
     floats = [x for x in args if jax.dtypes.issubdtype(x.dtype, np.floating) and x.size]
-    if jax.default_backend() != "cpu" or not floats:
+    if device_here().platform != "cpu" or not floats:
         return bind_remat(program, args, {"policy": None, "prevent_cse": True}, differentiated=True)
     first, last = (x[(0,) * x.ndim].astype(np.float32) for x in (floats[0], floats[-1]))
     always = (first + last <= jnp.inf) | jnp.isnan(first + last)
     otherwise = lambda *_: [zeros(v.aval) for v in program.outvars]
-    return list(lax.cond(always, program, otherwise, *args))
+    return list(lax.cond(always, lambda *args: run(program, args, InOrder()), otherwise, *args))
 
 
 def custom_bwd(

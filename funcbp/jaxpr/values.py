@@ -369,6 +369,12 @@ def in_space_of(x: Value, aval: Aval) -> Value:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
+def device_here() -> jax.Device:
+    """The device that a program is traced for: JAX's default device, and where none is set, its first one."""
+    device = config.default_device.value
+    return jax.devices(device)[0] if device is None or isinstance(device, str) else device
+
+
 def sharding_of(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     """The sharding that a value of this type has over an explicit mesh, or None where no mesh is set."""
     sharding = getattr(aval_of(x), "sharding", None)

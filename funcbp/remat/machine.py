@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-__all__ = ["MACHINES", "Machine", "device_here", "machine_here"]
+from ..jaxpr import device_here
+
+__all__ = ["MACHINES", "Machine", "machine_here"]
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,6 @@ def machine_here(balance: float | None = None) -> Machine:
     device = device_here()
     machine = machine_of(device.device_kind, device.platform)
     return machine if balance is None else machine.with_balance(balance)
-
-
-def device_here() -> jax.Device:
-    """Return JAX's default device, and where none is set, its first one."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return jax.devices(device)[0] if device is None or isinstance(device, str) else device
 
 
 def machine_of(kind: str, platform: str) -> Machine:

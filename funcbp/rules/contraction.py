@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..cotangents import ABSORB, NARROW, TURN, Cotangent, Product
-from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
+from ..jaxpr import aval_of, convolve, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
 from .registry import def_bilinear, def_rule
@@ -191,9 +191,8 @@ def conv_left(
     groups = max(feature_group_count, batch_group_count)
     if groups > 1:
         w = _merge_axis(_split_axis(w, w_spec[0], groups), w_spec[0], w_spec[1])
-    w = lax.rev(w, w_spec[2:])
     exchanged = lax.ConvDimensionNumbers(z_spec, (w_spec[1], w_spec[0], *w_spec[2:]), x_spec)
-    x_bar = lax.conv_general_dilated(
+    x_bar = convolve(
         ct,
         w if w.dtype == ct.dtype else lax.convert_element_type(w, ct.dtype),
         window_strides=lhs_dilation,
@@ -201,7 +200,9 @@ def conv_left(
         lhs_dilation=window_strides,
         rhs_dilation=rhs_dilation,
         dimension_numbers=exchanged,
+        reverse=True,
         feature_group_count=groups,
+        batch_group_count=1,
         precision=precision,
         preferred_element_type=preferred_element_type,
         out_sharding=cotangent_sharding(x),
@@ -234,7 +235,7 @@ def conv_right(
     n = dilated(_spatial(x, x_spec), lhs_dilation)
     m = dilated(_spatial(ct, z_spec), window_strides)
     pads = [(lo, c - b + a - lo - 1) for (lo, _), a, b, c in zip(padding, k, n, m, strict=True)]
-    w_bar = lax.conv_general_dilated(
+    w_bar = convolve(
         x if x.dtype == ct.dtype else lax.convert_element_type(x, ct.dtype),
         ct,
         window_strides=rhs_dilation,

@@ -59,7 +59,7 @@ def _passes_of(jaxpr: AnyJaxpr, perturbed: tuple[bool, ...], options: Options) -
         return [*outs, *(x for x in saved if not jx.is_reference(x))], (tape, references)
 
     program, (tape, references) = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
-    program = jx.without_references(program)  # the user's own forward rules may make some
+    program = jx.in_order(jx.without_references(program))  # the user's own forward rules may make references
     if any(i is not None for i in references):
         made = iter(program.outvars)
         outs = [next(made) for _ in tape.outputs]

@@ -10,11 +10,12 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
-from .interpreter import CALLS, Inside, Visitor, equations
+from .interpreter import Visitor, run
+from .programs import Program, trace
 from .types import JaxprEqn, Value
 from .values import device_here, sharding_of
 
-__all__ = ["InOrder", "convolve"]
+__all__ = ["convolve", "in_order"]
 
 
 def convolve(
@@ -44,34 +45,37 @@ def convolve(
         w = lax.rev(w, w_spec[2:]) if reverse else w
         given = {"dimension_numbers": dimension_numbers, "out_sharding": out_sharding}
         return lax.conv_general_dilated(x, w, **given, **params)
-    n = x.ndim - 2
     x, w = lax.transpose(x, _channels_last(x_spec)), lax.transpose(w, (*w_spec[2:], w_spec[1], w_spec[0]))
-    in_order = lax.ConvDimensionNumbers(
-        (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
-    )
-    w = lax.rev(w, range(n)) if reverse else w
-    z = lax.conv_general_dilated(x, w, dimension_numbers=in_order, **params)
+    w = lax.rev(w, range(x.ndim - 2)) if reverse else w
+    z = lax.conv_general_dilated(x, w, dimension_numbers=_numbers(x.ndim), **params)
     return lax.transpose(z, np.argsort(_channels_last(z_spec)).tolist())
+
+
+def in_order(program: Program) -> Program:
+    """The same program, with its convolutions in that order."""
+    if device_here().platform != "cpu" or not any(map(_turns, program.eqns)):
+        return program
+    return trace(lambda *args: run(program, args, _InOrder()), [v.aval for v in program.invars], "forward")
+
+
+class _InOrder(Visitor):
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
+        return [convolve(*args, **eqn.params)] if _turns(eqn) else super().equation(eqn, args)
+
+
+def _turns(eqn: JaxprEqn) -> bool:
+    if eqn.primitive is not primitives.conv_general_dilated_p:
+        return False
+    numbers = eqn.params["dimension_numbers"]
+    return numbers != _numbers(len(numbers.lhs_spec))
+
+
+def _numbers(ndim: int) -> lax.ConvDimensionNumbers:
+    """The batch first and the channels last; of the kernel, space first, then the channels in and out."""
+    space = range(ndim - 2)
+    batched = (0, ndim - 1, *(i + 1 for i in space))
+    return lax.ConvDimensionNumbers(batched, (ndim - 1, ndim - 2, *space), batched)
 
 
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
     return spec[0], *spec[2:], spec[1]
-
-
-class InOrder(Visitor):
-    """Runs a program with its convolutions in that order, and goes into the calls that have some."""
-
-    enters = CALLS
-
-    def opens(self, eqn: JaxprEqn) -> Inside | None:
-        """The program that is called, if there is a convolution in it."""
-        inside = super().opens(eqn)
-        return inside if inside and any(_convolves(o.eqn) for p in inside.programs for o in equations(p)) else None
-
-    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
-        """Run an equation, a convolution in order."""
-        return [convolve(*args, **eqn.params)] if _convolves(eqn) else super().equation(eqn, args)
-
-
-def _convolves(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is primitives.conv_general_dilated_p

@@ -204,9 +204,9 @@ MUTANTS = [
     Mutant("learn/train/drive.py", "return min(count, every - done % every) if every else count", "return count", "learn/train/test_checkpoint.py -k every_so_many"),
     Mutant("learn/train/supervised.py", "jnp.mean(y, 0, keepdims=True)", "jnp.mean(y, keepdims=True)", "learn/train/test_supervised.py -k scores"),
     Mutant("learn/train/many.py", "return halves[:, 1], jax.vmap(draw)(halves[:, 0])", "return halves[:, 0], jax.vmap(draw)(halves[:, 0])", "learn/train/test_many.py -k what_fit"),
-    Mutant("jaxpr/convolution.py", 'if device_here().platform != "cpu" or out_sharding', "if True or out_sharding", "rules/test_convolution.py"),
-    Mutant("autodiff/passes.py", "jx.in_order(jx.without_references(program))", "jx.without_references(program)", "rules/test_convolution.py"),
-    Mutant("jaxpr/convolution.py", "w = lax.rev(w, range(x.ndim - 2)) if reverse else w", "w = lax.rev(w, range(1)) if reverse else w", "rules/test_rules.py -k conv"),
+    Mutant("rules/convolution.py", 'if device_here().platform != "cpu" or out_sharding', "if True or out_sharding", "rules/test_convolution.py"),
+    Mutant("autodiff/passes.py", "in_order(jx.without_references(program))", "jx.without_references(program)", "rules/test_convolution.py"),
+    Mutant("rules/convolution.py", "w = lax.rev(w, range(x.ndim - 2)) if reverse else w", "w = lax.rev(w, range(1)) if reverse else w", "rules/test_rules.py -k conv"),
 ]  # fmt: skip
 
 

@@ -16,8 +16,6 @@ from .authors import authors_transpose as authors_transpose
 from .authors import has_authors_jvp as has_authors_jvp
 from .authors import has_authors_transpose as has_authors_transpose
 from .barrier import barrier_p as barrier_p
-from .convolution import convolve as convolve
-from .convolution import in_order as in_order
 from .elementwise import elementwise_primitive as elementwise_primitive
 from .following import trace_on as trace_on
 from .inside import bind_call as bind_call

@@ -4,6 +4,7 @@ from ..cotangents import Moves, Zero, unbroadcast
 from . import (
     collectives,
     contraction,
+    convolution,
     elementwise,
     indexing,
     linalg,
@@ -55,6 +56,7 @@ __all__ = [
     "bilinear_rule",
     "collectives",
     "contraction",
+    "convolution",
     "coverage",
     "def_bilinear",
     "def_body",

@@ -74,5 +74,5 @@ def test_on_another_device_than_a_cpu_nothing_is_turned(monkeypatch):
     loss = lambda w, x: jnp.sum(convolve(x, w, numbers) ** 2)
     count = lambda: [e.primitive.name for e in jax.make_jaxpr(bp.grad(loss))(normal(*w_shape), normal(*x_shape)).eqns]
     assert count().count("transpose") == 3
-    monkeypatch.setattr("funcbp.jaxpr.convolution.device_here", lambda: SimpleNamespace(platform="gpu"))
+    monkeypatch.setattr("funcbp.rules.convolution.device_here", lambda: SimpleNamespace(platform="gpu"))
     assert count().count("transpose") == 0

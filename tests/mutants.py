@@ -204,9 +204,13 @@ MUTANTS = [
     Mutant("learn/train/drive.py", "return min(count, every - done % every) if every else count", "return count", "learn/train/test_checkpoint.py -k every_so_many"),
     Mutant("learn/train/supervised.py", "jnp.mean(y, 0, keepdims=True)", "jnp.mean(y, keepdims=True)", "learn/train/test_supervised.py -k scores"),
     Mutant("learn/train/many.py", "return halves[:, 1], jax.vmap(draw)(halves[:, 0])", "return halves[:, 0], jax.vmap(draw)(halves[:, 0])", "learn/train/test_many.py -k what_fit"),
-    Mutant("rules/convolution.py", 'if device_here().platform != "cpu" or out_sharding', "if True or out_sharding", "rules/test_convolution.py"),
-    Mutant("autodiff/passes.py", "in_order(jx.without_references(program))", "jx.without_references(program)", "rules/test_convolution.py"),
-    Mutant("rules/convolution.py", "w = lax.rev(w, range(x.ndim - 2)) if reverse else w", "w = lax.rev(w, range(1)) if reverse else w", "rules/test_rules.py -k conv"),
+    Mutant("rules/convolving.py", 'if device_here().platform == "cpu" and alike', "if False and alike", "rules/test_convolution.py"),
+    Mutant("autodiff/passes.py", "written_for_here(jx.without_references(program))", "jx.without_references(program)", "rules/test_convolution.py"),
+    Mutant("rules/convolving.py", "return _by_taps if taps <= TAPS else _in_order", "return _in_order", "rules/test_convolution.py -k written"),
+    Mutant("rules/convolving.py", "return _by_positions if math.prod(positions) <= POSITIONS else _in_order", "return _in_order", "rules/test_convolution.py -k written"),
+    Mutant("rules/convolving.py", "return _exchanged if spaced and taps", "return _in_order if spaced and taps", "rules/test_convolution.py -k holes"),
+    Mutant("rules/convolving.py", "in_float32(added)(", "added(", "rules/test_convolution.py -k narrow"),
+    Mutant("rules/convolving.py", "low = [u - 1 - lo for", "low = [u - lo for", "rules/test_convolution.py -k written"),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ..cotangents import Cotangent
 from ..jaxpr.types import AnyJaxpr, Value
 from ..remat.plan import Passes
 from ..remat.policies import POLICIES
-from ..rules.convolution import in_order
+from ..rules.convolving import written_for_here
 from ..rules.cost import is_cheap
 from ..rules.options import Options
 from .backward_pass import BackwardState, backward_pass
@@ -60,7 +60,7 @@ def _passes_of(jaxpr: AnyJaxpr, perturbed: tuple[bool, ...], options: Options) -
         return [*outs, *(x for x in saved if not jx.is_reference(x))], (tape, references)
 
     program, (tape, references) = jx.trace_with(forward, jx.in_avals(jaxpr), "forward")
-    program = in_order(jx.without_references(program))  # the user's own forward rules may make references
+    program = written_for_here(jx.without_references(program))  # the user's own forward rules may make references
     if any(i is not None for i in references):
         made = iter(program.outvars)
         outs = [next(made) for _ in tape.outputs]

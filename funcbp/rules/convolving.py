@@ -1,0 +1,261 @@
+"""How a convolution is written in a program for a CPU.
+
+XLA's CPU compiler has a library for convolutions of operands in one order of axes. It turns others into that order, but
+not inside loops and branches. What the library does not take, it goes through number by number, which takes 10 to 100
+times as long. Here each convolution is written as one that the library takes, or as contractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..jaxpr import Program, Visitor, device_here, dilated, primitives, run, sharding_of, trace
+from ..jaxpr.types import JaxprEqn, Value
+from .elementwise import in_float32
+
+__all__ = ["convolve", "written_for_here"]
+
+TAPS = 64  # as many taps of a kernel in groups are gone through one by one
+POSITIONS = 16  # and as many of the gradient of one
+
+
+class Convolution(NamedTuple):
+    """What `jax.lax.conv_general_dilated` is told beside its operands."""
+
+    dimension_numbers: lax.ConvDimensionNumbers
+    window_strides: Sequence[int]
+    padding: Sequence[tuple[int, int]]
+    lhs_dilation: Sequence[int]
+    rhs_dilation: Sequence[int]
+    feature_group_count: int
+    batch_group_count: int
+    precision: lax.PrecisionLike
+
+
+def convolve(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    reverse: bool = False,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: jax.sharding.NamedSharding | None = None,
+    **params: Any,
+) -> jax.Array:
+    """Convolve x with w, on a CPU in the form that takes the least time there.
+
+    Args:
+        x: an array, whose axes `dimension_numbers` names.
+        w: the kernel, of the same dtype.
+        reverse: whether the kernel is flipped in space.
+        preferred_element_type: the dtype of the result. Another one than that of x is left to XLA.
+        out_sharding: how the result is laid out over devices. Where there is such a thing, all is left to XLA.
+        **params: the others of `jax.lax.conv_general_dilated`.
+    """
+    how = Convolution(**params)
+    w = lax.rev(w, how.dimension_numbers.rhs_spec[2:]) if reverse else w
+    alike = preferred_element_type in (None, x.dtype) and out_sharding is None and sharding_of(x) is None
+    if device_here().platform == "cpu" and alike and all(isinstance(n, int) for n in (*x.shape, *w.shape)):
+        return _form(how, x, w)(how, x, w)
+    given: dict[str, Any] = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
+    return lax.conv_general_dilated(x, w, **given, **params)
+
+
+def _form(how: Convolution, x: jax.Array, w: jax.Array) -> Callable[[Convolution, jax.Array, jax.Array], jax.Array]:
+    positions, taps = _positions(how, x, w), math.prod(_taps(how, w))
+    if not x.size or not w.size or min(positions, default=1) < 1:
+        return _in_order
+    if how.batch_group_count > 1:
+        return _by_positions if math.prod(positions) <= POSITIONS else _in_order
+    if how.feature_group_count > 1:
+        return _by_taps if taps <= TAPS else _in_order
+    if math.prod(positions) == 1:
+        return _by_positions
+    if taps == 1:
+        return _of_one_tap
+    spaced = max(how.lhs_dilation) > 1 and all(n == 1 for n in (*how.window_strides, *how.rhs_dilation))
+    return _exchanged if spaced and taps > math.prod(positions) else _in_order
+
+
+# --- in the order of XLA's library ------------------------------------------------------------------------------------
+
+
+def _in_order(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Convolve with the batch first and the channels last: z[b s o] = x[b s i] ⋆ w[s i o]."""
+    space = range(x.ndim - 2)
+    batched = (0, x.ndim - 1, *(i + 1 for i in space))
+    numbers = lax.ConvDimensionNumbers(batched, (x.ndim - 1, x.ndim - 2, *space), batched)
+    new = how._replace(dimension_numbers=numbers)
+    return _put_back(how, lax.conv_general_dilated(_examples(how, x), _kernel(how, w), **new._asdict()))
+
+
+def _exchanged(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Convolve w with x, which has holes, in the place of x with w, which is larger than what comes of it: flipped.
+
+    z[u] = Σₐ x[a] w[a d + low - u], where the holes d of x are those of the new kernel.
+    """
+    x_spec, w_spec, z_spec = how.dimension_numbers
+    positions = _positions(how, x, w)
+    low = [u - 1 - lo for u, (lo, _) in zip(positions, how.padding, strict=True)]
+    reached = [u - 1 + n for u, n in zip(positions, dilated(_sizes(x, x_spec), how.lhs_dilation), strict=True)]
+    new = how._replace(
+        dimension_numbers=lax.ConvDimensionNumbers(w_spec, x_spec, (z_spec[1], z_spec[0], *z_spec[2:])),
+        padding=[(lo, n - lo - m) for lo, n, m in zip(low, reached, _taps(how, w), strict=True)],
+        lhs_dilation=how.rhs_dilation,
+        rhs_dilation=how.lhs_dilation,
+    )
+    return lax.rev(_in_order(new, w, x), z_spec[2:])
+
+
+# --- as contractions --------------------------------------------------------------------------------------------------
+
+
+def _of_one_tap(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Contract the channels, and pad what comes of that: z[b s o] = Σᵢ x[b s i] w[i o]."""
+    x, w = _examples(how, x), _kernel(how, w)
+    z = _padded(how, _times(x, lax.reshape(w, w.shape[-2:]), 1, how.precision))
+    return _put_back(how, lax.slice(z, [0] * z.ndim, z.shape, (1, *how.window_strides, 1)))
+
+
+def _by_taps(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Add up, over the taps t of a kernel in groups g: z[b s g o] = Σₜ Σᵢ x[b s+t g i] w[t i g o]."""
+    positions = _positions(how, x, w)
+
+    def added(x: jax.Array, w: jax.Array) -> jax.Array:
+        kernels = w.reshape(-1, *w.shape[-2:])
+        parts = (_cut(x, at, positions, how.window_strides) for at in _places(how.rhs_dilation, w.shape[:-2]))
+        terms = [_times(p, k, how.feature_group_count, how.precision) for p, k in zip(parts, kernels, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    return _put_back(how, in_float32(added)(_padded(how, _examples(how, x)), _kernel(how, w)))
+
+
+def _by_positions(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Contract, at each of few positions u, all that lies under a kernel: z[u b g o] = Σₛ Σᵢ x[i s+u g b] w[i s g o].
+
+    That is the gradient of a kernel, whose taps are the positions.
+    """
+    x_spec, w_spec, z_spec = how.dimension_numbers
+    positions = _positions(how, x, w)
+    x = lax.transpose(x, (x_spec[1], *x_spec[2:], x_spec[0]))
+    w = lax.transpose(w, (w_spec[1], *w_spec[2:], w_spec[0]))
+
+    def contracted(x: jax.Array, w: jax.Array) -> jax.Array:
+        places = _places(how.window_strides, positions)
+        parts = [_cut(x, at, w.shape[1:-1], how.rhs_dilation) for at in places]
+        return jnp.stack([_summed(part, w, how.batch_group_count, how.precision) for part in parts])
+
+    z = in_float32(contracted)(_padded(how, x), w)
+    z = lax.reshape(z, (*positions, *z.shape[1:]))
+    return lax.transpose(z, np.argsort((*z_spec[2:], z_spec[0], z_spec[1])).tolist())
+
+
+def _times(x: jax.Array, w: jax.Array, groups: int, precision: lax.PrecisionLike) -> jax.Array:
+    """x[... g i] w[i g o], with g and i, and g and o, along one axis."""
+    if groups == 1:
+        return lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+    apart, kernel = _split(x, groups), _split(w, groups)
+    if w.shape[0] == 1:
+        z = lax.broadcast_in_dim(apart, (*x.shape[:-1], *kernel.shape[1:]), range(apart.ndim))
+        z = lax.mul(z, lax.broadcast_in_dim(kernel[0], z.shape, (z.ndim - 2, z.ndim - 1)))
+    else:
+        z = jnp.einsum("...gi,igo->...go", apart, kernel, precision=precision)
+    return lax.reshape(z, (*x.shape[:-1], w.shape[1]))
+
+
+def _summed(x: jax.Array, w: jax.Array, groups: int, precision: lax.PrecisionLike) -> jax.Array:
+    """Σ x[... g b] w[... g o] = z[b g o], with g and b, and g and o, along one axis."""
+    axes = tuple(range(x.ndim - 1))
+    if groups == 1:
+        return lax.dot_general(x, w, ((axes, axes), ((), ())), precision=precision)
+    if x.shape[-1] == w.shape[-1] == groups:
+        return lax.reduce_sum(lax.mul(x, w), axes)[None]
+    z = jnp.einsum("...gb,...go->bgo", _split(x, groups), _split(w, groups), precision=precision)
+    return lax.reshape(z, (z.shape[0], w.shape[-1]))
+
+
+def _split(x: jax.Array, groups: int) -> jax.Array:
+    return lax.reshape(x, (*x.shape[:-1], groups, x.shape[-1] // groups))
+
+
+# --- axes and places --------------------------------------------------------------------------------------------------
+
+
+def _examples(how: Convolution, x: jax.Array) -> jax.Array:
+    """What is convolved, as x[b s i]."""
+    return lax.transpose(x, _channels_last(how.dimension_numbers.lhs_spec))
+
+
+def _kernel(how: Convolution, w: jax.Array) -> jax.Array:
+    """The kernel, as w[s i o]."""
+    out, into, *space = how.dimension_numbers.rhs_spec
+    return lax.transpose(w, (*space, into, out))
+
+
+def _put_back(how: Convolution, z: jax.Array) -> jax.Array:
+    """The result z[b s o] with its axes where they are asked for."""
+    return lax.transpose(z, np.argsort(_channels_last(how.dimension_numbers.out_spec)).tolist())
+
+
+def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+    return spec[0], *spec[2:], spec[1]
+
+
+def _sizes(x: jax.Array, spec: Sequence[int]) -> list[int]:
+    return [x.shape[i] for i in spec[2:]]
+
+
+def _taps(how: Convolution, w: jax.Array) -> list[int]:
+    return _sizes(w, how.dimension_numbers.rhs_spec)
+
+
+def _positions(how: Convolution, x: jax.Array, w: jax.Array) -> list[int]:
+    """Count the places that a kernel is laid on, along each axis."""
+    n = dilated(_sizes(x, how.dimension_numbers.lhs_spec), how.lhs_dilation)
+    k = dilated(_taps(how, w), how.rhs_dilation)
+    room = [a + lo + hi - b for a, (lo, hi), b in zip(n, how.padding, k, strict=True)]
+    return [r // stride + 1 for r, stride in zip(room, how.window_strides, strict=True)]
+
+
+def _padded(how: Convolution, x: jax.Array) -> jax.Array:
+    """x[. s .] with its margins and holes."""
+    margins = [(lo, hi, d - 1) for (lo, hi), d in zip(how.padding, how.lhs_dilation, strict=True)]
+    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+
+
+def _places(steps: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    return [[i * step for i, step in zip(at, steps, strict=True)] for at in np.ndindex(*sizes)]
+
+
+def _cut(x: jax.Array, start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> jax.Array:
+    """As many numbers of x[. s .] as `sizes`, from a place on, so many steps from each other."""
+    limit = [a + (n - 1) * step + 1 for a, n, step in zip(start, sizes, steps, strict=True)]
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *steps, 1))
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def written_for_here(program: Program) -> Program:
+    """The same program, with its convolutions written so."""
+    if device_here().platform != "cpu" or not any(
+        e.primitive is primitives.conv_general_dilated_p for e in program.eqns
+    ):
+        return program
+    return trace(lambda *args: run(program, args, _Rewriting()), [v.aval for v in program.invars], "forward")
+
+
+class _Rewriting(Visitor):
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
+        return [convolve(*args, **eqn.params)] if _convolves(eqn) else super().equation(eqn, args)
+
+
+def _convolves(eqn: JaxprEqn) -> bool:
+    return eqn.primitive is primitives.conv_general_dilated_p

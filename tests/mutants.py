@@ -211,6 +211,8 @@ MUTANTS = [
     Mutant("rules/convolving.py", "return _exchanged if spaced and taps", "return _in_order if spaced and taps", "rules/test_convolution.py -k holes"),
     Mutant("rules/convolving.py", "in_float32(added)(", "added(", "rules/test_convolution.py -k narrow"),
     Mutant("rules/convolving.py", "low = [u - 1 - lo for", "low = [u - lo for", "rules/test_convolution.py -k written"),
+    Mutant("rules/indexing.py", "return (*rows, *(a for a in axes if a not in rows)) if together < TOGETHER <= apart else None", "return None", "rules/test_indexing.py"),
+    Mutant("rules/indexing.py", "lookups = [a for a in range(ct.ndim) if a not in d.offset_dims]\n", "lookups = [a for a in range(ct.ndim) if a not in d.offset_dims][::-1]\n", "rules/test_indexing.py"),
 ]  # fmt: skip
 
 

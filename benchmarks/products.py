@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,7 +21,14 @@ NAME = "W16"
 LAYERS = ((5, 16, 256, 512), (8, 128, 128, 512), (8, 128, 512, 128), (8, 128, 256, 1024), (4, 256, 512, 2048))
 LOOPS = ((1, 128, 512), (2, 128, 512), (16, 128, 512), (48, 128, 512), (128, 128, 512), (1024, 128, 512))
 STEPS = 50
-IMAGES = (8, 32, 32, 16)
+IMAGES = (8, 32, 32, 32)
+KERNELS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "3 x 3": ((3, 3, 32, 32), {}),
+    "1 x 1": ((1, 1, 32, 32), {}),
+    "3 x 3, transposed by 2": ((3, 3, 32, 16), {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}),
+    "3 x 3, each channel by itself": ((3, 3, 1, 32), {"feature_group_count": 32}),
+    "3 x 3, 4 groups": ((3, 3, 8, 32), {"feature_group_count": 4}),
+}
 
 
 def compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], args: list[Any], pairs: int) -> Row:
@@ -65,28 +73,41 @@ def conv_lstm(w: jax.Array, xs: jax.Array) -> jax.Array:
     return jnp.sum(lax.scan(step, jnp.zeros_like(xs[0]), xs)[0] ** 2)
 
 
-def convolved(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Convolve images of any number of channels, of the same size before and after."""
-    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def convolved(x: jax.Array, w: jax.Array, **how: Any) -> jax.Array:
+    """Convolve images with their channels last, of the same size before and after if nothing else is said."""
+    given = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    return lax.conv_general_dilated(x, w, **(given | how))
 
 
-def convolutions(pairs: int) -> list[Row]:
+def in_loops(pairs: int) -> list[Row]:
     """The gradients of convolutions in loops, beside JAX's."""
     rng = np.random.default_rng(16)
-    c = IMAGES[-1]
+    layers = [0.1 * normal(rng, 6, 3, 3, 16, 16), normal(rng, 8, 32, 32, 16)]
+    network = [0.1 * normal(rng, 3, 3, 32, 32), normal(rng, 10, 8, 16, 16, 16)]
     kinds = {
-        "6 convolutions of 3 x 3 in a scan": (scanned, [normal(rng, 6, 3, 3, c, c), normal(rng, *IMAGES)]),
-        "10 steps of a convolutional recurrent network": (
-            conv_lstm,
-            [normal(rng, 3, 3, 2 * c, 2 * c), normal(rng, 10, 8, 16, 16, c)],
-        ),
+        "6 convolutions of 3 x 3 in a scan": (scanned, layers),
+        "10 steps of a convolutional recurrent network": (conv_lstm, network),
     }
+    gradients = lambda loss: (api.grad(loss, (0, 1)) for api in (bp, jax))
+    return [
+        compared(f"{NAME} {name}, funcbp : jax", *gradients(loss), args, pairs) for name, (loss, args) in kinds.items()
+    ]
+
+
+def back(pairs: int) -> list[Row]:
+    """The way back alone, of one convolution and of a look-up, beside JAX's."""
+    rng = np.random.default_rng(16)
     rows = []
-    for name, (loss, args) in kinds.items():
-        args[0] *= 0.1
-        both = (api.grad(loss, (0, 1)) for api in (bp, jax))
-        rows.append(compared(f"{NAME} {name}, funcbp : jax", *both, args, pairs))
-    return rows
+    for name, (kernel, how) in KERNELS.items():
+        f = functools.partial(convolved, **how)
+        args = [normal(rng, *IMAGES), normal(rng, *kernel)]
+        ways = (lambda ct, *args, api=api, f=f: api.vjp(f, *args)[1](ct) for api in (bp, jax))
+        title = f"{NAME} the way back of a convolution of {name}, funcbp : jax"
+        rows.append(compared(title, *ways, [normal(rng, *f(*args).shape), *args], pairs))
+    columns = jnp.asarray(rng.permutation(1024)[:500])
+    ways = (lambda ct, x, api=api: api.vjp(lambda x: x[:, columns], x)[1](ct) for api in (bp, jax))
+    args = [normal(rng, 256, 500), normal(rng, 256, 1024)]
+    return [*rows, compared(f"{NAME} the way back of 500 columns of 256 x 1024, funcbp : jax", *ways, args, pairs)]
 
 
 def run(pairs: int, only: Collection[str] = ()) -> Table:
@@ -100,5 +121,5 @@ def run(pairs: int, only: Collection[str] = ()) -> Table:
     rows: list[Row] = []
     if chosen:
         products = [*(weight(pairs, *size) for size in LAYERS), *(turned(pairs, *size) for size in LOOPS)]
-        rows = [*products, *convolutions(pairs)]
+        rows = [*products, *back(pairs), *in_loops(pairs)]
     return Table("Products of the way back", ("time",), rows)

@@ -17,6 +17,7 @@ import jax
 from . import (
     accelerator,
     accuracy,
+    breadth,
     curvature,
     fused,
     imports,
@@ -38,6 +39,7 @@ TABLES = {
     "program": step.programs,
     "accuracy": accuracy.run,
     "openbox": openbox.run,
+    "breadth": breadth.run,
     "memory": memory.run,
     "peaks": peaks.run,
     "per_example": per_example.run,
@@ -66,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which tables: {', '.join(TABLES)}; default: all")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of runs for each time ratio (default 20)")
     parser.add_argument(
-        "--only", default="", help="numbers of workloads, separated by commas: W1,W4; peaks: parts of names"
+        "--only", default="", help="numbers of workloads, separated by commas: W1,W4; breadth, peaks: parts of names"
     )
-    parser.add_argument("--tiny", action="store_true", help="accelerator, peaks: the same models as toys")
+    parser.add_argument("--tiny", action="store_true", help="accelerator, breadth, peaks: the same models as toys")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw what can be drawn, into DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(argv)
@@ -79,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     only = [name.strip().upper() for name in options.only.split(",") if name.strip()]
     around = surroundings()
     names = options.tables or list(TABLES)
-    run = TABLES | {name: functools.partial(TABLES[name], tiny=options.tiny) for name in ("accelerator", "peaks")}
+    run = TABLES | {
+        name: functools.partial(TABLES[name], tiny=options.tiny) for name in ("accelerator", "breadth", "peaks")
+    }
     tables = [run[name](options.pairs, only) for name in names]
     if not any(table.rows for table in tables):
         parser.error(f"there is no workload {', '.join(only)} in these tables")

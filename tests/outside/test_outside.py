@@ -88,5 +88,8 @@ def test_a_wrong_gradient_of_a_program_is_counted(monkeypatch):
     (row,) = programs.rows(["jax"])
     assert (row.stock, row.ours, row.kinds()) == (4, 2, "2 AssertionError")
     assert list(row.failures) == ["<lambda>, jit, grad", "<lambda>, vmap, grad"]
+    monkeypatch.setitem(programs.PROGRAMS, "jax", [lambda: (lambda x: x.no_such_name, jnp.float32(3.0))])
+    (row,) = programs.rows(["jax"])
+    assert "NOT RUN: fails with JAX's own: AttributeError" in row.line()
     (row,) = programs.rows(["no-such-package"])
     assert "NOT RUN: PackageNotFoundError" in row.line()

@@ -12,7 +12,7 @@ REFERENCES = "accum_grad_in_ref run_state masked_load masked_swap get_global"
 BOXES = "box_get box_set new_box new_log log_extend log_read"
 INTERNAL = """
     call_hi_primitive_linearized
-    custom_lin remat_opt stage tie dce_sink call relayout
+    remat_opt stage tie dce_sink call relayout
     with_memory_space_constraint
 """
 
@@ -25,4 +25,9 @@ def_unsupported(
     *REFERENCES.split(),
 )
 def_unsupported("mutable boxes and logs are not recorded. Use jax.new_ref.", *BOXES.split())
+def_unsupported(
+    "it is the tangent of a jax.custom_vjp function, which has none, in JAX either. Write the function's derivative as "
+    "a jax.custom_jvp rule.",
+    "custom_lin",
+)
 def_unsupported("it is part of JAX's own machinery. Use jax.grad for this program.", *INTERNAL.split())

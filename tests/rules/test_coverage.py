@@ -37,6 +37,16 @@ def test_a_refusal_names_the_reason_and_the_line():
         bp.grad(f)(1.0)
 
 
+def test_forward_mode_through_a_custom_vjp_function_is_refused_as_by_jax_and_sends_nobody_there():
+    g = jax.custom_vjp(jnp.sin)
+    g.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (ct * jnp.cos(x),))
+    f = lambda x: jax.jvp(lambda y: g(y) * y, (x,), (1.0,))[1]
+    with pytest.raises(bp.MissingRuleError, match=r"no derivative for `custom_lin` at .*test_coverage.*jax.custom_jvp"):
+        jax.jit(bp.grad(f))(1.3)
+    with pytest.raises(NotImplementedError, match="custom_lin"):
+        jax.jit(jax.grad(f))(1.3)
+
+
 def test_what_jax_differentiates_is_refused_only_with_a_reason_that_says_so():
     """A refusal that names JAX as lacking it too is true."""
     for name, why in UNSUPPORTED.items():

@@ -45,9 +45,6 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
         program, operands, written = jx.on_values(program, arrays)
         passes = _Passes(program.closed, vjp, writes=len(program.outvars) > n)
         outs = jx.attached_p.bind(*operands, jaxpr=program.closed, bwd=passes)
-        if passes.writes:
-            moving = passes.moving(list(map(is_differentiable, operands)))
-            outs = [y if m else jax.lax.stop_gradient(y) for y, m in zip(outs, moving, strict=True)]
         return jax.tree.unflatten(out_tree, place_outs(written(outs)))
 
     return carrying

@@ -8,8 +8,11 @@ feedback mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from jax import lax
 
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import Tape
@@ -34,7 +37,7 @@ from ..jaxpr import (
 )
 from ..jaxpr.types import PyTree, Value
 from ..remat.plan import Passes, Plan, Residuals, plan_of_call
-from ..rules.kinds import CallRule, State
+from ..rules.kinds import BodyRule, CallRule, Operation, Recorder, State
 from ..rules.options import Options
 from ..rules.registry import def_body, def_control, enter
 from ..rules.traits import CALL, def_traits
@@ -145,12 +148,29 @@ def fused_bwd(
     return [c if c is Zero or c is None else in_space_of(materialize(c), x) for c, x in zip(back, types, strict=True)]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class AttachedRule(BodyRule):
+    """A function that carries its backward pass along, in which the derivative of some outputs may be stopped."""
+
+    def record(self, recorder: Recorder, operation: Operation) -> Value:
+        def body(*operands: Value) -> list[Value]:
+            outs = self.body(operation.params)(*operands)  # type: ignore[misc]
+            moving = operation.params["bwd"].moving(operation.perturbed)
+            return [y if m else lax.stop_gradient(y) for y, m in zip(outs, moving, strict=True)]
+
+        return recorder.inline(body, operation, call=True)
+
+
 def_control(primitive("compute_on_p"), compute_on_fwd, compute_on_bwd, reaches=call_reached, traits=CALL)
 def_control(primitive("fused_p"), fused_fwd, fused_bwd, reaches=call_reached, traits=CALL)
 if (xla_metadata_call_p := primitive("xla_metadata_call_p")) is not None:
     def_control(xla_metadata_call_p, metadata_fwd, metadata_bwd, reaches=call_reached, traits=CALL)
 for p in (primitives.closed_call_p, *map(primitive, ("composite_p", "custom_vmap_p", "eval_jaxpr_p"))):
     def_body(p, lambda params: as_function(call_jaxpr(params)), traits=CALL)
-def_body(attached_p, lambda params: partial(run_attached, **params), traits=CALL.but(cheap=False, repeatable=False))
+enter(
+    attached_p,
+    AttachedRule(body=lambda params: partial(run_attached, **params)),
+    CALL.but(cheap=False, repeatable=False),
+)
 def_traits(CALL, primitive("custom_jvp_call_p"))
 def_traits(CALL.but(cheap=False, repeatable=False), primitive("custom_vjp_call_p"))

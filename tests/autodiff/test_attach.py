@@ -373,5 +373,31 @@ def test_what_is_stopped_is_written_into_a_reference_outside():
     for i, grad in enumerate((jax.grad, bp.grad, jax.jit(jax.grad(setting)), jax.jit(bp.grad(setting)))):
         gradient = grad(setting) if i < 2 else grad
         assert gradient(float(i)) == 2.0 * i and r[...] == i
-    with pytest.raises(ValueError, match="Make the reference inside"):
-        bp.grad(adding)(3.0)
+
+
+STOPPED = {
+    "called": lambda f: f,
+    "compiled": jax.jit,
+    "attached again": bp.Backward().attach,
+    "in a loop": lambda f: lambda x: lax.scan(lambda c, _: (f(c), None), x, None, length=1)[0],
+    "in a branch": lambda f: lambda x: lax.cond(x > 0, f, jnp.sin, x),
+    "checkpointed": jax.checkpoint,
+}
+
+
+@pytest.mark.parametrize("where, how", [*((w, "ours") for w in STOPPED), *((w, "jax") for w in list(STOPPED)[:-1])])
+def test_what_is_stopped_is_added_to_a_reference_outside(where, how):
+    """y = x² r, where r = 1 + x is held as constant:  y' = 2 x r, and then 2 r. JAX adds a checkpointed region's twice."""
+    grad = {"ours": bp.grad, "jax": jax.grad}[how]
+    first, second = jax.new_ref(1.0), jax.new_ref(1.0)
+
+    def adding(r):
+        @bp.Backward().attach
+        def f(x):
+            r[...] += lax.stop_gradient(x)
+            return x * x * r[...]
+
+        return STOPPED[where](f)
+
+    assert grad(adding(first))(3.0) == 24.0 and first[...] == 4.0
+    assert grad(grad(adding(second)))(3.0) == 8.0 and second[...] == 4.0

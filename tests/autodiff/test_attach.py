@@ -387,7 +387,7 @@ STOPPED = {
 
 @pytest.mark.parametrize("where, how", [*((w, "ours") for w in STOPPED), *((w, "jax") for w in list(STOPPED)[:-1])])
 def test_what_is_stopped_is_added_to_a_reference_outside(where, how):
-    """y = x² r, where r = 1 + x is held as constant:  y' = 2 x r, and then 2 r. JAX adds a checkpointed region's twice."""
+    """y = x² r, where r = 1 + x is held as constant:  y' = 2 x r, then 2 r. JAX adds a checkpointed region's twice."""
     grad = {"ours": bp.grad, "jax": jax.grad}[how]
     first, second = jax.new_ref(1.0), jax.new_ref(1.0)
 

@@ -201,6 +201,24 @@ def test_a_broadcast_over_a_named_axis(computed):
     assert np.allclose(got, np.where(np.arange(4)[:, None] == 2, np.cos(x) * c.sum(0), 0), rtol=1e-14)
 
 
+@pytest.mark.parametrize("split, concat", [(0, 0), (0, 1), (1, 0), (1, 2), (2, 0)])
+def test_parts_exchanged_along_other_axes(split, concat):
+    """x̄ of device d at its part s is what device s has for its part d. JAX's own rule gives another type, and fails."""
+    x, c = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 3))
+    exchange = lambda x: lax.all_to_all(x, "data", split, concat)
+    back = np.moveaxis(np.moveaxis(c, concat + 1, 0), 1, split + 1)
+    got = jax.vmap(bp.grad(lambda x, c: jnp.sum(c * exchange(jnp.sin(x)))), axis_name="data")(x, c)
+    assert np.allclose(got, np.cos(x) * back, rtol=1e-14)
+
+    through = jax.vmap(bp.Backward().attach(lambda x, c: jnp.sum(c * exchange(jnp.sin(x)))), axis_name="data")
+    assert np.allclose(jax.grad(lambda x: jnp.sum(through(x, c)))(x), np.cos(x) * back, rtol=1e-14)
+
+    mapped = jax.shard_map(lambda x: exchange(x[0])[None], mesh=meshed(), in_specs=P("data"), out_specs=P("data"))
+    x = jax.ShapeDtypeStruct((8, 8, 8, 8), np.float64)
+    with use_abstract_mesh(meshed()):
+        assert communication(jax.make_jaxpr(bp.grad(lambda x: jnp.sum(mapped(x))))(x)) == {"all_to_all": 2}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 ONE_DEVICE = dict(in_specs=P("data"), out_specs=P("data"))

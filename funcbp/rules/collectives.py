@@ -101,10 +101,22 @@ def unreduced_reduce_scatter_back(ct: jax.Array, x: Aval, *, scatter_dimension: 
 
 
 def all_to_all_back(
-    ct: jax.Array, x: Aval, *, axis_name: Hashable, split_axis: int, concat_axis: int, **params: Any
+    ct: jax.Array,
+    x: Aval,
+    *,
+    axis_name: Hashable,
+    split_axis: int,
+    concat_axis: int,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    tiled: bool,
 ) -> jax.Array:
-    """Send every part back to where it came from."""
-    return lax.all_to_all(ct, axis_name, split_axis=concat_axis, concat_axis=split_axis, **params)
+    """Send every part back to where it came from.
+
+    Where nothing is tiled, and the two axes differ, JAX has put in the axis of length one that becomes the new one
+    before it binds the primitive: what that does is tiled in any case.
+    """
+    how = dict(split_axis=concat_axis, concat_axis=split_axis, axis_index_groups=axis_index_groups)
+    return lax.all_to_all(ct, axis_name, tiled=True, **how)
 
 
 def ppermute_back(ct: jax.Array, x: Aval, *, axis_name: Hashable, perm: Sequence[tuple[int, int]]) -> jax.Array:

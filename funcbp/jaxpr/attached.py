@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax._src import checkify, core
+from jax._src import checkify, config, core
 from jax._src.ad_util import Zero
 from jax._src.interpreters import batching
 from jax._src.interpreters.ad import primitive_jvps
@@ -54,16 +54,22 @@ def _run(*args: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
 
 def run_attached(*primals: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Value]:
     """Run the program as a `jax.custom_vjp` function of these two passes."""
-    function = jax.custom_vjp(as_function(jaxpr))
 
     def backward(res: PyTree, cts: Sequence[Value]) -> tuple[Value | None, ...]:
         is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or c.dtype == jax.dtypes.float0
         return tuple(bwd.backward(res, [None if is_zero(c) else c for c in cts]))
 
-    function.defvjp(
-        lambda *xs: bwd.forward([x.value for x in xs], [x.perturbed for x in xs]), backward, symbolic_zeros=True
-    )
-    return list(function(*primals))
+    with _custom_vjp_as_it_was():
+        function = jax.custom_vjp(as_function(jaxpr))
+        function.defvjp(
+            lambda *xs: bwd.forward([x.value for x in xs], [x.perturbed for x in xs]), backward, symbolic_zeros=True
+        )
+        return list(function(*primals))
+
+
+def _custom_vjp_as_it_was() -> AbstractContextManager[object]:
+    """Turn the flag `jax_custom_vjp3` off: what it makes of these functions has no tangents in JAX 0.10."""
+    return config.custom_vjp3(False) if config.custom_vjp3.value else nullcontext()
 
 
 def _jvp(primals: Sequence[Value], tangents: Sequence[Value], **params: Any) -> tuple[list[Value], list[Value]]:

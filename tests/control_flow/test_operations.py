@@ -184,6 +184,18 @@ def test_custom_vjp_functions_are_operations_under_their_flag():
         np.testing.assert_allclose(jax.vmap(bp.grad(lambda x: jnp.sin(g(x))))(X), np.cos(X**2) * 5 * X, rtol=1e-12)
 
 
+@pytest.mark.parametrize("flag", ["jax_custom_vjp3", "jax_custom_jvp3", "jax_remat3"])
+def test_attached_functions_go_back_under_these_flags(flag):
+    attach = bp.Backward(rules={lax.sin_p: bp.rule(lambda res, ct, perturbed, **_: [7 * res[0] * ct])}).attach
+    with turned_on(flag):
+        for how, wrap in WRAPS.items():
+            for f in (wrap(attach(jnp.sin)), attach(wrap(jnp.sin))):
+                np.testing.assert_allclose(jax.grad(lambda x, f=f: jnp.sum(f(x)))(X), 7 * X, rtol=1e-12, err_msg=how)
+        mapped = jax.vmap(jax.grad(attach(jnp.sin)))
+        np.testing.assert_allclose(jax.jit(mapped)(X), 7 * X, rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(jax.grad(attach(jnp.sin)))(0.3), 7.0, rtol=1e-12)
+
+
 @pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.save_only_these_names("h")])
 def test_checkpointed_functions_are_operations_under_their_flag(policy):
     """Gradients and plans are what they are without it."""

@@ -51,8 +51,8 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
 
 
 def _divided(leaves: Sequence[PyTree]) -> tuple[list[Value], Callable[[Sequence[PyTree]], list[PyTree]]]:
-    """Return those that are arrays, and what puts others in their places."""
-    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    """Return those that are arrays or of types that people define, and what puts others in their places."""
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) or jx.is_high(x)]
 
     def put(others: Sequence[PyTree]) -> list[PyTree]:
         full = list(leaves)

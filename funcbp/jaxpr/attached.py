@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax._src import checkify, config, core
+from jax._src import checkify, config, core, hijax
 from jax._src.ad_util import Zero
 from jax._src.interpreters import batching
 from jax._src.interpreters.ad import primitive_jvps
@@ -27,6 +27,7 @@ from .interpreter import as_function
 from .programs import Program, in_avals, out_avals, trace_with
 from .snapshots import computed_by
 from .types import ClosedJaxpr, PyTree, Value
+from .values import Aval, is_high, shown_type
 
 __all__ = ["TwoPasses", "attached_p", "run_attached"]
 
@@ -56,10 +57,12 @@ def run_attached(*primals: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Va
     """Run the program as a `jax.custom_vjp` function of these two passes."""
 
     def backward(res: PyTree, cts: Sequence[Value]) -> tuple[Value | None, ...]:
-        is_zero = lambda c: isinstance(c, jax.custom_derivatives.SymbolicZero) or c.dtype == jax.dtypes.float0
+        is_zero = lambda c: (
+            isinstance(c, jax.custom_derivatives.SymbolicZero) or getattr(c, "dtype", None) == jax.dtypes.float0
+        )
         return tuple(bwd.backward(res, [None if is_zero(c) else c for c in cts]))
 
-    with _custom_vjp_as_it_was():
+    with _of_types([*map(core.typeof, primals), *out_avals(jaxpr)]):
         function = jax.custom_vjp(as_function(jaxpr))
         function.defvjp(
             lambda *xs: bwd.forward([x.value for x in xs], [x.perturbed for x in xs]), backward, symbolic_zeros=True
@@ -67,13 +70,23 @@ def run_attached(*primals: Value, jaxpr: ClosedJaxpr, bwd: TwoPasses) -> list[Va
         return list(function(*primals))
 
 
-def _custom_vjp_as_it_was() -> AbstractContextManager[object]:
-    """Turn the flag `jax_custom_vjp3` off: what it makes of these functions has no tangents in JAX 0.10."""
-    return config.custom_vjp3(False) if config.custom_vjp3.value else nullcontext()
+def _of_types(types: Sequence[Aval]) -> AbstractContextManager[object]:
+    """Turn the flag `jax_custom_vjp3` on where values of types that people define go in or out, and off elsewhere.
+
+    Without it JAX takes each cotangent for an array. What it makes of these functions has no tangents in JAX 0.10.
+    """
+    needed = any(map(is_high, types))
+    return nullcontext() if config.custom_vjp3.value == needed else config.custom_vjp3(needed)
 
 
 def _jvp(primals: Sequence[Value], tangents: Sequence[Value], **params: Any) -> tuple[list[Value], list[Value]]:
     moving = [i for i, t in enumerate(tangents) if type(t) is not Zero]
+    types = [*map(core.typeof, primals), *out_avals(params["jaxpr"])]
+    if not hasattr(hijax, "HiPrim") and (high := [t for t in types if is_high(t)]):
+        raise NotImplementedError(
+            f"JAX {jax.__version__} cannot differentiate what is attached and takes, closes over or returns a value of "
+            f"the type {shown_type(high[0])}. Take funcbp.grad, or attach a function of the arrays in it."
+        )
 
     def of_moving(*xs: Value) -> list[Value]:
         full = list(primals)

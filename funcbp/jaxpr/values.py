@@ -66,7 +66,7 @@ def is_high(x: Any) -> bool:
     if isinstance(aval, core.AbstractValue):
         return isinstance(aval, hijax.HiType)
     defined = type(aval) in core.pytype_aval_mappings and not isinstance(aval, np.ndarray)
-    return defined and isinstance(core.typeof(aval), hijax.HiType)
+    return defined and core.valid_jaxtype(aval) and isinstance(core.typeof(aval), hijax.HiType)
 
 
 def is_value(x: Any) -> bool:

@@ -575,6 +575,18 @@ def test_a_rule_for_a_function_of_several_results():
         assert backward.grad(f, (0, 1))(2.0, 5.0) == (50, 3)
 
 
+@pytest.mark.parametrize("static", ["a word", jnp.float32, None])
+def test_what_is_no_array_stays_as_it_is_among_what_a_rule_keeps(static):
+    def back(res, ct, perturbed, **_):
+        assert res[1] is static
+        return [7 * res[0] * ct]
+
+    backward = bp.Backward(rules={lax.sin_p: bp.rule(back, fwd=lambda x, **_: (lax.sin(x), (x, static)))})
+    looped = lambda x: lax.scan(lambda c, _: (lax.sin(c), None), x, length=1)[0]
+    for f in (lax.sin, jax.jit(lax.sin), jax.checkpoint(lax.sin), looped):
+        assert backward.grad(f)(2.0) == jax.jit(backward.grad(f))(2.0) == 14
+
+
 def test_a_leaf_that_has_no_derivative_is_named():
     with pytest.raises(TypeError, match=r"got int32 at layer/count\. .* split off its parameters"):
         bp.grad(lambda p: p["layer"]["w"] ** 2)({"layer": {"count": jnp.int32(1), "w": jnp.float32(2.0)}})

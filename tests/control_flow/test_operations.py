@@ -439,3 +439,32 @@ def test_values_of_types_that_people_define_wait_at_the_barrier_of_a_checkpointe
     np.testing.assert_allclose(
         jax.jit(bp.grad(lambda x: jnp.sum(region(rounded(x)))))(X), np.cos(np.sin(x)) * np.cos(x), rtol=1e-12
     )
+
+
+def product(two, y):
+    return jnp.sum(part(two, 0) * part(two, 1)) + y
+
+
+ATTACHED = {  # of x and its square, multiplied, where what goes back to x itself is 5 times as much
+    "taken": lambda attach, x: attach(product)(pair(x, x * x), 1.0),
+    "closed over": lambda attach, x: (lambda two: attach(lambda y: product(two, y))(1.0))(pair(x, x * x)),
+    "returned": lambda attach, x: product(attach(lambda x: pair(x, x * x))(x), 1.0),
+    "in a loop": lambda attach, x: lax.scan(
+        lambda c, _: (product(attach(lambda x: pair(x, x * x))(x), c), None), 1.0, length=1
+    )[0],
+}
+
+
+@pytest.mark.parametrize("how", ATTACHED)
+def test_attached_functions_of_types_that_people_define(how):
+    f = lambda x: ATTACHED[how](bp.Backward().attach, x)
+    for grad in (bp.grad(f), jax.jit(bp.grad(f))):
+        np.testing.assert_allclose(grad(X), 7 * X**2, rtol=1e-12)
+    for grad in (jax.grad(f), jax.jit(jax.grad(f))):
+        if hasattr(hijax, "HiPrim"):
+            np.testing.assert_allclose(grad(X), 7 * X**2, rtol=1e-12)
+        else:
+            with pytest.raises(
+                NotImplementedError, match=r"cannot differentiate what is attached .* Take funcbp\.grad"
+            ):
+                grad(X)

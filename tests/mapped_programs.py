@@ -250,7 +250,19 @@ def inside() -> dict[str, Callable[[Any], Any]]:
         pairs = (x * w[None]).reshape(4, 2, 4)
         return jnp.sum((jnp.sin(pairs) * jnp.sum(pairs, 1, keepdims=True)) ** 2)
 
+    def in_branches(x: Any, w: Any) -> Any:
+        """JAX's own derivative waits forever: a sum over all devices is in a branch that some do not enter."""
+        f = jax.shard_map(branches, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+        return jax.jit(bp.grad(lambda x, w: jnp.sum(f(x, w) ** 2), (0, 1)))(x, w)
+
+    def branches(x: Any, w: Any) -> Any:
+        return lax.cond(x[0, 0] > 0, lambda: jnp.tanh(x * w[None]), lambda: x * jnp.sum(x * w[None]))
+
+    def without_devices(x: Any, w: Any) -> Any:
+        return sum(jnp.sum(branches(x[i : i + 1], w) ** 2) for i in range(len(x)))
+
     return {
+        "branches that some devices take": lambda t: in_branches if t is bp else jax.grad(without_devices, (0, 1)),
         "a map inside a map": lambda t: in_a_map if t is bp else jax.grad(without_maps, (0, 1)),
         "a gradient of each device": lambda t: jax.shard_map(both(t), **how),
         "a gradient of each device, unchecked": lambda t: jax.shard_map(

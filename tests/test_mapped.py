@@ -56,7 +56,7 @@ def test_values_on_eight_devices():
     result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment(8), timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == len(PROGRAMS) + 7
+    assert len(lines) == len(PROGRAMS) + 8
     for line in lines:
         assert line["difference"] < 1e-6, line
         assert line.get("ours") == line.get("JAX's"), line
@@ -199,6 +199,36 @@ def test_a_broadcast_over_a_named_axis(computed):
     f = lambda x, c, source: jnp.sum(c * jnp.sin(lax.pbroadcast(x, "data", source if computed else 2)))
     got = jax.vmap(bp.grad(f), in_axes=(0, 0, None), axis_name="data")(x, c, 2)
     assert np.allclose(got, np.where(np.arange(4)[:, None] == 2, np.cos(x) * c.sum(0), 0), rtol=1e-14)
+
+
+DIVERGENT = {  # of a row x of each device, and of a weight w that all have
+    "one branch": lambda x, w: lax.cond(x[0, 0] > 0, lambda: jnp.tanh(x @ w), lambda: x * 1.0),
+    "both branches, twice": lambda x, w: lax.cond(x[0, 0] > 0, lambda: jnp.tanh(x @ w), lambda: x @ w * (x @ w)),
+    "of four": lambda x, w: lax.switch((x[0, 0] > 0).astype(int), [lambda: x, lambda: x @ w] * 2),
+    "in a jit": lambda x, w: lax.cond(x[0, 0] > 0, lambda: jax.jit(jnp.matmul)(x, w), lambda: x * 1.0),
+    "in a loop": lambda x, w: lax.fori_loop(0, 2, lambda _, x: DIVERGENT["one branch"](x, w), x),
+    "in a region": jax.checkpoint(lambda x, w: DIVERGENT["one branch"](x, w)),
+    "in a branch that all take": lambda x, w: lax.cond(w[0, 0] > 0, DIVERGENT["one branch"], lambda x, w: x, x, w),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENT)
+def test_no_device_waits_in_a_branch_that_others_do_not_enter(name):
+    """The sum over the devices is after the branch, also in the second derivative. JAX waits in it forever."""
+
+    def waits(program):
+        divergent = lambda eqn: eqn.primitive.name == "cond" and "data" in jx.varying(eqn.invars[0].aval)
+        found = [o.eqn for o in jx.equations(program) if divergent(o.eqn)]
+        assert found
+        return [communication(branch) for eqn in found for branch in eqn.params["branches"] if communication(branch)]
+
+    mapped = jax.shard_map(DIVERGENT[name], mesh=meshed(), in_specs=(P("data"), P()), out_specs=P("data"))
+    first = bp.grad(lambda w, x: jnp.sum(mapped(x, w) ** 2))
+    second = bp.grad(lambda w, x: jnp.sum(first(w, x) * w))
+    with use_abstract_mesh(meshed()):
+        x, w = np.ones((8, 4)), np.ones((4, 4))
+        assert not waits(jax.make_jaxpr(first)(w, x)) and not waits(jax.make_jaxpr(second)(w, x))
+        assert waits(jax.make_jaxpr(jax.grad(lambda w: jnp.sum(mapped(x, w) ** 2)))(w))
 
 
 @pytest.mark.parametrize("split, concat", [(0, 0), (0, 1), (1, 0), (1, 2), (2, 0)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -13,18 +13,26 @@ from ..autodiff.tape import Tape
 from ..cotangents import Cotangent, Zero, instantiate, materialize, weak_as
 from ..jaxpr import (
     Program,
+    Visitor,
     bind_cond,
     cond_branches,
     cond_of_marked,
     cond_sum,
+    inlined,
+    primitive,
     primitives,
+    pvary,
+    run,
     split_list,
     strong,
     to_strong,
     trace,
+    type_of,
+    varying,
+    weakref_cache,
     zeros,
 )
-from ..jaxpr.types import Aval, PyTree, Value
+from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, PyTree, Value
 from ..remat.plan import Plan, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
@@ -33,12 +41,20 @@ from ..rules.traits import Traits
 
 __all__ = ["cond_bwd", "cond_fwd"]
 
+pvary_p, psum_invariant_p = primitive("pvary_p"), primitive("psum_invariant_p")
+
 
 def cond_fwd(
     options: Options, perturbed: Sequence[bool], index: jax.Array, *operands: Value, **params: Any
 ) -> tuple[Sequence[Value], PyTree, Sequence[bool]]:
     """Run the branch; each saves its own, in places that the branches share by type."""
-    plans = tuple(plan_of_call(passes_of(branch, perturbed[1:], options)) for branch in cond_branches(params))
+    bodies = cond_branches(params)
+    casts = _casts(index, operands, perturbed[1:], bodies)
+    if casts:
+        operands = tuple(pvary(x, casts[i]) if i in casts else x for i, x in enumerate(operands))
+        types = tuple(type_of(x) if i in casts else None for i, x in enumerate(operands))
+        bodies = tuple(_after_casts(body, types) for body in bodies)
+    plans = tuple(plan_of_call(passes_of(body, perturbed[1:], options)) for body in bodies)
     slots, places = _shared_places([[v.aval for v in plan.saved] for plan in plans])
     fill = lambda: [_fill_places(plan, slots, place) for plan, place in zip(plans, places, strict=True)]
     branches = plans[0].passes.made(plans, fill)
@@ -46,8 +62,51 @@ def cond_fwd(
     n = len(plans[0].passes.outputs)
     read = sorted({i for plan in plans for i in plan.available_inputs})
     differentiable = [any(d) for d in zip(*(plan.passes.differentiable for plan in plans), strict=True)]
-    res = (plans, tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:])
+    res = (plans, tuple(places), tuple(read), index, [operands[i] for i in read], outs[n:], tuple(casts.items()))
     return outs[:n], res, differentiable
+
+
+def _casts(
+    index: Value, operands: Sequence[Value], perturbed: Sequence[bool], branches: Sequence[AnyJaxpr]
+) -> dict[int, tuple[Hashable, ...]]:
+    """Find the operands that are cast before the branch: each with the axes of the mesh over which it varies then.
+
+    Where the index differs from device to device, the sum that is a cast's transpose would be in a branch that some
+    devices do not enter, and the others would wait for them. What all branches only cast, if they read it, is cast
+    before them, and the sum is after them.
+    """
+    found = {}
+    for i, (x, p) in enumerate(zip(operands, perturbed, strict=True)):
+        if p and varying(type_of(index)) - varying(type_of(x)):
+            axes = {a for branch in branches for a in _cast_to(branch)[i]}
+            if len(axes) == 1 and None not in axes:
+                found[i] = axes.pop()
+    return found
+
+
+@weakref_cache
+def _cast_to(branch: AnyJaxpr) -> list[set[tuple[Hashable, ...] | None]]:
+    """Find over which axes a branch casts each of its operands; None among them if it does anything else with it."""
+    program = inlined(Program.of(branch))
+    cast = lambda eqn: eqn.params["axes"] if eqn.primitive is pvary_p else None
+    uses = lambda v: {cast(eqn) for eqn in program.eqns if any(v is x for x in eqn.invars)}
+    return [uses(v) | ({None} if any(v is y for y in program.outvars) else set()) for v in program.invars]
+
+
+@weakref_cache
+def _after_casts(branch: AnyJaxpr, types: tuple[Aval | None, ...]) -> AnyJaxpr:
+    """Make the branch of operands some of which are cast before it, to these types."""
+    program = inlined(Program.of(branch))
+    f = lambda *xs: run(program, [*program.consts, *xs], _AfterCasts())
+    return trace(f, [t or v.aval for t, v in zip(types, program.invars, strict=True)], "branch").closed
+
+
+class _AfterCasts(Visitor):
+    """Leaves out the casts of what is cast already."""
+
+    def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
+        done = eqn.primitive is pvary_p and varying(type_of(args[0])).issuperset(eqn.params["axes"])
+        return args if done else super().equation(eqn, args)
 
 
 def _shared_places(types: Sequence[Sequence[Aval]]) -> tuple[list[Aval], list[list[int]]]:
@@ -82,7 +141,7 @@ def cond_bwd(
     state: State, res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
 ) -> list[Cotangent]:
     """Go back through the branch that was taken. What only another branch would find is zero."""
-    plans, places, read, index, operands, kept = res
+    plans, places, read, index, operands, kept, casts = res
     nonzero = [c is not Zero for c in ct]
     # an output that only other branches perturb has no cotangent in this one
     own = [[z and d for z, d in zip(nonzero, plan.passes.differentiable, strict=True)] for plan in plans]
@@ -124,7 +183,10 @@ def cond_bwd(
     cts, (named, observed, logs) = merged.unflatten(bind_cond(index, branches, args, params))
     slots = lambda name: [logs.get((name, i)) for i in range(len(plans))]
     state.merge((named, observed, {name: cond_sum(index, slots(name)) for name, _ in logs}))
-    return [None, *map(weak_as, cts, plans[0].passes.in_types)]
+    back = list(map(weak_as, cts, plans[0].passes.in_types))
+    for i, axes in casts:
+        back[i] = back[i] if back[i] is Zero else psum_invariant_p.bind(materialize(back[i]), axes=axes)
+    return [None, *back]
 
 
 def _in_branch(i: int, cts: Any, found: Any) -> tuple[Any, Any]:

@@ -473,7 +473,7 @@ class Backward:
             value, pullback, *aux = self.vjp(partial, *chosen, has_aux=has_aux)
             for y in jax.tree.leaves(value):
                 check_output(y, holomorphic, "jacrev")
-            leaves, tree = jax.tree.flatten(value)
+            leaves, tree = jax.tree.flatten(jax.tree.map(jx.as_array, value))
             sizes = [y.size for y in leaves]
             rows = []
             for i, y in enumerate(leaves):  # the unit cotangents of one output leaf, zero for the others
@@ -484,7 +484,7 @@ class Backward:
                         else jnp.zeros((sizes[i], *z.shape), z.dtype)
                         for j, z in enumerate(leaves)
                     ]
-                basis = list(map(jx.laid_out_as, basis, leaves))
+                basis = [jx.like(jx.laid_out_as(b, z), jx.type_of(z)) for b, z in zip(basis, leaves, strict=True)]
                 cts = jax.vmap(pullback)(jax.tree.unflatten(tree, basis))
                 rows.append(jax.tree.map(functools.partial(_block, y), cts, tuple(chosen)))
             rows = [r[0] if isinstance(indices, int) else tuple(r) for r in rows]

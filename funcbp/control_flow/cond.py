@@ -32,7 +32,7 @@ from ..jaxpr import (
     weakref_cache,
     zeros,
 )
-from ..jaxpr.types import AnyJaxpr, Aval, JaxprEqn, PyTree, Value
+from ..jaxpr.types import AnyJaxpr, Aval, ClosedJaxpr, JaxprEqn, PyTree, Value
 from ..remat.plan import Plan, plan_of_call
 from ..rules.kinds import State
 from ..rules.options import Options
@@ -75,12 +75,11 @@ def _casts(
     devices do not enter, and the others would wait for them. What all branches only cast, if they read it, is cast
     before them, and the sum is after them.
     """
-    found = {}
+    found: dict[int, tuple[Hashable, ...]] = {}
     for i, (x, p) in enumerate(zip(operands, perturbed, strict=True)):
         if p and varying(type_of(index)) - varying(type_of(x)):
-            axes = {a for branch in branches for a in _cast_to(branch)[i]}
-            if len(axes) == 1 and None not in axes:
-                found[i] = axes.pop()
+            uses = {axes for branch in branches for axes in _cast_to(branch)[i]}
+            found.update((i, axes) for axes in uses if axes is not None and len(uses) == 1)
     return found
 
 
@@ -94,7 +93,7 @@ def _cast_to(branch: AnyJaxpr) -> list[set[tuple[Hashable, ...] | None]]:
 
 
 @weakref_cache
-def _after_casts(branch: AnyJaxpr, types: tuple[Aval | None, ...]) -> AnyJaxpr:
+def _after_casts(branch: AnyJaxpr, types: tuple[Aval | None, ...]) -> ClosedJaxpr:
     """Make the branch of operands some of which are cast before it, to these types."""
     program = inlined(Program.of(branch))
     f = lambda *xs: run(program, [*program.consts, *xs], _AfterCasts())

@@ -133,3 +133,22 @@ def test_backward_rules_log():
     with pytest.raises(ValueError, match="log by the same name: 'f'"):
         pullback(y)
     assert bp.vjp(f, 1.0)[1](1.0) == (3.0,)
+
+
+NUMBERS = {
+    "the argument": lambda x: x,
+    "a Python number": lambda x: 2.0,
+    "a tree with one": lambda x: {"a": x, "b": (3.0, x * x)},
+    "a product": lambda x: x * np.float32(2),
+}
+
+
+@pytest.mark.parametrize("x", [1.0, np.float32(1)], ids=["weak", "strong"])
+@pytest.mark.parametrize("output", NUMBERS)
+def test_jacobians_of_python_numbers_have_the_types_that_jax_gives_them(output, x):
+    types = lambda tree: jax.tree.map(jax.typeof, tree)
+    for wrap in (lambda f: f, jax.jit):
+        ours, theirs = (wrap(t.jacrev(NUMBERS[output]))(x) for t in (bp, jax))
+        assert types(ours) == types(theirs) and ours == theirs
+        ours, theirs = (wrap(t.hessian(NUMBERS[output]))(x) for t in (bp, jax))
+        assert types(ours) == types(theirs) and ours == theirs

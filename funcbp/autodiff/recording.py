@@ -293,7 +293,8 @@ class RecordingTrace(core.Trace):
         """Record an operation that has nothing to do with references."""
         operation = self.operation(primitive, params, tracers)
         refuse_lost(operation, self.lost(tracers))
-        if operation.is_perturbed or operation.feedback is not None or self.observing or operation.marks_inside:
+        enters = operation.is_perturbed or operation.feedback is not None or operation.stands_for_another
+        if enters or self.observing or operation.marks_inside:
             if self.options.inlines_calls and has_spike(operation):
                 return record_spikes(self, operation)
             with jx.width_of(operation.values):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from .. import jaxpr as jx
 from ..cotangents import Cotangent, Factored, Linear, Moves, is_differentiable, materialize
+from ..jaxpr.operations import stands_for
 from ..jaxpr.types import Aval, Primitive, PyTree, Value
 from .contract import INPUTS, EscapedMarkError, MissingRuleError, Save
 from .options import Options
@@ -78,6 +79,11 @@ class Operation(NamedTuple):
     @property
     def is_perturbed(self) -> bool:
         return self.indices.count(None) < len(self.indices)
+
+    @property
+    def stands_for_another(self) -> bool:
+        """Whether another operation is recorded in its place, as that of a name, which a plan may look for."""
+        return "_prim" in self.params and stands_for(self.params) is not None
 
     def after(self, n: int) -> Operation:
         """The same of the operands that come after the first n."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -215,6 +216,24 @@ def test_checkpointed_functions_are_operations_under_their_flag(policy):
         gradient_as_operations, plan_of_operations = planned()
     np.testing.assert_array_equal(gradient_as_operations, gradient)
     assert plan_of_operations == plan and (("h", "kept") in plan) == (policy is not None)
+
+
+def test_names_of_what_is_not_differentiated_are_kept_under_their_flag():
+    """The policy speaks of it, so it is kept; and nothing else is."""
+    policy = jax.checkpoint_policies.save_only_these_names("kept")
+    name = jax.ad_checkpoint.checkpoint_name
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def f(x):
+        return x * name(jnp.exp(X), "kept") * name(jnp.sin(X), "not kept")
+
+    def plan():
+        return [(v.name, v.fate) for v in bp.residuals(lambda x: jnp.sum(f(x)))(X).values]
+
+    without = plan()
+    with turned_on("jax_remat3"):
+        assert plan() == without and ("kept", "kept") in without
+        np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(f(x)))(X), np.exp(X) * np.sin(X))
 
 
 def test_references_in_a_checkpointed_function_are_followed_under_its_flag():

@@ -30,7 +30,7 @@ def check_accumulator(accumulator: Value, primal: Aval) -> None:
         ValueError: the reference has another type, or there is none.
     """
     if not is_accumulator(accumulator):
-        if jx.is_reference(primal) and not isinstance(accumulator, jx.DontWant):
+        if jx.is_reference(primal) and not isinstance(accumulator, (jx.DontWant, jx.GradAccum)):
             raise ValueError(
                 "A primal is a mutable reference: its cotangent cannot be returned. Pass a reference to add it into, "
                 "or jax.ad.DontWant()."
@@ -45,12 +45,15 @@ def check_accumulator(accumulator: Value, primal: Aval) -> None:
 
 
 def accumulated(accumulator: Value, ct: Cotangent, primal: Aval) -> Value:
-    """Add a cotangent into a reference, if that is one, and return what stands in its place."""
+    """Add a cotangent into what is there for it, if anything is, and return what stands in its place."""
+    exists = ct is not Zero and is_differentiable(primal)
+    if isinstance(accumulator, jx.GradAccum):
+        return jx.add_into(accumulator, materialize(ct) if exists else None)
     if isinstance(accumulator, jx.DontWant):
         return jx.DidntWant()
     if not is_accumulator(accumulator):
         return handed_out(ct, primal)
-    if ct is not Zero and is_differentiable(primal):
+    if exists:
         jax.ref.addupdate(accumulator, ..., materialize(ct))
     return jx.GradRef()
 

@@ -159,9 +159,9 @@ class Pullback:
         """Return the function of a cotangent that adds the cotangents of the primals into references.
 
         Args:
-            accumulators: a tree like the primals; for each leaf a mutable reference, to add the cotangent to;
-                `jax.ad.DontWant()`; or anything else, to have the cotangent returned. A primal that is a reference
-                itself needs one of the former two.
+            accumulators: a tree like the primals; for each leaf a mutable reference, to add the cotangent to, or a
+                `jax.experimental.hijax.GradAccum`; `jax.ad.DontWant()`; or anything else, to have the cotangent
+                returned. A primal that is a reference itself needs one of the former three.
 
         Returns:
             A function that returns a tuple like the pullback, with `jax.ad.GradRef()` in the place of what is in a

@@ -154,6 +154,28 @@ def test_a_second_derivative_is_that_of_the_authors_backward_pass():
     np.testing.assert_allclose(twice(X), 10 * X)
 
 
+class ByOurs(Operation):
+    """x ↦ sin(x)³, whose author goes back by a pullback of ours, into what he is given to add to."""
+
+    def expand(self, x):
+        return jnp.sin(x) ** 3
+
+    def vjp_fwd(self, moving, x):
+        return bp.vjp(self.expand, x)
+
+    def vjp_bwd(self, pullback, ct, into):
+        pullback.with_refs(into)(ct)
+
+
+@pytest.mark.parametrize("how", WRAPS)
+def test_a_pullback_adds_into_what_an_operation_is_given_to_add_to(how):
+    for grad in (bp.grad, jax.grad):
+        if grad is jax.grad and how == "checkpoint":
+            continue  # JAX asks for a `jvp` there
+        got = grad(lambda x: jnp.sum(WRAPS[how](ByOurs.of)(x) * X))(X)
+        np.testing.assert_allclose(got, 3 * np.sin(X) ** 2 * np.cos(X) * X, rtol=1e-12)
+
+
 def test_an_operation_without_a_derivative_is_an_error():
     with pytest.raises(bp.MissingRuleError, match=r"`Bare`, .*test_operations.* neither a `vjp_fwd` nor a `jvp`"):
         bp.grad(loss(Bare.of))(X)

@@ -88,7 +88,7 @@ def suite(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(records or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         ours = pytest(root, files, folder / f"{name}-{module}.jsonl", module=module, minutes=minutes, **options)
         failed = [t for t, r in ours.items() if r["outcome"] == "failed"]
         on_jax = {}

@@ -67,6 +67,11 @@ def test_no_reverse_mode_of_jax(path):
         "jaxpr/operations.py": [  # what an operation's own backward rule, its author's, adds its cotangents to
             ("_accumulators", "jax._src.interpreters.ad.ValAccum"),
             ("_accumulators", "jax._src.interpreters.ad.NullAccum"),
+            ("collects", "jax._src.interpreters.ad.GradAccum"),
+            ("add_into", "jax._src.interpreters.ad.ValAccum"),
+            ("add_into", "jax._src.interpreters.ad.NullAccum"),
+            ("add_into", "jax._src.api.DidntWant"),  # marks, of no content
+            ("add_into", "jax._src.api.GradRef"),
             ("_found", "jax._src.interpreters.ad.ValAccum"),
         ],
         "jaxpr/attached.py": [("", "jax._src.interpreters.ad.primitive_jvps")],  # our own primitive's forward mode

@@ -6,6 +6,7 @@ import jax
 
 from .. import jaxpr as jx
 from ..cotangents import Cotangent, Zero, float0_zeros, instantiate, is_differentiable, materialize, weak_as
+from ..jaxpr import operations as ops
 from ..jaxpr.types import Aval, Value
 
 __all__ = ["accumulated", "check_accumulator", "handed_out"]
@@ -30,7 +31,7 @@ def check_accumulator(accumulator: Value, primal: Aval) -> None:
         ValueError: the reference has another type, or there is none.
     """
     if not is_accumulator(accumulator):
-        if jx.is_reference(primal) and not isinstance(accumulator, (jx.DontWant, jx.GradAccum)):
+        if jx.is_reference(primal) and not (isinstance(accumulator, jx.DontWant) or ops.collects(accumulator)):
             raise ValueError(
                 "A primal is a mutable reference: its cotangent cannot be returned. Pass a reference to add it into, "
                 "or jax.ad.DontWant()."
@@ -47,8 +48,8 @@ def check_accumulator(accumulator: Value, primal: Aval) -> None:
 def accumulated(accumulator: Value, ct: Cotangent, primal: Aval) -> Value:
     """Add a cotangent into what is there for it, if anything is, and return what stands in its place."""
     exists = ct is not Zero and is_differentiable(primal)
-    if isinstance(accumulator, jx.GradAccum):
-        return jx.add_into(accumulator, materialize(ct) if exists else None)
+    if ops.collects(accumulator):
+        return ops.add_into(accumulator, materialize(ct) if exists else None)
     if isinstance(accumulator, jx.DontWant):
         return jx.DidntWant()
     if not is_accumulator(accumulator):

@@ -105,12 +105,10 @@ from .references import ACCESSES as ACCESSES
 from .references import Cell as Cell
 from .references import DidntWant as DidntWant
 from .references import DontWant as DontWant
-from .references import GradAccum as GradAccum
 from .references import GradRef as GradRef
 from .references import RecordedReference as RecordedReference
 from .references import UnfollowedReferenceError as UnfollowedReferenceError
 from .references import accesses as accesses
-from .references import add_into as add_into
 from .references import enters_custom as enters_custom
 from .references import is_reference as is_reference
 from .references import makes_reference as makes_reference

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax._src import ad_checkpoint, ad_util, hijax
-from jax._src.interpreters.ad import NullAccum, ValAccum
+from jax._src.api import DidntWant, GradRef
+from jax._src.interpreters.ad import GradAccum, NullAccum, ValAccum
 from jax._src.tree_util import broadcast_prefix
 
 from .interpreter import close
@@ -19,6 +20,8 @@ from .values import as_array, as_cotangent, as_residual, is_jax_zero, primitives
 
 __all__ = [
     "Forward",
+    "add_into",
+    "collects",
     "expanded",
     "has_backward",
     "has_tangents",
@@ -161,6 +164,20 @@ def _accumulators(operation: Any, perturbed: Sequence[bool]) -> list[Value]:
     """What a backward rule adds its cotangents to."""
     kinds = [ValAccum if p else NullAccum for p in perturbed]
     return [kind(t.to_ct_aval()) for kind, t in zip(kinds, operation.in_avals_flat, strict=True)]
+
+
+def collects(x: object) -> bool:
+    """Whether this is what a backward rule adds its cotangents to."""
+    return isinstance(x, GradAccum)
+
+
+def add_into(accumulator: Any, ct: Value | None) -> Value:
+    """Add a cotangent, if there is one, and return what JAX has in its place."""
+    if ct is not None:
+        accumulator.accum(ct)
+    if isinstance(accumulator, ValAccum):
+        return ad_util.instantiate(accumulator.freeze())
+    return DidntWant() if isinstance(accumulator, NullAccum) else GradRef()
 
 
 def _found(accumulators: Sequence[Value]) -> list[Value]:

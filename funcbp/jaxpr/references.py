@@ -17,7 +17,6 @@ import jax
 from jax import lax
 from jax._src import core
 from jax._src.api import DidntWant, DontWant, GradRef
-from jax._src.interpreters.ad import GradAccum, NullAccum, ValAccum, instantiate_zeros
 from jax._src.sharding_impls import UNSPECIFIED
 from jax._src.state import discharge
 from jax._src.state.types import AbstractRef, RefEffect
@@ -47,12 +46,10 @@ __all__ = [
     "Cell",
     "DidntWant",
     "DontWant",
-    "GradAccum",
     "GradRef",
     "RecordedReference",
     "UnfollowedReferenceError",
     "accesses",
-    "add_into",
     "enters_custom",
     "is_reference",
     "makes_reference",
@@ -211,15 +208,6 @@ def read_reference(reference: Value) -> Value:
 
 def write_reference(reference: Value, value: Value) -> None:
     jax.ref.set(reference, ..., value)
-
-
-def add_into(accumulator: GradAccum, ct: Value | None) -> Value:
-    """Add a cotangent, if there is one, to what operations written as classes have for it, and return what JAX does."""
-    if ct is not None:
-        accumulator.accum(ct)
-    if isinstance(accumulator, ValAccum):
-        return instantiate_zeros(accumulator.freeze())
-    return DidntWant() if isinstance(accumulator, NullAccum) else GradRef()
 
 
 # --- one operation ----------------------------------------------------------------------------------------------------

@@ -89,6 +89,31 @@ def test_types_and_communication_of_rules(name):
         assert of(bp) == of(jax)
 
 
+GATHERED = {  # of x, gathered, whose cotangent is a sum that has not been taken
+    "the largest": jnp.max,
+    "the smallest": jnp.min,
+    "rows that are looked up": lambda y: y[jnp.array([1, 1, 2])].sum(),
+    "the place of the largest": lambda y: y[jnp.argmax(y)],
+}
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_what_is_gathered_has_a_cotangent_to_be_summed(name):
+    """Zeros are of that type, too: where the look-up writes into some, JAX has others, and fails."""
+    mesh = meshed(kind=AxisType.Explicit)
+    x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=jax.NamedSharding(mesh, P("data")))
+    f = lambda x: GATHERED[name](lax.all_gather(x, "data", tiled=True, to="reduced"))
+    f = jax.jit(jax.shard_map(f, out_specs=P(reduced={"data"})))
+    with use_abstract_mesh(mesh):
+        try:
+            jax.make_jaxpr(f)(x)
+        except ValueError:
+            pytest.skip("this JAX does not know of what is computed of it that it has such a cotangent")
+        program = jax.make_jaxpr(bp.grad(f))(x)
+    assert program.out_avals == program.in_avals
+    assert list(communication(program)) == ["all_gather_reduced", "unreduced_reduce_scatter"]
+
+
 reshard, einsum = jax.sharding.reshard, jnp.einsum
 inner = lambda f, **how: jax.sharding.auto_axes(f, out_sharding=P("data"), **how)
 EXPLICIT = {

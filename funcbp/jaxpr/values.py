@@ -138,6 +138,8 @@ def zeros(aval: Aval) -> jax.Array:
         return aval.vspace_zero()
     with mesh_of(aval), width_of([aval]):
         zero = ad_util.zeros_like_aval(aval)
+    if isinstance(aval, core.ShapedArray) and (axes := tuple(aval.mat.unreduced - core.typeof(zero).mat.unreduced)):
+        zero = primitive("vary_unreduced_cast_p").bind(pvary(zero, axes), axes=axes)
     here, space = core.typeof(zero).memory_space, getattr(aval, "memory_space", None)
     return zero if space in (None, here) else to_space(zero, space)
 

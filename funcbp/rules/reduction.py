@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent
-from ..jaxpr import aval_of, cotangent_sharding, dilated, primitives, reducer, sharding_of
+from ..jaxpr import aval_of, cotangent_sharding, dilated, primitives, reducer, sharding_of, zeros
 from ..jaxpr.types import Aval, JaxprEqn, Primitive, PyTree
 from .elementwise import where
 from .registry import def_body, def_linear, def_nondiff, def_rule
@@ -42,8 +42,8 @@ def reduce_extremum_bwd(
     x, z = res
     here = lax.eq(x, repeated(z, x.shape, axes, sharding_of(x)))
     count = lax.reduce_sum(lax.convert_element_type(here, ct.dtype), axes)
-    none = lax.eq(count, lax.full_like(count, 0))
-    elsewhere = lax.select(none, lax.full_like(ct, np.nan), lax.full_like(ct, 0))
+    zero = zeros(jax.typeof(ct))
+    elsewhere = lax.select(lax.ne(z, z), lax.mul(zero, z), zero)
     return [lax.select(here, spread(lax.div(ct, count), x, axes), spread(elsewhere, x, axes))]
 
 

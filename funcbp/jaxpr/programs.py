@@ -261,10 +261,12 @@ def levels_of(
     for (transformation, more), own, store in zip(reversed(mapping), reversed(dims), reversed(stores), strict=True):
         new = new.wrap(transformation, (*more[:-1], tuple(own)), store)
     trace(lambda *xs: [y for y in new.call_wrapped(*args(xs)) if hasattr(y, "dtype")], avals, "mapped")
-    return [
+    levels = [
         Level(more[-2].size, own[::k], list(store.val)[-n_outs:])
         for (_, more), own, k, store in zip(mapping, dims, pairs, stores, strict=True)
     ]
+    # JAX hands a call to the `vmap` around it although no operand is mapped: it is one call, whose cotangent counts once
+    return [level for level in levels if any(d is not None for d in (*level.ins, *level.outs))]
 
 
 def constants_before(rule: WrappedFun) -> int:

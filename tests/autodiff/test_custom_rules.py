@@ -209,6 +209,19 @@ def test_a_backward_rule_may_read_something_else_where_a_cotangent_is_zero(run):
     assert bp.grad(lambda x: run(f)(x)[0])(2.0) == 6.0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_rule_inside_a_map_of_which_no_operand_is_mapped_counts_once(compiled):
+    x = jnp.array([0.3, -0.7])
+    call = jax.jit(jnp.logaddexp) if compiled else jnp.logaddexp
+    f = lambda x: jax.vmap(lambda k: k * call(x, 2 * x).sum())(jnp.arange(3.0)).sum()  # 3 (logaddexp(x, 2x))
+    want = 3 * (1 + np.exp(x) / (1 + np.exp(x)))
+    np.testing.assert_allclose(bp.grad(f)(x), want, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(bp.grad(f))(x), want, rtol=1e-6)
+    program = jax.make_jaxpr(f)(x)
+    of_program = lambda x: jax.core.eval_jaxpr(program.jaxpr, program.consts, x)[0]
+    np.testing.assert_allclose(bp.grad(of_program)(x), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("how", ["eager", "jit", "python"])
 @pytest.mark.parametrize("name", ["logaddexp", "logaddexp2"])
 def test_a_mapped_function_of_two_meets_its_operands(name, how):

@@ -265,7 +265,7 @@ def levels_of(
         Level(more[-2].size, own[::k], list(store.val)[-n_outs:])
         for (_, more), own, k, store in zip(mapping, dims, pairs, stores, strict=True)
     ]
-    # JAX hands a call to the `vmap` around it although no operand is mapped: it is one call, whose cotangent counts once
+    # JAX hands a call to the `vmap` around it even where no operand is mapped: one call, whose cotangent counts once
     return [level for level in levels if any(d is not None for d in (*level.ins, *level.outs))]
 
 

@@ -60,7 +60,8 @@ def convolve(
         **params: the others of `jax.lax.conv_general_dilated`.
     """
     how = Convolution(**params)
-    w = lax.rev(w, how.dimension_numbers.rhs_spec[2:]) if reverse else w
+    if reverse and (space := [i for i in how.dimension_numbers.rhs_spec[2:] if w.shape[i] != 1]):
+        w = lax.rev(w, space)
     alike = preferred_element_type in (None, x.dtype) and out_sharding is None and sharding_of(x) is None
     if device_here().platform == "cpu" and alike and all(isinstance(n, int) for n in (*x.shape, *w.shape)):
         return _form(how, x, w)(how, x, w)
@@ -119,9 +120,10 @@ def _exchanged(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _of_one_tap(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contract the channels, and pad what comes of that: z[b s o] = Σᵢ x[b s i] w[i o]."""
-    x, w = _examples(how, x), _kernel(how, w)
-    z = _padded(how, _times(x, lax.reshape(w, w.shape[-2:]), 1, how.precision))
-    return _put_back(how, lax.slice(z, [0] * z.ndim, z.shape, (1, *how.window_strides, 1)))
+    kernel = _kernel(how, w)
+    z = _times(_examples(how, x), lax.reshape(kernel, kernel.shape[-2:]), 1, how.precision)
+    start = [0] * len(how.padding)
+    return _put_back(how, _cut(_padded(how, z), start, _positions(how, x, w), how.window_strides))
 
 
 def _by_taps(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -150,10 +152,11 @@ def _by_positions(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
     def contracted(x: jax.Array, w: jax.Array) -> jax.Array:
         places = _places(how.window_strides, positions)
         parts = [_cut(x, at, w.shape[1:-1], how.rhs_dilation) for at in places]
-        return jnp.stack([_summed(part, w, how.batch_group_count, how.precision) for part in parts])
+        sums = [_summed(part, w, how.batch_group_count, how.precision) for part in parts]
+        return sums[0] if len(sums) == 1 else jnp.stack(sums)
 
     z = in_float32(contracted)(_padded(how, x), w)
-    z = lax.reshape(z, (*positions, *z.shape[1:]))
+    z = lax.reshape(z, (*positions, *z.shape[-2:]))
     return lax.transpose(z, np.argsort((*z_spec[2:], z_spec[0], z_spec[1])).tolist())
 
 
@@ -227,6 +230,8 @@ def _positions(how: Convolution, x: jax.Array, w: jax.Array) -> list[int]:
 def _padded(how: Convolution, x: jax.Array) -> jax.Array:
     """x[. s .] with its margins and holes."""
     margins = [(lo, hi, d - 1) for (lo, hi), d in zip(how.padding, how.lhs_dilation, strict=True)]
+    if not any(map(any, margins)):
+        return x
     return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
 
 
@@ -236,6 +241,8 @@ def _places(steps: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
 
 def _cut(x: jax.Array, start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> jax.Array:
     """As many numbers of x[. s .] as `sizes`, from a place on, so many steps from each other."""
+    if tuple(sizes) == x.shape[1:-1]:
+        return x
     limit = [a + (n - 1) * step + 1 for a, n, step in zip(start, sizes, steps, strict=True)]
     return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *steps, 1))
 

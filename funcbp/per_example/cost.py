@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..cotangents import Product
-from ..rules.convolution import conv_right
+from ..rules.contraction import conv_right
 from . import pairs as ps
 from .pairs import Pair
 

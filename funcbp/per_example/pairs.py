@@ -26,8 +26,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..cotangents import STACKED, SUMMED, Moves, Product
-from ..rules.contraction import dot_general_left, dot_general_right
-from ..rules.convolution import conv_right
+from ..rules.contraction import conv_right, dot_general_left, dot_general_right
 from ..rules.indexing import gather_left
 from ..rules.inlined import Moved, contracted
 

@@ -4,7 +4,6 @@ from ..cotangents import Moves, Zero, unbroadcast
 from . import (
     collectives,
     contraction,
-    convolution,
     elementwise,
     indexing,
     linalg,
@@ -56,7 +55,6 @@ __all__ = [
     "bilinear_rule",
     "collectives",
     "contraction",
-    "convolution",
     "coverage",
     "def_bilinear",
     "def_body",

@@ -77,12 +77,15 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=wide, height=high, deviceScaleFactor=1, mobile=wide < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url="about:blank")
+        self._go_to("about:blank")
+        self._go_to(page.as_uri() + at)
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def _go_to(self, url: str) -> None:
         self._events.clear()
-        self.call("Page.navigate", url=page.as_uri() + at)
+        self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self._events):
             self._events.append(self._message())
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def run(self, script: str) -> Any:
         """Run an expression in the page, wait for it if it is a promise, and return its value."""

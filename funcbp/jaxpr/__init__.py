@@ -177,6 +177,7 @@ from .values import in_space_of as in_space_of
 from .values import instantiated_tangent as instantiated_tangent
 from .values import is_high as is_high
 from .values import is_number as is_number
+from .values import is_plain as is_plain
 from .values import is_staging as is_staging
 from .values import is_value as is_value
 from .values import laid_out_as as laid_out_as

@@ -383,6 +383,11 @@ def sharding_of(x: Value | Aval) -> jax.sharding.NamedSharding | None:
     return None if sharding is None or sharding.mesh.empty else sharding
 
 
+def is_plain(x: Value | Aval) -> bool:
+    """Whether the sizes are numbers, and the array is not divided over devices in a way that its type says."""
+    return sharding_of(x) is None and all(isinstance(n, int) for n in aval_of(x).shape)
+
+
 def ones_as_cotangent(x: Value) -> jax.Array:
     """The cotangent of a value that is one everywhere, of the type that cotangents of it have."""
     sharding = cotangent_sharding(x)

@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..jaxpr import Program, Visitor, device_here, dilated, primitives, run, sharding_of, trace
-from ..jaxpr.types import JaxprEqn, Value
+from ..jaxpr import Program, Visitor, aval_of, device_here, dilated, is_plain, primitives, run, trace
+from ..jaxpr.types import Aval, JaxprEqn, Value
 from .elementwise import in_float32
 
 __all__ = ["convolve", "written_for_here"]
@@ -38,6 +38,9 @@ class Convolution(NamedTuple):
     feature_group_count: int
     batch_group_count: int
     precision: lax.PrecisionLike
+
+
+Form = Callable[[Convolution, jax.Array, jax.Array], jax.Array]
 
 
 def convolve(
@@ -60,16 +63,23 @@ def convolve(
         **params: the others of `jax.lax.conv_general_dilated`.
     """
     how = Convolution(**params)
+    form = _form(how, x, w) if _may_be_written(x, w, preferred_element_type, out_sharding) else None
     if reverse and (space := [i for i in how.dimension_numbers.rhs_spec[2:] if w.shape[i] != 1]):
         w = lax.rev(w, space)
-    alike = preferred_element_type in (None, x.dtype) and out_sharding is None and sharding_of(x) is None
-    if device_here().platform == "cpu" and alike and all(isinstance(n, int) for n in (*x.shape, *w.shape)):
-        return _form(how, x, w)(how, x, w)
+    if form is not None:
+        return form(how, x, w)
     given: dict[str, Any] = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
     return lax.conv_general_dilated(x, w, **given, **params)
 
 
-def _form(how: Convolution, x: jax.Array, w: jax.Array) -> Callable[[Convolution, jax.Array, jax.Array], jax.Array]:
+def _may_be_written(
+    x: jax.Array | Aval, w: jax.Array | Aval, dtype: DTypeLike | None, out_sharding: jax.sharding.NamedSharding | None
+) -> bool:
+    plain = is_plain(x) and is_plain(w) and out_sharding is None
+    return device_here().platform == "cpu" and plain and dtype in (None, x.dtype)
+
+
+def _form(how: Convolution, x: jax.Array | Aval, w: jax.Array | Aval) -> Form:
     positions, taps = _positions(how, x, w), math.prod(_taps(how, w))
     if not x.size or not w.size or min(positions, default=1) < 1:
         return _in_order
@@ -90,11 +100,14 @@ def _form(how: Convolution, x: jax.Array, w: jax.Array) -> Callable[[Convolution
 
 def _in_order(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
     """Convolve with the batch first and the channels last: z[b s o] = x[b s i] ⋆ w[s i o]."""
-    space = range(x.ndim - 2)
-    batched = (0, x.ndim - 1, *(i + 1 for i in space))
-    numbers = lax.ConvDimensionNumbers(batched, (x.ndim - 1, x.ndim - 2, *space), batched)
-    new = how._replace(dimension_numbers=numbers)
+    new = how._replace(dimension_numbers=_ordered(x.ndim))
     return _put_back(how, lax.conv_general_dilated(_examples(how, x), _kernel(how, w), **new._asdict()))
+
+
+def _ordered(ndim: int) -> lax.ConvDimensionNumbers:
+    space = range(ndim - 2)
+    batched = (0, ndim - 1, *(i + 1 for i in space))
+    return lax.ConvDimensionNumbers(batched, (ndim - 1, ndim - 2, *space), batched)
 
 
 def _exchanged(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -211,15 +224,15 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
     return spec[0], *spec[2:], spec[1]
 
 
-def _sizes(x: jax.Array, spec: Sequence[int]) -> list[int]:
+def _sizes(x: jax.Array | Aval, spec: Sequence[int]) -> list[int]:
     return [x.shape[i] for i in spec[2:]]
 
 
-def _taps(how: Convolution, w: jax.Array) -> list[int]:
+def _taps(how: Convolution, w: jax.Array | Aval) -> list[int]:
     return _sizes(w, how.dimension_numbers.rhs_spec)
 
 
-def _positions(how: Convolution, x: jax.Array, w: jax.Array) -> list[int]:
+def _positions(how: Convolution, x: jax.Array | Aval, w: jax.Array | Aval) -> list[int]:
     """Count the places that a kernel is laid on, along each axis."""
     n = dilated(_sizes(x, how.dimension_numbers.lhs_spec), how.lhs_dilation)
     k = dilated(_taps(how, w), how.rhs_dilation)
@@ -252,17 +265,23 @@ def _cut(x: jax.Array, start: Sequence[int], sizes: Sequence[int], steps: Sequen
 
 def written_for_here(program: Program) -> Program:
     """The same program, with its convolutions written so."""
-    if device_here().platform != "cpu" or not any(
-        e.primitive is primitives.conv_general_dilated_p for e in program.eqns
-    ):
+    if not any(map(_changes, program.eqns)):
         return program
     return trace(lambda *args: run(program, args, _Rewriting()), [v.aval for v in program.invars], "forward")
 
 
 class _Rewriting(Visitor):
     def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
-        return [convolve(*args, **eqn.params)] if _convolves(eqn) else super().equation(eqn, args)
+        return [convolve(*args, **eqn.params)] if _changes(eqn) else super().equation(eqn, args)
 
 
-def _convolves(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is primitives.conv_general_dilated_p
+def _changes(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation is a convolution that is written in another form than it has."""
+    if eqn.primitive is not primitives.conv_general_dilated_p:
+        return False
+    x, w = (aval_of(v.aval) for v in eqn.invars)
+    params = dict(eqn.params)
+    if not _may_be_written(x, w, params.pop("preferred_element_type"), params.pop("out_sharding")):
+        return False
+    how = Convolution(**params)
+    return _form(how, x, w) is not _in_order or how.dimension_numbers != _ordered(len(x.shape))

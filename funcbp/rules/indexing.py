@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from ..cotangents import ABSORB, Cotangent, Factored, Moves, Product, Zero
-from ..jaxpr import aval_of, current_source, device_here, primitive, primitives, sharding_of, zero_cotangent
+from ..jaxpr import aval_of, current_source, device_here, is_plain, primitive, primitives, zero_cotangent
 from ..jaxpr.types import Aval, Jaxpr, PyTree, Value
 from .contract import TYPES
 from .registry import def_rule
@@ -172,10 +172,9 @@ def _rows_first(ct: jax.Array, x: Aval, d: lax.GatherDimensionNumbers) -> tuple[
 
     XLA's CPU compiler writes what lies apart number by number: `x[:, columns]` took 50 times as long back as forth.
     """
-    sizes, axes = (*ct.shape, *x.shape), range(len(x.shape))
-    if device_here().platform != "cpu" or sharding_of(x) is not None or not all(isinstance(n, int) for n in sizes):
+    if device_here().platform != "cpu" or not (is_plain(x) and is_plain(ct)):
         return None
-    rows = d.collapsed_slice_dims
+    rows, axes = d.collapsed_slice_dims, range(len(x.shape))
     if not rows or d.operand_batching_dims or not {*d.start_index_map} <= {*rows} or ct.size < ENOUGH:
         return None
     apart = math.prod(x.shape[a] for a in axes if a not in rows and a < max(rows))

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..cotangents import Cotangent
-from ..jaxpr import aval_of, cotangent_sharding, dilated, primitives, reducer, sharding_of, zeros
+from ..jaxpr import aval_of, cotangent_sharding, dilated, is_plain, primitives, reducer, sharding_of, zeros
 from ..jaxpr.types import Aval, JaxprEqn, Primitive, PyTree
 from .elementwise import where
 from .registry import def_body, def_linear, def_nondiff, def_rule
@@ -180,11 +180,6 @@ def pooling_bwd(better: Primitive) -> Callable[..., list[Cotangent]]:
 
 
 UNROLLED = 16  # as many places of a window are compared one by one
-
-
-def is_plain(x: Aval) -> bool:
-    """Tell whether the sizes are numbers, and the array is not divided over devices in a way that its type says."""
-    return cotangent_sharding(x) is None and all(isinstance(n, int) for n in x.shape)
 
 
 def are_tiles(

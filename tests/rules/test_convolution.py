@@ -12,6 +12,8 @@ import pytest
 from jax import lax
 
 import funcbp as bp
+from funcbp import jaxpr as jx
+from funcbp.rules.convolving import written_for_here
 
 rng = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.3)
@@ -147,3 +149,12 @@ def test_what_is_narrow_is_added_up_in_float32(dtype):
     wide = bp.vjp(lambda x: f(x, w.astype("float32")), x.astype("float32"))[1](ct.astype("float32"))[0]
     assert got.dtype == dtype
     np.testing.assert_allclose(got.astype("float32"), wide, rtol=float(jnp.finfo(dtype).eps))
+
+
+def test_a_program_whose_convolutions_stay_as_they_are_is_not_traced_again():
+    traced = lambda kind: jx.trace(
+        lambda x, w: [convolve(x, w, KINDS[kind][2])], [jax.typeof(normal(*s)) for s in KINDS[kind][:2]]
+    )
+    last, first = traced("channels last"), traced("channels first")
+    assert written_for_here(last) is last
+    assert [e.primitive.name for e in written_for_here(first).eqns].count("transpose") == 3

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable
@@ -127,13 +128,33 @@ class Search:
     def fit(self, rung: Rung) -> Fit:
         """Plan the program like this, and predict its peak."""
         if rung not in self.fits:
-            options = self.options.replace(policy=MinCut(weight=rung.weight))
-            regions = planned(self.regions, options.policy, rung.regions)
-            if rung.snapshots is not None:
-                own = {"snapshots": rung.snapshots}
-                regions = [r._replace(program=jx.with_snapshots(r.program, own, _reruns)) for r in regions]
-            self.fits[rung] = _fit(self.program, regions, self.perturbed, options, self.known)
+            regions, plans, active = self._plans(rung)
+            options = self._options(rung)
+            self.fits[rung] = _fit(self.program, regions, plans, active, options, self.known)
         return self.fits[rung]
+
+    def _options(self, rung: Rung) -> Options:
+        return self.options.replace(policy=MinCut(weight=rung.weight))
+
+    def _plans(self, rung: Rung) -> tuple[list[Region], list[Plan | None], set[Any]]:
+        """Plan the parts of the program like this, and collect what a differentiated input reaches.
+
+        The plan of a part that no such value enters is None.
+        """
+        options = self._options(rung)
+        regions = planned(self.regions, options.policy, rung.regions)
+        if rung.snapshots is not None:
+            own = {"snapshots": rung.snapshots}
+            regions = [r._replace(program=jx.with_snapshots(r.program, own, _reruns)) for r in regions]
+        active = {v for v, p in zip(self.program.invars, self.perturbed, strict=True) if p}
+        plans: list[Plan | None] = []
+        for region in regions:
+            flags = [v in active for v in region.inputs]
+            plan = _plan_of(region, flags, options) if any(flags) else None
+            if plan is not None:
+                active |= {v for v, d in zip(region.outputs, plan.passes.differentiable, strict=True) if d}
+            plans.append(plan)
+        return regions, plans, active
 
     def ladders(self, limit: float) -> Iterator[list[Rung]]:
         """Yield what can be done, each time from the fastest to the smallest; and from the fastest way to the last.
@@ -148,13 +169,13 @@ class Search:
             last = Rung(points[-1], all_parts)
         hopeless = self.fit(last).peak - self.fit(last).waiting > limit
         if parts > all_parts and not hopeless:
-            yield self._in_regions(parts)
+            yield from self._in_regions(parts)
         steps = max((eqn.params["length"] for eqn in self._loops()), default=0)
         least = next(s for s in range(1, steps + 2) if math.comb(s + RERUNS, s) >= steps)
         if steps > 2 * least:
             yield [Rung(math.inf, 0, s) for s in (*range(steps // 2, least, -max(1, steps // MANY)), least)]
         if parts > all_parts and hopeless:
-            yield self._in_regions(parts)
+            yield from self._in_regions(parts)
 
     def smallest(self) -> Fit:
         """Find the rung with the lowest peak: of a short ladder each is looked at, of a long one the last."""
@@ -166,9 +187,11 @@ class Search:
     def _loops(self) -> Iterator[JaxprEqn]:
         return (eqn for r in self.regions for eqn in r.program.eqns if _reruns(eqn))
 
-    def _in_regions(self, parts: int) -> list[Rung]:
-        some = range(0, parts, max(1, parts // MANY))
-        return [*(Rung(1.0, n) for n in some), *(Rung(w, parts) for w in (1.0, *self._points(Rung(1.0, parts))))]
+    def _in_regions(self, parts: int) -> Iterator[list[Rung]]:
+        """Yield more and more parts as regions; and all of them, where each keeps less."""
+        yield [Rung(1.0, n) for n in (*range(0, parts, max(1, parts // MANY)), parts)]
+        if points := self._points(Rung(1.0, parts)):
+            yield [Rung(w, parts) for w in points]
 
     def _points(self, rung: Rung) -> list[float]:
         """List the weights from which on one of the plans is another one."""
@@ -183,43 +206,58 @@ class Search:
     def first(self, ladder: list[Rung], limit: float) -> Fit | None:
         """Find the first rung of a ladder that fits; None if the last one does not.
 
-        Of few, each is looked at; of many, as if each were smaller than the one before, where it is to be expected.
+        Of few, each is looked at; of many, where it is to be expected.
         """
         if ladder[-1].snapshots is not None:
-            return self._most_snapshots(ladder, limit)
+            return self._expected(ladder, *self._with_snapshots(ladder), limit)
+        if len(ladder) > FEW and ladder[-1].regions > ladder[0].regions:
+            return self._expected(ladder, *self._with_regions(ladder), limit)
         if self.fit(ladder[-1]).peak > limit:
             return None
         if len(ladder) <= FEW:
             return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
-        low, high = 0, len(ladder) - 1
-        while high - low > 1:
-            large, small = self.fit(ladder[low]).peak, self.fit(ladder[high]).peak
-            part = (large - limit) / max(large - small, 1)
-            middle = min(max(low + math.ceil(part * (high - low)), low + 1), high - 1)
-            low, high = (low, middle) if self.fit(ladder[middle]).peak <= limit else (middle, high)
+        large, small = self.fit(ladder[0]).peak, self.fit(ladder[-1]).peak  # and evenly smaller between them
+        return self._expected(ladder, np.linspace(large - small, 0, len(ladder)), small, limit)
+
+    def _expected(self, ladder: list[Rung], above: Sequence[float], least: float, limit: float) -> Fit | None:
+        """Find the first rung that fits where it is expected, and look again where what was expected was wrong.
+
+        Args:
+            above: how many bytes each rung is expected to need beside `least`, the fewest last. What it is found to
+                need corrects what is expected of all.
+        """
+        low, high, last = -1, None, len(ladder) - 1
+        while high is None or high - low > 1:
+            expected = next((i for i, more in enumerate(above) if least + more <= limit), last)
+            at = last if high is None and low >= 0 else min(max(expected, low + 1), last)
+            if at == high:
+                break
+            fit = self.fit(ladder[at])
+            least = fit.peak - above[at]
+            if fit.peak <= limit:
+                high = at
+            elif at == last:
+                return None
+            else:
+                low = at
         return self.fit(ladder[high])
 
-    def _most_snapshots(self, ladder: list[Rung], limit: float) -> Fit | None:
-        """Find the first rung that fits of a ladder of snapshots: one more takes no more than each loop's state.
+    def _with_regions(self, ladder: list[Rung]) -> tuple[Sequence[float], float]:
+        """Expect of each part that is a region that it keeps so much less, and of the rest that it stays as it is."""
+        kept = lambda rung: [0 if plan is None else kept_bytes(plan.saved) for plan in self._plans(rung)[1]]
+        before, after = kept(ladder[0]), kept(ladder[-1])
+        saved = [b - a for b, a, region in zip(before, after, self.regions, strict=True) if region.planned]
+        above = [float(sum(saved[rung.regions :])) for rung in ladder]
+        return above, self.fit(ladder[0]).peak - above[0]
 
-        It is looked for from where the states would be in the place of what the loops stack at most, as each rung that
-        is looked at has loops of its own to trace; if that does not fit, from the last rung.
-        """
+    def _with_snapshots(self, ladder: list[Rung]) -> tuple[Sequence[float], float]:
+        """Expect each loop's state for a snapshot, in the place of what the loops stack at most."""
         parts = ((eqn, *jx.scan_parts(eqn.params)[1:]) for eqn in self._loops())
         state = max(sum(bytes_of(eqn.invars[n : n + n_carry]) for eqn, n, n_carry in parts), 1)
         largest = self.fit(Rung(1.0))
         entries = (entry for plan in largest.plans for entry in plan.passes.tape.entries if "length" in entry.params)
         stacked = sum(entry.params["length"] * kept_bytes(p.saved) for entry in entries for p in entry.plans)
-        within = lambda room: next((i for i, rung in enumerate(ladder) if (rung.snapshots or 0) <= room), -1)
-        fit = self.fit(ladder[within((limit - largest.peak + stacked) // state)])
-        if fit.peak > limit and (fit := self.fit(ladder[-1])).peak > limit:
-            return None
-        while True:
-            at = next(i for i, rung in enumerate(ladder) if self.fits.get(rung) is fit)
-            more = within((ladder[at].snapshots or 0) + (limit - fit.peak) // state)
-            if more == at or (better := self.fit(ladder[more])).peak > limit:
-                return fit
-            fit = better
+        return [float(state * (rung.snapshots or 0)) for rung in ladder], largest.peak - stacked
 
 
 def _reruns(eqn: JaxprEqn) -> bool:
@@ -235,30 +273,34 @@ def _inside(plans: Sequence[Plan]) -> Iterator[Plan]:
 
 
 def _fit(
-    program: Program, regions: Sequence[Region], perturbed: Sequence[bool], options: Options, known: dict[Any, Any]
+    program: Program,
+    regions: Sequence[Region],
+    plans: Sequence[Plan | None],
+    active: set[Any],
+    options: Options,
+    known: dict[Any, Any],
 ) -> Fit:
-    """Plan the parts of a program, and predict the peak of its gradient, part by part forward and back.
+    """Predict the peak of the gradient of a program, part by part forward and back.
 
     Args:
+        plans: of its parts.
+        active: what a differentiated input reaches.
         known: what is known of programs, from one prediction to the next.
     """
     flow = Flow(known)
     env: dict[Any, int | None] = {v: flow.new() for v in (*program.constvars, *program.invars)}
     read = lambda v: None if jx.is_literal(v) else env[v]
-    active = {v for v, p in zip(program.invars, perturbed, strict=True) if p}
     passed: list[tuple[Region, Plan, list[int | None]]] = []
     begins: list[tuple[int, int]] = []  # after how many operations which part begins, on either way
-    for region in regions:
+    for region, plan in zip(regions, plans, strict=True):
         begins.append((len(flow.ops), len(passed)))
-        inputs, flags = [env[v] for v in region.inputs], [v in active for v in region.inputs]
-        if not any(flags):
+        inputs = [env[v] for v in region.inputs]
+        if plan is None:
             outs = flow.call(region.program, inputs)
         else:
-            plan = _plan_of(region, flags, options)
             made = flow.call(plan.forward, inputs)
             outs, saved = made[: len(region.outputs)], made[len(region.outputs) :]
             passed.append((region, plan, saved))
-            active |= {v for v, d in zip(region.outputs, plan.passes.differentiable, strict=True) if d}
         env.update(zip(region.outputs, outs, strict=True))
     cts: dict[Any, int | None] = {v: flow.new() for v in program.outvars if not jx.is_literal(v) and v in active}
     for i, (region, plan, saved) in reversed([*enumerate(passed)]):

@@ -48,6 +48,7 @@ UNROLLED = functools.partial(workloads.transformer, blocks=12, in_python=True)
 DEEP = functools.partial(workloads.transformer, blocks=24)
 LONG = functools.partial(workloads.lstm, time=1000)
 SNAPSHOTS = 10
+TRACES = 5
 
 
 class Side(NamedTuple):
@@ -61,14 +62,16 @@ class Side(NamedTuple):
 
 
 def side(workload: workloads.Workload, api: Any) -> Side:
-    """Trace and compile."""
-    f = workload.program(api)
-    jax.clear_caches()
-    traced, trace = measure.seconds(lambda: jax.jit(f).trace(*workload.args))
+    """Trace, of which the fastest time counts, and compile."""
+    f, traces = workload.program(api), []
+    for _ in range(TRACES):
+        jax.clear_caches()
+        traced, seconds = measure.seconds(lambda: jax.jit(f).trace(*workload.args))
+        traces.append(seconds)
     lowered = traced.lower()
     compiled, compile_ = measure.seconds(lowered.compile)
     temp = compiled.memory_analysis().temp_size_in_bytes
-    return Side(lambda: compiled(*workload.args), temp, contractions(traced.jaxpr.jaxpr.eqns), trace, compile_)
+    return Side(lambda: compiled(*workload.args), temp, contractions(traced.jaxpr.jaxpr.eqns), min(traces), compile_)
 
 
 def contractions(eqns: Collection[Any]) -> float:
@@ -118,7 +121,7 @@ def compared(name: str, ours: Side, theirs: Side, pairs: int, targets: Mapping[s
         "time": spread(times.ratios, target("time")),
         "temp bytes": Cell(ratio(ours.temp_bytes, theirs.temp_bytes), target=target("temp bytes")),
         "contractions": Cell(ratio(ours.contractions, theirs.contractions), target=target("contractions")),
-        "trace": Cell(ratio(ours.trace, theirs.trace)),
+        "trace": Cell(ratio(ours.trace, theirs.trace), target=target("trace")),
         "compile": Cell(ratio(ours.compile, theirs.compile), target=target("compile")),
     }
     return Row(name, cells)
@@ -162,7 +165,7 @@ def budget_rows(pairs: int) -> Iterator[Row]:
     theirs = side(workload, jax)
     for backward in (bp.Backward(), *(bp.Backward(residuals=bp.Budget(fraction=f)) for f in (0.6, *BUDGETS))):
         ours = side(workload, backward)
-        row = compared(f"W4 transformer, 12 blocks in Python: {backward}", ours, theirs, pairs)
+        row = compared(f"W4 transformer, 12 blocks in Python: {backward}", ours, theirs, pairs, {"trace": Target(1.5)})
         row.cells["predicted"] = Cell(ratio(predicted(workload, backward), ours.temp_bytes), target=Target(1.1))
         yield row
 

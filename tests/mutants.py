@@ -66,6 +66,8 @@ MUTANTS = [
     Mutant("rules/options.py", "return isinstance(other, Options) and self._key == other._key", "return isinstance(other, Options)", "autodiff control_flow"),
     Mutant("rules/kinds.py", "back = ct[0].through(linear, entry.types[0], entry.params.get(self.order))", "back = ct[0]", "per_example autodiff"),
     Mutant("autodiff/fitting.py", "self.fit(ladder[-1]).peak > limit:\n", "self.fit(ladder[-1]).peak > 2 * limit:\n", "remat/test_budget.py"),
+    Mutant("autodiff/fitting.py", "saved[rung.regions : -1]", "saved[rung.regions :]", "remat/test_places.py"),
+    Mutant("autodiff/fitting.py", "least = fit.peak - above[at]", "pass", "remat/test_places.py"),
     Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
     Mutant("remat/graph.py", "return sum(bytes_of([v]) // (8 if jx.packs(v.aval) else 1) for v in variables)", "return bytes_of(variables)", "remat"),
     Mutant("remat/hoisting.py", "if isinstance(steps, int) and steps <= 1:", "if False:", "remat/test_hoisting.py"),

@@ -217,7 +217,7 @@ class Search:
         if len(ladder) <= FEW:
             return next(fit for fit in map(self.fit, ladder) if fit.peak <= limit)
         large, small = self.fit(ladder[0]).peak, self.fit(ladder[-1]).peak  # and evenly smaller between them
-        return self._expected(ladder, np.linspace(large - small, 0, len(ladder)), small, limit)
+        return self._expected(ladder, np.linspace(large - small, 0, len(ladder)).tolist(), small, limit)
 
     def _expected(self, ladder: list[Rung], above: Sequence[float], least: float, limit: float) -> Fit | None:
         """Find the first rung that fits where it is expected, and look again where what was expected was wrong.
@@ -229,7 +229,7 @@ class Search:
         low, high, last = -1, None, len(ladder) - 1
         while high is None or high - low > 1:
             expected = next((i for i, more in enumerate(above) if least + more <= limit), last)
-            at = last if high is None and low >= 0 else min(max(expected, low + 1), last)
+            at = last if high is None and low >= 0 else max(expected, low + 1)
             if at == high:
                 break
             fit = self.fit(ladder[at])
@@ -243,11 +243,14 @@ class Search:
         return self.fit(ladder[high])
 
     def _with_regions(self, ladder: list[Rung]) -> tuple[Sequence[float], float]:
-        """Expect of each part that is a region that it keeps so much less, and of the rest that it stays as it is."""
+        """Expect of each part that is a region that it keeps so much less until it is gone back through.
+
+        The last one is gone back through first.
+        """
         kept = lambda rung: [0 if plan is None else kept_bytes(plan.saved) for plan in self._plans(rung)[1]]
         before, after = kept(ladder[0]), kept(ladder[-1])
         saved = [b - a for b, a, region in zip(before, after, self.regions, strict=True) if region.planned]
-        above = [float(sum(saved[rung.regions :])) for rung in ladder]
+        above = [float(sum(saved[rung.regions : -1])) for rung in ladder]
         return above, self.fit(ladder[0]).peak - above[0]
 
     def _with_snapshots(self, ladder: list[Rung]) -> tuple[Sequence[float], float]:
@@ -325,8 +328,5 @@ def _fit(
 
 
 def _plan_of(region: Region, perturbed: Sequence[bool], options: Options) -> Plan:
-    if region.policy is None:
-        return plan_of_call(passes_of(region.program.jaxpr, perturbed, options))
-    return plan_of_call(
-        passes_of(region.program.jaxpr, perturbed, options.inlining), region.policy, region.policy.choose
-    )
+    passes = passes_of(region.program.jaxpr, perturbed, options.inlining)
+    return plan_of_call(passes) if region.policy is None else plan_of_call(passes, region.policy, region.policy.choose)

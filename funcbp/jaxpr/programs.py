@@ -181,7 +181,7 @@ def signature(program: Program, i: int) -> Hashable:
         kind = str(params["call_jaxpr"]), id(params["bwd"].f), params["symbolic_zeros"]
     else:
         kind = str(sorted(params.items(), key=lambda item: item[0]))
-    return eqn.primitive.name, kind, tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars))
+    return eqn.primitive.name, kind, tuple(v.aval for v in (*eqn.invars, *eqn.outvars))
 
 
 def trace(f: Callable[..., Sequence[Value]], avals: Sequence[Aval], name: str = "funcbp", where: str = "") -> Program:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ __all__ = [
     "bytes_in_float32",
     "facts_of",
     "is_narrow",
-    "merged_by",
     "size_of",
     "swapped_products",
 ]
@@ -43,6 +42,9 @@ class Facts(NamedTuple):
         over: which operands are written over by its first results, if nothing else reads them: from which on, how many.
         chooses: whether it chooses between its operands, which no cluster does.
         moves: whether it reads numbers elsewhere than where it writes them, so that it cannot write over them.
+        operands: variables that it reads, None for a literal.
+        shapes: those of its operands.
+        merges: what equations share that XLA merges where they read the same; None for one that it keeps apart.
         wide: which operands have as many axes as its result, not counting those of length one; None where all have.
     """
 
@@ -54,6 +56,9 @@ class Facts(NamedTuple):
     inside: jx.Inside
     turned: tuple[tuple[int, tuple[int, ...]], ...]
     over: tuple[int, int]
+    operands: tuple[Any, ...] = ()
+    shapes: tuple[Any, ...] = ()
+    merges: tuple[Any, ...] | None = None
     chooses: bool = False
     moves: bool = False
     wide: tuple[int, ...] | None = None
@@ -100,6 +105,8 @@ def facts_of(eqn: Any) -> Facts:
     stays = cheap and (traits.moves is Moves.STAYS or seen) and len(sizes) == 1 and sizes[0] in read
     inside, dear = inside if nested else jx.NOTHING_INSIDE, eqn.primitive in DEAR
     over = _overwritten(eqn, inside.kind, traits)
+    axes = max(map(_axes, eqn.outvars), default=0)
+    wide = tuple(i for i, v in enumerate(eqn.invars) if _axes(v) >= axes)
     made_where_read = cheap or (traits.moves is not Moves.NOT and not nested)  # a lookup, too
     return Facts(
         sizes=tuple(sizes),
@@ -112,9 +119,12 @@ def facts_of(eqn: Any) -> Facts:
         stored_as=_with_slices(eqn),
         library=_in_library(eqn),
         over=over,
+        operands=tuple(None if is_literal(v) else v for v in eqn.invars),
+        shapes=tuple(getattr(v.aval, "shape", None) for v in eqn.invars),
+        merges=None if nested else _merged_by(eqn),
         chooses=eqn.primitive is primitives.select_n_p,
         moves=Moves.NOT < traits.moves < Moves.STAYS and eqn.primitive is not primitives.select_n_p and not stays,
-        wide=tuple(i for i, v in enumerate(eqn.invars) if _axes(v) >= max(map(_axes, eqn.outvars), default=0)),
+        wide=wide if len(wide) < len(eqn.invars) else None,
     )
 
 
@@ -140,6 +150,9 @@ def bytes_in_float32(v: Any) -> int:
     return 4 * math.prod(map(jx.closed_size, v.aval.shape))
 
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # of both operands of a product
+
+
 class Matrices(NamedTuple):
     """How a product is made one of matrices.
 
@@ -154,7 +167,8 @@ class Matrices(NamedTuple):
     library: bool
 
 
-def as_matrices(shapes: Sequence[tuple[int, ...]], summed: Sequence[Any], batch: Sequence[Any]) -> Matrices:
+@functools.cache
+def as_matrices(shapes: Pair, summed: Pair, batch: Pair) -> Matrices:
     """Find how a product of operands of these shapes is made one of matrices.
 
     XLA's products have their batch axes first, and one axis of each operand that is summed and one that is not. Of
@@ -248,11 +262,9 @@ def _overwritten(eqn: Any, kind: Kind, traits: Traits) -> tuple[int, int]:
     return 0, int(traits.writes)
 
 
-def merged_by(eqn: Any) -> tuple[Any, ...] | None:
-    """Return what equations share that XLA merges where they read the same; None for one that it keeps apart."""
-    inside = inside_of(eqn)
-    nested = bool(inside.programs) and bool(inside.kind & (jx.CALLS | jx.CONTROL))
-    if nested or not is_repeatable(eqn) or eqn.primitive in BARRIERS:
+def _merged_by(eqn: Any) -> tuple[Any, ...] | None:
+    """Return what equations with no program inside share that XLA merges; None for one that it keeps apart."""
+    if not is_repeatable(eqn) or eqn.primitive in BARRIERS:
         return None
     literals = [str(v) for v in eqn.invars if is_literal(v)]
-    return eqn.primitive, str(sorted(eqn.params.items())), *literals, *(v.aval for v in eqn.outvars)
+    return eqn.primitive, str(sorted(eqn.params.items())), *literals, *(str(v.aval) for v in eqn.outvars)

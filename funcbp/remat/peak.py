@@ -22,7 +22,6 @@ from .compiled import (
     bytes_in_float32,
     facts_of,
     is_narrow,
-    merged_by,
     size_of,
     swapped_products,
 )
@@ -92,20 +91,18 @@ class Flow:
         jaxpr = getattr(program, "jaxpr", program)
         invars = jaxpr.invars[len(jaxpr.invars) - len(args) :]
         env: dict[Any, int | None] = dict(zip(invars, args, strict=True))
-        look = lambda v: None if is_literal(v) else env.get(v)
         self.swapped |= self._known(jaxpr, swapped_products)
         for eqn in jaxpr.eqns:
             facts = self._known(eqn, facts_of)
-            given = [*map(look, eqn.invars)]
-            key = self._known(eqn, merged_by)
-            same = key and (*key, *(None if is_literal(v) else env.get(v) or v for v in eqn.invars))
+            given = [env.get(v) if v else None for v in facts.operands]
+            same = facts.merges and (facts.merges, *(n or v for n, v in zip(given, facts.operands, strict=True)))
             outs = self.merged.get(same) if same else None
             if outs is None:
                 outs = self._equation(eqn, facts, given)
                 if same:
                     self.merged[same] = outs
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [*map(look, jaxpr.outvars)]
+        return [None if is_literal(v) else env.get(v) for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, facts: Facts, given: list[int | None]) -> Sequence[int | None]:
         """Write an equation as it is compiled, and return its results."""
@@ -122,7 +119,7 @@ class Flow:
         self._note(eqn, facts, reads, made)
         facts, reads = self._as_compiled(eqn, facts, reads)
         first, n = facts.over
-        over = [*zip(reads[first:], made[:n], strict=False)]
+        over = [*zip(reads[first:], made[:n], strict=False)] if n else []
         if facts.inside.kind is Kind.SCAN and self.inside is None:
             over += self._zeros(made[n:], facts.sizes[n:])
             reads = [*reads, *(z for z, _ in over[n:])]
@@ -138,8 +135,8 @@ class Flow:
             return frozenset(r for r, v in zip(reads, eqn.invars, strict=True) if r and v.aval.ndim > longest)
         if getattr(numbers, "inserted_window_dims", ()) and reads[2]:  # a scatter takes slices, too
             return frozenset({reads[2]})
-        read = zip(reads, (getattr(v.aval, "shape", None) for v in eqn.invars), strict=False)
-        return frozenset(r for r, shape in read if r and self.shapes.get(r, shape) != shape)
+        made = self.shapes
+        return frozenset(r for r, s in zip(reads, facts.shapes, strict=False) if r in made and made[r] != s)
 
     def _whole(self, v: int | None) -> int | None:
         """Return the value that another one is, seen otherwise."""
@@ -166,14 +163,14 @@ class Flow:
     ) -> Sequence[int]:
         """Write an equation; a copy (of no equation) after what makes that of which it is one."""
         reads = [*map(self._whole, reads)]
-        read = tuple(r for r in reads if r)
+        read = tuple([r for r in reads if r])
         at = (
             float(len(self.ops))
             if eqn is not None
             else max((self.made[r] + 0.5 for r in read if r in self.made), default=-1.0)
         )
         self.made |= dict.fromkeys(makes, at)
-        wide = read if facts.wide is None else tuple(r for i in facts.wide if (r := reads[i]))
+        wide = read if facts.wide is None else tuple([r for i in facts.wide if (r := reads[i])])
         self.ops.append(Op(facts, read, tuple(makes), eqn, at, tuple(over), wide, reshaped))
         return makes
 
@@ -250,7 +247,7 @@ class Flow:
         if id(product) in self.swapped:
             for both in (reads, shapes, summed, batch):
                 both.reverse()
-        how = as_matrices(shapes, summed, batch)
+        how = as_matrices(tuple(shapes), tuple(summed), tuple(batch))
         for i, order in how.turned:
             if (r := reads[i]) is not None:
                 size = math.prod(shapes[i]) * product.invars[0].aval.dtype.itemsize
@@ -370,17 +367,17 @@ class Flow:
         own: dict[int, int] = {}
         for op in ops:
             alone = not op.facts.fuses or op.makes[0] in root
-            ways = (frozenset({r}) if alone and r in sizes else through.get(r, frozenset({r})) for r in op.reads)
-            reads: frozenset[int] = frozenset().union(*ways)
+            reads = frozenset({r for r in op.reads if r not in through or (alone and r in sizes)})
+            reads = reads.union(*[through[r] for r in op.reads if r not in reads])
             if op.makes[0] in root:
                 own_numbers = (k for k in literals_of(op) if len(numbers[k]) > 1)
                 reads |= {literals.setdefault(k, self.new()) for k in own_numbers}
-            beyond: frozenset[int] = frozenset().union(*(elsewhere.get(r, frozenset()) for r in op.reads))
+            beyond: frozenset[int] = frozenset().union(*[elsewhere[r] for r in op.reads if r in elsewhere])
             if op.makes[0] in inner:
                 through[op.makes[0]] = reads
                 elsewhere[op.makes[0]] = beyond if op.facts.fuses and not op.facts.moves else reads
                 continue
-            moved = reads if op.facts.moves else beyond.union(*(through.get(r, frozenset({r})) for r in op.reshaped))
+            moved = reads if op.facts.moves else beyond.union(*[through.get(r, {r}) for r in op.reshaped])
             if op.facts.fuses:
                 v = op.makes[0]
                 if v in anew:

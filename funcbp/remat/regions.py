@@ -249,7 +249,7 @@ def _wiring(program: Program, start: int, period: int) -> list[Any]:
                 out.append(("literal", str(v.val)))
                 continue
             if v not in where:
-                where[v] = ("input", inputs, str(v.aval))
+                where[v] = ("input", inputs, v.aval)
                 inputs += 1
             out.append(where[v])
         where.update({v: ("made", i, j) for j, v in enumerate(eqn.outvars)})

@@ -128,3 +128,26 @@ def test_snapshots_that_fit_at_the_first_look_are_looked_at_once(monkeypatch):
     long = lambda w, x: jnp.sum(lax.scan(lambda c, _: (step(w, c), None), x, None, 60)[0] ** 2)
     found = bp.residuals(long, backward=bp.Backward(residuals=bp.Budget(fraction=0.6)))(W, X)
     assert 0 < found.peak <= 0.6 * bp.residuals(long)(W, X).peak and len(looked_at) == 2
+
+
+def test_of_many_parts_the_first_ones_that_fit_are_found_at_a_few_looks(monkeypatch):
+    """The plan is the one that a look at every rung finds; each part is expected to keep what its plan says."""
+
+    def loss(x, *layers):
+        for w in layers:
+            x = x + jnp.tanh(jax.nn.softmax(x @ w) * jnp.exp(jnp.sin(x)))
+        return [jnp.sum(x**2)]
+
+    types, perturbed = [jax.typeof(jnp.ones((n, 64))) for n in (256, *20 * [64])], [False, *20 * [True]]
+    options = bp.Backward().options
+    search = Search(straight(loss, types), perturbed, options)
+    rungs = [rung for ladder in search.ladders(0) for rung in ladder if rung.snapshots is None]
+    peaks = [search.fit(rung).peak for rung in rungs]
+    fit, looked_at = fitting._fit, []
+    monkeypatch.setattr(fitting, "_fit", lambda *args: looked_at.append(args) or fit(*args))
+    for limit in (*(int(f * peaks[0]) for f in (0.9, 0.7, 0.5, 0.3)), min(peaks)):
+        looked_at.clear()
+        found = fitted(loss, types, perturbed, options.replace(policy=bp.Budget(bytes=limit)))
+        n, peak = next((rung.regions, peak) for rung, peak in zip(rungs, peaks, strict=True) if peak <= limit)
+        assert (sum(r.policy is not None for r in found.regions), found.peak) == (n, peak)
+        assert len(rungs) > 20 and len(looked_at) <= 4

@@ -69,6 +69,8 @@ MUTANTS = [
     Mutant("autodiff/fitting.py", "saved[rung.regions : -1]", "saved[rung.regions :]", "remat/test_places.py"),
     Mutant("autodiff/fitting.py", "least = fit.peak - above[at]", "pass", "remat/test_places.py"),
     Mutant("remat/cut.py", "if i in near_sink and n + e not in near_sink)", "if i in near_sink)", "remat"),
+    Mutant("remat/cut.py", "narrowest(graph, near))[0] <= machine.cache", "narrowest(graph, near))[0] <= np.inf", "remat/test_price.py"),
+    Mutant("inspection/residuals.py", "again = again and faster * again", "pass", "remat/test_price.py"),
     Mutant("remat/graph.py", "return sum(bytes_of([v]) // (8 if jx.packs(v.aval) else 1) for v in variables)", "return bytes_of(variables)", "remat"),
     Mutant("remat/hoisting.py", "if isinstance(steps, int) and steps <= 1:", "if False:", "remat/test_hoisting.py"),
     Mutant("remat/plan.py", "if is_repeatable(eqn) and all(jx.is_literal(v) or v in known", "if is_repeatable(eqn) and any(jx.is_literal(v) or v in known", "remat"),

@@ -110,7 +110,7 @@ def _scan_plan(passes: Passes, n_consts: int, n_carry: int, policy: Policy, step
     trace_back = lambda *which: backward_body(passes, n_consts, n_carry, waits, *which)
     make = lambda *which: passes.made(("backward", blocks, steps, *which), lambda: trace_back(*which))
     available, invariant = [k != 1 for k in kinds], [k == 0 for k in kinds]
-    return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs)
+    return Plan(passes, make, available, invariant, policy.for_body(steps), policy.packs, steps=steps)
 
 
 class BackwardBody(NamedTuple):

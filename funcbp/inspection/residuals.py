@@ -24,6 +24,7 @@ from ..control_flow.revolve import Loop, LoopResiduals
 from ..cotangents import is_differentiable
 from ..jaxpr.types import Atom, Aval, JaxprEqn, PyTree, Value, Var
 from ..remat.budget import Budget
+from ..remat.cut import speed_up
 from ..remat.graph import bytes_of, kept_bytes
 from ..remat.machine import Machine, machine_here
 from ..remat.peak import peak_of_plan
@@ -299,6 +300,7 @@ def _of_plan(
     reruns: dict[int, tuple[JaxprEqn | Any, tuple[Entry, Loop, Plan]]] = {}
     opened: set[int] = set()
     dear = _dear(forward.eqns, fates)
+    faster = 1.0 if plan.question is None else speed_up(*plan.question, machine)
     for v in values:
         eqn, fate = maker.get(v), fates.get(v, RECOMPUTED)
         inner = plans.get(id(eqn.params.get("jaxpr"))) if eqn is not None else None
@@ -320,6 +322,7 @@ def _of_plan(
             entry, loop, _ = snapshots[v]
             why, reruns[entry.number] = f"the state before {loop.snapshots} of {loop.steps} steps", (eqn, snapshots[v])
         rules, again = tuple(wanted.get(v, ())), _again(v, maker, {*fates, *plan.hoisted}, machine)
+        again = again and faster * again
         aval: Aval = v.aval
         yield Residual(name, line, aval.shape, str(aval.dtype), size, times, fate, why, rules, inside, again)
     for eqn, (entry, loop, step) in reruns.values():

@@ -14,7 +14,7 @@ from .graph import Graph, graph_of, read_for
 from .machine import Machine
 from .price import NEVER, price
 
-__all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted", "turning_points"]
+__all__ = ["NEVER", "Choose", "cheapest_cut", "minimum_cut", "narrowest", "permitted", "speed_up", "turning_points"]
 
 Choose = Callable[[Program, list[Var], set[Var]], list[Var]]
 
@@ -59,24 +59,32 @@ def minimum_cut(forward: Program, needed: list[Var], available: set[Var]) -> lis
 
 
 def cheapest_cut(
-    forward: Program, needed: list[Var], available: set[Var], machine: Machine, weight: float = 1.0
+    forward: Program,
+    needed: list[Var],
+    available: set[Var],
+    steps: int,
+    machine: Machine,
+    weight: float = 1.0,
 ) -> list[Var]:
     """Choose what to keep so that keeping it and recomputing the rest takes this machine the least time.
 
     Args:
+        steps: how often the program runs: what all steps keep is moved the faster if the cache holds it.
         weight: how many times a byte that is kept counts.
     """
-    graph, prices = _priced(forward, tuple(needed), frozenset(available), machine)
+    graph, prices, _ = _priced(forward, tuple(needed), frozenset(available), steps, machine)
     return narrowest(graph, _weighed(prices, weight))
 
 
-def turning_points(forward: Program, needed: list[Var], available: set[Var], machine: Machine) -> list[float]:
+def turning_points(
+    forward: Program, needed: list[Var], available: set[Var], steps: int, machine: Machine
+) -> list[float]:
     """List the weights above 1 from which on the cheapest cut is another one, in order.
 
     Of a cut that keeps b bytes and recomputes for c the weighed price is b + c / weight: a line. The cheapest cuts are
     the lower hull of these lines; between two of them there is another one if the cut where they meet lies below both.
     """
-    graph, prices = _priced(forward, tuple(needed), frozenset(available), machine)
+    graph, prices, _ = _priced(forward, tuple(needed), frozenset(available), steps, machine)
     found: list[float] = []
 
     def line(weight: float) -> tuple[float, float]:
@@ -114,13 +122,26 @@ def _line(graph: Graph, prices: Sequence[float | None], chosen: Sequence[Var]) -
     return float(graph.widths[held].sum()), float(sum(prices[e] or 0.0 for e in again))
 
 
+def speed_up(forward: Program, needed: list[Var], available: set[Var], steps: int, machine: Machine) -> float:
+    """Return how many times faster than through memory what is kept is moved: where the cache holds that of all steps.
+
+    So many times what is computed again costs, in bytes that are kept.
+    """
+    return _priced(forward, tuple(needed), frozenset(available), steps, machine)[2]
+
+
 @jx.weakref_cache
 def _priced(
-    forward: Program, needed: tuple[Var, ...], available: frozenset[Var], machine: Machine
-) -> tuple[Graph, list[float | None]]:
+    forward: Program, needed: tuple[Var, ...], available: frozenset[Var], steps: int, machine: Machine
+) -> tuple[Graph, list[float | None], float]:
     """Build the graph, and list what computing each of its makers again costs: once for all weights."""
     graph = graph_of(forward, list(needed), set(available))
-    return graph, [_together(eqns, machine) for eqns in graph.makers]
+    prices = [_together(eqns, machine) for eqns in graph.makers]
+    if machine.near > 1 and isinstance(steps, int) and steps > 1:
+        near = _weighed(prices, 1 / machine.near)
+        if steps * _line(graph, near, narrowest(graph, near))[0] <= machine.cache:
+            return graph, near, machine.near
+    return graph, prices, 1.0
 
 
 def _weighed(prices: Sequence[float | None], weight: float) -> list[float | None]:

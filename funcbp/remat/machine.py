@@ -27,6 +27,7 @@ class Machine:
             JAX multiplies them by default: float32 as TF32 where there is such a thing, on a TPU as bfloat16.
         bandwidth: of memory, in 10¹² bytes a second.
         cache: what is no wider, in bytes, does not go through memory when it is made and read.
+        near: how many times faster what all steps of a loop keep is moved, if together it is no wider than the cache.
         fuses: whether a reduction takes its operand as it is made, without going through memory.
         launch: seconds that a product takes at least.
         packs: up to how many rows a matrix has whose product with another one is faster where that lies with its
@@ -39,6 +40,7 @@ class Machine:
     bandwidth: float
     cache: int = 2**25
     fuses: bool = True
+    near: float = 1.0
     launch: float = 1e-6
     packs: int = 0
 
@@ -49,7 +51,7 @@ class Machine:
 
     def with_balance(self, balance: float) -> Machine:
         """Return the machine whose balance in float32 is this one, and whose other balances are as much higher."""
-        return dataclasses.replace(self, bandwidth=self.bandwidth * self.balance(np.float32) / balance)
+        return dataclasses.replace(self, bandwidth=self.bandwidth * self.balance(np.float32) / balance, near=1.0)
 
     @property
     def idle(self) -> float:
@@ -69,7 +71,7 @@ class Machine:
 # Not compared: A10, L40S, the RTX cards, MI250X, the MI300X in float32 and float64, the caches of Blackwell and TPUs.
 # The CPU's are of one core and were measured (`docs/decisions/a-price.md`): what a loop keeps is written to pages
 # that are fresh at each call, and is copied out of its stack, at a byte a nanosecond.
-CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, fuses=False, packs=48)
+CPU = Machine(0.05, 0.1, 0.1, 0.001, cache=2**22, near=5.0, fuses=False, packs=48)
 GPU = Machine(10.0, 150.0, 300.0, 2.0)
 MACHINES: dict[str, Machine] = {
     "cpu": CPU,

@@ -142,11 +142,12 @@ class Plan:
         offload: where the results of an equation of the forward program wait, if not where they are.
         rehearsed: whether the backward program for all differentiable outputs is made, to see what it reads; without
             it, all candidates count as read.
+        steps: how often the body runs.
 
     Attributes:
         needed: variables that the backward pass reads.
         available_inputs: indices of the inputs that the backward pass reads, or computes others of them from.
-        question: what was asked of `choose`; None without it.
+        question: what was asked of `choose`, and how often the body runs; None without it.
         hoisted: variables kept once, which follow from the loop-invariant inputs.
         saved: variables kept at every step.
         storage: how those of them are kept that are not kept as they are: as bits, eight booleans in a byte (not where
@@ -166,6 +167,7 @@ class Plan:
         packs: bool = True,
         offload: Offloads | None = None,
         rehearsed: bool = True,
+        steps: int = 1,
     ):
         self.passes, self._make = passes, make
         full = make(passes.differentiable, None) if rehearsed else None
@@ -182,7 +184,7 @@ class Plan:
             self._recompute, _ = passes.recompute.with_outputs(needed).pruned(keep_inputs=True)
         question = self._recompute, wanted, {*available, *invariant_values, *passes.stacks}
         self.saved = wanted if choose is None else list(choose(*question))
-        self.question = None if choose is None else question
+        self.question = None if choose is None else (*question, steps)
         read = read_for(self._recompute, needed, {*self.hoisted, *self.saved})
         self.saved += [v for v in passes.stacks if v in read]
         read -= {*self.hoisted, *self.saved}

@@ -69,7 +69,10 @@ class MinCut(Policy):
     sinks = True
 
     def choose(self, forward: Program, needed: list[Var], available: set[Var], steps: int = 1) -> list[Var]:
-        return cheapest_cut(forward, needed, available, machine_here(self.balance), self.weight)
+        return cheapest_cut(forward, needed, available, steps, machine_here(self.balance), self.weight)
+
+    def for_region(self, regions: int) -> Choose:
+        return self.for_body()  # what regions keep does not stay in the cache until it is read
 
 
 @dataclass(frozen=True)

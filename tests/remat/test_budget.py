@@ -104,8 +104,8 @@ def test_aux_and_a_value_of_the_outer_trace_come_through():
 def test_the_weights_of_a_ladder_are_where_the_cut_changes(program):
     question = program, program.outvars, {program.invars[1]}
     machine = MACHINES["cpu"]
-    points = turning_points(*question, machine)
-    cut = lambda weight: set(cheapest_cut(*question, machine, weight))
+    points = turning_points(*question, 1, machine)
+    cut = lambda weight: set(cheapest_cut(*question, 1, machine, weight))
     assert points and points == sorted(points) and all(p >= 1 for p in points)
     edges = [1.0, *points, points[-1] * 100]
     for low, high in itertools.pairwise(edges):

@@ -79,7 +79,7 @@ def test_the_cut_takes_the_least_time(program, balance):
         for kept in itertools.combinations(values, n)
         if (again := made_again(program, kept, needed, there)) is not None
     )
-    kept = cheapest_cut(program, needed, there, machine)
+    kept = cheapest_cut(program, needed, there, 1, machine)
     assert cost(kept, made_again(program, kept, needed, there)) == pytest.approx(least, abs=len(values))
 
 
@@ -140,6 +140,28 @@ def test_a_plan_for_what_does_not_fit():
     assert report.total == 97 * 2**20 * 12288 * 2
     small = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (W, X))
     assert str(bp.residuals(blocks)(*small)) == str(bp.residuals(blocks)(W, X))
+
+
+@pytest.mark.parametrize(("steps", "fate"), [(50, "kept"), (100, "recomputed")])
+def test_what_the_cache_holds_is_not_multiplied_again(steps, fate, monkeypatch):
+    """A step keeps its state and a product, 32 kB each: 3.3 MB are moved within a cache of 4 MiB, and 6.6 MB are not.
+
+    The product is 2 * 32 * 128 * 128 operations, 50 to a byte in float64 and moved twice: 10,486 bytes through memory.
+    """
+    cpu = MACHINES["cpu"]
+    assert (cpu.cache, cpu.near, cpu.balance(jnp.float64)) == (2**22, 5, 50)
+    monkeypatch.setattr(policies, "machine_here", lambda balance: cpu if balance is None else cpu.with_balance(balance))
+    w, x = jnp.linspace(-1, 1, 128 * 128).reshape(128, 128), jnp.linspace(-1, 1, 32 * 128).reshape(32, 128)
+    loss = lambda w, x: jnp.sum(lax.scan(lambda h, _: (jnp.sin(h @ w), None), x, None, steps)[0] ** 2)
+    (product,) = (v for v in bp.residuals(loss)(w, x).values if v.name == "dot_general")
+    assert (product.fate, product.bytes) == (fate, 8 * 32 * 128)
+    assert product.again == pytest.approx(2 * 32 * 128 * 128 / 50 / 2 * (5 if fate == "kept" else 1))
+    (same,) = (
+        v for v in bp.residuals(loss, backward=bp.Backward(balance=100.0))(w, x).values if v.name == "dot_general"
+    )
+    assert same.fate == "recomputed"  # the balance that a person gives is the only number
+    want = jax.grad(loss)(w, x)
+    np.testing.assert_allclose(bp.grad(loss)(w, x), want, rtol=0, atol=1e-13 * jnp.max(jnp.abs(want)))
 
 
 @pytest.mark.parametrize("name", ["h200", "a100", "tpu v4"])

@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant("inspection/summary.py", "key=lambda p: sum(o.times * flops(o.eqn)", "key=lambda p: -sum(o.times * flops(o.eqn)", "inspection/test_summary.py"),
     Mutant("inspection/statistics.py", "norm = float(np.sqrt(np.sum(numbers**2)))", "norm = float(np.sum(numbers**2))", "inspection/test_ledger.py"),
     Mutant("remat/price.py", "return max(flops(eqn) / machine.balance(dtype), _streamed(eqn, machine), machine.idle)", "return max(flops(eqn), _streamed(eqn, machine), machine.idle)", "remat/test_price.py"),
-    Mutant("remat/machine.py", 'bandwidth=self.bandwidth * self.balance(np.float32) / balance)', 'bandwidth=self.bandwidth * balance / self.balance(np.float32))', "remat/test_price.py"),
+    Mutant("remat/machine.py", 'bandwidth=self.bandwidth * self.balance(np.float32) / balance,', 'bandwidth=self.bandwidth * balance / self.balance(np.float32),', "remat/test_price.py"),
     Mutant("jaxpr/following.py", "return core.to_concrete_value(self.number) if isinstance(self.number, core.Tracer) else self.number", "return None", "inspection/test_following.py"),
     Mutant("inspection/precision.py", "key=lambda r: (-r.weight, r.index))", "key=lambda r: (r.weight, r.index))", "inspection/test_precision.py"),
     Mutant("inspection/shadow.py", "(relative(e - s, s), relative(x - e, s), relative(x - s, s))", "(relative(x - e, s), relative(e - s, s), relative(x - s, s))", "inspection/test_precision.py"),

@@ -266,5 +266,5 @@ def _merged_by(eqn: Any) -> tuple[Any, ...] | None:
     """Return what equations with no program inside share that XLA merges; None for one that it keeps apart."""
     if not is_repeatable(eqn) or eqn.primitive in BARRIERS:
         return None
-    literals = [str(v) for v in eqn.invars if is_literal(v)]
-    return eqn.primitive, str(sorted(eqn.params.items())), *literals, *(str(v.aval) for v in eqn.outvars)
+    how = [str(sorted(eqn.params.items())) if eqn.params else "", *(str(v) for v in eqn.invars if is_literal(v))]
+    return eqn.primitive, *how, *((getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None)) for v in eqn.outvars)

@@ -13,8 +13,8 @@ from ..cotangents import Cotangent
 from ..jaxpr.types import AnyJaxpr, Value
 from ..remat.plan import Passes
 from ..remat.policies import POLICIES
-from ..rules.convolving import written_for_here
 from ..rules.cost import is_cheap
+from ..rules.forms import written_for_here
 from ..rules.options import Options
 from .backward_pass import BackwardState, backward_pass
 from .feedback import refuse_escape

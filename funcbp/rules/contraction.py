@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from ..cotangents import ABSORB, NARROW, TURN, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
-from .convolving import convolve
 from .elementwise import is_complex
+from .forms import convolve
 from .registry import def_bilinear, def_rule
 from .traits import CONTRACTION, Digits
 

@@ -13,7 +13,7 @@ from jax import lax
 
 import funcbp as bp
 from funcbp import jaxpr as jx
-from funcbp.rules.convolving import written_for_here
+from funcbp.rules.forms import written_for_here
 
 rng = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.3)
@@ -74,7 +74,7 @@ def test_on_another_device_than_a_cpu_nothing_is_turned(monkeypatch):
     loss = lambda w, x: jnp.sum(convolve(x, w, numbers) ** 2)
     count = lambda: [e.primitive.name for e in jax.make_jaxpr(bp.grad(loss))(normal(*w_shape), normal(*x_shape)).eqns]
     assert count().count("transpose") == 3
-    monkeypatch.setattr("funcbp.rules.convolving.device_here", lambda: SimpleNamespace(platform="gpu"))
+    monkeypatch.setattr("funcbp.rules.forms.device_here", lambda: SimpleNamespace(platform="gpu"))
     assert count().count("transpose") == 0
 
 

@@ -21,6 +21,7 @@ NAME = "W16"
 LAYERS = ((5, 16, 256, 512), (8, 128, 128, 512), (8, 128, 512, 128), (8, 128, 256, 1024), (4, 256, 512, 2048))
 LOOPS = ((1, 128, 512), (2, 128, 512), (16, 128, 512), (48, 128, 512), (128, 128, 512), (1024, 128, 512))
 STEPS = 50
+SMALL = 256
 IMAGES = (8, 32, 32, 32)
 KERNELS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3 x 3": ((3, 3, 32, 32), {}),
@@ -94,6 +95,29 @@ def in_loops(pairs: int) -> list[Row]:
     ]
 
 
+def batches(pairs: int) -> list[Row]:
+    """The gradients of products of many small matrices, beside JAX's: one by one, and in a loop."""
+    rng = np.random.default_rng(16)
+    matrices = lambda n, dtype: 0.3 * normal(rng, SMALL, n, n).astype(dtype)
+    once = lambda x, w: jnp.sum(jnp.abs(jnp.sin(x @ w)) ** 2)
+    looped = lambda x, w: jnp.sum(jnp.abs(lax.scan(lambda x, _: (x @ w + x, None), x, None, STEPS)[0]) ** 2)
+    rows = []
+    for n, dtype in (
+        (3, np.float32),
+        (4, np.float32),
+        (6, np.float32),
+        (8, np.float32),
+        (12, np.float32),
+        (4, np.complex64),
+    ):
+        for how, loss in (("once", once), (f"in {STEPS} steps of a scan", looped)):
+            kind = f"{n} x {n}" + (", complex" if dtype is np.complex64 else "")
+            ways = (api.grad(loss, (0, 1)) for api in (bp, jax))
+            name = f"{NAME} {SMALL} products of {kind}, {how}, funcbp : jax"
+            rows.append(compared(name, *ways, [matrices(n, dtype), matrices(n, dtype)], pairs))
+    return rows
+
+
 def back(pairs: int) -> list[Row]:
     """The way back alone, of one convolution and of a look-up, beside JAX's."""
     rng = np.random.default_rng(16)
@@ -121,5 +145,5 @@ def run(pairs: int, only: Collection[str] = ()) -> Table:
     rows: list[Row] = []
     if chosen:
         products = [*(weight(pairs, *size) for size in LAYERS), *(turned(pairs, *size) for size in LOOPS)]
-        rows = [*products, *back(pairs), *in_loops(pairs)]
+        rows = [*products, *back(pairs), *in_loops(pairs), *batches(pairs)]
     return Table("Products of the way back", ("time",), rows)

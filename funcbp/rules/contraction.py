@@ -20,7 +20,7 @@ from ..cotangents import ABSORB, NARROW, TURN, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
-from .forms import convolve
+from .forms import convolve, multiply
 from .registry import def_bilinear, def_rule
 from .traits import CONTRACTION, Digits
 
@@ -54,7 +54,7 @@ def dot_general_left(
         axes, factors, contracted, batches = exchanged, factors[::-1], contracted[::-1], batches[::-1]
         if isinstance(precision, tuple) and len(precision) == 2:
             precision = precision[1], precision[0]  # type: ignore[assignment]
-    product = lax.dot_general(
+    product = multiply(
         *factors,
         (contracted, batches),
         precision=precision,

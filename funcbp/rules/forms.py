@@ -1,12 +1,16 @@
-"""How a convolution is written in a program for a CPU.
+"""How products and convolutions are written in a program for a CPU.
 
 XLA's CPU compiler has a library for convolutions of operands in one order of axes. It turns others into that order, but
 not inside loops and branches. What the library does not take, it goes through number by number, which takes 10 to 100
 times as long. Here each convolution is written as one that the library takes, or as contractions.
+
+Of a batch of small matrices it multiplies each by a call of its own, 10 to 50 times as long as the arithmetic. Here
+these are sums of outer products, of all matrices at once.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,8 +25,13 @@ from ..jaxpr import Program, Visitor, aval_of, device_here, dilated, is_plain, p
 from ..jaxpr.types import Aval, JaxprEqn, Value
 from .elementwise import in_float32
 
-__all__ = ["convolve", "written_for_here"]
+__all__ = ["convolve", "multiply", "written_for_here"]
 
+BATCH = 8  # from so many matrices on, a batch of small ones is multiplied at once
+ALONE = 64  # products, from which on each of real ones has a call of its own
+ROWS = 7  # as many rows and columns they have; of more, XLA's library takes those that are read row by row
+ACROSS = 12  # and so many those that are not
+COMPLEX = 4  # and so many complex ones
 TAPS = 64  # as many taps of a kernel in groups are gone through one by one
 POSITIONS = 16  # and as many of the gradient of one
 
@@ -93,6 +102,67 @@ def _form(how: Convolution, x: jax.Array | Aval, w: jax.Array | Aval) -> Form:
         return _of_one_tap
     spaced = max(how.lhs_dilation) > 1 and all(n == 1 for n in (*how.window_strides, *how.rhs_dilation))
     return _exchanged if spaced and taps > math.prod(positions) else _in_order
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def multiply(
+    x: jax.Array,
+    y: jax.Array,
+    dimension_numbers: lax.DotDimensionNumbers,
+    *,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: jax.sharding.NamedSharding | None = None,
+) -> jax.Array:
+    """Contract x with y as `jax.lax.dot_general`, on a CPU in the form that takes the least time there."""
+    if _are_small(x, y, dimension_numbers, precision, preferred_element_type, out_sharding):
+        contracted, batch = (tuple(map(tuple, axes)) for axes in dimension_numbers)
+        return _of_small(x, y, contracted, batch)
+    given: dict[str, Any] = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
+    return lax.dot_general(x, y, dimension_numbers, precision=precision, **given)
+
+
+def _are_small(
+    x: jax.Array | Aval,
+    y: jax.Array | Aval,
+    dimension_numbers: lax.DotDimensionNumbers,
+    precision: lax.PrecisionLike,
+    dtype: DTypeLike | None,
+    out_sharding: jax.sharding.NamedSharding | None,
+) -> bool:
+    """Tell whether these are many small matrices of which XLA's CPU compiler multiplies each by a call of its own."""
+    asked = precision if isinstance(precision, tuple) else (precision,)
+    exact = jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize >= 4 and x.dtype == y.dtype
+    exact = exact and all(p is None or isinstance(p, lax.Precision) for p in asked)
+    if not exact or not _may_be_written(x, y, dtype, out_sharding):
+        return False
+    (contracted, _), (batch, _) = dimension_numbers
+    matrices, k = (math.prod(x.shape[i] for i in axes) for axes in (batch, contracted))
+    if matrices < BATCH or k < 2:
+        return False
+    m, n = x.size // (matrices * k), y.size // (matrices * k)
+    own = [i for i in range(len(x.shape)) if i not in contracted and i not in batch]
+    real = jnp.issubdtype(x.dtype, jnp.floating)
+    across = min(contracted) < max(own, default=0)
+    most = COMPLEX if not real else ACROSS if across else ROWS
+    return min(m, n) > 1 and max(m, k, n) <= most and (not real or m * k * n >= ALONE)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _of_small(x: jax.Array, y: jax.Array, contracted: Any, batch: Any) -> jax.Array:
+    """Add up outer products: z[b m n] = Σₖ x[b m k] y[b k n]."""
+    own = [
+        [i for i in range(a.ndim) if i not in c and i not in b]
+        for a, c, b in zip((x, y), contracted, batch, strict=True)
+    ]
+    sizes = [x.shape[i] for i in batch[0]]
+    rows, columns = ([a.shape[i] for i in axes] for a, axes in zip((x, y), own, strict=True))
+    x = lax.transpose(x, (*batch[0], *own[0], *contracted[0])).reshape(*sizes, math.prod(rows), -1)
+    y = lax.transpose(y, (*batch[1], *contracted[1], *own[1])).reshape(*sizes, -1, math.prod(columns))
+    terms = [x[..., k, None] * y[..., k, None, :] for k in range(x.shape[-1])]
+    return sum(terms[1:], terms[0]).reshape(*sizes, *rows, *columns)
 
 
 # --- in the order of XLA's library ------------------------------------------------------------------------------------
@@ -264,7 +334,7 @@ def _cut(x: jax.Array, start: Sequence[int], sizes: Sequence[int], steps: Sequen
 
 
 def written_for_here(program: Program) -> Program:
-    """The same program, with its convolutions written so."""
+    """The same program, with its products and convolutions written so."""
     if not any(map(_changes, program.eqns)):
         return program
     return trace(lambda *args: run(program, args, _Rewriting()), [v.aval for v in program.invars], "forward")
@@ -272,15 +342,20 @@ def written_for_here(program: Program) -> Program:
 
 class _Rewriting(Visitor):
     def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
-        return [convolve(*args, **eqn.params)] if _changes(eqn) else super().equation(eqn, args)
+        if not _changes(eqn):
+            return super().equation(eqn, args)
+        form = multiply if eqn.primitive is primitives.dot_general_p else convolve
+        return [form(*args, **eqn.params)]
 
 
 def _changes(eqn: JaxprEqn) -> bool:
-    """Tell whether an equation is a convolution that is written in another form than it has."""
-    if eqn.primitive is not primitives.conv_general_dilated_p:
+    """Tell whether an equation is a product or a convolution that is written in another form than it has."""
+    if eqn.primitive not in (primitives.dot_general_p, primitives.conv_general_dilated_p):
         return False
     x, w = (aval_of(v.aval) for v in eqn.invars)
     params = dict(eqn.params)
+    if eqn.primitive is primitives.dot_general_p:
+        return _are_small(x, w, dtype=params.pop("preferred_element_type"), **params)
     if not _may_be_written(x, w, params.pop("preferred_element_type"), params.pop("out_sharding")):
         return False
     how = Convolution(**params)

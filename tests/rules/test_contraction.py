@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from jax import lax
 
 import funcbp as bp
+from funcbp import jaxpr as jx
 
 rng = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
@@ -110,3 +113,94 @@ def test_of_a_weight_whose_own_axes_change_places_the_gradient_is_turned_back():
     ct = normal(2, 3, 5, 5)
     got = bp.grad(lambda v: (heads(v) * ct).sum())(normal(5, 5, 4))
     np.testing.assert_allclose(got, jnp.einsum("btd,bthk->khd", X, ct), rtol=1e-12)
+
+
+def products(f, *args):
+    """The products anywhere in a program."""
+    return [o.eqn for o in jx.equations(jax.make_jaxpr(f)(*args)) if o.eqn.primitive.name == "dot_general"]
+
+
+SMALL = {
+    "4 x 4": ("bij,bjk->bik", (8, 4, 4), (8, 4, 4)),
+    "of both transposed": ("bji,bkj->bik", (8, 4, 5), (8, 6, 4)),
+    "batch last": ("ijb,jkb->bik", (4, 4, 9), (4, 4, 9)),
+    "two batch axes": ("abij,ajbk->abik", (2, 4, 2, 7), (2, 7, 4, 5)),
+    "of several rows": ("bijk,bkl->blij", (8, 2, 2, 4), (8, 4, 4)),
+    "several summed": ("bjik,kbjl->bil", (8, 2, 4, 3), (3, 8, 2, 4)),
+    "12 x 12, read across": ("bij,bjk->bik", (8, 12, 12), (8, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("name", SMALL)
+def test_small_matrices_of_a_batch_are_multiplied_at_once(name, dtype):
+    """XLA's CPU compiler calls a routine for each of them. A product is linear in each operand."""
+    spec, *shapes = SMALL[name]
+    draw = lambda shape: lax.complex(normal(*shape), normal(*shape)) if dtype is complex else normal(*shape)
+    f, (x, y) = lambda x, y: jnp.einsum(spec, x, y), map(draw, shapes)
+    ct = draw(f(x, y).shape)
+    back = lambda ct: bp.vjp(f, x, y)[1](ct)
+    for i, (got, step) in enumerate(zip(jax.jit(back)(ct), map(draw, shapes), strict=True)):
+        want = (ct * f(*(step if j == i else a for j, a in enumerate((x, y))))).sum()
+        np.testing.assert_allclose((got * step).sum(), want, rtol=1e-10)
+    large = max(map(max, shapes)) > 9
+    left = {float: 2 if large else 1, complex: 1 if name in ("4 x 4", "batch last", "of several rows") else 3}[dtype]
+    assert len(products(back, ct)) == left  # the way forward's own, and what XLA's library is as fast at
+
+
+ALONE = {
+    "few of them": ("bij,bjk->bik", (7, 4, 4), (7, 4, 4), {}),
+    "so small that they are written out": ("bij,bjk->bik", (64, 3, 3), (64, 3, 3), {}),
+    "with vectors": ("bij,bj->bi", (64, 7, 7), (64, 7), {}),
+    "outer ones": ("bi,bj->bij", (64, 8), (64, 8), {}),
+    "larger ones": ("bij,bjk->bik", (64, 16, 16), (64, 16, 16), {}),
+    "of one matrix": ("bij,jk->bik", (64, 4, 4), (4, 4), {}),
+    "narrow ones": ("bij,bjk->bik", (64, 4, 4), (64, 4, 4), {"dtype": jnp.bfloat16}),
+    "by an algorithm": (
+        "bij,bjk->bik",
+        (64, 4, 4),
+        (64, 4, 4),
+        {"precision": lax.DotAlgorithmPreset.F32_F32_F32},
+    ),
+    "into another dtype": ("bij,bjk->bik", (64, 4, 4), (64, 4, 4), {"preferred": jnp.float64}),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_other_products_are_left_to_the_compiler(name):
+    spec, *shapes, how = ALONE[name]
+    x, y = (normal(*s).astype(how.get("dtype", jnp.float32)) for s in shapes)
+    f = lambda x, y: jnp.einsum(spec, x, y, preferred_element_type=how.get("preferred"), precision=how.get("precision"))
+    back = lambda ct: bp.vjp(f, x, y)[1](ct)
+    ct = jnp.ones_like(f(x, y))
+    assert len(products(back, ct)) == len(products(lambda ct: jax.vjp(f, x, y)[1](ct), ct))
+
+
+def test_on_another_device_than_a_cpu_small_matrices_are_left_to_the_compiler(monkeypatch):
+    x, ct = normal(8, 4, 4), normal(8, 4, 4)
+    count = lambda: len(products(lambda ct: bp.vjp(lambda x: x @ x, x)[1](ct), ct))
+    assert count() == 1
+    monkeypatch.setattr("funcbp.rules.forms.device_here", lambda: SimpleNamespace(platform="gpu"))
+    assert count() == 3
+
+
+@pytest.mark.parametrize("where", ["loop", "jit", "vmap", "checkpoint", "outside_loops", "second order", "attach"])
+def test_small_matrices_inside(where):
+    """Against finite differences; in a loop the way forward has no product either."""
+    w, x = 0.4 * normal(8, 4, 4), normal(8, 4, 4)
+    step = lambda x, _: (jnp.sin(x @ w) @ x, None)
+    wrap = {"jit": jax.jit, "checkpoint": jax.checkpoint, "vmap": lambda f: lambda x: jax.vmap(f)(x[None])[0]}
+    if where == "loop":
+        f = lambda x: (lax.scan(step, x, None, 3)[0] ** 2).sum()
+    else:
+        f = lambda x: (wrap.get(where, lambda f: f)(lambda x: step(x, None)[0])(x) ** 2).sum()
+    backward = bp.Backward(outside_loops=where == "outside_loops")
+    ours = jax.grad(backward.attach(f)) if where == "attach" else backward.grad(f)
+    if where == "second order":
+        first, along = f, normal(*x.shape)
+        f = lambda x: jnp.vdot(along, backward.grad(first)(x))
+        ours = backward.grad(f)
+    got, v = jax.jit(ours)(x), normal(*x.shape)
+    np.testing.assert_allclose(jnp.vdot(got, v), (f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5, rtol=1e-7)
+    if where == "loop":
+        assert not products(ours, x)

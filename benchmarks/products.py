@@ -98,9 +98,9 @@ def in_loops(pairs: int) -> list[Row]:
 def batches(pairs: int) -> list[Row]:
     """The gradients of products of many small matrices, beside JAX's: one by one, and in a loop."""
     rng = np.random.default_rng(16)
-    matrices = lambda n, dtype: 0.3 * normal(rng, SMALL, n, n).astype(dtype)
+    matrices = lambda n, dtype: 0.5 / n * normal(rng, SMALL, n, n).astype(dtype)
     once = lambda x, w: jnp.sum(jnp.abs(jnp.sin(x @ w)) ** 2)
-    looped = lambda x, w: jnp.sum(jnp.abs(lax.scan(lambda x, _: (x @ w + x, None), x, None, STEPS)[0]) ** 2)
+    looped = lambda x, w: jnp.sum(jnp.abs(lax.scan(lambda x, _: (x @ w + x / 2, None), x, None, STEPS)[0]) ** 2)
     rows = []
     for n, dtype in (
         (3, np.float32),

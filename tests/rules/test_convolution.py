@@ -69,6 +69,21 @@ def test_what_is_compiled_apart_convolves_in_the_order_of_xlas_library(kind, pla
     np.testing.assert_allclose(jax.grad(loss)(w, x), got[0], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("place", ["scan", "cond", "region"])
+def test_a_convolution_whose_result_is_float64_keeps_that_in_a_body(place):
+    """Numpy takes None, by which no dtype is asked for, for float64: the result was that of float32."""
+    numbers, half = ("NCH", "OIH", "NCH"), jnp.float32
+    layer = lambda w, h, **how: jnp.tanh(convolve(h, w, numbers, **how) * jnp.float64(0.9)).astype(h.dtype) + h
+    w, x = normal(3, 3, 2), normal(2, 3, 6)
+    backward = bp.Backward(residuals="inputs", outside_loops=place == "region")
+    loss = over(place, lambda w, h: layer(w, h, preferred_element_type=np.float64))
+    got = backward.grad(loss, (0, 1))(w.astype(half), x.astype(half))
+    assert {g.dtype for g in got} == {np.dtype(half)}
+    loss, step = over(place, layer), (1e-5 * normal(*w.shape), 1e-5 * normal(*x.shape))
+    change = loss(w + step[0], x + step[1]) - loss(w - step[0], x - step[1])
+    np.testing.assert_allclose(sum(map(np.vdot, got, step)), change / 2, rtol=1e-5)
+
+
 def test_on_another_device_than_a_cpu_nothing_is_turned(monkeypatch):
     x_shape, w_shape, numbers, _ = KINDS["channels first"]
     loss = lambda w, x: jnp.sum(convolve(x, w, numbers) ** 2)

@@ -19,6 +19,10 @@ def f(w):
     return jnp.sum(jnp.tanh(w))
 
 
+def described(w):
+    return f(w), "a word"
+
+
 def fit(**options):
     loss = lambda w, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2)
     return bp.fit(loss, W, DATA, optimizer=optax.sgd(0.1), epochs=1, **options)
@@ -152,6 +156,12 @@ MISTAKES = {
 def test_a_mistake_is_told_in_a_sentence(mistake, error, said):
     with pytest.raises(error, match=said):
         mistake()
+
+
+@pytest.mark.parametrize("look", ["trace", "cotangents", "precision", "find_nan", "summary", "residuals"])
+def test_who_looks_at_a_function_that_returns_a_word_is_told_which_function_it_is(look):
+    with pytest.raises(TypeError, match=r"^described returned .*a word"):
+        getattr(bp, look)(described)(X)
 
 
 def test_a_rule_without_params_is_told_which_there_are():

@@ -236,6 +236,7 @@ def holding_static(
             *jax.tree.unflatten(tree, [next(values) if a else x for a, x in zip(arrays, leaves, strict=True)])
         )
 
+    of_arrays.__name__ = name_of(partial)  # errors speak of the user's function
     return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
 
 

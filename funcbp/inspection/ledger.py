@@ -248,7 +248,7 @@ def trace(
         numbers = [i for i, part in enumerate(parts) if any(map(_is_float, jax.tree.leaves(part)))]
         if argnums is not None:
             numbers = numbers_of(f, argnums, len(args))
-        whole = lambda *parts: f(*parts[:-1], **parts[-1])
+        whole = functools.wraps(f)(lambda *parts: f(*parts[:-1], **parts[-1]))
         partial, chosen = holding_static(*split_arguments(whole, numbers, parts, {}), keep=_is_float)
         value, pullback, *aux = observing.vjp(partial, *chosen, has_aux=has_aux)
         check_scalar(value, False)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import KeyPath
 
 from .. import jaxpr as jx
-from ..autodiff.arguments import as_value, check_callable, divided, is_array, numbers_of
+from ..autodiff.arguments import as_value, check_callable, checked_result, divided, is_array, numbers_of
 from ..autodiff.fitting import fitted
 from ..autodiff.passes import passes_of
 from ..autodiff.tape import Entry, SavedIndex
@@ -241,7 +241,7 @@ def residuals(
             if numbers:
                 args[numbers[0]] = backward.marked(args[numbers[0]])
             out = f(*args, **kwargs)
-            return jax.tree.leaves(divided(f, out)[0] if has_aux else out)
+            return [checked_result(f, y) for y in jax.tree.leaves(divided(f, out)[0] if has_aux else out)]
 
         perturbed = [chosen[i] and is_differentiable(t) for i, t in zip(arrays, types, strict=True)]
         fit = fitted(flat, types, perturbed, options) if isinstance(options.policy, Budget) else None

@@ -121,13 +121,14 @@ def summary(
 
     @functools.wraps(f)
     def count(*args: PyTree, **kwargs: PyTree) -> Summary:
-        whole = lambda args, kwargs: f(*args, **kwargs)
+        whole = functools.wraps(f)(lambda args, kwargs: f(*args, **kwargs))
         differentiated = which_differentiated(f, argnums, args)
         of_arrays, arrays = holding_static(whole, (args, kwargs), _is_typed, differentiated)
         types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(_typed, arrays))
 
         def pullback_of(args: PyTree, kwargs: PyTree) -> PyTree:
-            partial, chosen = split_arguments(lambda *args: of_arrays(args, kwargs), argnums, args, {})
+            whole = functools.wraps(f)(lambda *args: of_arrays(args, kwargs))
+            partial, chosen = split_arguments(whole, argnums, args, {})
             return backward.vjp(partial, *chosen, has_aux=has_aux)[:2]
 
         def forward(args: PyTree, kwargs: PyTree) -> PyTree:

@@ -194,6 +194,17 @@ def test_no_digits_are_lost_at_edges(name, run):
     assert abs(float(got.ravel()[0]) - want) <= slack, got
 
 
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", [HALF, SHORT])
+@pytest.mark.parametrize("n", [-1, -2, -5])
+def test_negative_powers_round_once_in_narrow_types(n, dtype, run):
+    """1/x rounds, and a power of it has that error as often as its exponent says."""
+    x = jnp.linspace(0.6, 3, 100).astype(dtype)
+    got = run(bp.grad(lambda x: jnp.sum(lax.integer_pow(x, n).astype(np.float32))))(x)
+    want = n * np.asarray(x, np.float64) ** (n - 1)
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=float(jnp.finfo(dtype).eps))
+
+
 @pytest.mark.parametrize("a", [1e-3, 1e-2, 0.05])
 def test_small_gamma_draws(a):
     """The draw's quantile z^a / Γ(a + 1) stays as it is; JAX has another number where z is too small for float32."""

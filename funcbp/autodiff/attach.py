@@ -52,15 +52,14 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
 
 def _divided(leaves: Sequence[PyTree]) -> tuple[list[Value], Callable[[Sequence[PyTree]], list[PyTree]]]:
     """Return those that are arrays or of types that people define, and what puts others in their places."""
-    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) or jx.is_high(x)]
+    arrays = [isinstance(x, jax.Array) or jx.is_high(x) for x in leaves]
+    others = [None if a else x for a, x in zip(arrays, leaves, strict=True)]  # a tracer that is held has leaked
 
-    def put(others: Sequence[PyTree]) -> list[PyTree]:
-        full = list(leaves)
-        for i, x in zip(places, others, strict=True):
-            full[i] = x
-        return full
+    def put(given: Sequence[PyTree]) -> list[PyTree]:
+        values = iter(given)
+        return [next(values) if a else x for a, x in zip(arrays, others, strict=True)]
 
-    return [leaves[i] for i in places], put
+    return [x for a, x in zip(arrays, leaves, strict=True) if a], put
 
 
 def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable[..., Any]) -> None:

@@ -128,7 +128,8 @@ def _has_inf(x: Value) -> bool:
 
 def bind_call(program: Program, args: Sequence[Value]) -> list[Value]:
     """Run a program as a call, as if it were a jitted function, without tracing it again."""
-    (like,) = jax.make_jaxpr(jax.jit(lambda x: [x]))(0).eqns
+    with jax.disable_jit(False):  # which would leave no call there
+        (like,) = jax.make_jaxpr(jax.jit(lambda x: [x]))(0).eqns
     return bind_jit(program, args, dict(like.params, name=program.closed.jaxpr.debug_info.func_name))
 
 

@@ -67,6 +67,25 @@ def test_it_is_the_same_function_and_differentiates_what_is_asked_for():
     np.testing.assert_allclose(jax.grad(loss, 1)(W, X), 10 * 2 * 9 * X)
 
 
+RUNS = {
+    "eager": lambda f: f,
+    "jit": jax.jit,
+    "region": jax.checkpoint,
+    "vmap": lambda f: lambda x: jax.vmap(f)(x[None])[0],
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_it_keeps_no_tracer_of_its_arguments(run):
+    """d sin²(x) x₀/dx, where JAX looks for tracers that outlive their trace."""
+    x = jnp.array([0.3, -0.7])
+    f = bp.Backward().attach(lambda x, more: jnp.sum(jnp.sin(x) ** 2) * more["scale"])
+    with jax.checking_leaks():
+        got = jax.grad(lambda x: run(lambda x: f(x, {"scale": x[0], "name": "a"}))(x))(x)
+    want = jnp.sin(2 * x) * x[0] + jnp.array([1.0, 0.0]) * jnp.sum(jnp.sin(x) ** 2)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_second_derivatives_are_those_of_this_backward_pass():
     """The gradient is 20 w Σ x² = 2020 w, by whatever takes its derivative; forward mode is refused by JAX."""
     for second in (jax.grad(jax.grad(loss)), jax.hessian(loss), bp.grad(bp.grad(loss)), bp.hessian(loss)):

@@ -26,6 +26,14 @@ def test_a_loop_whose_length_depends_on_the_data():
     np.testing.assert_allclose(bp.hvp(newton, (4.0,), (1.0,)), -0.25 * 4.0**-1.5, rtol=1e-6)
 
 
+def test_where_nothing_is_compiled_its_derivative_is_the_same():
+    """Under `jax.disable_jit` too: x grows by one half until it is 50, which 3 does in seven steps, and 40 in one."""
+    last = lambda x: bp.while_loop(lambda c: c < 50, lambda c: c * 1.5, x, max_steps=20)
+    with jax.disable_jit():
+        np.testing.assert_allclose(bp.grad(last)(3.0), 1.5**7)
+        np.testing.assert_allclose(jax.vmap(bp.grad(last))(jnp.array([3.0, 40.0])), [1.5**7, 1.5])
+
+
 def test_without_snapshots_it_is_jax():
     step = lambda c, x: (c * x, c)
     xs = jnp.arange(1.0, 4.0)

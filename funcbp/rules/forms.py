@@ -203,11 +203,13 @@ def _exchanged(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _of_one_tap(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Contract the channels, and pad what comes of that: z[b s o] = Σᵢ x[b s i] w[i o]."""
-    kernel = _kernel(how, w)
-    z = _times(_examples(how, x), lax.reshape(kernel, kernel.shape[-2:]), 1, how.precision)
-    start = [0] * len(how.padding)
-    return _put_back(how, _cut(_padded(how, z), start, _positions(how, x, w), how.window_strides))
+    """Contract the channels, z[b s o] = Σᵢ x[b s i] w[i o], at the places of x or at those of z: at the fewer."""
+    positions, start = _positions(how, x, w), [0] * len(how.padding)
+    x, kernel = _examples(how, x), _kernel(how, w)
+    contracted = lambda x: _times(x, lax.reshape(kernel, kernel.shape[-2:]), 1, how.precision)
+    placed = lambda x: _cut(_padded(how, x), start, positions, how.window_strides)
+    fewer = math.prod(positions) < math.prod(x.shape[1:-1])
+    return _put_back(how, contracted(placed(x)) if fewer else placed(contracted(x)))
 
 
 def _by_taps(how: Convolution, x: jax.Array, w: jax.Array) -> jax.Array:

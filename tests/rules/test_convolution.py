@@ -144,6 +144,21 @@ def test_a_convolution_without_an_equal_in_xlas_library_is_written_as_contractio
     assert names.count("conv_general_dilated") == len(left) + 1  # and the forward pass
 
 
+@pytest.mark.parametrize(("sizes", "strides", "holes"), [((8, 6), 2, 1), ((4, 3), 1, 2)])
+def test_a_kernel_of_one_tap_is_contracted_at_the_fewer_places(sizes, strides, holes):
+    """Those of what it is laid on, where that has holes, and those of the result, where it strides over some."""
+    x, w, numbers = normal(2, *sizes, 3), normal(1, 1, 3, 5), NHWC
+    layer = lambda x, w: lax.conv_general_dilated(
+        x, w, (strides, strides), ((0, 0), (0, 0)), (holes, holes), dimension_numbers=numbers
+    )
+    loss = lambda x, w: lax.scan(lambda c, s: (c + jnp.sum(jnp.sin(layer(s * x, w))), None), 0.0, jnp.ones(3))[0]
+    results = re.findall(r"f64\[([\d,]+)\] = dot_general", str(jax.make_jaxpr(bp.grad(loss, (0, 1)))(x, w)))
+    assert set(results) == {"2,4,3,5", "2,4,3,3", "3,5"}  # forward, back to x, and back to w
+    step = 1e-5 * normal(*x.shape), 1e-5 * normal(*w.shape)
+    change = loss(x + step[0], w + step[1]) - loss(x - step[0], w - step[1])
+    np.testing.assert_allclose(sum(map(jnp.vdot, bp.grad(loss, (0, 1))(x, w), step)), change / 2, rtol=1e-6)
+
+
 def test_the_gradient_of_a_kernel_on_something_with_holes_has_them_in_the_kernel():
     """A kernel as large as an image over an image with holes is gone through number by number."""
     f = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), ((1, 2), (2, 0)), (2, 2), dimension_numbers=NHWC)

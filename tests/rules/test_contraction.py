@@ -204,3 +204,12 @@ def test_small_matrices_inside(where):
     np.testing.assert_allclose(jnp.vdot(got, v), (f(x + 1e-5 * v) - f(x - 1e-5 * v)) / 2e-5, rtol=1e-7)
     if where == "loop":
         assert not products(ours, x)
+
+
+def test_a_product_of_small_matrices_into_another_dtype_keeps_it_in_a_loop():
+    """Each sum is 1 + 2**-30, which is 1 in float32."""
+    x = jnp.ones((8, 4, 4), jnp.float32).at[:, :, 1:].set(2.0**-15 / 3**0.5)
+    wide = lambda x: jnp.einsum("bij,bkj->bik", x, x, preferred_element_type=jnp.float64)
+    f = lambda x: (lax.scan(lambda c, _: (c + wide(x), None), jnp.zeros((8, 4, 4)), None, 1)[0] - 1).sum()
+    value, _ = jax.jit(bp.value_and_grad(f))(x)
+    assert value == pytest.approx(128 * 2.0**-30, rel=1e-6)

@@ -37,7 +37,6 @@ from .arguments import (
     divided,
     flags_of,
     indices_of,
-    is_array,
     split_arguments,
 )
 from .attach import attached
@@ -584,14 +583,15 @@ def with_aux(change: Callable[..., Any], f: Callable[..., tuple[list[Any], Any]]
 
 def apart(f: Callable[..., Any]) -> tuple[Callable[..., list[Any]], Callable[[Sequence[Any]], Any]]:
     """Make a function of the arrays alone of what `f` returns; and one that puts that together of these, once the
-    first has run.
+    first has run. Python's and NumPy's numbers stay out of the program: they come back as they are, as from JAX.
     """
     left: list[Any] = []
 
     def arrays(*xs: Any) -> list[Any]:
         leaves, tree = jax.tree.flatten(f(*xs))
-        left[:] = [tree, [None if is_array(x) else x for x in leaves], list(map(is_array, leaves))]
-        return list(filter(is_array, leaves))
+        are = [isinstance(x, (jax.Array, jax.Ref)) or jx.is_high(x) for x in leaves]
+        left[:] = [tree, [None if a else x for a, x in zip(are, leaves, strict=True)], are]
+        return [x for a, x in zip(are, leaves, strict=True) if a]
 
     def whole(found: Sequence[Any]) -> Any:
         tree, others, are = left

@@ -122,3 +122,17 @@ def test_layers_that_differ_in_wiring_or_in_a_number_keep_their_gradients(join):
     got = bp.Backward(outside_loops=True).grad(f)(LAYERS[:3], X)
     want = jax.jit(jax.grad(f))(LAYERS[:3], X)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-15), got, want)
+
+
+@pytest.mark.parametrize("residuals", ["min_cut", "inputs", bp.Budget(1.0)], ids=str)
+def test_numbers_that_are_no_arrays_come_back_as_they_are(residuals):
+    table = np.ones(2)
+    backward = bp.Backward(residuals=residuals, outside_loops=True)
+    for out, aux in [((2.0, True, table), 3), ((np.float32(2),), (1j, "text"))]:
+        f = lambda x, out=out: (jnp.sin(x), *out)
+        found, pullback = backward.vjp(f, 1.5)
+        assert [*map(type, found[1:])] == [*map(type, jax.vjp(f, 1.5)[0][1:])] and found[1:] == out
+        np.testing.assert_allclose(pullback(jax.tree.map(np.ones_like, found))[0], np.cos(1.5), rtol=1e-6)
+        (_, found), gradient = backward.value_and_grad(lambda x, aux=aux: (jnp.sin(x), aux), has_aux=True)(1.5)
+        assert jax.tree.map(type, found) == jax.tree.map(type, aux) and found == aux
+        np.testing.assert_allclose(gradient, np.cos(1.5), rtol=1e-6)

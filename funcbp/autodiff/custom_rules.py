@@ -127,14 +127,16 @@ def record_custom_vjp(
         outs = [jx.as_array(trace.value(y)) for y in res_and_outs[n:]]
         res = [jx.as_residual(trace.read_back(x)) for x in res]
     types, in_types = [jx.type_of(o) for o in outs], tuple(map(jx.type_of, values))
+    axes = jx.mapped_axes(fwd)
 
     def custom_vjp_bwd(
         res: PyTree, ct: Sequence[Cotangent], perturbed: Sequence[bool]
     ) -> tuple[list[Cotangent], dict[str, PyTree] | None]:
         """Call the backward rule that the user gave to `jax.custom_vjp`."""
-        return jx.custom_bwd(
-            bwd, res, [None if c is Zero else c for c in ct], types, in_types, params["symbolic_zeros"]
-        )
+        with jx.among(axes):
+            return jx.custom_bwd(
+                bwd, res, [None if c is Zero else c for c in ct], types, in_types, params["symbolic_zeros"]
+            )
 
     cotangents = lambda res, ct, perturbed: custom_vjp_bwd(res, ct, perturbed)[0]
     rule = LoggingRule(custom_vjp_bwd, factors=functools.partial(inline_bwd, cotangents, in_types))

@@ -325,8 +325,9 @@ class RecordingTrace(core.Trace):
         tracers: Sequence[Value],
         params: dict[str, Any],
     ) -> list[Value]:
-        """Record a function with a derivative of its own."""
-        return record(self, primitive, tracers, params)
+        """Record a function with a derivative of its own, where the axes have their names that it was mapped over."""
+        with jx.among(jx.mapped_axes(params["subfuns"][1])):
+            return record(self, primitive, tracers, params)
 
     def process_call(
         self, primitive: Primitive, f: WrappedFun, tracers: Sequence[Value], params: dict[str, Any], /

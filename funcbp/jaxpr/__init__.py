@@ -89,12 +89,14 @@ from .marks import has_marks as has_marks
 from .passing import passed_on as passed_on
 from .programs import Level as Level
 from .programs import Program as Program
+from .programs import among as among
 from .programs import bind_eqn as bind_eqn
 from .programs import close as close
 from .programs import constants_before as constants_before
 from .programs import in_avals as in_avals
 from .programs import is_literal as is_literal
 from .programs import levels_of as levels_of
+from .programs import mapped_axes as mapped_axes
 from .programs import out_avals as out_avals
 from .programs import part as part
 from .programs import signature as signature

@@ -24,7 +24,7 @@ from jax.extend.core import Primitive
 from jax.tree_util import PyTreeDef
 
 from .interpreter import as_function
-from .programs import Program, in_avals, out_avals, trace_with
+from .programs import Program, among, in_avals, out_avals, trace_with
 from .snapshots import computed_by
 from .types import ClosedJaxpr, PyTree, Value
 from .values import Aval, is_high, shown_type
@@ -172,7 +172,7 @@ class _Mapped:
 
     def _among(self) -> AbstractContextManager[None]:
         """Enter the context in which the name of the axis is known."""
-        return core.extend_axis_env_nd([(self.axis.name, self.axis.size)])
+        return among([(self.axis.name, self.axis.size)])
 
     def _mapped(self, program: Program, values: Sequence[Value], dims: Sequence[Any]) -> tuple[list[Value], Dims]:
         of_consts = (None,) * len(program.consts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -267,6 +268,20 @@ def levels_of(
     ]
     # JAX hands a call to the `vmap` around it even where no operand is mapped: one call, whose cotangent counts once
     return [level for level in levels if any(d is not None for d in (*level.ins, *level.outs))]
+
+
+def mapped_axes(rule: WrappedFun) -> list[tuple[Hashable, int]]:
+    """The names and sizes of the axes by which `vmap`s mapped a `custom_jvp` or `custom_vjp` function. See `levels_of`.
+
+    JAX traces the function's rules when they are asked for; by then the `vmap` that names the axes may be over.
+    """
+    mapping = [more for whole in _rules_inside(rule) for t, more in whole.transforms if t.__name__ in MAPPING]
+    return [(axis.name, axis.size) for _, axis, _ in mapping if axis.name is not core.no_axis_name]
+
+
+def among(axes: Sequence[tuple[Hashable, int]]) -> AbstractContextManager[None]:
+    """Enter the context in which axes have these names."""
+    return core.extend_axis_env_nd(axes) if axes else nullcontext()
 
 
 def constants_before(rule: WrappedFun) -> int:

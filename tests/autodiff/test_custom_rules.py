@@ -344,3 +344,36 @@ def test_a_differentiated_value_that_such_a_function_closes_over_is_refused(kind
     backward = bp.Backward(rules={closing_over(1.0, kind): given})
     with pytest.raises(ValueError, match=r"The function f at .*test_custom_rules.py:\d+ closes over"):
         backward.grad(lambda w: jax.jit(closing_over(w, kind))(1.0))(2.0)
+
+
+def with_the_mean(kind):
+    """sin(x_j) times the mean of x over the axis "examples", whose rules take means over it themselves."""
+    f = kind(lambda x: jnp.sin(x) * lax.pmean(x, "examples"))
+    if kind is jax.custom_vjp:
+        back = lambda x, ct: jnp.cos(x) * lax.pmean(x, "examples") * ct + lax.pmean(jnp.sin(x) * ct, "examples")
+        f.defvjp(lambda x: (f(x), x), lambda x, ct: (back(x, ct),))
+    else:
+        along = lambda x, t: jnp.cos(x) * lax.pmean(x, "examples") * t + jnp.sin(x) * lax.pmean(t, "examples")
+        f.defjvp(lambda x, t: (f(*x), along(*x, *t)))
+    return f
+
+
+@pytest.mark.parametrize("kind", [jax.custom_jvp, jax.custom_vjp])
+@pytest.mark.parametrize("inside", [name for name in INSIDE if name != "cond"])
+def test_rules_with_collectives_where_the_vmap_that_names_the_axis_is_over(inside, kind):
+    """JAX traces a rule when it is asked for, and finds no such axis if that is after a `jit` around the `vmap`."""
+    x, w = jnp.array([[0.3], [0.7], [-1.1]]), jnp.array([[1.0], [2.0], [3.0]])
+    along = jnp.array([[0.4], [-0.2], [0.9]])
+    mapped = jax.vmap(INSIDE[inside](with_the_mean(kind)), axis_name="examples")
+    loss = lambda x: jnp.sum(w * jnp.sin(mapped(x)))
+    plain = lambda x: float(np.sum(w * np.sin(np.sin(x) * np.mean(x))))
+    basis = 1e-5 * np.eye(3)[..., None]
+    want = np.array([plain(x + e) - plain(x - e) for e in basis])[:, None] / 2e-5
+    attached = bp.Backward().attach
+    for grad in (bp.grad(loss), jax.grad(attached(loss)), bp.grad(jax.jit(loss)), bp.grad(jax.checkpoint(loss))):
+        np.testing.assert_allclose(grad(x), want, rtol=1e-8)
+    slope = lambda grad: lambda x: jnp.sum(along * grad(loss)(x))
+    step = lambda x: float(slope(bp.grad)(x))
+    again = np.array([step(x + e) - step(x - e) for e in basis])[:, None] / 2e-5
+    np.testing.assert_allclose(bp.grad(slope(bp.grad))(x), again, rtol=1e-7)
+    np.testing.assert_allclose(bp.grad(slope(lambda f: bp.grad(jax.jit(f))))(x), again, rtol=1e-7)

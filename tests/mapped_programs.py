@@ -182,10 +182,15 @@ def in_scan(mesh):
     return lambda x, w: jnp.sum(lax.scan(lambda x, _: (f(x, w), None), x, length=3)[0] ** 2)
 
 
-@program("examples over another axis", (3, 8, 4), mesh="grid")
-def spmd_axis(mesh):
-    f = jax.shard_map(lambda x: x * lax.psum(jnp.sin(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+def over_examples(mesh, check):
+    f = jax.shard_map(
+        lambda x: x * lax.psum(jnp.sin(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check
+    )
     return lambda x: jnp.sum(jax.vmap(f, spmd_axis_name="model")(jnp.concatenate([x, x[:1]])) ** 2)
+
+
+program("examples over another axis", (3, 8, 4), mesh="grid")(functools.partial(over_examples, check=True))
+program("examples over another axis, unchecked", (3, 8, 4), mesh="grid")(functools.partial(over_examples, check=False))
 
 
 @program("second order", (8, 4), (4,))
@@ -261,8 +266,23 @@ def inside() -> dict[str, Callable[[Any], Any]]:
     def without_devices(x: Any, w: Any) -> Any:
         return sum(jnp.sum(branches(x[i : i + 1], w) ** 2) for i in range(len(x)))
 
+    def of_examples(x: Any, w: Any) -> Any:
+        """A second derivative, of which JAX's own has the examples of one device on both."""
+        grid = jax.make_mesh(*MESHES["grid"], axis_types=(AxisType.Auto,) * 2)
+        each = lambda x, w: x * lax.psum(jnp.sin(x * w[None]), "data")
+        each = jax.shard_map(each, mesh=grid, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
+        return second(bp, jax.vmap(each, in_axes=(0, None), spmd_axis_name="model"))(x, w)
+
+    def of_whole(x: Any, w: Any) -> Any:
+        return second(jax, lambda x, w: x * jnp.sum(jnp.sin(x * w[None, None]), 1, keepdims=True))(x, w)
+
+    def second(t: Any, f: Callable[..., Any]) -> Callable[..., Any]:
+        total = lambda x, w: jnp.sum(f(x.reshape(2, 4, 4), w) ** 2)
+        return jax.jit(t.grad(lambda x, w: t.grad(total, 1)(x, w) @ w**2, (0, 1)))
+
     return {
         "branches that some devices take": lambda t: in_branches if t is bp else jax.grad(without_devices, (0, 1)),
+        "twice, examples over another axis, unchecked": lambda t: of_examples if t is bp else of_whole,
         "a map inside a map": lambda t: in_a_map if t is bp else jax.grad(without_maps, (0, 1)),
         "a gradient of each device": lambda t: jax.shard_map(both(t), **how),
         "a gradient of each device, unchecked": lambda t: jax.shard_map(

@@ -81,6 +81,7 @@ class RecordingTrace(core.Trace):
         self.requires_low = False
         self.parent_trace, self.options = parent, options
         self.staging = jx.is_staging(parent)
+        self.spmd_axes = jx.spmd_axes()
         self.tape = TapeWriter()
         self.callers: list[Any] = []  # the tracebacks of the calls that are gone into
         self.marked = False  # whether any value has a feedback weight
@@ -297,7 +298,7 @@ class RecordingTrace(core.Trace):
         if enters or self.observing or operation.marks_inside:
             if self.options.inlines_calls and has_spike(operation):
                 return record_spikes(self, operation)
-            with jx.width_of(operation.values):
+            with jx.outside_vmaps(self.spmd_axes), jx.width_of(operation.values):
                 return lookup(self.options, primitive).record(self, operation)
         return self.run(operation)
 

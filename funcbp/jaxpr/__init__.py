@@ -76,9 +76,11 @@ from .mapped import cotangent_spec as cotangent_spec
 from .mapped import devices_of as devices_of
 from .mapped import map_of_marked as map_of_marked
 from .mapped import on_each_device as on_each_device
+from .mapped import outside_vmaps as outside_vmaps
 from .mapped import part_type as part_type
 from .mapped import run_on_devices as run_on_devices
 from .mapped import shard_map_p as shard_map_p
+from .mapped import spmd_axes as spmd_axes
 from .mapped import stackable as stackable
 from .mapped import stackable_type as stackable_type
 from .mapped import stacked_spec as stacked_spec

@@ -49,6 +49,30 @@ def staged_map(
     return eqn.params, [v.val if is_literal(v) else values[v] for v in eqn.invars], tree.update
 
 
+def spmd_axes() -> frozenset[Hashable]:
+    """The axes of a mesh that the `vmap`s around divide their examples over (`spmd_axis_name`)."""
+    return core.get_axis_env().spmd_axis_names
+
+
+@contextlib.contextmanager
+def _only_spmd_axes(names: frozenset[Hashable]) -> Iterator[None]:
+    before = core.get_axis_env()
+    core.trace_ctx.set_axis_env(core.AxisEnv(before.axis_sizes, names, before.explicit_mesh_axis_names))
+    try:
+        yield
+    finally:
+        core.trace_ctx.set_axis_env(before)
+
+
+def outside_vmaps(names: frozenset[Hashable]) -> contextlib.AbstractContextManager[None]:
+    """Enter the context around the `vmap`s that have handed on an operation: that with these `spmd_axes` alone.
+
+    JAX leaves the others out of what a `shard_map` is divided over, and one that was mapped already is divided over
+    them.
+    """
+    return contextlib.nullcontext() if spmd_axes() == names else _only_spmd_axes(names)
+
+
 @contextlib.contextmanager
 def on_each_device(params: dict[str, Any]) -> Iterator[None]:
     """Enter the context in which the body of this `shard_map` is traced."""

@@ -461,3 +461,34 @@ def test_a_kernel_is_refused_by_its_name_and_runs_on_what_is_not_differentiated(
         return jnp.sum(held[...] * y)
 
     np.testing.assert_array_equal(bp.grad(wrap(among_references))(np.ones(3)), 4 * x)
+
+
+WRITES = {
+    "a carry": lambda value, c: (value * 0.5 + c, c * value),
+    "a carry that another does not enter": lambda value, c: (value * c, jnp.sin(c)),
+    "what stays as it is": lambda value, c: (value + jnp.sin(c), c),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_loop_writes_a_reference_that_the_body_of_another_makes(length, name, wrap):
+    """JAX 0.12 loses what goes through the reference: docs/beside_jax.md."""
+
+    def step(c, _):
+        held = jax.new_ref(1.0 + 0.0 * c)
+
+        def write(c, _):
+            held[...], c = WRITES[name](held[...], c)
+            return c, None
+
+        lax.scan(write, c, length=length)
+        return jnp.sin(c) + held[...], None
+
+    f = wrap(lambda x: lax.scan(step, x, length=2)[0])
+    differences = (f(0.7 + 1e-6) - f(0.7 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(bp.grad(f)(0.7), differences, rtol=1e-8)
+    np.testing.assert_allclose(jax.grad(bp.Backward().attach(f))(0.7), differences, rtol=1e-8)
+    slope = (bp.grad(f)(0.7 + 1e-6) - bp.grad(f)(0.7 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(bp.grad(bp.grad(f))(0.7), slope, rtol=1e-7)

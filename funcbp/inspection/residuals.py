@@ -123,42 +123,56 @@ class Residuals:
 
         They stand by what is around them, and by their fate and its reason.
         """
+        rows: list[tuple[str, ...]] = [_TITLES]
+        lines: list[str | None] = []  # None: the next of the rows
+        for where, fates in self._grouped().items():
+            lines.append(f"{where}:")
+            for (fate, why), group in fates.items():
+                lines.append(f"  {_of_group(fate, why, group)}")
+                merged = [] if fate == AVAILABLE else _merged(group)
+                rows += merged
+                lines += [None] * len(merged) or [_together([v.name for v in group])]
+        cells = iter(columns(rows, names=(0, 5, 6), right=_NUMBERS, indent="    "))
+        head = [next(cells)] if len(rows) > 1 else []
+        return "\n".join([self._title(), *head, *(next(cells) if line is None else line for line in lines)])
+
+    def _grouped(self) -> dict[str, dict[tuple[str, str], list[Residual]]]:
+        """The values by what is around them, and then by their fate and its reason."""
         grouped: dict[str, dict[tuple[str, str], list[Residual]]] = {}
         for v in self.values:
             where = " > ".join(map(short_line, v.inside)) or "outside loops and regions"
             grouped.setdefault(where, {}).setdefault((v.fate, v.why), []).append(v)
-        rows: list[tuple[str, ...]] = [_TITLES]
-        lines: list[str | None] = []  # None: the next of the rows
-        for where, fates in grouped.items():
-            lines.append(f"{where}:")
-            for (fate, why), group in fates.items():
-                lines.append(f"  {fate}, {sum(v.total for v in group):,} bytes: {why}")
-                merged = [] if fate == AVAILABLE else _merged(group)
-                rows += merged
-                lines += [None] * len(merged) or [_together([v.name for v in group])]
-        cells = iter(columns(rows, names=(0, 5, 6), right=(2, 3, 4), indent="    "))
-        head = [next(cells)] if len(rows) > 1 else []
-        return "\n".join([self._title(), *head, *(next(cells) if line is None else line for line in lines)])
+        return grouped
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        """The lines of the text as a table, of what is available together as well."""
         cell = lambda tag, i, c: f"<{tag}{' align=right' if i in _NUMBERS else ''}>{html.escape(c)}</{tag}>"
         line = lambda tag, r: "<tr>" + "".join(cell(tag, i, c) for i, c in enumerate(r)) + "</tr>"
-        body = "".join(line("td", _row(v)) for v in self.values)
-        head = f"<thead>{line('th', _HEAD)}</thead>"
+        across = lambda text: f"<tr><th colspan={len(_TITLES)} align=left>{html.escape(text)}</th></tr>"
+        body = ""
+        for where, fates in self._grouped().items():
+            for (fate, why), group in fates.items():
+                body += across(f"{where}: {_of_group(fate, why, group)}")
+                body += "".join(line("td", row) for row in _merged(group))
+        head = f"<thead>{line('th', _TITLES)}</thead>"
         return f"<p>{html.escape(self._title())}</p><table>{head}<tbody>{body}</tbody></table>"
 
 
 _TITLES = ("value", "type", "times", "bytes", "again", "wanted by", "line")
+_NUMBERS = (2, 3, 4)
+
+
+def _of_group(fate: str, why: str, group: Sequence[Residual]) -> str:
+    return f"{fate}, {sum(v.total for v in group):,} bytes: {why}"
 
 
 def _merged(group: Sequence[Residual]) -> list[tuple[str, ...]]:
     """The cells of each value, those of values of which nothing else differs in one row: how often, and all bytes."""
     rows: dict[tuple[str, ...], list[int]] = {}
     for v in group:
-        name, kind, _, again, _, _, _, wanted, line, *_ = _row(v)
-        row = rows.setdefault((name, kind, again, wanted, line), [0, 0])
+        row = rows.setdefault(_shown(v), [0, 0])
         row[0], row[1] = row[0] + v.steps, row[1] + v.total
     return [(n, k, f"{times:,}", f"{total:,}", a, w, at) for (n, k, a, w, at), (times, total) in rows.items()]
 
@@ -173,17 +187,12 @@ def _together(names: Sequence[str]) -> str:
     return line
 
 
-_HEAD = ("value", "type", "bytes", "again", "steps", "total", "fate", "wanted by", "line", "why", "in")
-_NUMBERS = (2, 3, 4, 5)
-
-
-def _row(v: Residual) -> tuple[str, ...]:
+def _shown(v: Residual) -> tuple[str, str, str, str, str]:
+    """A value's cells but for how often it is there: its name, type, price, who wants it, and its line."""
     kind = short_type(f"{v.dtype}[{','.join(map(str, v.shape))}]")
     rules = list(dict.fromkeys(w.split(" ")[0].removesuffix("_bwd") for w in v.wanted))
     again = "-" if v.again is None else f"{v.again:,.0f}"
-    numbers = (f"{v.bytes:,}", again, f"{v.steps:,}", f"{v.total:,}")
-    inside = " > ".join(map(short_line, v.inside))
-    return (v.name, kind, *numbers, v.fate, ", ".join(rules) or "-", short_line(v.line) or "-", v.why, inside)
+    return v.name, kind, again, ", ".join(rules) or "-", short_line(v.line) or "-"
 
 
 def residuals(
@@ -252,6 +261,7 @@ def residuals(
         plan = plan_of_call(passes_of(program.closed, [False] * n + perturbed, how))
         paths = ["constant"] * n + [_path(f, leaves[i][0]) for i in arrays]
         policy = next((name for name, p in POLICIES.items() if p == options.policy), repr(options.policy))
+        policy += ", outside_loops=True" if options.outside_loops else ""
         name = getattr(f, "__name__", repr(f))
         names, machine = dict(zip(plan.passes.forward.invars, paths, strict=True)), machine_here(backward.balance)
         found = tuple(_of_plan(plan, names, 1, (), "outside", machine))

@@ -7,10 +7,12 @@ subclass of `Policy`, which may also say how it stands to what is decided beside
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from ..jaxpr import Program
 from ..jaxpr.types import Var
@@ -121,6 +123,15 @@ class FunctionPolicy(Policy):
         return list(self.function(forward, needed, available))
 
 
+def _is_told_of_equations(function: Callable[..., Any]) -> bool:
+    """Whether this is a policy of `jax.checkpoint`, which takes all parameters of an equation by keyword."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # one that is not written in Python
+        return False
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
 POLICIES: dict[str, Policy] = {
     "min_cut": MinCut(),
     "min_cut_cheap": MinCutCheap(),
@@ -147,7 +158,7 @@ def policy_of(
         return residuals
     if isinstance(residuals, str) and residuals in POLICIES:
         return POLICIES[residuals]
-    of_jax = (getattr(residuals, "__module__", None) or "").startswith("jax.")  # is told of equations, not of a body
+    of_jax = callable(residuals) and _is_told_of_equations(residuals)
     if callable(residuals) and not of_jax:
         return FunctionPolicy(residuals)
     raise ValueError(

@@ -92,7 +92,9 @@ def test_it_is_printed_in_a_terminal_a_notebook_and_as_json(report):
     }
     assert "/" not in next(line for line in lines if " tanh, " in line)  # lines without their folders
     page = report._repr_html_()
-    assert page.count("<tr>") == len(report.values) + 1
+    groups = {(v.inside, v.fate, v.why) for v in report.values}
+    assert page.count("colspan=7") == len(groups)
+    assert page.count("<tr>") == len(report.values) + len(groups) + 1
     assert "loop of 5 steps" in page
     content = json.loads(report.to_json())
     assert content["total"] == report.total
@@ -116,15 +118,22 @@ def test_equal_layers_are_one_row_and_arguments_one_line():
     assert re.fullmatch(r"    weights/1, weights/2, .* and \d+ more", lines[at + 1])
     assert f"available, {(11 * 64 + 8) * 64 * 4:,} bytes: an argument" in lines[at]
     assert len(lines) < 10 < len(report.values)
+    page = report._repr_html_()
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in page.split("<tr>")]
+    assert [row[1:4] for row in cells if row and row[0] == "tanh"] == layers
+    assert lines[at].strip() in page
     assert str(bp.residuals(jnp.sum)(jnp.ones(3))).count("\n") == 0  # nothing is kept: no table
 
 
 def test_the_staircase_is_drawn_side_by_side(report):
     figure = bp.plot.memory(report, bp.residuals(loss, backward=bp.Backward(residuals="needed"))(PARAMS, XS))
-    assert [ax.get_title() for ax in figure.axes] == ["residuals: min_cut", "residuals: needed"]
+    assert [ax.get_title() for ax in figure.axes] == ["loss\nresiduals: min_cut", "loss\nresiduals: needed"]
     drawn = [line.get_ydata() for line in figure.axes[0].lines[:2]]
     assert max(drawn[0]) * (2**10 if "KiB" in figure.axes[0].get_ylabel() else 1) == max(report.live.forward)
     assert drawn[1][0] == drawn[0][-1]  # backward begins with what is kept
+    also = [bp.residuals(loss, backward=bp.Backward(outside_loops=o))(PARAMS, XS) for o in (False, True)]
+    titles = [ax.get_title() for ax in bp.plot.memory(*also).axes]
+    assert titles == ["loss\nresiduals: min_cut", "loss\nresiduals: min_cut, outside_loops=True"]
 
 
 def test_the_peak_may_be_on_the_way_back():

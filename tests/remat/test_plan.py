@@ -187,6 +187,10 @@ def test_a_policy_of_jax_is_none_of_ours(policy):
     theirs = getattr(jax.checkpoint_policies, policy)
     with pytest.raises(ValueError, match=r"variables to keep, and was .*\. Policies of JAX's go into"):
         bp.Backward(residuals=theirs("a") if policy == "save_only_these_names" else theirs)
+    with pytest.raises(ValueError, match=r"Policies of JAX's go into"):
+        bp.Backward(
+            residuals=lambda primitive, *_, **params: primitive is lax.dot_general_p
+        )  # a person's, of that kind
     kept = lambda forward, needed, available: needed
     f = lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, 2)[0]
     np.testing.assert_allclose(bp.Backward(residuals=kept).grad(f)(1.0), np.cos(1.0) * np.cos(np.sin(1.0)), rtol=1e-6)

@@ -21,7 +21,7 @@ def memory(*reports: Residuals, axes: np.ndarray | Any = None) -> Figure | Any:
     """The bytes in use along both passes of a gradient, a staircase up and one down, for each report side by side.
 
     Args:
-        reports: what `funcbp.residuals` returned, of the same function under different policies.
+        reports: what `funcbp.residuals` returned, of one function under different policies, or of several.
         axes: as many axes to draw on.
 
     Returns:
@@ -52,7 +52,8 @@ def memory(*reports: Residuals, axes: np.ndarray | Any = None) -> Figure | Any:
         ax.text(
             n - 1, between / 2, f"{between:.3g} {name} kept\nbetween the passes", ha="center", va="center", fontsize=8
         )
-        ax.set(xlabel="equations, loops step by step", ylabel=f"{name} in use", title=f"residuals: {report.policy}")
+        ax.set(xlabel="equations, loops step by step", ylabel=f"{name} in use")
+        ax.set_title(f"{report.name}\nresiduals: {report.policy}")
         ax.set_ylim(0, 1.2 * most / unit)
         ax.legend(frameon=False, loc="upper left", ncols=2, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)

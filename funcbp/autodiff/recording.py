@@ -341,6 +341,24 @@ class RecordingTrace(core.Trace):
         return passed_on(self.process_primitive(primitive, operands, params))
 
 
+OVER = (
+    "If the function stores no value away: a jax.custom_jvp or jax.custom_vjp function in a jit or loop that closes "
+    "over a value of it or takes one as a nondiff argument (as jax.scipy.special.expn does in JAX 0.10), has a rule "
+    "that can be called no more once the jit or loop is traced, by JAX neither. Make the value an argument of its own."
+)
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Say of a value that belongs to a trace which is over where it may have come from."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        if OVER not in getattr(error, "__notes__", ()):
+            error.add_note(OVER)
+        raise
+
+
 def record(
     f: Callable[..., tuple[Sequence[Value], T]], values: Sequence[Value], perturbed: Sequence[bool], options: Options
 ) -> tuple[Tape, list[Value], list[Value], T]:
@@ -358,7 +376,7 @@ def record(
             box = lambda v: lend(trace, v, perturbed=True) if jx.is_reference(v) else trace.new(v)
             primals = [box(v) if p and is_differentiable(v) else v for v, p in zip(values, perturbed, strict=True)]
         firsts = list(map(trace.index, primals))
-        with trace.above():
+        with trace.above(), _explaining():
             outs, rest = f(*primals)
             leaves, tree = jax.tree.flatten(rest)  # a node's own code, which may compute
         refuse_returned(trace, [*outs, *leaves])

@@ -377,3 +377,41 @@ def test_rules_with_collectives_where_the_vmap_that_names_the_axis_is_over(insid
     again = np.array([step(x + e) - step(x - e) for e in basis])[:, None] / 2e-5
     np.testing.assert_allclose(bp.grad(slope(bp.grad))(x), again, rtol=1e-7)
     np.testing.assert_allclose(bp.grad(slope(lambda f: bp.grad(jax.jit(f))))(x), again, rtol=1e-7)
+
+
+def powers(around):
+    """x ↦ x³ by a function whose rule closes over a value of the jit or loop around, as JAX's own rules may not."""
+
+    def cube(x, n):
+        f = jax.custom_jvp(lambda x: x**n)
+        f.defjvp(lambda x, t: (f(*x), n * x[0] ** (n - 1) * t[0]))
+        return f(x)
+
+    if around == "jit":
+        return lambda x: jax.jit(cube)(x, 3.0)
+    return lambda x: lax.scan(lambda c, n: (cube(c, n), None), x, jnp.array([3.0]))[0]
+
+
+@pytest.mark.parametrize("around", ["jit", "scan"])
+def test_a_rule_that_closes_over_what_is_over_is_explained(around):
+    with pytest.raises((TypeError, jax.errors.UnexpectedTracerError)):
+        jax.grad(powers(around))(2.0)
+    with pytest.raises(jax.errors.UnexpectedTracerError) as raised:
+        bp.grad(bp.grad(powers(around)))(2.0)
+    (note,) = [n for n in raised.value.__notes__ if n.startswith("If the function stores no value away: ")]
+    assert note.endswith("Make the value an argument of its own.")
+
+
+@pytest.mark.parametrize("name", ["exp1", "expn"])
+def test_exponential_integrals_twice(name):
+    """The second derivative of E1 is exp(-x) (1/x + 1/x²), that of E2 is exp(-x) / x; JAX 0.10 has neither."""
+    f = {"exp1": jax.scipy.special.exp1, "expn": lambda x: jax.scipy.special.expn(2, x)}[name]
+    want = np.exp(-0.7) / 0.7 * (1 + 1 / 0.7 if name == "exp1" else 1)
+    first = {"exp1": -np.exp(-0.7) / 0.7, "expn": -float(jax.scipy.special.exp1(0.7))}[name]
+    np.testing.assert_allclose(bp.grad(f)(0.7), first, rtol=1e-12)
+    if jax.__version_info__ < (0, 11):  # its rule takes a value of its own jit
+        with pytest.raises(jax.errors.UnexpectedTracerError) as raised:
+            bp.grad(bp.grad(f))(0.7)
+        assert any("jax.scipy.special.expn" in note for note in raised.value.__notes__)
+    else:
+        np.testing.assert_allclose(bp.grad(bp.grad(f))(0.7), want, rtol=1e-12)

@@ -275,8 +275,9 @@ def mapped_axes(rule: WrappedFun) -> list[tuple[Hashable, int]]:
 
     JAX traces the function's rules when they are asked for; by then the `vmap` that names the axes may be over.
     """
-    mapping = [more for whole in _rules_inside(rule) for t, more in whole.transforms if t.__name__ in MAPPING]
-    return [(axis.name, axis.size) for _, axis, _ in mapping if axis.name is not core.no_axis_name]
+    transforms = [t for whole in _rules_inside(rule) for t in whole.transforms]
+    axes: list[Any] = [more[-2] for transformation, more in transforms if transformation.__name__ in MAPPING]
+    return [(axis.name, axis.size) for axis in axes if axis.name is not core.no_axis_name]
 
 
 def among(axes: Sequence[tuple[Hashable, int]]) -> AbstractContextManager[None]:

@@ -152,3 +152,23 @@ def test_jacobians_of_python_numbers_have_the_types_that_jax_gives_them(output, 
         assert types(ours) == types(theirs) and ours == theirs
         ours, theirs = (wrap(t.hessian(NUMBERS[output]))(x) for t in (bp, jax))
         assert types(ours) == types(theirs) and ours == theirs
+
+
+HANDED_ON = {
+    "value": lambda t: t.value_and_grad(lambda x: x),
+    "value of a jitted function": lambda t: t.value_and_grad(jax.jit(lambda x: x)),
+    "value, jitted": lambda t: jax.jit(t.value_and_grad(lambda x: x)),
+    "auxiliary": lambda t: t.value_and_grad(lambda x: (x * x, (x, lax.stop_gradient(x))), has_aux=True),
+    "outputs of vjp": lambda t: lambda x: t.vjp(lambda x: (x, 2 * x), x)[0],
+    "auxiliary of vjp": lambda t: lambda x: t.vjp(lambda x: (x * x, x), x, has_aux=True)[::2],
+    "an argument that is not differentiated": lambda t: lambda x: t.vjp(lambda y: (x, 2 * y), 1.0)[0],
+    "out of a loop": lambda t: t.value_and_grad(lambda x: lax.scan(lambda c, _: (c, None), x, length=2)[0]),
+    "attached": lambda t: jax.value_and_grad(t.Backward().attach(lambda x: x) if t is bp else lambda x: x),
+}
+
+
+@pytest.mark.parametrize("x", [2.0, np.float32(2), jnp.float32(2), jnp.asarray(2.0)], ids=lambda x: repr(x))
+@pytest.mark.parametrize("how", HANDED_ON)
+def test_what_is_handed_on_has_the_types_of_jaxs(how, x):
+    types = lambda t: jax.tree.map(lambda y: (jax.typeof(y).str_short(), jax.typeof(y).weak_type), HANDED_ON[how](t)(x))
+    assert types(bp) == types(jax)

@@ -280,7 +280,16 @@ def inside() -> dict[str, Callable[[Any], Any]]:
         total = lambda x, w: jnp.sum(f(x.reshape(2, 4, 4), w) ** 2)
         return jax.jit(t.grad(lambda x, w: t.grad(total, 1)(x, w) @ w**2, (0, 1)))
 
+    def of_cotangents(t: Any) -> Callable[..., Any]:
+        """JAX refuses the same, if what it keeps is divided over the axis of the examples."""
+        grid = jax.make_mesh(*MESHES["grid"], axis_types=(AxisType.Auto,) * 2)
+        each = lambda x: x * 0 + jnp.sum(jnp.sin(x), 0, keepdims=True)
+        each = jax.jit(jax.shard_map(each, mesh=grid, in_specs=P("data"), out_specs=P("data"), check_vma=False))
+        axis = "model" if t is bp else None
+        return lambda x, w: jax.vmap(t.vjp(each, x)[1], spmd_axis_name=axis)(jnp.stack([x * w, jnp.cos(x)]))
+
     return {
+        "a pullback of examples over another axis": of_cotangents,
         "branches that some devices take": lambda t: in_branches if t is bp else jax.grad(without_devices, (0, 1)),
         "twice, examples over another axis, unchecked": lambda t: of_examples if t is bp else of_whole,
         "a map inside a map": lambda t: in_a_map if t is bp else jax.grad(without_maps, (0, 1)),

@@ -56,7 +56,7 @@ def test_values_on_eight_devices():
     result = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment(8), timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == len(PROGRAMS) + 9
+    assert len(lines) == len(PROGRAMS) + 10
     for line in lines:
         assert line["difference"] < 1e-6, line
         assert line.get("ours") == line.get("JAX's"), line

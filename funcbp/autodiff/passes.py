@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,8 @@ def passes_of(jaxpr: Any, perturbed: Sequence[bool], options: Options) -> Passes
     Only the programs inside a body are planned while it is recorded: where there are none, it is the same under all
     policies.
     """
-    return _passes_of(jaxpr, tuple(perturbed), options if _plans_inside(jaxpr) else _by_default(options))
+    options = options if _plans_inside(jaxpr) else _by_default(options)
+    return _passes_of(jaxpr, tuple(perturbed), options, jx.spmd_axes())
 
 
 @jx.weakref_cache
@@ -45,7 +46,9 @@ def _by_default(options: Options) -> Options:
 
 
 @functools.partial(jx.weakref_cache, maxsize=4096)
-def _passes_of(jaxpr: AnyJaxpr, perturbed: tuple[bool, ...], options: Options) -> Passes:
+def _passes_of(
+    jaxpr: AnyJaxpr, perturbed: tuple[bool, ...], options: Options, spmd_axes: frozenset[Hashable]
+) -> Passes:
     def body(*xs: Value) -> tuple[list[Value], None]:
         outs = jx.as_function(jaxpr)(*xs)
         for out in outs:

@@ -47,6 +47,18 @@ from .calls import call_reached, call_res
 __all__ = ["mapped_bwd", "mapped_fwd"]
 
 
+class MappedResiduals(NamedTuple):
+    """What the body leaves for its backward pass.
+
+    Attributes:
+        of_body: that, from all devices.
+        specs: how what is saved lies over the mesh. A `vmap` of the pullback does not change that.
+    """
+
+    of_body: Residuals
+    specs: Sequence[PartitionSpec]
+
+
 class BackwardMap(NamedTuple):
     """The backward program that runs on the devices.
 
@@ -68,16 +80,17 @@ def mapped_fwd(
     with on_each_device(params):
         plan = plan_of_call(passes_of(params["jaxpr"], perturbed, options.replace(factored=False)))
         program = plan.passes.made("mapped", lambda: _forward(plan))
-    stacked = (stacked_spec(v.aval, params) for v in program.outvars[len(params["out_specs"]) :])
+    stacked = [stacked_spec(v.aval, params) for v in program.outvars[len(params["out_specs"]) :]]
     outs = run_on_devices(program, primals, params, params["in_specs"], (*params["out_specs"], *stacked))
-    return call_res(plan, primals, outs)
+    outs, res, differentiable = call_res(plan, primals, outs)
+    return outs, MappedResiduals(res, stacked), differentiable
 
 
 def mapped_bwd(
-    state: State, res: Residuals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
+    state: State, res: MappedResiduals, ct: Sequence[Cotangent], perturbed: Sequence[bool], **params: Any
 ) -> list[Cotangent]:
     """Run the body's backward program on what was saved."""
-    plan, names = res.plan, state.outer_names
+    plan, names = res.of_body.plan, state.outer_names
     nonzero = tuple(c is not Zero for c in ct)
     cts = [materialize(c) for c in ct if c is not Zero]
     ct_specs = [cotangent_spec(s) for s, z in zip(params["out_specs"], nonzero, strict=True) if z]
@@ -94,12 +107,12 @@ def mapped_bwd(
         )
     in_specs = [
         *(params["in_specs"][i] for i in plan.available_inputs),
-        *(stacked_spec(v.aval, params) for v in plan.saved),
+        *res.specs,
         *ct_specs,
         *(jax.P() for _ in state.outer_cotangents),
     ]
     stacked = (stacked_spec(v.aval, params) for v in program.outvars[len(specs) :])
-    args = [*res.arrays, *cts, *state.outer_cotangents]
+    args = [*res.of_body.arrays, *cts, *state.outer_cotangents]
     cotangents, results = tree.unflatten(run_on_devices(program, args, params, in_specs, (*specs, *stacked)))
     state.merge(results)
     return cotangents

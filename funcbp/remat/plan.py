@@ -74,7 +74,11 @@ class Passes:
         return other
 
     def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what was made of this body under this key, or make it. A program made anew would be compiled anew."""
+        """Return what was made of this body under this key, or make it. A program made anew would be compiled anew.
+
+        What a `shard_map` inside is divided over depends on the `vmap`s around (`spmd_axes`).
+        """
+        key = key, jx.spmd_axes()
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -207,18 +211,18 @@ class Plan:
         self.forward, _ = jx.stored(handing_out, len(passes.outputs), self.storage).pruned(keep_inputs=True)
         still = [v for v, s in zip(invars, loop_invariant or [False] * len(invars), strict=True) if s]
         self.before = forward.between(still, self.hoisted)
-        self._backward: dict[tuple[Sequence[bool], OuterNames], tuple[Program, Any]] = {}
+        self._backward: dict[Any, tuple[Program, Any]] = {}
         if full is not None:
-            self._backward[passes.differentiable, None] = self._join(full[0]), full[1]
+            self._backward[passes.differentiable, None, jx.spmd_axes()] = self._join(full[0]), full[1]
 
     def backward(self, nonzero: Sequence[bool], outer_names: OuterNames) -> tuple[Program, Any]:
         """Return the backward program, on what was saved, for these nonzero cotangents; and what `make` said.
 
         Its inputs are (*available, *hoisted, *saved, *others).
         """
-        key = (tuple(nonzero), outer_names)
+        key = (tuple(nonzero), outer_names, jx.spmd_axes())
         if key not in self._backward:
-            program, info = self._make(*key)
+            program, info = self._make(tuple(nonzero), outer_names)
             self._backward[key] = (self._join(program), info)
         return self._backward[key]
 

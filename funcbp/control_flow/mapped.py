@@ -82,8 +82,8 @@ def mapped_fwd(
         program = plan.passes.made("mapped", lambda: _forward(plan))
     stacked = [stacked_spec(v.aval, params) for v in program.outvars[len(params["out_specs"]) :]]
     outs = run_on_devices(program, primals, params, params["in_specs"], (*params["out_specs"], *stacked))
-    outs, res, differentiable = call_res(plan, primals, outs)
-    return outs, MappedResiduals(res, stacked), differentiable
+    own, res, differentiable = call_res(plan, primals, outs)
+    return own, MappedResiduals(res, stacked), differentiable
 
 
 def mapped_bwd(

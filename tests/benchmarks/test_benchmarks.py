@@ -214,10 +214,12 @@ def test_products_are_timed_by_ways_that_agree(monkeypatch):
     monkeypatch.setattr(products, "LAYERS", ((2, 3, 4, 5),))
     monkeypatch.setattr(products, "LOOPS", ((1, 3, 4), (2, 3, 4)))
     monkeypatch.setattr(products, "IMAGES", (2, 4, 4, 32))
+    monkeypatch.setattr(products, "SMALL", 8)
     rows = products.run(pairs=1).rows
     first, *_ = kinds = [(row.name.split(",")[0], "1 rows" in row.name) for row in rows]
     assert "W̄" in first[0] and [one for _, one in kinds[:3]] == [False, True, False]
-    assert ["way back" in name for name, _ in kinds[3:]] == [True] * (len(products.KERNELS) + 1) + [False] * 2
+    assert ["way back" in name for name, _ in kinds[3:]] == [True] * (len(products.KERNELS) + 1) + [False] * 14
+    assert [row.name.count("scan") for row in rows[-12:]] == [0, 1] * 6
     assert all(row.cells["time"].value > 0 for row in rows)
     assert products.run(pairs=1, only=["W1"]).rows == []
     with pytest.raises(AssertionError):

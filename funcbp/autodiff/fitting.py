@@ -200,7 +200,7 @@ class Search:
             if plan.question is None:
                 continue
             find = functools.partial(turning_points, *plan.question, self.machine)
-            points.update(plan.passes.made(("turning points", self.machine), find))
+            points.update(plan.passes.made(("turning points", *plan.question[3:], self.machine), find))
         return sorted(points)
 
     def first(self, ladder: list[Rung], limit: float) -> Fit | None:
@@ -226,21 +226,21 @@ class Search:
             above: how many bytes each rung is expected to need beside `least`, the fewest last. What it is found to
                 need corrects what is expected of all.
         """
-        low, high, last = -1, None, len(ladder) - 1
-        while high is None or high - low > 1:
-            expected = next((i for i, more in enumerate(above) if least + more <= limit), last)
-            at = last if high is None and low >= 0 else max(expected, low + 1)
-            if at == high:
-                break
+        low, high, at = -1, len(ladder), -1  # what is known not to fit, and what to fit
+        while True:
+            missed = at >= 0 and high == len(ladder)
+            expected = next((i for i, more in enumerate(above) if least + more <= limit), len(ladder) - 1)
+            at = len(ladder) - 1 if missed else max(expected, low + 1)
+            if at >= high:
+                return self.fit(ladder[high])
             fit = self.fit(ladder[at])
             least = fit.peak - above[at]
             if fit.peak <= limit:
                 high = at
-            elif at == last:
+            elif at == len(ladder) - 1:
                 return None
             else:
                 low = at
-        return self.fit(ladder[high])
 
     def _with_regions(self, ladder: list[Rung]) -> tuple[Sequence[float], float]:
         """Expect of each part that is a region that it keeps so much less until it is gone back through.

@@ -12,6 +12,8 @@ import funcbp as bp
 from funcbp import jaxpr as jx
 from funcbp.autodiff import fitting
 from funcbp.autodiff.fitting import Search, fitted
+from funcbp.remat import policies
+from funcbp.remat.machine import MACHINES
 from funcbp.remat.regions import straight
 
 W = jnp.linspace(-1.0, 1.0, 64 * 16).reshape(16, 64)
@@ -151,3 +153,20 @@ def test_of_many_parts_the_first_ones_that_fit_are_found_at_a_few_looks(monkeypa
         n, peak = next((rung.regions, peak) for rung, peak in zip(rungs, peaks, strict=True) if peak <= limit)
         assert (sum(r.policy is not None for r in found.regions), found.peak) == (n, peak)
         assert len(rungs) > 20 and len(looked_at) <= 4
+
+
+def test_a_body_in_two_loops_has_the_turning_points_of_both(monkeypatch):
+    """What 50 steps keep is within the cache, where a product, 10,486 bytes through memory, costs five times as much."""
+    monkeypatch.setattr(fitting, "machine_here", lambda: MACHINES["cpu"])
+    monkeypatch.setattr(policies, "machine_here", lambda balance: MACHINES["cpu"])
+
+    def loss(w, x):
+        body = lambda h, _: (jnp.sin(h @ w), None)
+        for steps in (100, 50):
+            x = lax.scan(body, x, None, steps)[0]
+        return [jnp.sum(x**2)]
+
+    types = [jax.typeof(jnp.ones(shape)) for shape in ((128, 128), (32, 128))]
+    search = Search(straight(loss, types), [True, True], bp.Backward().options)
+    points = [w for ladder in search.ladders(np.inf) for w in sorted({r.weight for r in ladder} - {1.0, np.inf})]
+    assert points == pytest.approx([5 * 2 * 32 * 128 * 128 / 50 / 2 / (32 * 128 * 8)], rel=2e-3)

@@ -156,7 +156,7 @@ def test_of_many_parts_the_first_ones_that_fit_are_found_at_a_few_looks(monkeypa
 
 
 def test_a_body_in_two_loops_has_the_turning_points_of_both(monkeypatch):
-    """What 50 steps keep is within the cache, where a product costs five times as much as 10,486 bytes through memory."""
+    """What 50 steps keep is within the cache: 10,486 bytes through memory, a product, are five times as many there."""
     monkeypatch.setattr(fitting, "machine_here", lambda: MACHINES["cpu"])
     monkeypatch.setattr(policies, "machine_here", lambda balance: MACHINES["cpu"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import reprlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from ..jaxpr.types import Aval, PyTree, T, Value
 
 __all__ = [
     "ArgnumsError",
+    "arrays_apart",
     "as_value",
     "check_axes",
     "check_callable",
@@ -213,6 +214,22 @@ def which_differentiated(
     return tuple(i in numbers for i in range(len(args))), False
 
 
+def arrays_apart(
+    leaves: Sequence[PyTree], arrays: Sequence[bool]
+) -> tuple[list[Any], Callable[[Iterable[Any]], list[Any]]]:
+    """Return the leaves that are arrays, and what puts others in their places.
+
+    That holds none of them: a tracer that is held has leaked.
+    """
+    others = [None if a else x for a, x in zip(arrays, leaves, strict=True)]
+
+    def put(given: Iterable[Any]) -> list[Any]:
+        values = iter(given)
+        return [next(values) if a else x for a, x in zip(arrays, others, strict=True)]
+
+    return [x for a, x in zip(arrays, leaves, strict=True) if a], put
+
+
 def holding_static(
     partial: Callable[..., PyTree],
     chosen: tuple[PyTree, ...],
@@ -229,13 +246,8 @@ def holding_static(
     flags = jax.tree.leaves(jax.tree.broadcast(differentiated, chosen))
     python = lambda x, d: isinstance(x, int if d else (int, float, complex))
     arrays = [keep(x) and not python(x, d) for x, d in zip(leaves, flags, strict=True)]
-
-    def of_arrays(*given: PyTree) -> PyTree:
-        values = iter(jax.tree.leaves(given))
-        return partial(
-            *jax.tree.unflatten(tree, [next(values) if a else x for a, x in zip(arrays, leaves, strict=True)])
-        )
-
+    _, put = arrays_apart(leaves, arrays)
+    of_arrays = lambda *given: partial(*jax.tree.unflatten(tree, put(jax.tree.leaves(given))))
     of_arrays.__name__ = name_of(partial)  # errors speak of the user's function
     return of_arrays, jax.tree.unflatten(tree, [x if a else None for a, x in zip(arrays, leaves, strict=True)])
 

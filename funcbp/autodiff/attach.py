@@ -17,6 +17,7 @@ import jax
 from .. import jaxpr as jx
 from ..cotangents import Zero, is_differentiable, materialize
 from ..jaxpr.types import AnyJaxpr, P, PyTree, T, Value
+from .arguments import arrays_apart
 from .pullback import Pullback
 
 __all__ = ["attached"]
@@ -52,14 +53,7 @@ def attached(f: Callable[P, T], vjp: Callable[..., tuple[PyTree, Pullback]]) -> 
 
 def _divided(leaves: Sequence[PyTree]) -> tuple[list[Value], Callable[[Sequence[PyTree]], list[PyTree]]]:
     """Return those that are arrays or of types that people define, and what puts others in their places."""
-    arrays = [isinstance(x, jax.Array) or jx.is_high(x) for x in leaves]
-    others = [None if a else x for a, x in zip(arrays, leaves, strict=True)]  # a tracer that is held has leaked
-
-    def put(given: Sequence[PyTree]) -> list[PyTree]:
-        values = iter(given)
-        return [next(values) if a else x for a, x in zip(arrays, others, strict=True)]
-
-    return [x for a, x in zip(arrays, leaves, strict=True) if a], put
+    return arrays_apart(leaves, [isinstance(x, jax.Array) or jx.is_high(x) for x in leaves])
 
 
 def _refuse_changed(before: Sequence[Value], after: Sequence[Value], f: Callable[..., Any]) -> None:

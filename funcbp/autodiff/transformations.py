@@ -26,6 +26,7 @@ from ..rules.kinds import Rule
 from ..rules.options import Edit, Observer, Options
 from ..rules.registry import coverage
 from .arguments import (
+    arrays_apart,
     as_value,
     check_axes,
     check_callable,
@@ -589,14 +590,13 @@ def apart(f: Callable[..., Any]) -> tuple[Callable[..., list[Any]], Callable[[Se
 
     def arrays(*xs: Any) -> list[Any]:
         leaves, tree = jax.tree.flatten(f(*xs))
-        are = [isinstance(x, (jax.Array, jax.Ref)) or jx.is_high(x) for x in leaves]
-        left[:] = [tree, [None if a else x for a, x in zip(are, leaves, strict=True)], are]
-        return [x for a, x in zip(are, leaves, strict=True) if a]
+        values, put = arrays_apart(leaves, [isinstance(x, (jax.Array, jax.Ref)) or jx.is_high(x) for x in leaves])
+        left[:] = [tree, put]
+        return values
 
     def whole(found: Sequence[Any]) -> Any:
-        tree, others, are = left
-        rest = iter(found)
-        return jax.tree.unflatten(tree, [next(rest) if a else x for a, x in zip(are, others, strict=True)])
+        tree, put = left
+        return jax.tree.unflatten(tree, put(found))
 
     return arrays, whole
 

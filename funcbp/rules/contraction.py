@@ -20,7 +20,7 @@ from ..cotangents import ABSORB, NARROW, TURN, Cotangent, Product
 from ..jaxpr import aval_of, cotangent_sharding, dilated, permuted_sharding, primitive, primitives
 from ..jaxpr.types import Aval, JaxprEqn, PyTree, Value
 from .elementwise import is_complex
-from .forms import convolve, multiply
+from .forms import Convolution, convolve, multiply
 from .registry import def_bilinear, def_rule
 from .traits import CONTRACTION, Digits
 
@@ -163,93 +163,53 @@ def _spatial(x: jax.Array | Aval, spec: Sequence[int]) -> list[int]:
     return [x.shape[i] for i in spec[2:]]
 
 
-def conv_left(
-    ct: jax.Array,
-    w: jax.Array,
-    x: Aval,
-    *,
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    dimension_numbers: lax.ConvDimensionNumbers,
-    feature_group_count: int,
-    batch_group_count: int,
-    precision: lax.PrecisionLike,
-    preferred_element_type: DTypeLike | None,
-    out_sharding: jax.sharding.NamedSharding | None = None,
-) -> jax.Array:
+def conv_left(ct: jax.Array, w: jax.Array, x: Aval, **params: Any) -> jax.Array:
     """z = x ⋆ w:  x̄ is z̄ convolved with w, flipped in space and with input and output channels exchanged.
 
     Strides of the forward pass space z̄ out (lhs_dilation), and the forward pass's lhs_dilation becomes the stride.
     """
-    x_spec, w_spec, z_spec = dimension_numbers
-    k = dilated(_spatial(w, w_spec), rhs_dilation)
-    n = dilated(_spatial(x, x_spec), lhs_dilation)
-    m = dilated(_spatial(ct, z_spec), window_strides)
-    low = [a - lo - 1 for a, (lo, _) in zip(k, padding, strict=True)]
-    pads = [(lo, b + a - 1 - c - lo) for lo, a, b, c in zip(low, k, n, m, strict=True)]
-    groups = max(feature_group_count, batch_group_count)
+    how = Convolution(**params)
+    x_spec, w_spec, z_spec = how.dimension_numbers
+    k = dilated(_spatial(w, w_spec), how.rhs_dilation)
+    n = dilated(_spatial(x, x_spec), how.lhs_dilation)
+    m = dilated(_spatial(ct, z_spec), how.window_strides)
+    low = [a - lo - 1 for a, (lo, _) in zip(k, how.padding, strict=True)]
+    groups = max(how.feature_group_count, how.batch_group_count)
     if groups > 1:
         w = _merge_axis(_split_axis(w, w_spec[0], groups), w_spec[0], w_spec[1])
-    exchanged = lax.ConvDimensionNumbers(z_spec, (w_spec[1], w_spec[0], *w_spec[2:]), x_spec)
-    x_bar = convolve(
-        ct,
-        w if w.dtype == ct.dtype else lax.convert_element_type(w, ct.dtype),
-        window_strides=lhs_dilation,
-        padding=pads,
-        lhs_dilation=window_strides,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=exchanged,
-        reverse=True,
+    back = how._replace(
+        dimension_numbers=lax.ConvDimensionNumbers(z_spec, (w_spec[1], w_spec[0], *w_spec[2:]), x_spec),
+        window_strides=how.lhs_dilation,
+        padding=[(lo, b + a - 1 - c - lo) for lo, a, b, c in zip(low, k, n, m, strict=True)],
+        lhs_dilation=how.window_strides,
         feature_group_count=groups,
         batch_group_count=1,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
         out_sharding=cotangent_sharding(x),
     )
-    if batch_group_count > 1:
-        x_bar = _merge_axis(_split_axis(x_bar, x_spec[1], batch_group_count), x_spec[1], x_spec[0])
+    x_bar = convolve(back, ct, w if w.dtype == ct.dtype else lax.convert_element_type(w, ct.dtype), reverse=True)
+    if how.batch_group_count > 1:
+        x_bar = _merge_axis(_split_axis(x_bar, x_spec[1], how.batch_group_count), x_spec[1], x_spec[0])
     return x_bar if x_bar.dtype == x.dtype else lax.convert_element_type(x_bar, x.dtype)
 
 
-def conv_right(
-    ct: jax.Array,
-    x: jax.Array,
-    w: Aval,
-    *,
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    dimension_numbers: lax.ConvDimensionNumbers,
-    feature_group_count: int,
-    batch_group_count: int,
-    precision: lax.PrecisionLike,
-    preferred_element_type: DTypeLike | None,
-    out_sharding: jax.sharding.NamedSharding | None = None,
-) -> jax.Array:
+def conv_right(ct: jax.Array, x: jax.Array, w: Aval, **params: Any) -> jax.Array:
     """z = x ⋆ w:  w̄ is x convolved with z̄, with the batch as the channels that are summed over."""
-    x_spec, w_spec, z_spec = dimension_numbers
+    how = Convolution(**params)
+    x_spec, w_spec, z_spec = how.dimension_numbers
     exchange = lambda spec: (spec[1], spec[0], *spec[2:])
-    k = dilated(_spatial(w, w_spec), rhs_dilation)
-    n = dilated(_spatial(x, x_spec), lhs_dilation)
-    m = dilated(_spatial(ct, z_spec), window_strides)
-    pads = [(lo, c - b + a - lo - 1) for (lo, _), a, b, c in zip(padding, k, n, m, strict=True)]
-    w_bar = convolve(
-        x if x.dtype == ct.dtype else lax.convert_element_type(x, ct.dtype),
-        ct,
-        window_strides=rhs_dilation,
-        padding=pads,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=window_strides,
+    k = dilated(_spatial(w, w_spec), how.rhs_dilation)
+    n = dilated(_spatial(x, x_spec), how.lhs_dilation)
+    m = dilated(_spatial(ct, z_spec), how.window_strides)
+    back = how._replace(
         dimension_numbers=lax.ConvDimensionNumbers(exchange(x_spec), exchange(z_spec), exchange(w_spec)),
-        feature_group_count=batch_group_count,
-        batch_group_count=feature_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        window_strides=how.rhs_dilation,
+        padding=[(lo, c - b + a - lo - 1) for (lo, _), a, b, c in zip(how.padding, k, n, m, strict=True)],
+        rhs_dilation=how.window_strides,
+        feature_group_count=how.batch_group_count,
+        batch_group_count=how.feature_group_count,
         out_sharding=cotangent_sharding(w),
     )
+    w_bar = convolve(back, x if x.dtype == ct.dtype else lax.convert_element_type(x, ct.dtype), ct)
     return w_bar if w_bar.dtype == w.dtype else lax.convert_element_type(w_bar, w.dtype)
 
 

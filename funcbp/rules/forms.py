@@ -25,7 +25,7 @@ from ..jaxpr import Program, Visitor, aval_of, device_here, dilated, is_plain, p
 from ..jaxpr.types import Aval, JaxprEqn, Value
 from .elementwise import in_float32
 
-__all__ = ["convolve", "multiply", "written_for_here"]
+__all__ = ["Convolution", "convolve", "multiply", "written_for_here"]
 
 BATCH = 8  # from so many matrices on, a batch of small ones is multiplied at once
 ALONE = 64  # products, from which on each of real ones has a call of its own
@@ -47,38 +47,27 @@ class Convolution(NamedTuple):
     feature_group_count: int
     batch_group_count: int
     precision: lax.PrecisionLike
+    preferred_element_type: DTypeLike | None = None
+    out_sharding: jax.sharding.NamedSharding | None = None
 
 
 Form = Callable[[Convolution, jax.Array, jax.Array], jax.Array]
 
 
-def convolve(
-    x: jax.Array,
-    w: jax.Array,
-    *,
-    reverse: bool = False,
-    preferred_element_type: DTypeLike | None = None,
-    out_sharding: jax.sharding.NamedSharding | None = None,
-    **params: Any,
-) -> jax.Array:
+def convolve(how: Convolution, x: jax.Array, w: jax.Array, reverse: bool = False) -> jax.Array:
     """Convolve x with w, on a CPU in the form that takes the least time there.
 
     Args:
+        how: what else is said of the convolution. A dtype of the result that is not that of x, and a way to lay it out
+            over devices, are left to XLA.
         x: an array, whose axes `dimension_numbers` names.
         w: the kernel, of the same dtype.
         reverse: whether the kernel is flipped in space.
-        preferred_element_type: the dtype of the result. Another one than that of x is left to XLA.
-        out_sharding: how the result is laid out over devices. Where there is such a thing, all is left to XLA.
-        **params: the others of `jax.lax.conv_general_dilated`.
     """
-    how = Convolution(**params)
-    form = _form(how, x, w) if _may_be_written(x, w, preferred_element_type, out_sharding) else None
+    form = _form(how, x, w) if _may_be_written(x, w, how.preferred_element_type, how.out_sharding) else None
     if reverse and (space := [i for i in how.dimension_numbers.rhs_spec[2:] if w.shape[i] != 1]):
         w = lax.rev(w, space)
-    if form is not None:
-        return form(how, x, w)
-    given: dict[str, Any] = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
-    return lax.conv_general_dilated(x, w, **given, **params)
+    return lax.conv_general_dilated(x, w, **how._asdict()) if form is None else form(how, x, w)
 
 
 def _may_be_written(
@@ -347,8 +336,9 @@ class _Rewriting(Visitor):
     def equation(self, eqn: JaxprEqn, args: list[Value]) -> Sequence[Value]:
         if not _changes(eqn):
             return super().equation(eqn, args)
-        form = multiply if eqn.primitive is primitives.dot_general_p else convolve
-        return [form(*args, **eqn.params)]
+        if eqn.primitive is primitives.dot_general_p:
+            return [multiply(*args, **eqn.params)]
+        return [convolve(Convolution(**eqn.params), *args)]
 
 
 def _changes(eqn: JaxprEqn) -> bool:
@@ -359,7 +349,7 @@ def _changes(eqn: JaxprEqn) -> bool:
     params = dict(eqn.params)
     if eqn.primitive is primitives.dot_general_p:
         return _are_small(x, w, dtype=params.pop("preferred_element_type"), **params)
-    if not _may_be_written(x, w, params.pop("preferred_element_type"), params.pop("out_sharding")):
-        return False
     how = Convolution(**params)
+    if not _may_be_written(x, w, how.preferred_element_type, how.out_sharding):
+        return False
     return _form(how, x, w) is not _in_order or how.dimension_numbers != _ordered(len(x.shape))
